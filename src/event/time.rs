@@ -1,0 +1,183 @@
+//! Points in time: microseconds since 1970 in UTC, spelled in RFC 3339 with all six digits and `Z`.
+
+use std::fmt;
+
+/// A point in time in microseconds since 1970-01-01T00:00:00Z, the resolution in which events are stamped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Bytes of the one spelling that leaves the server: `2026-01-15T10:30:00.000000Z`.
+    pub const LEN: usize = 27;
+
+    /// Now, by the system clock.
+    pub fn now() -> Self {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(since_1970.as_micros() as i64)
+    }
+
+    /// The last microsecond at or before an RFC 3339 time of any offset and fraction: what an
+    /// exclusive lower bound compares with.
+    ///
+    /// # Errors
+    /// `NotATime` when the text is not RFC 3339.
+    pub fn parse_floor(text: &str) -> Result<Self, NotATime> {
+        nanoseconds(text).map(|ns| Self(ns.div_euclid(1000) as i64))
+    }
+
+    /// The first microsecond at or after an RFC 3339 time: what an exclusive upper bound compares with.
+    ///
+    /// # Errors
+    /// `NotATime` when the text is not RFC 3339.
+    pub fn parse_ceil(text: &str) -> Result<Self, NotATime> {
+        nanoseconds(text).map(|ns| Self((-(-ns).div_euclid(1000)) as i64))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&TimestampText::default().render(*self)).expect("digits are ASCII"))
+    }
+}
+
+/// The text is not an RFC 3339 time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an RFC 3339 time such as 2026-01-15T10:30:00Z or 2026-01-15T11:30:00.25+01:00")]
+pub struct NotATime;
+
+/// RFC 3339 is narrower than what the parser takes (ISO 8601 basic forms, zone names), so the shape
+/// is held against the grammar first.
+fn nanoseconds(text: &str) -> Result<i128, NotATime> {
+    let b = text.as_bytes();
+    let digits = |range: std::ops::Range<usize>| b.get(range).is_some_and(|s| s.iter().all(u8::is_ascii_digit));
+    let at = |i: usize, allowed: &[u8]| b.get(i).is_some_and(|c| allowed.contains(c));
+    let date = digits(0..4) && at(4, b"-") && digits(5..7) && at(7, b"-") && digits(8..10);
+    let clock = at(10, b"Tt ") && digits(11..13) && at(13, b":") && digits(14..16) && at(16, b":") && digits(17..19);
+    if !date || !clock {
+        return Err(NotATime);
+    }
+    let mut end = 19;
+    if at(end, b".") {
+        let fraction = b[end + 1..].iter().take_while(|c| c.is_ascii_digit()).count();
+        if !(1..=9).contains(&fraction) {
+            return Err(NotATime);
+        }
+        end += 1 + fraction;
+    }
+    let zulu = at(end, b"Zz") && b.len() == end + 1;
+    let offset = at(end, b"+-") && digits(end + 1..end + 3) && at(end + 3, b":") && digits(end + 4..end + 6) && b.len() == end + 6;
+    if !zulu && !offset {
+        return Err(NotATime);
+    }
+    text.parse::<jiff::Timestamp>().map(|t| t.as_nanosecond()).map_err(|_| NotATime)
+}
+
+/// Spells times, keeping the part up to the second: events of one commit share it, so a batch costs
+/// one calendar computation.
+#[derive(Debug, Clone)]
+pub struct TimestampText {
+    second: i64,
+    text: [u8; Timestamp::LEN],
+}
+
+impl Default for TimestampText {
+    fn default() -> Self {
+        Self { second: i64::MIN, text: *b"0000-00-00T00:00:00.000000Z" }
+    }
+}
+
+impl TimestampText {
+    /// The 27 bytes of this time. Years outside 0–9999 have no such spelling and show the nearest that has.
+    #[inline]
+    pub fn render(&mut self, time: Timestamp) -> [u8; Timestamp::LEN] {
+        let (second, mut micros) = (time.0.div_euclid(1_000_000), time.0.rem_euclid(1_000_000));
+        if second != self.second {
+            self.render_second(second);
+        }
+        for digit in self.text[20..26].iter_mut().rev() {
+            *digit = b'0' + (micros % 10) as u8;
+            micros /= 10;
+        }
+        self.text
+    }
+
+    #[cold]
+    fn render_second(&mut self, second: i64) {
+        const YEAR_0: i64 = -62_167_219_200;
+        const YEAR_9999_END: i64 = 253_402_300_799;
+        self.second = second;
+        let second = second.clamp(YEAR_0, YEAR_9999_END);
+        let (year, month, day) = civil(second.div_euclid(86_400));
+        let of_day = second.rem_euclid(86_400);
+        let mut put = |at: usize, digits: usize, mut value: i64| {
+            for slot in self.text[at..at + digits].iter_mut().rev() {
+                *slot = b'0' + (value % 10) as u8;
+                value /= 10;
+            }
+        };
+        put(0, 4, year);
+        put(5, 2, month);
+        put(8, 2, day);
+        put(11, 2, of_day / 3600);
+        put(14, 2, of_day / 60 % 60);
+        put(17, 2, of_day % 60);
+    }
+}
+
+/// Year, month and day of a day counted from 1970-01-01 in the proleptic Gregorian calendar, by
+/// counting in eras of 400 years that begin on 1 March, so that the leap day is the last of its year.
+fn civil(day: i64) -> (i64, i64, i64) {
+    const ERA_DAYS: i64 = 146_097;
+    let from_march_0000 = day + 719_468;
+    let era = from_march_0000.div_euclid(ERA_DAYS);
+    let of_era = from_march_0000.rem_euclid(ERA_DAYS);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_time_has_one_spelling() {
+        let check = |micros: i64, text: &str| assert_eq!(Timestamp(micros).to_string(), text);
+        check(0, "1970-01-01T00:00:00.000000Z");
+        check(1_768_473_000_000_000, "2026-01-15T10:30:00.000000Z");
+        check(951_782_399_999_999, "2000-02-28T23:59:59.999999Z");
+        check(951_782_400_000_000, "2000-02-29T00:00:00.000000Z");
+        check(-1, "1969-12-31T23:59:59.999999Z");
+    }
+
+    #[test]
+    fn every_rfc_3339_form_is_a_time_and_nothing_else() {
+        for text in ["2026-01-15T10:30:00Z", "2026-01-15t11:30:00.0+01:00", "2026-01-15 10:30:00.000000000z", "2026-01-15T00:30:00-10:00"] {
+            assert_eq!(Timestamp::parse_floor(text), Ok(Timestamp(1_768_473_000_000_000)), "{text}");
+        }
+        for text in ["", "now", "2026-01-15", "2026-01-15T10:30Z", "2026-01-15T10:30:00", "20260115T103000Z", "2026-13-01T00:00:00Z",
+            "2026-02-30T00:00:00Z", "2026-01-15T10:30:00.Z", "2026-01-15T10:30:00.1234567890Z", "2026-01-15T10:30:00Z[UTC]", "2026-01-15T10:30:00+0100", "1768473000"] {
+            assert_eq!(Timestamp::parse_floor(text), Err(NotATime), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bound_between_two_microseconds_separates_them() {
+        let text = "1970-01-01T00:00:00.000001500Z";
+        assert_eq!((Timestamp::parse_floor(text), Timestamp::parse_ceil(text)), (Ok(Timestamp(1)), Ok(Timestamp(2))));
+        let exact = "1970-01-01T00:00:00.000001Z";
+        assert_eq!((Timestamp::parse_floor(exact), Timestamp::parse_ceil(exact)), (Ok(Timestamp(1)), Ok(Timestamp(1))));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_spelled_is_read_back(micros in -62_167_219_200_000_000i64..253_402_207_200_000_000) {
+            let time = Timestamp(micros);
+            prop_assert_eq!(Timestamp::parse_floor(&time.to_string()), Ok(time));
+        }
+    }
+}
