@@ -411,12 +411,15 @@ impl Setting {
 
     fn arg(&self) -> Arg {
         let Setting { heading, name, allowed, help, .. } = *self;
-        let default = self.show(&mut Config::default());
+        let default = match self.show(&mut Config::default()) {
+            none if none.is_empty() => none,
+            default => format!(" [default: {default}]"),
+        };
         let arg = Arg::new(name)
             .long(self.flag())
             .help_heading(heading)
             .value_name(allowed.value_name())
-            .help(format!("{help} [env: {name}] [default: {default}]"));
+            .help(format!("{help} [env: {name}]{default}"));
         match allowed {
             Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
             _ => arg,
@@ -514,7 +517,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// The largest unit that needs no fraction.
 fn show_bytes(number: &str) -> String {
     let bytes: u64 = number.parse().expect("a number was shown");
-    match BYTE_UNITS.iter().find(|(_, factor)| bytes > 0 && bytes % factor == 0) {
+    match BYTE_UNITS.iter().find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor)) {
         Some((name, factor)) => format!("{} {name}", bytes / factor),
         None => bytes.to_string(),
     }

@@ -1,1 +1,72 @@
-fn main() {}
+//! The `event-pipeline` program: one command is the server, the others are its clients.
+
+mod cli;
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+use event_pipeline::config::{Config, LogFormat};
+use event_pipeline::server;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Something went wrong while running.
+const FAILURE: u8 = 1;
+/// What was asked for makes no sense: usage or configuration. Nothing was opened or bound.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        cli::Task::Serve(flags) => serve(&flags),
+        cli::Task::Client(command) => client(command),
+    }
+}
+
+fn serve(flags: &ArgMatches) -> ExitCode {
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(error) => return fail(USAGE, error),
+    };
+    log_to_stderr(&config);
+    match server::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(FAILURE, anyhow::Error::new(error)),
+    }
+}
+
+fn log_to_stderr(config: &Config) {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&config.log_level))
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn client(command: cli::ClientCommand) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILURE, error),
+    };
+    match runtime.block_on(command.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Only what is written to stdout gives a bare IO error: its reader, such as `head`, has seen enough.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(FAILURE, error),
+    }
+}
+
+/// Says why, on one line.
+fn fail(code: u8, error: impl Display) -> ExitCode {
+    eprintln!("event-pipeline: {}", format!("{error:#}").replace('\n', " "));
+    ExitCode::from(code)
+}

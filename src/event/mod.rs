@@ -7,7 +7,7 @@ mod time;
 mod types;
 
 pub use filter::Filter;
-pub use parse::{Fault, Parser, Rejection};
+pub use parse::{Fault, Parsed, Parser, Rejection};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};
 

@@ -11,7 +11,7 @@ pub struct EventType(u16);
 #[derive(Debug, Clone)]
 pub struct EventTypes {
     entries: Vec<(Arc<str>, String)>,
-    by_name: HashMap<Arc<str>, EventType, rustc_hash::FxBuildHasher>,
+    by_name: HashMap<Arc<str>, EventType, foldhash::fast::RandomState>,
 }
 
 const BUILTIN: [(&str, &str); 15] = [

@@ -95,7 +95,6 @@ impl Violation {
 /// Read into [`space`](Self::space), then call [`next`](Self::next) until it has no more. A message in one
 /// frame is neither copied nor allocated for. What is held follows what has arrived, never what was merely
 /// announced: at most about twice the message limit, and nearly nothing while the peer is silent.
-#[derive(Debug)]
 pub struct Decoder {
     role: Role,
     message_bytes_max: usize,
@@ -116,7 +115,7 @@ pub struct Decoder {
     ended: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Unfinished {
     opcode: OpCode,
     /// Its length as announced up to here.
@@ -125,7 +124,7 @@ struct Unfinished {
     valid_bytes: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Skip {
     bytes: usize,
     ends_message: bool,
@@ -140,11 +139,11 @@ enum Found {
 
 impl Decoder {
     /// A decoder for one socket. A message above `message_bytes_max` is skipped and reported as
-    /// [`Message::TooLarge`]; above [`MESSAGE_BYTES_MAX`], the ceiling of that limit, it is a [`Violation`].
+    /// [`Message::TooLarge`]; above [`MESSAGE_BYTES_MAX`], whatever the limit, it is a [`Violation`].
     pub fn new(role: Role, message_bytes_max: usize) -> Self {
         Self {
             role,
-            message_bytes_max: message_bytes_max.min(MESSAGE_BYTES_MAX),
+            message_bytes_max,
             buffer: Vec::new(),
             start: 0,
             missing_bytes: 0,
@@ -180,12 +179,13 @@ impl Decoder {
 
         // A large frame doubles what is held of it, so that 14 bytes of head cannot claim megabytes.
         let held = self.buffer.len();
-        let room = self.missing_bytes.min(held).max(READ_BYTES_MIN);
-        let wanted = self.read_bytes.max(held + room);
+        let wanted = self.read_bytes.max(held + self.missing_bytes.min(held) + READ_BYTES_MIN);
         if self.buffer.capacity() > 4 * wanted {
             self.buffer.shrink_to(wanted);
         }
-        self.buffer.reserve_exact(wanted - held);
+        if self.buffer.capacity() < self.read_bytes.max(held + READ_BYTES_MIN) {
+            self.buffer.reserve_exact(wanted - held);
+        }
         &mut self.buffer
     }
 
@@ -195,6 +195,7 @@ impl Decoder {
     /// # Errors
     /// The rule the peer broke; the socket is to be closed with its [`close_code`](Violation::close_code).
     #[inline]
+    #[expect(clippy::should_implement_trait, reason = "a message borrows the decoder, which no iterator's item can")]
     pub fn next(&mut self) -> Result<Option<Message<'_>>, Violation> {
         let message = match self.find() {
             Ok(None) => return Ok(None),
@@ -464,6 +465,395 @@ fn write_start(buf: &mut Vec<u8>, opcode: OpCode, payload_len: usize, mask_bit: 
         _ => {
             buf.extend_from_slice(&[first, mask_bit | 127]);
             buf.extend_from_slice(&(payload_len as u64).to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Message::*;
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 300;
+    const LAST: u8 = 0x80;
+
+    /// A frame as a client sends it, with a first byte of the test's choice.
+    fn frame(first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
+        let mut frame = Vec::new();
+        masked(&mut frame, OpCode::Text, payload.as_ref(), [0x37, 0xfa, 0x21, 0x3d]);
+        frame[0] = first;
+        frame
+    }
+
+    fn continuation(last: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
+        frame(last | OpCode::Continuation as u8, payload)
+    }
+
+    fn text_start(payload: impl AsRef<[u8]>) -> Vec<u8> {
+        frame(OpCode::Text as u8, payload)
+    }
+
+    fn message(opcode: OpCode, payload: impl AsRef<[u8]>) -> Vec<u8> {
+        frame(LAST | opcode as u8, payload)
+    }
+
+    /// Feeds the bytes to a decoder in reads of at most these sizes, in turn; gives what it said, as text.
+    fn decode(decoder: &mut Decoder, mut bytes: &[u8], read_sizes: &[usize]) -> Vec<String> {
+        let mut said = Vec::new();
+        for size in read_sizes.iter().cycle() {
+            let space = decoder.space();
+            let (read, rest) = bytes.split_at(bytes.len().min(*size).min(space.chunk_mut().len()));
+            space.put_slice(read);
+            bytes = rest;
+            loop {
+                match decoder.next() {
+                    Ok(Some(message)) => said.push(format!("{message:?}")),
+                    Ok(None) => break,
+                    Err(violation) => said.push(format!("{violation:?}")),
+                }
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        said
+    }
+
+    fn check_as(role: Role, frames: &[Vec<u8>], messages: &[Message<'_>], violation: Option<Violation>) {
+        let expected = messages.iter().map(|message| format!("{message:?}"));
+        let expected: Vec<_> = expected.chain(violation.map(|violation| format!("{violation:?}"))).collect();
+        for read_size in [usize::MAX, 1] {
+            let said = decode(&mut Decoder::new(role, LIMIT), &frames.concat(), &[read_size]);
+            assert_eq!(said, expected, "reads of {read_size}");
+        }
+    }
+
+    fn check(frames: &[Vec<u8>], messages: &[Message<'_>]) {
+        check_as(Role::Server, frames, messages, None);
+    }
+
+    fn check_violation(frames: &[Vec<u8>], violation: Violation) {
+        check_as(Role::Server, frames, &[], Some(violation));
+    }
+
+    #[test]
+    fn whole_messages() {
+        check(&[], &[]);
+        check(&[message(OpCode::Text, "Grüße"), message(OpCode::Text, "")], &[Text("Grüße"), Text("")]);
+        check(&[message(OpCode::Binary, [0xff, 0])], &[Binary(&[0xff, 0])]);
+        check(&[message(OpCode::Ping, [1]), message(OpCode::Pong, "")], &[Ping(&[1]), Pong(&[])]);
+        check(&[message(OpCode::Ping, [7; 125])], &[Ping(&[7; 125])]);
+    }
+
+    #[test]
+    fn a_client_reads_what_a_server_writes() {
+        let mut frames = Vec::new();
+        text(&mut frames, b"{}");
+        unmasked(&mut frames, OpCode::Binary, &[9; 200]);
+        unmasked(&mut frames, OpCode::Pong, b"p");
+        close(&mut frames, 1001, "bye");
+        let messages = [Text("{}"), Binary(&[9; 200]), Pong(b"p"), Close(Some((1001, "bye")))];
+        check_as(Role::Client, &[frames], &messages, None);
+        check_as(Role::Client, &[message(OpCode::Text, "{}")], &[], Some(Violation::Masked));
+    }
+
+    #[test]
+    fn every_form_of_length() {
+        for len in [0, 1, 125, 126, 127, 65_535, 65_536, 200_000] {
+            let payload = "x".repeat(len);
+            for role in [Role::Server, Role::Client] {
+                let mut frame = Vec::new();
+                match role {
+                    Role::Server => masked(&mut frame, OpCode::Text, payload.as_bytes(), [1, 2, 3, 4]),
+                    Role::Client => text(&mut frame, payload.as_bytes()),
+                }
+                let mask_len = if role == Role::Server { 4 } else { 0 };
+                assert_eq!(frame.len(), head_len(len) + mask_len + len);
+                let said = decode(&mut Decoder::new(role, MESSAGE_BYTES_MAX), &frame, &[usize::MAX]);
+                assert_eq!(said, [format!("{:?}", Text(&payload))]);
+            }
+        }
+    }
+
+    #[test]
+    fn heads_that_break_a_rule() {
+        for bit in [0x40, 0x20, 0x10] {
+            check_violation(&[frame(LAST | bit | OpCode::Text as u8, "")], Violation::ReservedBits);
+        }
+        for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
+            check_violation(&[frame(LAST | opcode, "")], Violation::ReservedOpcode(opcode));
+        }
+        check_violation(&[vec![0x81, 0]], Violation::Unmasked);
+        for opcode in [OpCode::Close, OpCode::Ping, OpCode::Pong] {
+            check_violation(&[frame(opcode as u8, "")], Violation::ControlFragmented);
+            check_violation(&[message(opcode, [0; 126])], Violation::ControlTooLong);
+            check_violation(&[message(opcode, [0; 65_536])], Violation::ControlTooLong);
+        }
+        check_violation(&[vec![0x81, 0xfe, 0, 125]], Violation::LengthNotMinimal);
+        check_violation(&[vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]], Violation::LengthNotMinimal);
+        check_violation(&[vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]], Violation::LengthTopBit);
+        check_violation(&[vec![0x81, 0xff, 0, 0, 0, 0, 1, 0, 0, 1]], Violation::TooBig);
+    }
+
+    #[test]
+    fn fragments_are_joined_and_control_frames_may_stand_between() {
+        check(
+            &[text_start("a"), continuation(0, ""), message(OpCode::Ping, "?"), continuation(LAST, "b")],
+            &[Ping(b"?"), Text("ab")],
+        );
+        check(
+            &[frame(OpCode::Binary as u8, [0xff]), continuation(LAST, [0xfe]), message(OpCode::Text, "next")],
+            &[Binary(&[0xff, 0xfe]), Text("next")],
+        );
+        check(
+            &[text_start("1"), continuation(LAST, "2"), text_start("3"), continuation(LAST, "4")],
+            &[Text("12"), Text("34")],
+        );
+        check(&[text_start(""), continuation(LAST, "")], &[Text("")]);
+        check(&[text_start("a"), message(OpCode::Close, "")], &[Close(None)]);
+    }
+
+    #[test]
+    fn fragments_out_of_place() {
+        for last in [0, LAST] {
+            check_violation(&[continuation(last, "a")], Violation::ContinuationOfNothing);
+        }
+        for opcode in [OpCode::Text, OpCode::Binary] {
+            check_violation(&[text_start("a"), message(opcode, "b")], Violation::Interleaved);
+            check_violation(&[text_start("a"), frame(opcode as u8, "b")], Violation::Interleaved);
+        }
+        let frames = [text_start("a"), continuation(LAST, "b"), continuation(LAST, "c")];
+        check_as(Role::Server, &frames, &[Text("ab")], Some(Violation::ContinuationOfNothing));
+    }
+
+    #[test]
+    fn a_text_is_utf8_as_a_whole() {
+        check_violation(&[message(OpCode::Text, [0xff])], Violation::NotUtf8);
+        check_violation(&[message(OpCode::Text, [0xed, 0xa0, 0x80])], Violation::NotUtf8);
+        check_violation(&[message(OpCode::Text, &"é".as_bytes()[..1])], Violation::NotUtf8);
+
+        let crab = "🦀".as_bytes();
+        let bytewise: Vec<_> = (0..4).map(|i| frame([1, 0, 0, LAST][i], &crab[i..=i])).collect();
+        check(&bytewise, &[Text("🦀")]);
+        check_violation(&[text_start(&crab[..3]), continuation(LAST, "")], Violation::NotUtf8);
+        check_violation(&[text_start(&crab[..3]), continuation(0, "x")], Violation::NotUtf8);
+        check_violation(&[text_start("fine"), continuation(0, [0xc0])], Violation::NotUtf8);
+    }
+
+    #[test]
+    fn close_frames() {
+        let with_code = |code: u16, reason: &[u8]| message(OpCode::Close, [&code.to_be_bytes(), reason].concat());
+        check(&[message(OpCode::Close, "")], &[Close(None)]);
+        check(&[with_code(1000, "tschüß".as_bytes())], &[Close(Some((1000, "tschüß")))]);
+        for code in [1000, 1003, 1007, 1014, 3000, 4999] {
+            check(&[with_code(code, b"")], &[Close(Some((code, "")))]);
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65_535] {
+            check_violation(&[with_code(code, b"")], Violation::CloseCode(code));
+        }
+        check_violation(&[message(OpCode::Close, [3])], Violation::CloseTruncated);
+        check_violation(&[with_code(1000, &[0xff])], Violation::NotUtf8);
+    }
+
+    #[test]
+    fn nothing_follows_a_close_or_a_violation() {
+        check(&[message(OpCode::Close, ""), message(OpCode::Text, "late"), vec![0xff; 99]], &[Close(None)]);
+        check_violation(&[continuation(LAST, "a"), message(OpCode::Text, "late")], Violation::ContinuationOfNothing);
+        check_violation(&[message(OpCode::Text, [0xff]), message(OpCode::Text, "late")], Violation::NotUtf8);
+    }
+
+    #[test]
+    fn a_message_over_the_limit_passes_by() {
+        let next = message(OpCode::Text, "next");
+        let fits = "x".repeat(LIMIT);
+        check(&[message(OpCode::Text, &fits), next.clone()], &[Text(&fits), Text("next")]);
+        check(&[message(OpCode::Text, [0xff; LIMIT + 1]), next.clone()], &[TooLarge, Text("next")]);
+        check(&[message(OpCode::Binary, vec![0; 100_000]), next.clone()], &[TooLarge, Text("next")]);
+
+        let half = "x".repeat(LIMIT / 2);
+        check(&[text_start(&half), continuation(LAST, &half), next.clone()], &[Text(&fits), Text("next")]);
+        check(
+            &[
+                text_start(&fits),
+                continuation(0, "y"),
+                message(OpCode::Ping, ""),
+                continuation(0, &half),
+                continuation(LAST, ""),
+                next.clone(),
+            ],
+            &[Ping(&[]), TooLarge, Text("next")],
+        );
+        check_violation(&[text_start("x".repeat(LIMIT + 1)), message(OpCode::Text, "")], Violation::Interleaved);
+    }
+
+    #[test]
+    fn a_message_over_the_ceiling_ends_at_its_head() {
+        let limitless = || Decoder::new(Role::Server, usize::MAX);
+        let largest = vec![b'x'; MESSAGE_BYTES_MAX];
+        let said = decode(&mut limitless(), &message(OpCode::Text, &largest), &[usize::MAX]);
+        assert!(said[0].starts_with("Text(") && said[0].len() > MESSAGE_BYTES_MAX);
+
+        let one_more = &message(OpCode::Text, [largest.as_slice(), b"x"].concat())[..10];
+        assert_eq!(decode(&mut limitless(), one_more, &[usize::MAX]), ["TooBig"]);
+        let last_straw = [text_start(&largest), continuation(0, "x")].concat();
+        assert_eq!(decode(&mut limitless(), &last_straw, &[usize::MAX]), ["TooBig"]);
+        assert_eq!(decode(&mut Decoder::new(Role::Server, LIMIT), &last_straw, &[usize::MAX]), ["TooBig"]);
+    }
+
+    #[test]
+    fn bytes_that_came_with_the_handshake_come_first() {
+        let frames = [message(OpCode::Text, "early"), message(OpCode::Text, "late")].concat();
+        let (early, late) = frames.split_at(14);
+        let mut decoder = Decoder::new(Role::Server, LIMIT).with_received(early);
+        assert_eq!(decoder.next(), Ok(Some(Text("early"))));
+        assert_eq!(decoder.next(), Ok(None));
+        assert_eq!(decode(&mut decoder, late, &[1]), [r#"Text("late")"#]);
+    }
+
+    /// What the decoder holds while it waits for the next read.
+    fn held_bytes(decoder: &mut Decoder) -> usize {
+        decoder.space();
+        decoder.buffer.capacity() + decoder.joined.capacity()
+    }
+
+    #[test]
+    fn memory_follows_the_traffic() {
+        let mut decoder = Decoder::new(Role::Server, MESSAGE_BYTES_MAX);
+        assert_eq!(held_bytes(&mut decoder), READ_BYTES_MIN);
+
+        let event = message(OpCode::Text, [b'x'; 200]);
+        decode(&mut decoder, &event.repeat(10_000), &[usize::MAX]);
+        assert!((READ_BYTES_MAX..4 * READ_BYTES_MAX).contains(&held_bytes(&mut decoder)));
+        decode(&mut decoder, &event.repeat(10), &[event.len()]);
+        assert!(held_bytes(&mut decoder) <= 4 * READ_BYTES_MIN);
+
+        let large = vec![b'x'; 4 << 20];
+        for frames in [message(OpCode::Text, &large), [text_start(&large), continuation(LAST, &large)].concat()] {
+            assert_eq!(decode(&mut decoder, &frames, &[usize::MAX]).len(), 1);
+            assert!(held_bytes(&mut decoder) <= 4 * READ_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn a_large_frame_doubles_what_is_held_of_it() {
+        let mut decoder = Decoder::new(Role::Server, MESSAGE_BYTES_MAX);
+        let frame = message(OpCode::Text, vec![b'x'; 1 << 20]);
+        let (most, end) = frame.split_at(frame.len() - 1);
+        let mut capacities = Vec::new();
+        for (i, read) in most.chunks(100).enumerate() {
+            assert!(decode(&mut decoder, read, &[100]).is_empty());
+            capacities.push(held_bytes(&mut decoder));
+            assert!(capacities[i] <= 2 * (i + 1) * 100 + READ_BYTES_MAX);
+        }
+        capacities.dedup();
+        assert!(capacities.len() < 20, "{capacities:?}");
+        assert_eq!(decode(&mut decoder, end, &[1]).len(), 1);
+    }
+
+    #[test]
+    fn what_passes_by_is_never_held() {
+        let mut decoder = Decoder::new(Role::Server, 2 << 20);
+        decode(&mut decoder, &text_start(vec![b'x'; 2 << 20]), &[usize::MAX]);
+        for read in continuation(LAST, vec![b'x'; 8 << 20]).chunks(10_000) {
+            decode(&mut decoder, read, &[usize::MAX]);
+            assert!(held_bytes(&mut decoder) <= 4 * READ_BYTES_MAX);
+        }
+        assert_eq!(decode(&mut decoder, &message(OpCode::Text, "next"), &[1]), [r#"Text("next")"#]);
+
+        decode(&mut decoder, &message(OpCode::Close, ""), &[usize::MAX]);
+        decode(&mut decoder, &vec![b'x'; 1 << 20], &[usize::MAX]);
+        assert!(held_bytes(&mut decoder) <= 4 * READ_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_examples_of_the_rfc() {
+        let written = |write: fn(&mut Vec<u8>)| {
+            let mut buf = Vec::new();
+            write(&mut buf);
+            buf
+        };
+        let hello = [0x81, 5, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
+        assert_eq!(written(|buf| text(buf, b"Hello")), hello);
+        let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+        assert_eq!(written(|buf| masked(buf, OpCode::Text, b"Hello", [0x37, 0xfa, 0x21, 0x3d])), hello);
+        assert_eq!(written(|buf| write_head(buf, OpCode::Binary, 256)), [0x82, 0x7e, 1, 0]);
+        assert_eq!(written(|buf| write_head(buf, OpCode::Binary, 65_536)), [0x82, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_close_reason_is_cut_between_characters() {
+        for (reason, kept) in [("x".repeat(200), 123), ("ü".repeat(100), 122), ("ok".to_owned(), 2)] {
+            let mut buf = Vec::new();
+            close(&mut buf, 4001, &reason);
+            check_as(Role::Client, &[buf], &[Close(Some((4001, &reason[..kept])))], None);
+        }
+    }
+
+    #[test]
+    fn close_codes_of_violations() {
+        assert_eq!(Violation::NotUtf8.close_code(), 1007);
+        assert_eq!(Violation::TooBig.close_code(), 1009);
+        assert_eq!(Violation::Unmasked.close_code(), 1002);
+        assert_eq!(Violation::TooBig.to_string(), "a message is longer than 16777216 bytes");
+    }
+
+    /// A legal conversation: its frames, and what a decoder with `LIMIT` should say about it.
+    fn conversation() -> impl Strategy<Value = (Vec<u8>, Vec<String>)> {
+        let spoken = (any::<bool>(), prop::collection::vec(".{0,80}", 1..6), any::<bool>());
+        prop::collection::vec(spoken, 0..12).prop_map(|spoken| {
+            let (mut frames, mut said) = (Vec::new(), Vec::new());
+            for (is_text, parts, ping) in spoken {
+                let opcode = if is_text { OpCode::Text } else { OpCode::Binary };
+                for (i, part) in parts.iter().enumerate() {
+                    let first = if i == 0 { opcode } else { OpCode::Continuation };
+                    let last = if i + 1 == parts.len() { LAST } else { 0 };
+                    frames.extend(frame(last | first as u8, part));
+                    if ping && last == 0 {
+                        frames.extend(message(OpCode::Ping, [i as u8]));
+                        said.push(format!("{:?}", Ping(&[i as u8])));
+                    }
+                }
+                let whole = parts.concat();
+                let message = match opcode {
+                    _ if whole.len() > LIMIT => TooLarge,
+                    OpCode::Text => Text(&whole),
+                    _ => Binary(whole.as_bytes()),
+                };
+                said.push(format!("{message:?}"));
+            }
+            (frames, said)
+        })
+    }
+
+    fn read_sizes() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(prop_oneof![1..8usize, 1..5000usize], 1..20)
+    }
+
+    proptest! {
+        #[test]
+        fn reads_may_split_anywhere((frames, said) in conversation(), sizes in read_sizes()) {
+            prop_assert_eq!(decode(&mut Decoder::new(Role::Server, LIMIT), &frames, &sizes), said);
+        }
+
+        #[test]
+        fn a_flipped_bit_never_panics_and_means_the_same_in_any_split(
+            (mut frames, _) in conversation(),
+            place in any::<prop::sample::Index>(),
+            bit in 0..8u8,
+            sizes in read_sizes(),
+        ) {
+            if !frames.is_empty() {
+                *place.get_mut(&mut frames) ^= 1 << bit;
+            }
+            let whole = decode(&mut Decoder::new(Role::Server, LIMIT), &frames, &[usize::MAX]);
+            prop_assert_eq!(decode(&mut Decoder::new(Role::Server, LIMIT), &frames, &sizes), whole);
+        }
+
+        #[test]
+        fn noise_never_panics(bytes: Vec<u8>, is_server: bool) {
+            let role = if is_server { Role::Server } else { Role::Client };
+            decode(&mut Decoder::new(role, LIMIT), &bytes, &[3]);
         }
     }
 }

@@ -1,1 +1,20 @@
+//! The contract, held against the real binary over real sockets and real files, one module a behaviour.
+//!
+//! Every test starts a server of its own on a free port in a temporary folder and speaks to it in raw
+//! bytes written here, so that the server's frame and message code is never its own judge.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
+mod support;
+
+mod access;
+mod class;
+mod cli;
+mod config;
+mod crash;
+mod disk;
+mod event;
+mod http;
+mod publish;
+mod shutdown;
+mod subscribe;
+mod upgrade;

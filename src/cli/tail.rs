@@ -1,0 +1,157 @@
+//! The command that shows events live.
+
+use std::io;
+use std::time::Duration;
+
+use clap::Args;
+use event_pipeline::client::{Disconnected, Refused, Socket};
+use event_pipeline::event::EventId;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::printer::Printer;
+use super::{Filter, Server, time};
+
+/// Show events live, one on each line
+///
+/// Begins now, or earlier with --after, --since or --last: then history comes first and goes over into live
+/// without gap or repeat. A lost connection is made again, and goes on after the last event seen.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  event-pipeline tail --type answer_submitted,quiz_completed --last 20
+  event-pipeline tail --session s1 --since 10m --json | jq .payload")]
+pub struct Tail {
+    #[command(flatten)]
+    filter: Filter,
+    /// Begin after the event with this id
+    #[arg(long, value_name = "ID", conflicts_with_all = ["since", "last"], help_heading = "Which events")]
+    after: Option<EventId>,
+    /// Begin after this time: RFC 3339, or how long ago: 30s, 10m, 2h, 1d
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "last", help_heading = "Which events")]
+    since: Option<String>,
+    /// Begin with the last N matching events
+    #[arg(long, value_name = "N", help_heading = "Which events")]
+    last: Option<u32>,
+    /// End after N events
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Print each event as received, in JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// A server that restarts is back within a second; one that is down is not asked more often than this.
+const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The server breaks a silence after 30 s by default; after a longer one it is asked for a sign of life.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+impl Tail {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let client = self.server.client()?;
+        let mut out = Printer::new(self.json);
+        let mut left = self.count.unwrap_or(u64::MAX);
+        // The id after which a new connection goes on.
+        let mut after = self.after.map(|id| id.to_string());
+        let mut connected = false;
+        let mut pause = RECONNECT_PAUSES.0;
+        while left > 0 {
+            let lost = match client.subscriber(&self.first_message(after.as_deref())).await {
+                Ok((socket, answer)) => {
+                    if connected {
+                        eprintln!("event-pipeline: connected again");
+                    }
+                    (connected, pause) = (true, RECONNECT_PAUSES.0);
+                    if after.is_none() && self.since.is_none() && self.last.is_none() {
+                        let answer: Value = serde_json::from_str(&answer)?;
+                        after = answer["last_event_id"].as_str().map(Into::into);
+                    }
+                    let Some(lost) = follow(socket, &mut out, &mut left, &mut after).await? else { break };
+                    let resume = after.as_ref().map_or(String::new(), |id| format!(" after {id}"));
+                    let lost = anyhow::Error::new(lost);
+                    if !is_final(&lost) {
+                        eprintln!("event-pipeline: {lost}; connecting again, to go on{resume}");
+                    }
+                    lost
+                }
+                Err(error) => error,
+            };
+            if !connected || is_final(&lost) {
+                return Err(lost);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(RECONNECT_PAUSES.1);
+        }
+        Ok(())
+    }
+
+    fn first_message(&self, after: Option<&str>) -> String {
+        let Filter { types, source, session, user } = &self.filter;
+        let mut message = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
+        match (after, &self.since, self.last) {
+            (Some(after), _, _) => message["after"] = after.into(),
+            (_, Some(since), _) => message["since"] = since.as_str().into(),
+            (_, _, Some(last)) => message["last"] = last.into(),
+            _ => {}
+        }
+        message.to_string()
+    }
+}
+
+/// Prints events until as many as were `left` have been: then `None`, else how the connection ended.
+///
+/// # Errors
+/// Stdout's.
+async fn follow(
+    mut socket: Socket,
+    out: &mut Printer,
+    left: &mut u64,
+    after: &mut Option<String>,
+) -> io::Result<Option<Disconnected>> {
+    let mut asked = false;
+    loop {
+        let mut printed = Ok(());
+        let received = timeout(
+            SILENCE_MAX,
+            socket.recv_batch(|text| {
+                if *left > 0 && printed.is_ok() {
+                    printed = out.event(text).map(|id| {
+                        if let Some(id) = id {
+                            *left -= 1;
+                            *after = Some(id);
+                        }
+                    });
+                }
+            }),
+        );
+        let received = received.await;
+        printed.and_then(|()| out.flush())?;
+        match received {
+            _ if *left == 0 => {
+                // Enough was seen; whether the goodbye arrives matters to nobody.
+                let _ = socket.close(1000, "").await;
+                return Ok(None);
+            }
+            Ok(Ok(_)) => asked = false,
+            Ok(Err(lost)) => return Ok(Some(lost)),
+            Err(_) if asked => return Ok(Some(Disconnected::Lost("the server is silent".into()))),
+            Err(_) => match socket.send(r#"{"type":"ping"}"#).await {
+                Ok(()) => asked = true,
+                Err(lost) => return Ok(Some(lost)),
+            },
+        }
+    }
+}
+
+/// Whether a second try would meet the same refusal.
+fn is_final(error: &anyhow::Error) -> bool {
+    match (error.downcast_ref::<Disconnected>(), error.downcast_ref::<Refused>()) {
+        // Misused protocol, broken rule, message too big, wrong key, too many connections, taken over.
+        (Some(Disconnected::Closed { code, .. }), _) => matches!(code, 1002 | 1007..=1009 | 4001 | 4002 | 4009),
+        (Some(_), _) => false,
+        (_, Some(refused)) => !refused.status.is_server_error(),
+        // What is left is a server that cannot be reached.
+        (None, None) => false,
+    }
+}

@@ -1,0 +1,265 @@
+//! Builds everything, accepts connections, and takes it all down again in order.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::config::Config;
+use crate::http;
+use crate::hub::Hub;
+use crate::pipeline::{Pipeline, Producer};
+use crate::store::{OpenError, Running, Store};
+
+/// Why the server could not start or had to stop. Shown to the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("start: {0}")]
+    Start(io::Error),
+    #[error("store events: {0}")]
+    Store(rusqlite::Error),
+    #[error("the {0} thread panicked")]
+    Panicked(&'static str),
+    #[error("shutdown did not finish within {0:?}")]
+    TooSlow(Duration),
+    #[error("stopped at once by a second signal")]
+    Forced,
+}
+
+/// Connections the system keeps for us until they are accepted.
+const BACKLOG: i32 = 4_096;
+
+/// After a failed accept, usually for want of file descriptors, nothing is accepted for this long:
+/// those who are connected go on undisturbed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For who comes when all places are taken; nothing of theirs is read.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+    Content-Type: application/problem+json\r\nContent-Length: 134\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
+    \"detail\":\"The server has as many connections as it takes, try again\"}";
+
+/// Threads for blocking reads, for each network thread.
+const BLOCKING_THREADS_MAX: usize = 4;
+
+/// Runs the server until SIGTERM or SIGINT, then ends it in order: no new connections, no new messages,
+/// everything in hand stored and acknowledged, every subscriber served to the end.
+///
+/// # Errors
+/// When it cannot start, when the store fails, or when it cannot end in time.
+pub fn run(config: Config) -> Result<(), Error> {
+    let address = SocketAddr::new(config.host, config.port);
+    let listener = listen(address).map_err(|error| Error::Listen(address, error))?;
+    let (store, running) = Store::open(&config)?;
+    let control = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+    control.block_on(serve(config, listener, store, running))
+}
+
+fn listen(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    // A restart must not wait for the connections of the last run to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+async fn serve(config: Config, listener: StdListener, store: Store, running: Running) -> Result<(), Error> {
+    let mut signals = Signals::new().map_err(Error::Start)?;
+    let listener = TcpListener::from_std(listener).map_err(Error::Start)?;
+    let address = listener.local_addr().map_err(Error::Start)?;
+    let Running { commits, mut writer, threads } = running;
+
+    let hub = Hub::new(Arc::new(config.event_types.clone()), config.max_subscriber_bytes);
+    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone()));
+    let (fan_out, mut fan_out_ended) = oneshot::channel();
+    let fan_out_thread = spawn("fan-out", move || {
+        hub.run(&commits);
+        let _ = fan_out.send(());
+    })?;
+    let network = Network::start(&pipeline)?;
+
+    for (name, value) in pipeline.config.describe() {
+        tracing::info!(name, value, "setting");
+    }
+    let database = pipeline.config.database_path.display();
+    tracing::info!(%address, %database, last_event = %store.committed().id(), "listening");
+
+    tokio::select! {
+        () = network.accept(listener, &pipeline) => {}
+        signal = signals.next() => tracing::info!(signal, "shutting down"),
+        ended = &mut writer => return Err(writer_failed(ended)),
+        _ = &mut fan_out_ended => return Err(Error::Panicked("fan-out")),
+    }
+
+    // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers.
+    let in_order = async {
+        pipeline.begin_shutdown();
+        pipeline.producers_gone().await;
+        store.close();
+        writer.await.map_err(|_| Error::Panicked("writer"))?.map_err(Error::Store)?;
+        fan_out_ended.await.map_err(|_| Error::Panicked("fan-out"))?;
+        network.ended().await
+    };
+    let patience = pipeline.config.shutdown_timeout;
+    tokio::select! {
+        ended = timeout(patience, in_order) => ended.map_err(|_| Error::TooSlow(patience))??,
+        _ = signals.next() => return Err(Error::Forced),
+    }
+    for thread in threads.into_iter().chain([fan_out_thread]) {
+        thread.join().map_err(|_| Error::Panicked("helper"))?;
+    }
+    tracing::info!(last_event = %store.committed().id(), "stopped");
+    Ok(())
+}
+
+/// The writer ends by itself only when it cannot go on.
+fn writer_failed(ended: Result<rusqlite::Result<()>, oneshot::error::RecvError>) -> Error {
+    match ended {
+        Ok(Err(error)) => Error::Store(error),
+        Ok(Ok(())) | Err(_) => Error::Panicked("writer"),
+    }
+}
+
+/// The signals that ask the server to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Cancel-safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// A connection that was accepted, on its way to its thread.
+struct Accepted {
+    stream: StdStream,
+    peer: SocketAddr,
+    producer: Producer,
+    place: OwnedSemaphorePermit,
+}
+
+/// The threads that serve sockets: each runs a runtime of its own, so that a connection stays on the
+/// thread it began on and nothing is locked or moved between cores for it.
+struct Network {
+    threads: Vec<NetworkThread>,
+}
+
+struct NetworkThread {
+    connections: mpsc::UnboundedSender<Accepted>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Network {
+    fn start(pipeline: &Arc<Pipeline>) -> Result<Self, Error> {
+        let threads = (0..pipeline.config.network_threads).map(|_| NetworkThread::start(pipeline.clone()));
+        Ok(Self { threads: threads.collect::<Result<_, _>>()? })
+    }
+
+    /// Accepts connections and deals them out in turn, for ever. Cancel-safe but for a connection just
+    /// accepted, which is dropped.
+    async fn accept(&self, listener: TcpListener, pipeline: &Pipeline) {
+        let places = Arc::new(Semaphore::new(pipeline.config.max_connections));
+        for thread in self.threads.iter().cycle() {
+            let (stream, peer) = loop {
+                match listener.accept().await {
+                    Ok(accepted) => break accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "accept");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                // Nobody waits for a client that does not even take this.
+                let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+                continue;
+            };
+            // Answers are written whole; waiting for more to send would only delay them.
+            if let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) {
+                let accepted = Accepted { stream, peer, producer: pipeline.producer(), place };
+                // The thread is gone only if it panicked, which its connections' end makes known.
+                let _ = thread.connections.send(accepted);
+            }
+        }
+    }
+
+    /// Waits until every connection has ended.
+    async fn ended(self) -> Result<(), Error> {
+        for NetworkThread { connections, ended } in self.threads {
+            drop(connections);
+            ended.await.map_err(|_| Error::Panicked("network"))?;
+        }
+        Ok(())
+    }
+}
+
+impl NetworkThread {
+    fn start(pipeline: Arc<Pipeline>) -> Result<Self, Error> {
+        let (connections, accepted) = mpsc::unbounded_channel();
+        let (done, ended) = oneshot::channel();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .build()
+            .map_err(Error::Start)?;
+        spawn("network", move || {
+            runtime.block_on(serve_connections(accepted, pipeline));
+            let _ = done.send(());
+        })?;
+        Ok(Self { connections, ended })
+    }
+}
+
+/// Serves the connections that come in, until no more can come and all have ended.
+async fn serve_connections(mut accepted: mpsc::UnboundedReceiver<Accepted>, pipeline: Arc<Pipeline>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(Accepted { stream, peer, producer, place }) = accepted.recv() => {
+                let pipeline = pipeline.clone();
+                connections.spawn(async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => http::serve(stream, peer, pipeline, producer).await,
+                        Err(error) => tracing::warn!(%error, "register connection"),
+                    }
+                    drop(place);
+                });
+            }
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    // One connection's fault is not the others'.
+                    tracing::error!(%error, "a connection's task panicked");
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(Error::Start)
+}

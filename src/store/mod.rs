@@ -1,0 +1,424 @@
+//! The ordered, durable record of events: append, read, committed. The only SQL is in here.
+//!
+//! One thread writes; it takes what waits in a bounded queue, stores it in one transaction, and then
+//! resolves the receipts and hands the commit on. Readers use connections of their own.
+
+mod read;
+mod receipt;
+mod schema;
+mod segments;
+mod upgrade;
+mod writer;
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::RwLock;
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+pub use read::{Order, Query, Stats, TypeStats};
+pub use receipt::Receipt;
+
+use crate::config::Config;
+use crate::event::{Seq, Timestamp};
+use crate::wire::Failure;
+use crate::wire::batch::{Batch, Commit};
+use schema::meta;
+use segments::{Keys, Recent, Segment};
+use writer::{Append, Command, Writer};
+
+/// A handle to the record; clones are cheap and share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+}
+
+/// What the writer tells everyone else.
+#[derive(Debug)]
+struct Shared {
+    /// The number of the last event on disk. Events up to it are in the table and in the segment lists.
+    committed: AtomicU64,
+    /// Pages in the write-ahead log.
+    wal_pages: AtomicUsize,
+    recent: RwLock<Recent>,
+    readers: read::Readers,
+    has_legacy_ids: bool,
+    /// Where the file is, to look for free space.
+    folder: PathBuf,
+    queue: Queue,
+}
+
+/// Room for what waits to be written. The channel itself has no bound: who has no room does not send.
+#[derive(Debug)]
+struct Queue {
+    events: Arc<Semaphore>,
+    events_max: usize,
+    kibibytes: Arc<Semaphore>,
+    kibibytes_max: usize,
+}
+
+/// Room taken in the queue, given back when dropped.
+#[derive(Debug)]
+struct Room {
+    _events: OwnedSemaphorePermit,
+    _kibibytes: OwnedSemaphorePermit,
+}
+
+/// The threads of an open store, and what they hand on.
+#[derive(Debug)]
+pub struct Running {
+    /// Every commit that stored events, in order. Must be emptied: a full channel stops the writer. It
+    /// ends when the writer has ended.
+    pub commits: Receiver<Arc<Commit>>,
+    /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
+    /// if it panicked.
+    pub writer: oneshot::Receiver<rusqlite::Result<()>>,
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// Why the store cannot be opened. Shown to the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("create folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
+    #[error("open {0}: {1}")]
+    File(PathBuf, std::io::Error),
+    #[error("{0} is in use by another server")]
+    InUse(PathBuf),
+    #[error("{0} was written by a newer version (format {1}, this one knows {known})", known = schema::VERSION)]
+    Newer(PathBuf, i64),
+    #[error("{0} is a database of another program: its table `events` has neither our columns nor those of the Python service")]
+    Foreign(PathBuf),
+    #[error("open database {0}: {1}")]
+    Database(PathBuf, rusqlite::Error),
+    #[error("upgrade database {0}: {1}")]
+    Upgrade(PathBuf, upgrade::UpgradeError),
+}
+
+/// Commits that may wait for the fan-out before the writer waits for it.
+const COMMITS_WAITING_MAX: usize = 16;
+
+impl Store {
+    /// Opens or creates the database, upgrades one of the Python service, and starts the threads.
+    ///
+    /// # Errors
+    /// When the file cannot be used; nothing of it is changed then, apart from an upgrade that finished.
+    pub fn open(config: &Config) -> Result<(Store, Running), OpenError> {
+        let (store, parts) = Self::open_parts(config)?;
+        Ok((store, parts.start()))
+    }
+
+    /// Opens without starting the threads.
+    fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
+        let path = &config.database_path;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
+        let lock = lock(path)?;
+        private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
+
+        let database = |error| OpenError::Database(path.clone(), error);
+        let mut connection = schema::open_writer(path, config.durability).map_err(database)?;
+        if upgrade::is_needed(&connection).map_err(database)? {
+            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
+        }
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
+        if version > schema::VERSION {
+            return Err(OpenError::Newer(path.clone(), version));
+        }
+        schema::create(&connection).map_err(database)?;
+        if connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err() {
+            return Err(OpenError::Foreign(path.clone()));
+        }
+        let state = State::read(&connection).map_err(database)?;
+        assemble(config, folder, connection, state, lock).map_err(database)
+    }
+
+    /// The number of the last event on disk; every event up to it can be read.
+    pub fn committed(&self) -> Seq {
+        Seq(self.shared.committed.load(Ordering::SeqCst))
+    }
+
+    /// Hands in a batch, waiting for room in the queue. Cancel-safe: a batch is handed in whole or not
+    /// at all, and its receipt resolves either way.
+    pub async fn append(&self, batch: Batch, receipt: Receipt) {
+        if let Some(room) = self.shared.queue.room(&batch).await {
+            // The writer is gone only when the process is ending; the dropped receipt says so.
+            let _ = self.commands.send(Command::Append(Append { batch, receipt, room }));
+        }
+    }
+
+    /// Hands in a batch if there is room in the queue.
+    ///
+    /// # Errors
+    /// `QueueFull`, at once, when there is none.
+    pub fn try_append(&self, batch: Batch, receipt: Receipt) -> Result<(), Failure> {
+        let room = self.shared.queue.try_room(&batch).ok_or(Failure::QueueFull)?;
+        self.commands.send(Command::Append(Append { batch, receipt, room })).map_err(|_| Failure::Unavailable)
+    }
+
+    /// Deletes every event before `before`, or all of them, and returns how many there were. Their
+    /// numbers are not used again.
+    ///
+    /// # Errors
+    /// When the writer cannot do it; a part of the events, the oldest, may be gone then.
+    pub async fn delete(&self, before: Option<Timestamp>) -> Result<u64, Failure> {
+        let (reply, deleted) = oneshot::channel();
+        self.commands.send(Command::Delete { before, reply }).map_err(|_| Failure::Unavailable)?;
+        deleted.await.unwrap_or(Err(Failure::Unavailable))
+    }
+
+    /// Events waiting to be written.
+    pub fn queue_len(&self) -> usize {
+        self.shared.queue.events_max - self.shared.queue.events.available_permits()
+    }
+
+    /// Pages in the write-ahead log that the next checkpoint will move.
+    pub fn wal_pages(&self) -> usize {
+        self.shared.wal_pages.load(Ordering::Relaxed)
+    }
+
+    /// Whether an event could be stored and read now.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn check(&self) -> Result<(), Failure> {
+        let (receipt, answer) = Receipt::new();
+        self.try_append(Batch::default(), receipt)?;
+        answer.await.unwrap_or(Err(Failure::Unavailable)).map(drop)
+    }
+
+    /// Tells the writer that nothing will follow. It stores what is in the queue and ends.
+    pub fn close(&self) {
+        let _ = self.commands.send(Command::Close);
+    }
+}
+
+impl Queue {
+    fn new(config: &Config) -> Self {
+        let kibibytes_max = config.max_queue_bytes.div_ceil(1024).clamp(1, u32::MAX as usize >> 4);
+        Self {
+            events: Arc::new(Semaphore::new(config.max_queue_size)),
+            events_max: config.max_queue_size,
+            kibibytes: Arc::new(Semaphore::new(kibibytes_max)),
+            kibibytes_max,
+        }
+    }
+
+    /// What a batch takes. One larger than the whole queue takes all of it; an empty one, which only
+    /// carries answers, takes one place, so that they are bounded too.
+    fn cost(&self, batch: &Batch) -> (u32, u32) {
+        let events = batch.len().clamp(1, self.events_max);
+        let kibibytes = batch.bytes().div_ceil(1024).clamp(1, self.kibibytes_max);
+        (events as u32, kibibytes as u32)
+    }
+
+    async fn room(&self, batch: &Batch) -> Option<Room> {
+        let (events, kibibytes) = self.cost(batch);
+        let _events = self.events.clone().acquire_many_owned(events).await.ok()?;
+        let _kibibytes = self.kibibytes.clone().acquire_many_owned(kibibytes).await.ok()?;
+        Some(Room { _events, _kibibytes })
+    }
+
+    fn try_room(&self, batch: &Batch) -> Option<Room> {
+        let (events, kibibytes) = self.cost(batch);
+        let _events = self.events.clone().try_acquire_many_owned(events).ok()?;
+        let _kibibytes = self.kibibytes.clone().try_acquire_many_owned(kibibytes).ok()?;
+        Some(Room { _events, _kibibytes })
+    }
+}
+
+/// What the file says at start.
+struct State {
+    last: Seq,
+    last_time: Timestamp,
+    recent: Recent,
+    has_legacy_ids: bool,
+}
+
+impl State {
+    /// Numbers and times go on from the larger of what is noted and what is stored. Lists of segments
+    /// that are not in the table yet are built again from their rows.
+    fn read(connection: &Connection) -> rusqlite::Result<State> {
+        let noted = |key: &str| {
+            connection.query_row("SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)", [key], |row| row.get::<_, i64>(0))
+        };
+        let (stored, stored_time): (i64, i64) = connection.query_row(
+            "SELECT coalesce(max(seq), 0), coalesce((SELECT time_us FROM events ORDER BY seq DESC LIMIT 1), 0) FROM events",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let last = Seq(stored.max(noted(meta::LAST_SEQ)?) as u64);
+        let last_time = Timestamp(stored_time.max(noted(meta::LAST_TIME_US)?));
+        let sealed_before = noted(meta::SEALED_BEFORE)?;
+        connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
+
+        let mut recent = Recent { open: Segment::new(sealed_before as u64), full: Vec::new() };
+        let mut statement = connection
+            .prepare("SELECT seq, event_type, source, session_id, user_id FROM events WHERE seq >= ?1 ORDER BY seq")?;
+        let mut rows = statement.query([segments::first_of(sealed_before as u64).0 as i64])?;
+        while let Some(row) = rows.next()? {
+            let keys = Keys {
+                event_type: row.get_ref(1)?.as_bytes()?,
+                source: row.get_ref(2)?.as_bytes()?,
+                session_id: row.get_ref(3)?.as_bytes_or_null()?,
+                user_id: row.get_ref(4)?.as_bytes_or_null()?,
+            };
+            recent.note(Seq(row.get::<_, i64>(0)? as u64), keys);
+        }
+        let has_legacy_ids = connection.query_row(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = 'events_legacy_id')",
+            [],
+            |row| row.get(0),
+        )?;
+        Ok(State { last, last_time, recent, has_legacy_ids })
+    }
+}
+
+/// An open store whose threads have not been started.
+struct Parts {
+    writer: Writer,
+    commits: Receiver<Arc<Commit>>,
+    sealer: Sealer,
+    checkpointer: Checkpointer,
+    lock: File,
+}
+
+/// Encodes full segments, which takes too long for the writer.
+struct Sealer {
+    full: Receiver<Arc<Segment>>,
+    commands: Sender<Command>,
+}
+
+/// Moves the log's pages into the database, so that no commit waits for the disk to take them.
+struct Checkpointer {
+    connection: Connection,
+    due: Receiver<()>,
+    commands: Sender<Command>,
+}
+
+impl Sealer {
+    fn encode(&self, segment: &Segment) {
+        // The writer is gone only when the process is ending.
+        let _ = self.commands.send(Command::Encoded { segment: segment.number(), rows: segment.rows() });
+    }
+}
+
+impl Checkpointer {
+    fn checkpoint(&self) {
+        if let Err(error) = checkpoint(&self.connection, "PASSIVE") {
+            tracing::warn!(%error, "checkpoint");
+        }
+        let _ = self.commands.send(Command::Checkpointed);
+    }
+}
+
+fn assemble(
+    config: &Config,
+    folder: PathBuf,
+    mut connection: Connection,
+    state: State,
+    lock: File,
+) -> rusqlite::Result<(Store, Parts)> {
+    let State { last, last_time, recent, has_legacy_ids } = state;
+    let (full_sender, full) = crossbeam_channel::unbounded();
+    for segment in &recent.full {
+        full_sender.send(segment.clone()).expect("its receiver is in this scope");
+    }
+    let shared = Arc::new(Shared {
+        committed: AtomicU64::new(last.0),
+        wal_pages: AtomicUsize::new(0),
+        recent: RwLock::new(recent),
+        readers: read::Readers::new(config.database_path.clone()),
+        has_legacy_ids,
+        folder,
+        queue: Queue::new(config),
+    });
+    connection.wal_hook(Some({
+        let shared = shared.clone();
+        move |_: &mut rusqlite::hooks::Wal, pages| {
+            shared.wal_pages.store(pages as usize, Ordering::Relaxed);
+            Ok(())
+        }
+    }))?;
+    let (commands, queue) = crossbeam_channel::unbounded();
+    let (commit_sender, commits) = crossbeam_channel::bounded(COMMITS_WAITING_MAX);
+    let (due_sender, due) = crossbeam_channel::bounded(1);
+    let writer = Writer {
+        connection,
+        shared: shared.clone(),
+        types: Arc::new(config.event_types.clone()),
+        commands: queue,
+        commits: commit_sender,
+        sealer: full_sender,
+        checkpointer: due_sender,
+        last,
+        last_time,
+        free_space_min_bytes: config.free_space_min_bytes,
+        work: writer::Work::default(),
+    };
+    let sealer = Sealer { full, commands: commands.clone() };
+    let connection = schema::open_writer(&config.database_path, config.durability)?;
+    let checkpointer = Checkpointer { connection, due, commands: commands.clone() };
+    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, lock }))
+}
+
+impl Parts {
+    fn start(self) -> Running {
+        let Parts { writer, commits, sealer, checkpointer, lock } = self;
+        let (ended, how) = oneshot::channel();
+        let threads = vec![
+            spawn("writer", move || {
+                let outcome = writer.run();
+                // The next server may open the file from here on.
+                drop(lock);
+                let _ = ended.send(outcome);
+            }),
+            spawn("sealer", move || sealer.full.iter().for_each(|segment| sealer.encode(&segment))),
+            spawn("checkpointer", move || checkpointer.due.iter().for_each(|()| checkpointer.checkpoint())),
+        ];
+        Running { commits, writer: how, threads }
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system has room for a thread")
+}
+
+/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. That a
+/// reader is in the way is no error.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<()> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+}
+
+/// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes.
+fn lock(database: &Path) -> Result<File, OpenError> {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.map_err(|error| OpenError::File(path.clone(), error))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse(database.to_owned())),
+        Err(error) => Err(OpenError::File(path, error.into())),
+    }
+}
+
+/// Makes sure that the database exists and that only its owner can read it; SQLite gives the files
+/// beside it the same permissions.
+fn private_file(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    let mut permissions = file.metadata()?.permissions();
+    if permissions.mode() & 0o077 != 0 {
+        permissions.set_mode(0o600);
+        file.set_permissions(permissions)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! The tables, and the only place that opens connections.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::config::Durability;
+
+/// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
+pub const VERSION: i64 = 1;
+
+/// Written into `PRAGMA application_id`: "EvPl".
+pub const APPLICATION_ID: i64 = 0x4576_506c;
+
+/// Older SQLite can lose commits when the writer and the checkpointer are different connections.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// `events` is append-only: `seq` is the rowid, and no index needs an update in the middle of a tree.
+/// `id` and `timestamp` are computed when read, so that a person sees what a client sees and an insert
+/// pays for neither. `legacy_id` is the id an event had in the service this one replaces.
+///
+/// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
+/// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
+/// 3 source.
+pub const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY,
+    time_us INTEGER NOT NULL,
+    event_type TEXT NOT NULL,
+    source TEXT NOT NULL,
+    session_id TEXT,
+    user_id TEXT,
+    payload TEXT NOT NULL,
+    legacy_id TEXT,
+    id TEXT GENERATED ALWAYS AS (coalesce(legacy_id, printf('evt_%012x', seq))) VIRTUAL,
+    timestamp TEXT GENERATED ALWAYS AS (
+        strftime('%Y-%m-%dT%H:%M:%S', time_us / 1000000 - (time_us % 1000000 < 0), 'unixepoch')
+        || printf('.%06dZ', (time_us % 1000000 + 1000000) % 1000000)) VIRTUAL
+);
+CREATE TABLE IF NOT EXISTS event_index (
+    segment INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    offsets BLOB NOT NULL,
+    PRIMARY KEY (segment, kind, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event_stats (
+    event_type TEXT PRIMARY KEY,
+    count INTEGER NOT NULL,
+    last_seen TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS subscriptions (
+    name TEXT PRIMARY KEY,
+    filters TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    last_seen TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (
+    key TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+";
+
+/// Rows of `meta`.
+pub mod meta {
+    /// Numbers up to this one are used up, also when their events are deleted.
+    pub const LAST_SEQ: &str = "last_seq";
+    /// The time of the event `LAST_SEQ`; later events have later times.
+    pub const LAST_TIME_US: &str = "last_time_us";
+    /// Segments before this one have all their rows in `event_index`.
+    pub const SEALED_BEFORE: &str = "sealed_before";
+}
+
+/// The read-write connection: write-ahead log, no checkpoints by itself (the store does them off the
+/// commit path).
+pub fn open_writer(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
+    assert!(
+        rusqlite::version_number() >= SQLITE_VERSION_MIN,
+        "this build holds SQLite {}, which is older than 3.51.3 and can lose commits",
+        rusqlite::version()
+    );
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let synchronous = match durability {
+        Durability::Full => "FULL",
+        Durability::Normal => "NORMAL",
+        Durability::Off => "OFF",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -(WRITER_CACHE_KIB as i64))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// A connection that can only read.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "cache_size", -(READER_CACHE_KIB as i64))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Creates what is missing in a new file. The file of another program is refused, and so is one from
+/// a later version of this one.
+pub fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
+    ))
+}
+
+/// How long a connection waits for another that holds a lock for an instant (start, recovery).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A write-ahead log that was larger is cut back to this when it starts over.
+const WAL_BYTES_KEPT: i64 = 64 << 20;
+
+/// The writer touches the right edge of a few trees; this holds them with room for a deletion's pages.
+const WRITER_CACHE_KIB: usize = 8 << 10;
+
+/// Upper pages of the trees and the working set of one page read.
+const READER_CACHE_KIB: usize = 2 << 10;

@@ -1,0 +1,305 @@
+//! The segment index: which events of a run of 65,536 have a given type, session, user or source.
+//! While a segment is open its lists grow in memory; once full they are encoded, sorted, and appended
+//! to `event_index`, where they never change again. That keeps every write of the log at the right
+//! edge of a tree, which is what an ordinary index on random keys cannot do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::event::{Filter, Seq};
+
+/// Events of a segment: an offset within one fits 16 bits, and a segment's lists a few MiB.
+#[cfg(not(test))]
+pub const SEGMENT_EVENTS: u64 = 1 << 16;
+/// Unit tests and the simulation pass many segments with few events; the tests with a real server
+/// have segments of the real size.
+#[cfg(test)]
+pub const SEGMENT_EVENTS: u64 = 1 << 5;
+
+/// The field a list is about; its number is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Type = 0,
+    Session = 1,
+    User = 2,
+    Source = 3,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
+}
+
+/// The segment an event belongs to. Segment 0 begins with event 1.
+pub fn segment_of(seq: Seq) -> u64 {
+    (seq.0 - 1) / SEGMENT_EVENTS
+}
+
+/// The first event of a segment.
+pub fn first_of(segment: u64) -> Seq {
+    Seq(segment * SEGMENT_EVENTS + 1)
+}
+
+fn offset_of(seq: Seq) -> u16 {
+    ((seq.0 - 1) % SEGMENT_EVENTS) as u16
+}
+
+/// The indexed fields of an event, as UTF-8.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'b> {
+    pub event_type: &'b [u8],
+    pub source: &'b [u8],
+    pub session_id: Option<&'b [u8]>,
+    pub user_id: Option<&'b [u8]>,
+}
+
+/// Lists of one segment in memory, ascending.
+///
+/// The keys come from clients, so the hash is seeded: nobody can choose keys that collide.
+#[derive(Debug)]
+pub struct Segment {
+    number: u64,
+    lists: [HashMap<Box<[u8]>, Vec<u16>, foldhash::fast::RandomState>; 4],
+}
+
+impl Segment {
+    pub fn new(number: u64) -> Self {
+        Self { number, lists: Default::default() }
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Notes one event of this segment. Events come in order.
+    #[inline]
+    pub fn note(&mut self, seq: Seq, keys: Keys<'_>) {
+        let offset = offset_of(seq);
+        let keys = [Some(keys.event_type), keys.session_id, keys.user_id, Some(keys.source)];
+        for (lists, key) in self.lists.iter_mut().zip(keys) {
+            let Some(key) = key else { continue };
+            match lists.get_mut(key) {
+                Some(list) => list.push(offset),
+                None => {
+                    lists.insert(key.into(), vec![offset]);
+                }
+            }
+        }
+    }
+
+    fn list(&self, kind: Kind, key: &[u8]) -> Option<&[u16]> {
+        self.lists[kind as usize].get(key).map(Vec::as_slice)
+    }
+
+    /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all keys:
+    /// some 50 ms for 65,536 of them, so it is not for the writer's thread.
+    pub fn rows(&self) -> Vec<IndexRow> {
+        let mut rows = Vec::with_capacity(self.lists.iter().map(HashMap::len).sum());
+        for kind in Kind::ALL {
+            let from = rows.len();
+            let lists = self.lists[kind as usize].iter();
+            rows.extend(lists.map(|(key, list)| IndexRow { kind, key: key.clone(), offsets: encode(list) }));
+            rows[from..].sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
+        rows
+    }
+}
+
+/// A row of `event_index`.
+#[derive(Debug)]
+pub struct IndexRow {
+    pub kind: Kind,
+    pub key: Box<[u8]>,
+    pub offsets: Vec<u8>,
+}
+
+/// The segments whose lists are in memory: the open one, and full ones until their last row is committed.
+#[derive(Debug)]
+pub struct Recent {
+    pub open: Segment,
+    pub full: Vec<Arc<Segment>>,
+}
+
+impl Recent {
+    /// Notes an event. The first of a new segment opens it; the one before is returned, now full.
+    #[inline]
+    pub fn note(&mut self, seq: Seq, keys: Keys<'_>) -> Option<Arc<Segment>> {
+        let number = segment_of(seq);
+        let filled = (number != self.open.number).then(|| {
+            let full = Arc::new(std::mem::replace(&mut self.open, Segment::new(number)));
+            self.full.push(full.clone());
+            full
+        });
+        self.open.note(seq, keys);
+        filled
+    }
+
+    /// The offsets that pass a filter, for every segment in memory; see [`select`].
+    pub fn select(&self, filter: &Filter) -> Vec<(u64, Vec<u16>)> {
+        let all = self.full.iter().map(|s| &**s).chain([&self.open]);
+        all.map(|segment| {
+            let lists = |kind, key: &str| -> Result<_, std::convert::Infallible> {
+                Ok(segment.list(kind, key.as_bytes()).map(<[u16]>::to_vec))
+            };
+            let Ok(offsets) = select(filter, lists);
+            (segment.number, offsets)
+        })
+        .collect()
+    }
+}
+
+/// The offsets within one segment that pass a filter which asks for something, ascending. `list` finds
+/// the list of a key. The rarest kinds are asked first, so a segment without the session costs one look.
+pub fn select<E>(filter: &Filter, mut list: impl FnMut(Kind, &str) -> Result<Option<Vec<u16>>, E>) -> Result<Vec<u16>, E> {
+    let mut passing: Option<Vec<u16>> = None;
+    let single = [(Kind::Session, &filter.session_id), (Kind::User, &filter.user_id), (Kind::Source, &filter.source)];
+    for (kind, key) in single {
+        let Some(key) = key else { continue };
+        let found = list(kind, key)?.unwrap_or_default();
+        let both = passing.map_or_else(|| found.clone(), |passing| intersect(&passing, &found));
+        if both.is_empty() {
+            return Ok(both);
+        }
+        passing = Some(both);
+    }
+    if filter.event_types().is_empty() {
+        return Ok(passing.unwrap_or_default());
+    }
+    let mut of_types = Vec::new();
+    for key in filter.event_types() {
+        of_types.extend(list(Kind::Type, key)?.unwrap_or_default());
+    }
+    // An event has one type, so the lists share no offset.
+    of_types.sort_unstable();
+    Ok(passing.map_or_else(|| of_types.clone(), |passing| intersect(&passing, &of_types)))
+}
+
+/// What both ascending lists hold. A short list looks its offsets up in a long one.
+fn intersect(a: &[u16], b: &[u16]) -> Vec<u16> {
+    let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+    let mut rest = long;
+    let mut both = Vec::new();
+    for offset in short {
+        rest = &rest[rest.partition_point(|o| o < offset)..];
+        if rest.first() == Some(offset) {
+            both.push(*offset);
+        }
+    }
+    both
+}
+
+/// First byte of a list whose gaps follow as LEB128 varints, the first counted from -1.
+const GAPS: u8 = 0;
+/// First byte of a list that follows as a bitmap of the whole segment, lowest bit first.
+const BITMAP: u8 = 1;
+const BITMAP_LEN: usize = (1 << 16) / 8;
+
+/// The blob of `event_index.offsets`. Gaps of a list with more offsets than the bitmap has bytes would
+/// be longer than the bitmap.
+fn encode(offsets: &[u16]) -> Vec<u8> {
+    if offsets.len() > BITMAP_LEN {
+        let mut blob = vec![0; 1 + BITMAP_LEN];
+        blob[0] = BITMAP;
+        for &offset in offsets {
+            blob[1 + usize::from(offset) / 8] |= 1 << (offset % 8);
+        }
+        return blob;
+    }
+    let mut blob = Vec::with_capacity(1 + offsets.len() * 2);
+    blob.push(GAPS);
+    let mut last = -1;
+    for &offset in offsets {
+        let mut gap = (i32::from(offset) - last - 1) as u32;
+        last = i32::from(offset);
+        while gap >= 0x80 {
+            blob.push(gap as u8 | 0x80);
+            gap >>= 7;
+        }
+        blob.push(gap as u8);
+    }
+    blob
+}
+
+/// The offsets of a blob, or `None` when it is not one that `encode` made.
+pub fn decode(blob: &[u8]) -> Option<Vec<u16>> {
+    match blob.split_first()? {
+        (&GAPS, mut rest) => {
+            let mut offsets = Vec::with_capacity(rest.len());
+            let mut next = 0u32;
+            while !rest.is_empty() {
+                let (mut gap, mut shift) = (0u32, 0);
+                loop {
+                    let (&byte, tail) = rest.split_first()?;
+                    rest = tail;
+                    gap |= u32::from(byte & 0x7f) << shift;
+                    shift += 7;
+                    if byte < 0x80 {
+                        break;
+                    }
+                    if shift > 14 {
+                        return None;
+                    }
+                }
+                let offset = u16::try_from(next + gap).ok()?;
+                offsets.push(offset);
+                next = u32::from(offset) + 1;
+            }
+            Some(offsets)
+        }
+        (&BITMAP, bits) if bits.len() == BITMAP_LEN => {
+            let set = |at: usize| (0..8u16).filter(move |bit| bits[at] & 1 << bit != 0).map(move |bit| at as u16 * 8 + bit);
+            Some((0..BITMAP_LEN).flat_map(set).collect())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn check(offsets: &[u16]) {
+        assert_eq!(decode(&encode(offsets)).as_deref(), Some(offsets));
+    }
+
+    #[test]
+    fn lists_of_every_density_survive_encoding() {
+        check(&[]);
+        check(&[0]);
+        check(&[u16::MAX]);
+        check(&[0, 1, 128, 129, 300, 20_000, u16::MAX]);
+        check(&(0..=u16::MAX).collect::<Vec<_>>());
+        check(&(0..BITMAP_LEN as u16).collect::<Vec<_>>());
+        check(&(0..=BITMAP_LEN as u16).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_segment_ends_where_the_next_begins() {
+        let last = Seq(SEGMENT_EVENTS);
+        assert_eq!((segment_of(Seq(1)), segment_of(last), segment_of(last.next())), (0, 0, 1));
+        assert_eq!((first_of(0), first_of(1)), (Seq(1), last.next()));
+        assert_eq!((offset_of(last), offset_of(last.next())), ((SEGMENT_EVENTS - 1) as u16, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_survives_encoding(offsets: BTreeSet<u16>) {
+            check(&offsets.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn arbitrary_bytes_decode_to_an_ascending_list_or_nothing(blob: Vec<u8>) {
+            if let Some(offsets) = decode(&blob) {
+                prop_assert!(offsets.is_sorted_by(|a, b| a < b));
+            }
+        }
+
+        #[test]
+        fn intersection_is_that_of_sets(a: BTreeSet<u8>, b: BTreeSet<u8>) {
+            let list = |s: &BTreeSet<u8>| s.iter().map(|&o| u16::from(o)).collect::<Vec<_>>();
+            let want: Vec<u16> = a.intersection(&b).map(|&o| u16::from(o)).collect();
+            prop_assert_eq!(intersect(&list(&a), &list(&b)), want);
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! The one thread that writes: it drains the queue into one transaction, commits, and only then lets
+//! anyone know.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ToSql};
+use tokio::sync::oneshot;
+
+use super::receipt::Receipt;
+use super::schema::meta;
+use super::segments::{self, IndexRow, Keys, SEGMENT_EVENTS, Segment};
+use super::{Shared, read};
+use crate::event::{EventType, EventTypes, Seq, Timestamp, TimestampText};
+use crate::outbox::Wakes;
+use crate::wire::Failure;
+use crate::wire::batch::{Batch, Columns, Commit};
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    Append(Append),
+    /// Delete what came before a time, or everything.
+    Delete { before: Option<Timestamp>, reply: oneshot::Sender<Result<u64, Failure>> },
+    /// A full segment's rows, ready to be stored.
+    Encoded { segment: u64, rows: Vec<IndexRow> },
+    /// The checkpointer has moved into the database what was in the log when it began.
+    Checkpointed,
+    /// Nothing will follow: finish and end.
+    Close,
+}
+
+pub(super) struct Append {
+    pub batch: Batch,
+    pub receipt: Receipt,
+    /// What it took of the queue's room, given back once the writer has it in hand.
+    pub room: super::Room,
+}
+
+pub(super) struct Writer {
+    pub connection: Connection,
+    pub shared: Arc<Shared>,
+    pub types: Arc<EventTypes>,
+    pub commands: Receiver<Command>,
+    pub commits: Sender<Arc<Commit>>,
+    pub sealer: Sender<Arc<Segment>>,
+    pub checkpointer: Sender<()>,
+    pub last: Seq,
+    pub last_time: Timestamp,
+    pub free_space_min_bytes: u64,
+    pub work: Work,
+}
+
+/// What the writer has taken on and not finished.
+#[derive(Default)]
+pub(super) struct Work {
+    sealing: VecDeque<Sealing>,
+    deletions: VecDeque<Deletion>,
+    checkpoint: Checkpoint,
+    wakes: Wakes,
+    time_text: TimestampText,
+    storage_full: bool,
+}
+
+/// A full segment on its way into `event_index`, a slice with every commit.
+struct Sealing {
+    segment: u64,
+    rows: std::vec::IntoIter<IndexRow>,
+    len: usize,
+}
+
+/// A deletion under way: the oldest events go first, a slice with every commit.
+struct Deletion {
+    through: Seq,
+    deleted: u64,
+    reply: oneshot::Sender<Result<u64, Failure>>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Checkpoint {
+    #[default]
+    Idle,
+    Running,
+}
+
+/// Most events and bytes of one transaction: at some 2 µs an event it bounds how long the last
+/// acknowledgement of a full queue waits behind the first.
+const COMMIT_EVENTS_MAX: usize = 10_000;
+const COMMIT_BYTES_MAX: usize = 16 << 20;
+
+/// Events deleted in one commit: some 2 ms of work.
+const DELETED_EVENTS_PER_COMMIT: u64 = 4_096;
+
+/// Index rows written in a commit that has nothing else to do: some 1 ms of work.
+const SEALED_ROWS_WHEN_IDLE: usize = 1_024;
+const SEALED_ROWS_MIN: usize = 256;
+
+/// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
+const CHECKPOINT_PAGES: usize = 1_024;
+
+/// A log that nobody adds to is emptied after this long.
+const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
+
+impl Writer {
+    /// Runs until `Close` or an error that makes it unsafe to go on. Receipts not resolved by then
+    /// resolve themselves as unavailable.
+    pub fn run(mut self) -> rusqlite::Result<()> {
+        let mut appends = Vec::new();
+        while self.turn(&mut appends)? {}
+        self.truncate_log();
+        Ok(())
+    }
+
+    /// Takes what waits, or waits for something, and commits it. Returns whether more may come.
+    pub fn turn(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
+        let closing = self.receive(appends);
+        self.commit(appends)?;
+        Ok(!closing)
+    }
+
+    /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
+    fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
+        let first = if self.has_housekeeping() {
+            self.commands.try_recv().ok()
+        } else if self.shared.wal_pages.load(Ordering::Relaxed) > 0 {
+            match self.commands.recv_timeout(IDLE_BEFORE_TRUNCATE) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.truncate_log();
+                    return false;
+                }
+            }
+        } else {
+            match self.commands.recv() {
+                Ok(command) => Some(command),
+                Err(_) => return true,
+            }
+        };
+        let (mut events, mut bytes) = (0, 0);
+        let mut next = first;
+        while let Some(command) = next {
+            match command {
+                Command::Append(append) => {
+                    events += append.batch.len();
+                    bytes += append.batch.bytes();
+                    appends.push(append);
+                    if events >= COMMIT_EVENTS_MAX || bytes >= COMMIT_BYTES_MAX {
+                        break;
+                    }
+                }
+                Command::Encoded { segment, rows } => {
+                    let len = rows.len();
+                    self.work.sealing.push_back(Sealing { segment, rows: rows.into_iter(), len });
+                }
+                Command::Delete { before, reply } => match self.deletion_end(before) {
+                    Ok(through) => self.work.deletions.push_back(Deletion { through, deleted: 0, reply }),
+                    Err(error) => {
+                        tracing::error!(%error, "find where to delete to");
+                        let _ = reply.send(Err(Failure::Unavailable));
+                    }
+                },
+                Command::Checkpointed => self.finish_checkpoint(),
+                Command::Close => return true,
+            }
+            next = self.commands.try_recv().ok();
+        }
+        false
+    }
+
+    pub fn has_housekeeping(&self) -> bool {
+        // On a full disk deleting is what helps; the index can wait.
+        !self.work.deletions.is_empty() || (!self.work.sealing.is_empty() && !self.work.storage_full)
+    }
+
+    /// One transaction for all that was taken. Returns an error only when going on is unsafe.
+    fn commit(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<()> {
+        if appends.is_empty() && !self.has_housekeeping() {
+            return Ok(());
+        }
+        if !appends.is_empty() && !self.has_free_space() {
+            self.refuse(appends, Failure::StorageFull);
+            if !self.has_housekeeping() {
+                return Ok(());
+            }
+        }
+        match self.write(appends) {
+            Ok(written) => {
+                self.work.storage_full = false;
+                self.publish(appends, written);
+                self.start_checkpoint_if_due();
+                Ok(())
+            }
+            Err(error) => {
+                // An error at COMMIT may have ended the transaction already.
+                let _ = self.connection.execute_batch("ROLLBACK");
+                if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
+                    self.refuse(appends, Failure::Unavailable);
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the disk is full: events are refused until there is space");
+                self.work.storage_full = true;
+                self.refuse(appends, Failure::StorageFull);
+                Ok(())
+            }
+        }
+    }
+
+    fn refuse(&mut self, appends: &mut Vec<Append>, failure: Failure) {
+        for Append { receipt, .. } in appends.drain(..) {
+            receipt.resolve(Err(failure), &mut self.work.wakes);
+        }
+        self.work.wakes.wake_all();
+        if failure == Failure::StorageFull {
+            for deletion in self.work.deletions.drain(..) {
+                let _ = deletion.reply.send(Err(failure));
+            }
+        }
+    }
+
+    fn has_free_space(&mut self) -> bool {
+        if self.free_space_min_bytes == 0 {
+            return true;
+        }
+        let free = rustix::fs::statvfs(&*self.shared.folder).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
+        let enough = free >= self.free_space_min_bytes;
+        if !enough && !self.work.storage_full {
+            tracing::warn!(free_bytes = free, "almost no disk space left: events are refused until there is more");
+        }
+        self.work.storage_full = !enough;
+        enough
+    }
+
+    /// Writes everything in one transaction and commits it; changes no state that a failure would have
+    /// to undo.
+    fn write(&mut self, appends: &mut [Append]) -> rusqlite::Result<Written> {
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        let mut written = Written { last: self.last, last_time: self.last_time, ..Written::default() };
+        self.insert_events(appends, &mut written)?;
+        self.seal_some(&mut written)?;
+        self.delete_some(&mut written)?;
+        self.connection.prepare_cached("COMMIT")?.raw_execute()?;
+        Ok(written)
+    }
+
+    fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
+        const INSERT: &str = "INSERT INTO events (seq, time_us, event_type, source, session_id, user_id, payload) \
+                              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let mut insert = self.connection.prepare_cached(INSERT)?;
+        // All events of a commit are from one moment, a microsecond apart so that times increase.
+        let now = Timestamp::now();
+        let mut time = Timestamp(now.0.max(self.last_time.0 + 1));
+        for Append { batch, .. } in appends {
+            for index in 0..batch.len() {
+                written.last = written.last.next();
+                batch.stamp(index, written.last, &self.work.time_text.render(time));
+                let columns = batch.columns(index);
+                insert.raw_bind_parameter(1, written.last.0 as i64)?;
+                insert.raw_bind_parameter(2, time.0)?;
+                insert.raw_bind_parameter(3, &**self.types.name(columns.event_type))?;
+                insert.raw_bind_parameter(4, Text(Some(columns.source)))?;
+                insert.raw_bind_parameter(5, Text(columns.session_id))?;
+                insert.raw_bind_parameter(6, Text(columns.user_id))?;
+                insert.raw_bind_parameter(7, Text(Some(columns.payload)))?;
+                insert.raw_execute()?;
+                written.count(columns.event_type, time);
+                written.last_time = time;
+                time.0 += 1;
+            }
+        }
+        const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
+                             (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
+        let mut count = self.connection.prepare_cached(COUNT)?;
+        for &(event_type, events, last_seen) in &written.by_type {
+            count.execute((&**self.types.name(event_type), events as i64, last_seen.to_string()))?;
+        }
+        written.events = (written.last.0 - self.last.0) as usize;
+        Ok(())
+    }
+
+    /// Stores a slice of the oldest full segment's rows: enough to be done before the next segment is
+    /// full, and no more, so that no commit waits long for it.
+    fn seal_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
+        let Some(sealing) = self.work.sealing.front() else { return Ok(()) };
+        let pace = sealing.len * written.events / (SEGMENT_EVENTS as usize / 2);
+        let rows = if written.events == 0 { SEALED_ROWS_WHEN_IDLE } else { pace.max(SEALED_ROWS_MIN) };
+        const INSERT: &str = "INSERT INTO event_index (segment, kind, key, offsets) VALUES (?1, ?2, ?3, ?4)";
+        let mut insert = self.connection.prepare_cached(INSERT)?;
+        let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
+        for row in slice {
+            insert.raw_bind_parameter(1, sealing.segment as i64)?;
+            insert.raw_bind_parameter(2, row.kind as i64)?;
+            insert.raw_bind_parameter(3, Text(Some(&row.key)))?;
+            insert.raw_bind_parameter(4, &row.offsets)?;
+            insert.raw_execute()?;
+        }
+        written.sealed_rows = slice.len();
+        if slice.len() == sealing.rows.len() {
+            set_meta(&self.connection, meta::SEALED_BEFORE, sealing.segment as i64 + 1)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a slice of the oldest events, and keeps the statistics true to what remains.
+    fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
+        let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
+        let first: Option<i64> =
+            self.connection.prepare_cached("SELECT min(seq) FROM events")?.query_row([], |row| row.get(0))?;
+        let first = first.map_or(deletion.through.next(), |first| Seq(first as u64));
+        let through = deletion.through.min(Seq(first.0 + DELETED_EVENTS_PER_COMMIT - 1));
+        if first <= through {
+            let counts = "UPDATE event_stats SET count = count - gone.n FROM (SELECT event_type AS type, count(*) AS n \
+                          FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone WHERE event_type = gone.type";
+            self.connection.prepare_cached(counts)?.execute([through.0 as i64])?;
+            self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
+            let deleted =
+                self.connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
+            written.deleted = deleted as u64;
+            // The rows that would say so are gone: what numbers and times are used up is noted.
+            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
+            set_meta(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
+        }
+        const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
+                               kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
+                               LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
+        let kept_from = segments::segment_of(through.max(Seq(1)).next());
+        let orphans = self
+            .connection
+            .prepare_cached(ORPHANS)?
+            .execute((kept_from as i64, DELETED_EVENTS_PER_COMMIT as i64))?;
+        written.deletion_done = through == deletion.through && (orphans as u64) < DELETED_EVENTS_PER_COMMIT;
+        Ok(())
+    }
+
+    /// Lets the world know of what is now on disk, in this order: queries see it, producers hear of it,
+    /// subscribers get it.
+    fn publish(&mut self, appends: &mut Vec<Append>, written: Written) {
+        let before = self.last;
+        (self.last, self.last_time) = (written.last, written.last_time);
+        self.note_in_segments(appends, before);
+        self.shared.committed.store(self.last.0, Ordering::SeqCst);
+
+        let mut first = before.next();
+        let mut batches = Vec::with_capacity(appends.len());
+        for Append { batch, receipt, room } in appends.drain(..) {
+            drop(room);
+            let batch = Arc::new(batch.committed(first));
+            first = first.plus(batch.len());
+            receipt.resolve(Ok(&batch), &mut self.work.wakes);
+            if !batch.is_empty() {
+                batches.push(batch);
+            }
+        }
+        self.work.wakes.wake_all();
+        if !batches.is_empty() {
+            // The fan-out never waits for a subscriber, so this waits only while it is busy; it is gone
+            // only when the process is ending.
+            let _ = self.commits.send(Arc::new(Commit { batches, through: self.last }));
+        }
+        self.finish_sealing(written.sealed_rows);
+        self.finish_deletion(&written);
+    }
+
+    fn note_in_segments(&self, appends: &[Append], before: Seq) {
+        let mut seq = before;
+        let mut recent = self.shared.recent.write();
+        for Append { batch, .. } in appends {
+            for index in 0..batch.len() {
+                seq = seq.next();
+                let Columns { event_type, source, session_id, user_id, .. } = batch.columns(index);
+                let event_type = self.types.name(event_type).as_bytes();
+                if let Some(full) = recent.note(seq, Keys { event_type, source, session_id, user_id }) {
+                    self.sealer.send(full).expect("the sealer lives as long as the writer");
+                }
+            }
+        }
+    }
+
+    fn finish_sealing(&mut self, rows: usize) {
+        let Some(sealing) = self.work.sealing.front_mut() else { return };
+        sealing.rows.by_ref().take(rows).for_each(drop);
+        if sealing.rows.len() == 0 {
+            let segment = sealing.segment;
+            self.work.sealing.pop_front();
+            self.shared.recent.write().full.retain(|full| full.number() != segment);
+        }
+    }
+
+    fn finish_deletion(&mut self, written: &Written) {
+        let Some(deletion) = self.work.deletions.front_mut() else { return };
+        deletion.deleted += written.deleted;
+        if written.deletion_done {
+            let deletion = self.work.deletions.pop_front().expect("just looked at");
+            tracing::info!(events = deletion.deleted, through = %deletion.through.id(), "deleted events");
+            // Whoever asked may be gone.
+            let _ = deletion.reply.send(Ok(deletion.deleted));
+        }
+    }
+
+    /// The last event to delete.
+    fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
+        let Some(before) = before else { return Ok(self.last) };
+        let first: Option<i64> = self.connection.query_row("SELECT min(seq) FROM events", [], |row| row.get(0))?;
+        match first {
+            Some(first) => {
+                let kept = Seq(first as u64)..=self.last;
+                Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev())
+            }
+            None => Ok(Seq::ZERO),
+        }
+    }
+
+    fn start_checkpoint_if_due(&mut self) {
+        let pages = self.shared.wal_pages.load(Ordering::Relaxed);
+        if pages >= CHECKPOINT_PAGES && self.work.checkpoint == Checkpoint::Idle {
+            self.work.checkpoint = Checkpoint::Running;
+            self.checkpointer.send(()).expect("the checkpointer lives as long as the writer");
+        }
+    }
+
+    /// The checkpointer has done the bulk; the few pages written meanwhile are moved here, between two
+    /// commits, because only a log that is moved entirely can start over. Without this step it would
+    /// grow for as long as events keep coming.
+    fn finish_checkpoint(&mut self) {
+        self.work.checkpoint = Checkpoint::Idle;
+        if let Err(error) = super::checkpoint(&self.connection, "PASSIVE") {
+            tracing::warn!(%error, "checkpoint");
+        }
+    }
+
+    fn truncate_log(&mut self) {
+        match super::checkpoint(&self.connection, "TRUNCATE") {
+            // A reader may still need it; the next idle moment comes.
+            Ok(()) => self.shared.wal_pages.store(0, Ordering::Relaxed),
+            Err(error) => tracing::warn!(%error, "checkpoint"),
+        }
+    }
+}
+
+/// What one transaction did.
+#[derive(Default)]
+struct Written {
+    last: Seq,
+    last_time: Timestamp,
+    events: usize,
+    /// Types of the new events, with their number and last time. A handful: searched, not hashed.
+    by_type: Vec<(EventType, u64, Timestamp)>,
+    sealed_rows: usize,
+    deleted: u64,
+    deletion_done: bool,
+}
+
+impl Written {
+    #[inline]
+    fn count(&mut self, event_type: EventType, time: Timestamp) {
+        match self.by_type.iter_mut().find(|(of, ..)| *of == event_type) {
+            Some((_, events, last_seen)) => {
+                *events += 1;
+                *last_seen = time;
+            }
+            None => self.by_type.push((event_type, 1, time)),
+        }
+    }
+}
+
+pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
+}
+
+/// UTF-8 that is known to be, bound without being checked again.
+struct Text<'b>(Option<&'b [u8]>);
+
+impl ToSql for Text<'_> {
+    #[inline]
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(self.0.map_or(ValueRef::Null, ValueRef::Text)))
+    }
+}

@@ -1,0 +1,441 @@
+//! Events encoded once. The thread that read an event renders the whole WebSocket frame of its
+//! delivery, with two holes of fixed width; the writer fills in 12 digits of id and 27 bytes of time.
+//! From then on the bytes are shared: by the 201 body, by every subscriber's socket, by everyone.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::frame::{self, OpCode};
+use crate::event::{Event, EventId, EventType, EventTypes, Seq, Timestamp};
+
+/// Events of one read or one request, encoded but neither numbered nor stored. Frames lie in one run
+/// without gaps, so an unfiltered subscriber costs one slice a batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    frames: Vec<u8>,
+    /// Strings whose JSON spelling has escapes, as they are stored: without.
+    decoded: Vec<u8>,
+    rows: Vec<Row>,
+}
+
+/// Where the parts of one event lie. Its frame begins where the one before it ends.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    json: u32,
+    end: u32,
+    event_type: EventType,
+    source: Span,
+    session_id: Span,
+    user_id: Span,
+    payload: Span,
+}
+
+/// A string within `frames`, or within `decoded` if `DECODED` is set.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    const NULL: Span = Span { start: u32::MAX, len: 0 };
+    const DECODED: u32 = 1 << 31;
+
+    #[inline]
+    fn text<'b>(self, frames: &'b [u8], decoded: &'b [u8]) -> Option<&'b [u8]> {
+        if self.start == u32::MAX {
+            return None;
+        }
+        let home = if self.start & Self::DECODED == 0 { frames } else { decoded };
+        let start = (self.start & !Self::DECODED) as usize;
+        Some(&home[start..start + self.len as usize])
+    }
+}
+
+/// What is stored of one event, as UTF-8.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'b> {
+    pub event_type: EventType,
+    pub source: &'b [u8],
+    pub session_id: Option<&'b [u8]>,
+    pub user_id: Option<&'b [u8]>,
+    pub payload: &'b [u8],
+}
+
+impl Batch {
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes this batch holds in memory.
+    pub fn bytes(&self) -> usize {
+        self.frames.len() + self.decoded.len() + self.rows.len() * size_of::<Row>()
+    }
+
+    /// Undoes every push after the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.rows.len() {
+            self.frames.truncate(len.checked_sub(1).map_or(0, |last| self.rows[last].end as usize));
+            self.rows.truncate(len);
+        }
+    }
+
+    /// Encodes one event at the end.
+    #[inline]
+    pub fn push(&mut self, event: &Event<'_>, types: &EventTypes) {
+        let event_type: &str = types.name(event.event_type);
+        let session_id = event.session_id.map(Json::of);
+        let user_id = event.user_id.map(Json::of);
+        let json_len = SKELETON_LEN
+            + event_type.len()
+            + event.source.len()
+            + session_id.as_ref().map_or(NULL.len(), Json::len)
+            + user_id.as_ref().map_or(NULL.len(), Json::len)
+            + event.payload.len();
+        self.frames.reserve(frame::head_len(json_len) + json_len);
+        frame::write_head(&mut self.frames, OpCode::Text, json_len);
+        let json = self.frames.len() as u32;
+        self.frames.extend_from_slice(SKELETON[0]);
+        self.frames.extend_from_slice(&[0; EventId::DIGITS]);
+        self.frames.extend_from_slice(SKELETON[1]);
+        self.frames.extend_from_slice(event_type.as_bytes());
+        self.frames.extend_from_slice(SKELETON[2]);
+        let source = self.plain(event.source);
+        self.frames.extend_from_slice(SKELETON[3]);
+        let session_id = self.string(session_id);
+        self.frames.extend_from_slice(SKELETON[4]);
+        let user_id = self.string(user_id);
+        self.frames.extend_from_slice(SKELETON[5]);
+        let payload = self.plain(event.payload);
+        self.frames.extend_from_slice(SKELETON[6]);
+        self.frames.extend_from_slice(&[0; Timestamp::LEN]);
+        self.frames.extend_from_slice(SKELETON[7]);
+        let end = self.frames.len() as u32;
+        debug_assert_eq!((end - json) as usize, json_len);
+        self.rows.push(Row { json, end, event_type: event.event_type, source, session_id, user_id, payload });
+    }
+
+    #[inline]
+    fn plain(&mut self, text: &str) -> Span {
+        let start = self.frames.len() as u32;
+        self.frames.extend_from_slice(text.as_bytes());
+        Span { start, len: text.len() as u32 }
+    }
+
+    #[inline]
+    fn string(&mut self, json: Option<Json<'_>>) -> Span {
+        match json {
+            None => {
+                self.frames.extend_from_slice(NULL);
+                Span::NULL
+            }
+            Some(Json { text, escapes: 0 }) => {
+                self.frames.push(b'"');
+                let span = self.plain(text);
+                self.frames.push(b'"');
+                span
+            }
+            Some(json) => {
+                json.write(&mut self.frames);
+                let start = self.decoded.len() as u32 | Span::DECODED;
+                self.decoded.extend_from_slice(json.text.as_bytes());
+                Span { start, len: json.text.len() as u32 }
+            }
+        }
+    }
+
+    /// Fills the holes of event number `index`.
+    #[inline]
+    pub fn stamp(&mut self, index: usize, seq: Seq, time: &[u8; Timestamp::LEN]) {
+        let row = &self.rows[index];
+        let id = row.json as usize + SKELETON[0].len();
+        self.frames[id..id + EventId::DIGITS].copy_from_slice(&seq.id().digits());
+        let time_end = row.end as usize - SKELETON[7].len();
+        self.frames[time_end - Timestamp::LEN..time_end].copy_from_slice(time);
+    }
+
+    #[inline]
+    pub fn columns(&self, index: usize) -> Columns<'_> {
+        self.rows[index].columns(&self.frames, &self.decoded)
+    }
+
+    /// The batch after its commit, for sharing. Every event must have been stamped, with `first` and
+    /// the numbers that follow it.
+    pub fn committed(self, first: Seq) -> Committed {
+        Committed { first, frames: self.frames.into(), decoded: self.decoded, rows: self.rows }
+    }
+}
+
+impl Row {
+    #[inline]
+    fn columns<'b>(&self, frames: &'b [u8], decoded: &'b [u8]) -> Columns<'b> {
+        let text = |span: Span| span.text(frames, decoded);
+        Columns {
+            event_type: self.event_type,
+            source: text(self.source).expect("every event has a source"),
+            session_id: text(self.session_id),
+            user_id: text(self.user_id),
+            payload: text(self.payload).expect("every event has a payload"),
+        }
+    }
+}
+
+/// A batch that is on disk: numbered, immutable, its bytes shared by all who deliver it.
+#[derive(Debug)]
+pub struct Committed {
+    first: Seq,
+    frames: Bytes,
+    decoded: Vec<u8>,
+    rows: Vec<Row>,
+}
+
+impl Committed {
+    /// The number of the first event; the others follow it without gap.
+    pub fn first(&self) -> Seq {
+        self.first
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The WebSocket frames of all events, one after the other.
+    pub fn frames(&self) -> Bytes {
+        self.frames.clone()
+    }
+
+    /// The WebSocket frames of the events `from..to`.
+    pub fn frames_between(&self, from: usize, to: usize) -> Bytes {
+        let start = from.checked_sub(1).map_or(0, |before| self.rows[before].end as usize);
+        self.frames.slice(start..self.rows[to - 1].end as usize)
+    }
+
+    /// The event itself, as JSON.
+    pub fn json(&self, index: usize) -> Bytes {
+        let row = &self.rows[index];
+        self.frames.slice(row.json as usize..row.end as usize)
+    }
+
+    #[inline]
+    pub fn columns(&self, index: usize) -> Columns<'_> {
+        self.rows[index].columns(&self.frames, &self.decoded)
+    }
+}
+
+/// All that one transaction stored, in order: what the store hands on.
+#[derive(Debug)]
+pub struct Commit {
+    pub batches: Vec<Arc<Committed>>,
+    /// The number of the last event: after this commit everything up to it is stored.
+    pub through: Seq,
+}
+
+/// An event read back from storage.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredEvent<'r> {
+    pub seq: Seq,
+    pub time: Timestamp,
+    pub event_type: &'r str,
+    pub source: &'r str,
+    pub session_id: Option<&'r str>,
+    pub user_id: Option<&'r str>,
+    pub payload: &'r str,
+    /// The id it had in the service this one replaces, if it came from there.
+    pub legacy_id: Option<&'r str>,
+}
+
+impl StoredEvent<'_> {
+    /// Appends the delivered JSON: the bytes a live subscriber got.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        match self.legacy_id {
+            None => {
+                out.extend_from_slice(SKELETON[0]);
+                out.extend_from_slice(&self.seq.id().digits());
+            }
+            Some(id) => {
+                out.extend_from_slice(SKELETON[0].strip_suffix(b"\"evt_").expect("the skeleton begins with an id"));
+                let quoted = Json::of(id);
+                let mut text = Vec::with_capacity(quoted.len());
+                quoted.write(&mut text);
+                out.extend_from_slice(&text[..text.len() - 1]);
+            }
+        }
+        out.extend_from_slice(SKELETON[1]);
+        Json::of(self.event_type).write_inside(out);
+        out.extend_from_slice(SKELETON[2]);
+        Json::of(self.source).write_inside(out);
+        for (label, value) in [(SKELETON[3], self.session_id), (SKELETON[4], self.user_id)] {
+            out.extend_from_slice(label);
+            match value {
+                Some(text) => Json::of(text).write(out),
+                None => out.extend_from_slice(NULL),
+            }
+        }
+        out.extend_from_slice(SKELETON[5]);
+        out.extend_from_slice(self.payload.as_bytes());
+        out.extend_from_slice(SKELETON[6]);
+        out.extend_from_slice(self.time.to_string().as_bytes());
+        out.extend_from_slice(SKELETON[7]);
+    }
+
+    /// Appends the WebSocket frame of the delivered JSON. `scratch` is only room to work in.
+    pub fn write_frame(&self, out: &mut Vec<u8>, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        self.write_json(scratch);
+        frame::text(out, scratch);
+    }
+}
+
+const NULL: &[u8] = b"null";
+
+/// What stands between the parts of a delivered event. Keys and their order are the contract's.
+const SKELETON: [&[u8]; 8] = [
+    br#"{"id":"evt_"#,
+    br#"","event_type":""#,
+    br#"","source":""#,
+    br#"","session_id":"#,
+    br#","user_id":"#,
+    br#","payload":"#,
+    br#","timestamp":""#,
+    br#""}"#,
+];
+
+/// Bytes of a delivered event besides its own strings.
+const SKELETON_LEN: usize = {
+    let (mut len, mut i) = (EventId::DIGITS + Timestamp::LEN, 0);
+    while i < SKELETON.len() {
+        len += SKELETON[i].len();
+        i += 1;
+    }
+    len
+};
+
+/// A string on its way into JSON.
+struct Json<'t> {
+    text: &'t str,
+    /// Bytes that its escapes add.
+    escapes: usize,
+}
+
+impl<'t> Json<'t> {
+    #[inline]
+    fn of(text: &'t str) -> Self {
+        let extra = |b: u8| match b {
+            b'"' | b'\\' => 1,
+            0..0x20 => 5,
+            _ => 0,
+        };
+        Self { text, escapes: text.bytes().map(extra).sum() }
+    }
+
+    /// Bytes of the JSON string with its quotes.
+    fn len(&self) -> usize {
+        self.text.len() + self.escapes + 2
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'"');
+        self.write_inside(out);
+        out.push(b'"');
+    }
+
+    fn write_inside(&self, out: &mut Vec<u8>) {
+        if self.escapes == 0 {
+            return out.extend_from_slice(self.text.as_bytes());
+        }
+        for &byte in self.text.as_bytes() {
+            match byte {
+                b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+                0..0x20 => {
+                    let digit = |n: u8| b"0123456789abcdef"[n as usize];
+                    out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
+                }
+                _ => out.push(byte),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event<'a>(types: &EventTypes, session_id: Option<&'a str>, payload: &'a str) -> Event<'a> {
+        let event_type = types.get("timer_tick").expect("built in");
+        Event { event_type, source: "s", session_id, user_id: Some("u"), payload }
+    }
+
+    fn stamped(events: &[Event<'_>], types: &EventTypes) -> Committed {
+        let mut batch = Batch::default();
+        events.iter().for_each(|e| batch.push(e, types));
+        for i in 0..batch.len() {
+            let time = crate::event::TimestampText::default().render(Timestamp(i as i64));
+            batch.stamp(i, Seq(7).plus(i), &time);
+        }
+        batch.committed(Seq(7))
+    }
+
+    #[test]
+    fn live_and_stored_bytes_are_the_same() {
+        let types = EventTypes::builtin();
+        let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(70_000));
+        let sessions = [None, Some("plain é"), Some("quote \" slash \\ control \u{1}\n"), Some("")];
+        let events: Vec<_> = sessions.iter().flat_map(|s| ["{}", r#"{"a":1}"#, &long].map(|p| event(&types, *s, p))).collect();
+        let committed = stamped(&events, &types);
+        let mut all_frames = Vec::new();
+        for (i, event) in events.iter().enumerate() {
+            let stored = StoredEvent {
+                seq: Seq(7).plus(i),
+                time: Timestamp(i as i64),
+                event_type: "timer_tick",
+                source: "s",
+                session_id: event.session_id,
+                user_id: Some("u"),
+                payload: event.payload,
+                legacy_id: None,
+            };
+            let (mut json, mut scratch) = (Vec::new(), Vec::new());
+            stored.write_json(&mut json);
+            assert_eq!(committed.json(i), json);
+            let value: serde_json::Value = serde_json::from_slice(&json).expect("valid JSON");
+            assert_eq!(value["session_id"].as_str(), event.session_id);
+            assert_eq!(committed.columns(i).session_id, event.session_id.map(str::as_bytes));
+            assert_eq!(committed.columns(i).payload, event.payload.as_bytes());
+            stored.write_frame(&mut all_frames, &mut scratch);
+        }
+        assert_eq!(committed.frames(), all_frames);
+        assert_eq!(committed.frames_between(0, events.len()), all_frames);
+    }
+
+    #[test]
+    fn a_delivered_event_has_its_keys_in_the_contracts_order() {
+        let types = EventTypes::builtin();
+        let committed = stamped(&[event(&types, None, "{}")], &types);
+        assert_eq!(
+            committed.json(0),
+            r#"{"id":"evt_000000000007","event_type":"timer_tick","source":"s","session_id":null,"user_id":"u","payload":{},"timestamp":"1970-01-01T00:00:00.000000Z"}"#
+        );
+    }
+
+    #[test]
+    fn truncate_undoes_pushes() {
+        let types = EventTypes::builtin();
+        let mut batch = Batch::default();
+        batch.push(&event(&types, Some("a"), "{}"), &types);
+        let bytes = batch.frames.clone();
+        batch.push(&event(&types, Some("\n"), "{}"), &types);
+        batch.truncate(1);
+        assert_eq!((batch.len(), &batch.frames), (1, &bytes));
+        batch.truncate(0);
+        assert!(batch.is_empty() && batch.frames.is_empty());
+    }
+}

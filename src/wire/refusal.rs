@@ -1,0 +1,197 @@
+//! Every reason a client can be given, in one table: HTTP status, text, and whether to try again.
+//! What an operator needs to know is logged where it happens and never gets in here.
+
+use std::time::Duration;
+
+use super::frame::Violation;
+use crate::event::Rejection;
+
+/// Why events that were understood could not be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("Too many events are waiting to be stored, try again")]
+    QueueFull,
+    #[error("The disk is full, try again later")]
+    StorageFull,
+    #[error("The event could not be stored, try again")]
+    Unavailable,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("Missing or wrong API key")]
+    Unauthorized,
+    #[error("Origin not allowed")]
+    ForbiddenOrigin,
+    #[error("{0}")]
+    NotFound(&'static str),
+    #[error("Method not allowed, use {0}")]
+    MethodNotAllowed(&'static str),
+    #[error("The request did not arrive in time")]
+    TooSlow,
+    #[error("The body is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error("Content type must be application/json or application/x-ndjson")]
+    UnsupportedMediaType,
+    #[error("{}", .0.msg)]
+    Invalid(Problem),
+    #[error("This path is a WebSocket: connect with an Upgrade request")]
+    UpgradeRequired,
+    #[error("Rate limit exceeded, try again in {} s", .0.as_secs().max(1))]
+    RateLimited(Duration),
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error("Reading the stored events failed, try again")]
+    Unreadable,
+    #[error("The server has as many connections as it takes, try again")]
+    TooManyConnections,
+}
+
+/// What is wrong with a request that was understood, and where; an item of a 422's `detail`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    pub loc: Vec<Place>,
+    pub msg: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+}
+
+/// A step on the way to what is wrong: a name or the index of an array.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum Place {
+    Name(&'static str),
+    Index(usize),
+}
+
+impl Refusal {
+    /// A refused event, in a body with one object or with many.
+    pub fn of(rejection: &Rejection) -> Self {
+        let mut loc = vec![Place::Name("body")];
+        loc.extend(rejection.index.map(Place::Index));
+        loc.extend(rejection.fault.field().map(Place::Name));
+        Self::Invalid(Problem { loc, msg: sentence(rejection), kind: rejection.fault.kind() })
+    }
+
+    /// A refused query parameter.
+    pub fn parameter(name: &'static str, msg: impl Into<String>, kind: &'static str) -> Self {
+        Self::Invalid(Problem { loc: vec![Place::Name("query"), Place::Name(name)], msg: msg.into(), kind })
+    }
+
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) => 400,
+            Self::Unauthorized => 401,
+            Self::ForbiddenOrigin => 403,
+            Self::NotFound(_) => 404,
+            Self::MethodNotAllowed(_) => 405,
+            Self::TooSlow => 408,
+            Self::TooLarge(_) => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::Invalid(_) => 422,
+            Self::UpgradeRequired => 426,
+            Self::RateLimited(_) => 429,
+            Self::Failed(Failure::StorageFull) => 507,
+            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections => 503,
+        }
+    }
+
+    /// The standard name of the status.
+    pub fn title(&self) -> &'static str {
+        match self.status() {
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            408 => "Request Timeout",
+            413 => "Content Too Large",
+            415 => "Unsupported Media Type",
+            422 => "Unprocessable Content",
+            426 => "Upgrade Required",
+            429 => "Too Many Requests",
+            507 => "Insufficient Storage",
+            _ => "Service Unavailable",
+        }
+    }
+
+    /// When the same request may succeed; `None` when it never will.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited(wait) => Some(*wait),
+            Self::Failed(Failure::StorageFull) => Some(Duration::from_secs(30)),
+            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The body, as `application/problem+json` (RFC 9457). `detail` is a list for a 422, as clients of
+    /// the service this one replaces expect.
+    pub fn problem(&self) -> Vec<u8> {
+        let detail = match self {
+            Self::Invalid(problem) => serde_json::json!([problem]),
+            _ => self.to_string().into(),
+        };
+        serde_json::json!({ "type": "about:blank", "title": self.title(), "status": self.status(), "detail": detail })
+            .to_string()
+            .into_bytes()
+    }
+}
+
+/// The text for a client: in an array it names the index.
+pub fn sentence(rejection: &Rejection) -> String {
+    match rejection.index {
+        Some(index) => format!("Event {index}: {}", rejection.fault),
+        None => rejection.fault.to_string(),
+    }
+}
+
+/// Why a WebSocket ends: the code and the reason in its Close frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The peer asked for it, with this code if it gave one.
+    Asked(Option<u16>),
+    /// The peer is gone: there is nobody to say goodbye to.
+    Gone,
+    /// The peer broke a rule of the protocol.
+    Violated(Violation),
+    GoingAway,
+    NoFirstMessage,
+    /// The first message, or new filters, cannot be understood.
+    NotUnderstood,
+    Capacity,
+    TooManyConnections,
+    Failed,
+}
+
+impl Ending {
+    /// The code of the Close frame, or `None` when none is sent.
+    pub fn code(self) -> Option<u16> {
+        match self {
+            Self::Gone => None,
+            Self::Asked(code) => Some(code.unwrap_or(1000)),
+            Self::Violated(violation) => Some(violation.close_code()),
+            Self::GoingAway => Some(1001),
+            Self::NoFirstMessage | Self::NotUnderstood => Some(1008),
+            Self::Failed => Some(1011),
+            Self::Capacity => Some(1013),
+            Self::TooManyConnections => Some(4002),
+        }
+    }
+
+    pub fn reason(self) -> String {
+        match self {
+            Self::Gone | Self::Asked(_) => String::new(),
+            Self::Violated(violation) => violation.to_string(),
+            Self::GoingAway => "Server is shutting down".to_owned(),
+            Self::NoFirstMessage => "No filters received in time".to_owned(),
+            Self::NotUnderstood => "The message was not understood".to_owned(),
+            Self::Capacity => "Server at subscriber capacity".to_owned(),
+            Self::TooManyConnections => "Too many connections from this address".to_owned(),
+            Self::Failed => "Internal error, reconnect".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! `/ws/publish`: messages in, acknowledgements out, in the same order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
+
+use super::{goodbye, linger, write_all};
+use crate::auth::Class;
+use crate::event::Parser;
+use crate::outbox::{Outbox, Taken, Wakes};
+use crate::pipeline::{Pipeline, Producer};
+use crate::store::Receipt;
+use crate::wire::Batch;
+use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
+use crate::wire::message::{AckMode, AnswerWriter, Answers, ToPublisher};
+use crate::wire::refusal::Ending;
+
+/// Bytes that may wait for a publisher that does not read its answers. They are bounded by its events
+/// in flight already; this is for pongs, which nobody counts.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+
+/// Serves one publisher until its socket ends.
+pub async fn publish(
+    mut stream: TcpStream,
+    received: Bytes,
+    peer: SocketAddr,
+    pipeline: Arc<Pipeline>,
+    producer: Producer,
+    mode: AckMode,
+) {
+    let socket = Socket {
+        pipeline: &pipeline,
+        peer,
+        outbox: Arc::new(Outbox::new(WAITING_BYTES_MAX)),
+        in_flight: AtomicUsize::new(0),
+        answered: Notify::new(),
+    };
+    let (read, write) = stream.split();
+    let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
+    drop(received);
+    let said_goodbye = {
+        let reading = async {
+            let ending = socket.read(read, decoder, producer).await;
+            socket.push(ToPublisher::End(ending), 0);
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            said_goodbye = socket.write(write, mode) => said_goodbye,
+            () = reading => false,
+        }
+    };
+    if said_goodbye {
+        linger(stream).await;
+    }
+}
+
+struct Socket<'p> {
+    pipeline: &'p Pipeline,
+    peer: SocketAddr,
+    outbox: Arc<Outbox<ToPublisher>>,
+    /// Messages handed in whose answers have not left.
+    in_flight: AtomicUsize,
+    /// Answers have left.
+    answered: Notify,
+}
+
+impl Socket<'_> {
+    /// Reads until the socket ends, and says how. Everything complete that one read brought becomes one
+    /// batch. While too much is unanswered nothing is read, and TCP slows the producer down.
+    async fn read(&self, mut read: ReadHalf<'_>, mut decoder: Decoder, mut producer: Producer) -> Ending {
+        let mut parser = self.pipeline.parser();
+        let mut shutting_down = std::pin::pin!(producer.shutting_down());
+        loop {
+            let (batch, answers, ending) = self.decode(&mut decoder, &mut parser);
+            if !answers.is_empty() {
+                self.in_flight.fetch_add(answers.messages(), Ordering::Relaxed);
+                let receipt = Receipt::for_socket(self.outbox.clone(), answers);
+                self.pipeline.store.append(batch, receipt).await;
+            }
+            if let Some(ending) = ending {
+                return ending;
+            }
+            while self.in_flight.load(Ordering::Relaxed) >= self.pipeline.config.max_in_flight {
+                self.answered.notified().await;
+            }
+            tokio::select! {
+                biased;
+                bytes = read.read_buf(decoder.space()) => match bytes {
+                    Ok(1..) => {}
+                    // Gone without a word; answers still on their way may be read all the same.
+                    Ok(0) | Err(_) => return Ending::Gone,
+                },
+                () = &mut shutting_down => return Ending::GoingAway,
+            }
+        }
+    }
+
+    /// Everything complete in the buffer.
+    fn decode(&self, decoder: &mut Decoder, parser: &mut Parser) -> (Batch, Answers, Option<Ending>) {
+        let (mut batch, mut answers) = (Batch::default(), Answers::default());
+        let ending = loop {
+            match decoder.next() {
+                Ok(None) => break None,
+                Ok(Some(Message::Text(text))) => self.message(text, parser, &mut batch, &mut answers),
+                Ok(Some(Message::Binary(bytes))) => match std::str::from_utf8(bytes) {
+                    Ok(text) => self.message(text, parser, &mut batch, &mut answers),
+                    Err(_) => answers.error("Message is not valid UTF-8", None),
+                },
+                Ok(Some(Message::TooLarge)) => answers.error("Message too large", None),
+                Ok(Some(Message::Ping(payload))) => {
+                    let mut pong = Vec::new();
+                    frame::unmasked(&mut pong, OpCode::Pong, payload);
+                    let bytes = pong.len();
+                    self.push(ToPublisher::Frames(pong), bytes);
+                }
+                Ok(Some(Message::Pong(_))) => {}
+                Ok(Some(Message::Close(close))) => break Some(Ending::Asked(close.map(|(code, _)| code))),
+                Err(violation) => break Some(Ending::Violated(violation)),
+            }
+        };
+        (batch, answers, ending)
+    }
+
+    #[inline]
+    fn message(&self, text: &str, parser: &mut Parser, batch: &mut Batch, answers: &mut Answers) {
+        if let Err(refusal) = self.pipeline.access.check(Class::Publish, self.peer.ip()) {
+            return answers.error(refusal.to_string(), None);
+        }
+        let before = batch.len();
+        let parsed = parser.parse(text, |event| batch.push(&event, &self.pipeline.types));
+        if parsed.outcome.is_err() {
+            batch.truncate(before);
+        }
+        answers.note(&parsed);
+    }
+
+    /// Writes answers as they become due, all that are due in one write, until the socket ends. Returns
+    /// whether it ended with a Close frame.
+    async fn write(&self, mut write: WriteHalf<'_>, mode: AckMode) -> bool {
+        let patience = self.pipeline.config.write_timeout;
+        let mut answers = AnswerWriter::new(mode);
+        let (mut items, mut out, mut ending) = (Vec::new(), Vec::new(), None);
+        loop {
+            if let Some(ending) = ending
+                && self.in_flight.load(Ordering::Relaxed) == 0
+            {
+                return goodbye(&mut write, ending, patience).await;
+            }
+            if self.outbox.take(&mut items).await == Taken::Overflowed {
+                return false;
+            }
+            let mut messages = 0;
+            for item in items.drain(..) {
+                match item {
+                    ToPublisher::Answered(answered) => {
+                        messages += answered.answers.messages();
+                        answers.write(&answered, &mut out);
+                    }
+                    ToPublisher::Frames(frames) => out.extend_from_slice(&frames),
+                    ToPublisher::End(how) => ending = Some(how),
+                }
+            }
+            answers.finish(&mut out);
+            if write_all(&mut write, &out, patience).await.is_err() {
+                return false;
+            }
+            out.clear();
+            out.shrink_to(OUT_BYTES_KEPT);
+            self.in_flight.fetch_sub(messages, Ordering::Relaxed);
+            self.answered.notify_one();
+        }
+    }
+
+    fn push(&self, item: ToPublisher, bytes: usize) {
+        let mut wakes = Wakes::default();
+        self.outbox.push(item, bytes, &mut wakes);
+        wakes.wake_all();
+    }
+}
+
+/// Room for answers that a socket keeps between writes.
+const OUT_BYTES_KEPT: usize = 64 << 10;

@@ -1,0 +1,514 @@
+//! `/ws/subscribe`: filters, history joined with live, changes of filters under load, slow and vanishing subscribers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// Runs `body` while another thread publishes without a break; `message` makes the n-th event.
+fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, body: impl FnOnce()) {
+    struct StopAtEnd<'a>(&'a AtomicBool);
+    impl Drop for StopAtEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _end = StopAtEnd(&stop);
+        scope.spawn(|| {
+            let mut publisher = server.publisher();
+            let mut published = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let batch: Vec<_> = (published..published + 50).map(&message).collect();
+                acknowledged(&publisher.pipeline(&batch));
+                published += batch.len();
+            }
+        });
+        body();
+    });
+}
+
+#[test]
+fn the_answer_has_its_shape() {
+    let server = Server::start();
+    server.publish(&tick("s", 0));
+    let asked = json!({"event_types": ["timer_tick", "quiz_started"], "session_id": "s", "user_id": "u", "source": "it"});
+    for asked in [json!({}), asked, json!({"session_id": "only"})] {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        let answer = socket.ask(&asked.to_string());
+        assert_eq!(answer["status"], "subscribed");
+        let id = text_of(&answer["subscriber_id"]);
+        let digits = id.strip_prefix("sub_").expect("sub_");
+        assert!(digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+        for (key, value) in asked.as_object().unwrap() {
+            assert_eq!(answer["filters"][key], *value, "{answer}");
+        }
+        let beyond = answer["filters"].as_object().unwrap().iter().filter(|(key, _)| asked.get(key).is_none());
+        assert!(beyond.clone().all(|(_, value)| value.is_null()), "not asked: {:?}", beyond.collect::<Vec<_>>());
+        assert_eq!(answer["last_event_id"], id_of(1));
+    }
+}
+
+#[test]
+fn each_filter_and_each_pair_lets_through_what_it_says() {
+    let types = ["timer_tick", "quiz_started", "error_occurred"];
+    let events: Vec<_> = (0..240)
+        .map(|n| {
+            json!({
+                "event_type": types[n % 3],
+                "source": format!("source{}", n % 2),
+                "session_id": if n % 5 == 0 { Value::Null } else { json!(format!("session \"{}\" é", n % 5)) },
+                "user_id": if n % 7 == 0 { Value::Null } else { json!(format!("user{}", n % 7)) },
+            })
+        })
+        .collect();
+    let last = json!({"event_type": "quiz_timeout", "source": "it"});
+    let parts = [
+        ("event_types", "event_type", json!(["quiz_started", "error_occurred"])),
+        ("source", "source", json!("source1")),
+        ("session_id", "session_id", json!("session \"3\" é")),
+        ("user_id", "user_id", json!("user2")),
+    ];
+
+    let server = Server::start();
+    let mut subscribers = Vec::new();
+    for choice in 0..16 {
+        let chosen: Vec<_> = parts.iter().enumerate().filter(|(n, _)| choice & (1 << n) != 0).map(|(_, part)| part).collect();
+        let filter: Value = chosen.iter().map(|(key, _, value)| (key.to_string(), value.clone())).collect();
+        let matches = |event: &Value| {
+            chosen.iter().all(|(_, field, wanted)| match wanted.as_array() {
+                Some(list) => list.contains(&event[*field]),
+                None => event[*field] == *wanted,
+            })
+        };
+        let expected: Vec<u64> = events.iter().zip(1..).filter(|(event, _)| matches(event)).map(|(_, n)| n).collect();
+        subscribers.push((server.subscriber(&filter), filter, expected));
+    }
+    // What means "any".
+    for any in [
+        json!({"event_types": [], "session_id": "", "user_id": "", "source": ""}),
+        json!({"event_types": null, "session_id": null, "user_id": null, "source": null}),
+        json!({"unknown_key": 17}),
+    ] {
+        subscribers.push((server.subscriber(&any), any, (1..=240).collect()));
+    }
+
+    server.publish_lines(&events.iter().map(Value::to_string).collect::<Vec<_>>());
+    for (subscriber, filter, expected) in &mut subscribers {
+        assert_eq!(sequences(&subscriber.collect(expected.len())), *expected, "{filter}");
+        // Had more been on its way, it would come before the answer or before the next event.
+        let answer = subscriber.ask(r#"{"type":"update_filters","filters":{}}"#);
+        assert_eq!(answer, json!({"status": "filters_updated", "filters": {}}), "{filter}");
+    }
+    server.publish(&last.to_string());
+    for (subscriber, filter, _) in &mut subscribers {
+        assert_eq!(sequence(&subscriber.json()["id"]), 241, "{filter}");
+    }
+}
+
+#[test]
+fn what_is_delivered_is_stored() {
+    let server = Server::start();
+    let mut subscriber = server.subscriber(&json!({}));
+    let mut publisher = server.publisher();
+    for n in 0..100 {
+        publisher.send(&tick("s", n));
+        let delivered = subscriber.text();
+        let id = text_of(&serde_json::from_str::<Value>(&delivered).unwrap()["id"]);
+        assert_eq!(server.get(&format!("/events/{id}")).text(), delivered);
+        publisher.json();
+    }
+}
+
+#[test]
+fn history_starts_where_it_was_asked_to() {
+    let server = Server::start();
+    server.publish_lines(&(0..500).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
+    let all = server.stored("");
+    let time = |n: usize| all[n - 1]["timestamp"].clone();
+    let table = [
+        (json!({}), vec![]),
+        (json!({"after": id_of(497)}), vec![498, 499, 500]),
+        (json!({"after": id_of(500)}), vec![]),
+        (json!({"after": id_of(0)}), (1..=500).collect()),
+        (json!({"since": time(498)}), vec![499, 500]),
+        (json!({"since": time(500)}), vec![]),
+        (json!({"since": "2020-01-01T02:00:00+02:00"}), (1..=500).collect()),
+        (json!({"since": "2999-01-01T00:00:00Z"}), vec![]),
+        (json!({"last": 0}), vec![]),
+        (json!({"last": 1}), vec![500]),
+        (json!({"last": 3}), vec![498, 499, 500]),
+        (json!({"last": 100_000}), (1..=500).collect()),
+        (json!({"last": 3, "session_id": "a"}), vec![495, 497, 499]),
+        (json!({"after": id_of(494), "session_id": "b"}), vec![496, 498, 500]),
+        (json!({"since": time(494), "event_types": ["timer_tick"], "session_id": "b"}), vec![496, 498, 500]),
+        (json!({"last": 5, "session_id": "nobody"}), vec![]),
+        (json!({"after": null, "since": null, "last": null}), vec![]),
+    ];
+    let mut subscribers: Vec<_> =
+        table.into_iter().map(|(first, expected)| (server.subscriber(&first), first, expected)).collect();
+    server.publish_lines(&["a", "b"].map(|session| tick(session, 0)));
+    for (subscriber, first, expected) in &mut subscribers {
+        let live: &[u64] = match first["session_id"].as_str() {
+            Some("a") => &[501],
+            Some("b") => &[502],
+            Some(_) => &[],
+            None => &[501, 502],
+        };
+        // A time in the future is a start point like any other, so the events of today do not follow it.
+        let future = first["since"].as_str().is_some_and(|since| since.starts_with("2999"));
+        if !future {
+            expected.extend(live);
+        }
+        assert_eq!(sequences(&subscriber.collect(expected.len())), *expected, "{first}");
+        subscriber.send(r#"{"type":"ping"}"#);
+        if !future {
+            assert_eq!(subscriber.json(), json!({"type": "pong"}), "{first}");
+        }
+    }
+}
+
+#[test]
+fn history_and_live_join_without_gap_or_repeat() {
+    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536")]);
+    server.publish_lines(&(0..2000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
+    let starts = [json!({}), json!({"after": id_of(700)}), json!({"last": 1500}), json!({"since": "2020-01-01T00:00:00Z"})];
+    let read = |n: usize| {
+        let mut first = starts[n % 4].clone();
+        let step = if n % 8 < 4 { 1 } else { 2 };
+        if step == 2 {
+            first["session_id"] = json!("a");
+        }
+        let ids = sequences(&server.subscriber(&first).collect(3000));
+        for pair in ids.windows(2) {
+            assert_eq!(pair[1], pair[0] + step, "{first}: a gap or a repeat");
+        }
+        match n % 4 {
+            1 => assert_eq!(ids[0], 701, "{first}"),
+            3 => assert_eq!(ids[0], 1, "{first}"),
+            _ => assert!(ids[0] > 500 || step == 2, "{first} starts at {}", ids[0]),
+        }
+    };
+    while_publishing(&server, |n| tick(["a", "b"][n % 2], n), || in_parallel(16, read));
+}
+
+#[test]
+fn a_consumer_that_comes_back_again_and_again_sees_everything_once() {
+    let server = Server::start();
+    while_publishing(&server, |n| tick("s", n), || {
+        let mut last = 0;
+        for round in 0..60 {
+            let mut subscriber = server.subscriber(&json!({"after": id_of(last)}));
+            for event in subscriber.collect(1 + round * 3) {
+                last += 1;
+                assert_eq!(sequence(&event["id"]), last);
+            }
+            if round % 2 == 0 {
+                subscriber.reset();
+            }
+        }
+    });
+}
+
+#[test]
+fn filters_change_under_load_without_losing_or_repeating() {
+    let server = Server::start();
+    let filters = [json!({"session_id": "a"}), json!({}), json!({"session_id": "a", "event_types": ["timer_tick"]})];
+    while_publishing(&server, |n| tick(["a", "b", "c"][n % 3], n), || {
+        let mut subscriber = server.subscriber(&filters[0]);
+        let (mut current, mut changes, mut last, mut last_of_a) = (0, 0, None, None);
+        while changes < 100 {
+            // Many changes are on their way at once, in order.
+            for change in changes..changes + 5 {
+                let next = &filters[(change + 1) % filters.len()];
+                subscriber.send(&json!({"type": "update_filters", "filters": next}).to_string());
+            }
+            let mut since_change = 0;
+            let until = changes + 5;
+            while changes < until || since_change < 60 {
+                let message = subscriber.json();
+                if message["status"] == "filters_updated" {
+                    changes += 1;
+                    current = changes % filters.len();
+                    assert_eq!(message["filters"], filters[current]);
+                    (last, since_change) = (None, 0);
+                    continue;
+                }
+                since_change += 1;
+                let (sequence, of_a) = (sequence(&message["id"]), message["session_id"] == "a");
+                // Session "a" passes every one of the filters, so all of it comes.
+                if of_a {
+                    assert!(last_of_a.is_none_or(|last| sequence == last + 3), "{last_of_a:?} then {sequence}");
+                    last_of_a = Some(sequence);
+                }
+                // While everything passes, everything comes; otherwise only "a".
+                if current == 1 {
+                    assert!(last.is_none_or(|last| sequence == last + 1), "{last:?} then {sequence}");
+                    last = Some(sequence);
+                } else {
+                    assert!(of_a, "{message} under {}", filters[current]);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn new_filters_replace_all_old_ones() {
+    let server = Server::start();
+    let mut subscriber = server.subscriber(&json!({"session_id": "a", "event_types": ["quiz_started"]}));
+    server.publish(&tick("a", 0));
+    let filters = json!({"source": "it"});
+    let update = json!({"type": "update_filters", "filters": filters}).to_string();
+    assert_eq!(subscriber.ask(&update), json!({"status": "filters_updated", "filters": filters}));
+    server.publish(&tick("b", 1));
+    assert_eq!(sequence(&subscriber.json()["id"]), 2, "neither type nor session hold any longer");
+}
+
+#[test]
+fn pings_are_answered_and_junk_is_ignored() {
+    let server = Server::start();
+    let mut subscriber = server.subscriber(&json!({}));
+    let junk = [
+        "", "not json", "{", "17", "null", "[]", "\"text\"", "{}", r#"{"type":"unheard_of"}"#, r#"{"type":17}"#,
+        r#"{"type":null}"#, r#"{"type":"PING"}"#, r#"{"filters":{}}"#, r#"{"session_id":"x"}"#, r#"{"type":"ack","id":5}"#,
+    ];
+    for junk in junk {
+        subscriber.send(junk);
+        assert_eq!(subscriber.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "after {junk:?}");
+    }
+    subscriber.send_frame(BINARY, b"\xff\x00");
+    subscriber.send_frame(PING, b"frame");
+    assert_eq!(subscriber.hear(), Said::Pong(b"frame".to_vec()));
+    assert_eq!(subscriber.ask(r#"{ "type" : "ping", "extra": [1] }"#), json!({"type": "pong"}));
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&subscriber.json()["id"]), 1);
+}
+
+#[test]
+fn a_first_message_that_cannot_be_used_is_refused_in_words() {
+    let server = Server::start();
+    let mut witness = server.subscriber(&json!({}));
+    let refused = [
+        "not json", "", "17", "null", "[]", "\"text\"", r#"{"event_types":"timer_tick"}"#, r#"{"event_types":5}"#, r#"{"event_types":[5]}"#,
+        r#"{"event_types":[null]}"#, r#"{"event_types":{"a":1}}"#, r#"{"event_types":true}"#, r#"{"session_id":5}"#, r#"{"session_id":true}"#,
+        r#"{"user_id":1.5}"#, r#"{"user_id":false}"#, r#"{"source":0}"#, r#"{"source":true}"#, r#"{"after":"nonsense"}"#, r#"{"after":17}"#,
+        r#"{"since":"yesterday"}"#, r#"{"since":17}"#, r#"{"last":-1}"#, r#"{"last":"5"}"#, r#"{"last":1.5}"#,
+        r#"{"session_id":"\ud800"}"#,
+    ];
+    for (first, n) in refused.iter().zip(1..) {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        socket.send(first);
+        let (words, code) = socket.last_words();
+        assert_eq!(words.len(), 1, "{first}: {words:?}");
+        let answer: Value = serde_json::from_str(&words[0]).unwrap();
+        assert_eq!(answer["status"], "error", "{first}: {answer}");
+        assert!(answer["message"].as_str().is_some_and(|message| !message.is_empty()), "{first}: {answer}");
+        assert!((1000..5000).contains(&code) && code != 1005, "{first}: closed with {code}");
+
+        server.publish(&tick("s", 0));
+        assert_eq!(sequence(&witness.json()["id"]), n, "the others go on");
+    }
+}
+
+#[test]
+fn new_filters_that_cannot_be_used_are_refused_in_words() {
+    let server = Server::start();
+    let mut witness = server.subscriber(&json!({}));
+    for (filters, n) in [r#"{"event_types":5}"#, r#"{"session_id":5}"#, r#"{"event_types":[1]}"#].iter().zip(1..) {
+        let mut subscriber = server.subscriber(&json!({}));
+        let answer = subscriber.ask(&format!(r#"{{"type":"update_filters","filters":{filters}}}"#));
+        assert_eq!(answer["status"], "error", "{filters}: {answer}");
+        server.publish(&tick("s", 0));
+        assert_eq!(sequence(&witness.json()["id"]), n, "the others go on");
+        // Whether the subscriber itself goes on under its old filters or is closed is left open.
+        match subscriber.hear() {
+            Said::Text(event) => assert!(event.contains(&id_of(n)), "{event}"),
+            said => assert!(matches!(said, Said::Close(_)), "{said:?}"),
+        }
+    }
+}
+
+#[test]
+fn bad_frames_close_the_socket_with_the_right_code() {
+    let table: [(&str, Vec<u8>, u16); 5] = [
+        ("unmasked", unmasked_frame(0x81, b"{}"), 1002),
+        ("reserved bit", frame(0xc1, b"{}"), 1002),
+        ("reserved opcode", frame(0x83, b"{}"), 1002),
+        ("long control frame", frame(0x89, &[0; 126]), 1002),
+        ("not UTF-8", frame(0x81, b"\xff"), 1007),
+    ];
+    let server = Server::start();
+    for (what, bytes, expected) in table {
+        let mut fresh = Socket::open(server.addr, "/ws/subscribe");
+        fresh.send_raw(&bytes);
+        assert_eq!(fresh.last_words().1, expected, "{what} as the first message");
+        let mut subscriber = server.subscriber(&json!({}));
+        subscriber.send_raw(&bytes);
+        assert_eq!(subscriber.last_words().1, expected, "{what} later");
+    }
+    let mut subscriber = server.subscriber(&json!({}));
+    subscriber.send_frame(CLOSE, &code_bytes(1000));
+    assert_eq!(subscriber.close_code(), 1000, "a Close is echoed");
+}
+
+#[test]
+fn a_subscriber_that_says_nothing_is_closed() {
+    let server = Server::with(&[("SUBSCRIBE_TIMEOUT_SECONDS", "0.3")]);
+    let mut silent = Socket::open(server.addr, "/ws/subscribe");
+    let (_, code) = silent.last_words();
+    assert!((1000..5000).contains(&code) && code != 1005, "closed with {code}");
+    // Who subscribed in time may be silent for ever.
+    let mut subscriber = server.subscriber(&json!({}));
+    let mut silent = Socket::open(server.addr, "/ws/subscribe");
+    silent.last_words();
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&subscriber.json()["id"]), 1);
+}
+
+#[test]
+fn an_idle_subscriber_is_kept_alive() {
+    let server = Server::with(&[("KEEPALIVE_SECONDS", "0.2")]);
+    let mut subscriber = server.subscriber(&json!({}));
+    for _ in 0..3 {
+        assert_eq!(subscriber.json(), json!({"type": "keepalive"}));
+    }
+}
+
+#[test]
+fn a_subscriber_too_many_is_told_so() {
+    let server = Server::with(&[("MAX_SUBSCRIBERS", "2")]);
+    let mut first = server.subscriber(&json!({}));
+    let _second = server.subscriber(&json!({}));
+
+    let mut third = Socket::open(server.addr, "/ws/subscribe");
+    third.send("{}");
+    let (words, _) = third.last_words();
+    assert_eq!(words.len(), 1);
+    let full: Value = serde_json::from_str(&words[0]).unwrap();
+    assert_eq!(full, json!({"status": "error", "message": "Server at subscriber capacity"}));
+
+    first.send_frame(CLOSE, &code_bytes(1000));
+    first.close_code();
+    server.await_stats("a free place", |stats| stats["router"]["active_subscribers"] == 1);
+    server.subscriber(&json!({}));
+}
+
+#[test]
+fn a_subscriber_that_never_reads_costs_little_and_loses_nothing() {
+    // A peer that takes no byte would be given up after the write timeout; here it only comes late.
+    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let mut stuck = server.subscriber(&json!({}));
+    let mut quick = server.subscriber(&json!({"event_types": ["quiz_started"]}));
+    let filler = "x".repeat(400);
+    let message = |n: usize| {
+        let kind = if n.is_multiple_of(1000) { "quiz_started" } else { "timer_tick" };
+        json!({"event_type": kind, "source": "it", "payload": {"n": n, "filler": filler}}).to_string()
+    };
+    let mut publisher = server.publisher();
+    for batch in 0..50 {
+        let messages: Vec<_> = (batch * 1000..(batch + 1) * 1000).map(message).collect();
+        acknowledged(&publisher.pipeline(&messages));
+        assert_eq!(quick.json()["payload"]["n"], batch * 1000, "the others are not delayed");
+    }
+    let resident = resident_bytes(server.pid());
+    assert!(resident < 150 << 20, "{} MiB resident while a subscriber is 25 MB behind", resident >> 20);
+
+    for n in 0..50_000 {
+        let event = stuck.json();
+        assert_eq!(event["payload"]["n"], n, "all of them, in order");
+    }
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&stuck.json()["id"]), 50_001, "and then live");
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn a_subscriber_that_takes_nothing_for_too_long_is_given_up() {
+    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "0.5")]);
+    let _stuck = server.subscriber(&json!({}));
+    let filler = "x".repeat(60_000);
+    let big = json!({"event_type": "timer_tick", "source": "it", "payload": {"filler": filler}}).to_string();
+    let mut publisher = server.publisher();
+    for _ in 0..10 {
+        acknowledged(&publisher.pipeline(&vec![big.clone(); 50]));
+    }
+    server.await_stats("the stuck subscriber to be given up", |stats| stats["router"]["active_subscribers"] == 0);
+}
+
+#[test]
+fn a_slow_subscriber_may_change_its_filters() {
+    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let mut slow = server.subscriber(&json!({}));
+    let filler = "x".repeat(2000);
+    let message = |n: usize| {
+        json!({"event_type": "timer_tick", "source": "it", "session_id": ["a", "b"][n % 2], "payload": {"n": n, "filler": filler}}).to_string()
+    };
+    let mut publisher = server.publisher();
+    acknowledged(&publisher.pipeline(&(0..10_000).map(message).collect::<Vec<_>>()));
+    slow.send(r#"{"type":"update_filters","filters":{"session_id":"a"}}"#);
+    acknowledged(&publisher.pipeline(&(10_000..12_000).map(message).collect::<Vec<_>>()));
+
+    let (mut last, mut updated) = (0, false);
+    while last < 11_999 {
+        let message = slow.json();
+        if message["status"] == "filters_updated" {
+            updated = true;
+            continue;
+        }
+        let sequence = sequence(&message["id"]);
+        if updated {
+            assert_eq!(message["session_id"], "a");
+            let step = sequence - last;
+            assert!(step == 2 || (step == 1 && last % 2 == 0), "{last} then {sequence}");
+        } else {
+            assert_eq!(sequence, last + 1, "a gap before the change");
+        }
+        last = sequence;
+    }
+    assert!(updated, "the change is answered");
+}
+
+#[test]
+fn nobody_is_left_behind_after_a_storm() {
+    let server = Server::start();
+    let storm = |storm: usize| {
+        for round in 0..100 {
+            let mut socket = Socket::open(server.addr, "/ws/subscribe");
+            match (storm + round) % 5 {
+                0 => drop(socket),
+                1 => {
+                    socket.send(r#"{"session_id":"s"}"#);
+                    socket.reset();
+                }
+                2 => {
+                    socket.ask("{}");
+                    socket.collect(5);
+                    socket.reset();
+                }
+                3 => {
+                    socket.ask(r#"{"last":100}"#);
+                    socket.send_frame(CLOSE, &code_bytes(1000));
+                    socket.last_words();
+                }
+                _ => {
+                    socket.send(r#"{"last":1000}"#);
+                    socket.send_raw([0x81]);
+                }
+            }
+        }
+    };
+    while_publishing(&server, |n| tick("s", n), || in_parallel(4, storm));
+    server.await_stats("nobody to be subscribed", |stats| stats["router"]["active_subscribers"] == 0);
+    let mut subscriber = server.subscriber(&json!({}));
+    let stored = server.publish(&tick("s", 0));
+    assert_eq!(subscriber.json(), stored);
+}
