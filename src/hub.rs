@@ -231,7 +231,10 @@ fn keys_of(filter: &Filter) -> Vec<Box<[u8]>> {
     let key = |event_type: Option<&str>| {
         let fields = others | if event_type.is_some() { TYPE } else { 0 };
         let mut key = vec![fields as u8];
-        for value in [event_type, filter.source.as_deref(), filter.session_id.as_deref(), filter.user_id.as_deref()].into_iter().flatten() {
+        for value in [event_type, filter.source.as_deref(), filter.session_id.as_deref(), filter.user_id.as_deref()]
+            .into_iter()
+            .flatten()
+        {
             key.extend_from_slice(value.as_bytes());
             key.push(SEPARATOR);
         }
@@ -281,7 +284,13 @@ mod tests {
             let mut batch = Batch::default();
             for &(event_type, source, session, user) in chunk {
                 let event_type = types.get(TYPES[event_type]).expect("built in");
-                let event = Event { event_type, source: NAMES[source], session_id: optional(session), user_id: optional(user), payload: "{}" };
+                let event = Event {
+                    event_type,
+                    source: NAMES[source],
+                    session_id: optional(session),
+                    user_id: optional(user),
+                    payload: "{}",
+                };
                 batch.push(&event, types);
             }
             let start = seq;
@@ -296,7 +305,8 @@ mod tests {
 
     fn filter((types, source, session, user): (usize, usize, usize, usize)) -> Filter {
         let optional = |i: usize| i.checked_sub(1).map(|i| NAMES[i].into());
-        let mut filter = Filter::default().with_types(TYPES.iter().enumerate().filter(|(i, _)| types & 1 << i != 0).map(|(_, t)| *t));
+        let mut filter = Filter::default()
+            .with_types(TYPES.iter().enumerate().filter(|(i, _)| types & 1 << i != 0).map(|(_, t)| *t));
         (filter.source, filter.session_id, filter.user_id) = (optional(source), optional(session), optional(user));
         filter
     }

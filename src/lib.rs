@@ -1,6 +1,35 @@
+//! The event pipeline: takes events in over HTTP and WebSocket, stores every acknowledged one durably
+//! in SQLite, and delivers it live to every matching subscriber.
+//!
+//! It is one process with one file. It is not a broker with topics and partitions, not a cluster, and
+//! not a place for events that may be lost: an acknowledgement means stored.
+//!
+//! The rooms, in the order an event walks through them (ARCHITECTURE.md has the picture):
+//!
+//! * [`event`] — what an event is: fields, rules, ids, times, filters; the parser
+//! * [`wire`] — what crosses the wire, as bytes: frames, batches, messages, refusals
+//! * [`config`] — every default, limit and unit
+//! * [`server`] — builds everything, accepts, shuts down
+//! * [`http`] — routes, bodies, answers; the handshake of WebSockets
+//! * [`ws`] — one WebSocket: publish or subscribe
+//! * [`auth`] — keys, origins, rates, places
+//! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
+//! * [`hub`] — who wants which events, and the fan-out to them
+//! * [`outbox`] — what waits to leave one socket
+//! * [`feed`] — one subscriber's way through the record: history, then live
+//! * [`pipeline`] — what every connection shares
+//! * [`client`] — the client that commands, tests and the load test use
+
+pub mod auth;
+pub mod client;
 pub mod config;
 pub mod event;
+pub mod feed;
+pub mod http;
 pub mod hub;
 pub mod outbox;
+pub mod pipeline;
+pub mod server;
 pub mod store;
 pub mod wire;
+pub mod ws;

@@ -33,7 +33,8 @@ impl Filter {
 
     /// Whether an event with these fields passes.
     pub fn matches(&self, event_type: &str, source: &str, session_id: Option<&str>, user_id: Option<&str>) -> bool {
-        let wanted = |want: &Option<Box<str>>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
+        let wanted =
+            |want: &Option<Box<str>>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
         (self.event_types.is_empty() || self.event_types.iter().any(|t| **t == *event_type))
             && wanted(&self.source, Some(source))
             && wanted(&self.session_id, session_id)

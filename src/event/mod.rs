@@ -133,7 +133,9 @@ mod tests {
 
     #[test]
     fn what_is_not_an_id_is_refused() {
-        for text in ["", "evt_", "evt_1", "evt_00000000000A", "evt_0000000000001", "sub_000000000001", "evt_+00000000001"] {
+        for text in
+            ["", "evt_", "evt_1", "evt_00000000000A", "evt_0000000000001", "sub_000000000001", "evt_+00000000001"]
+        {
             assert_eq!(text.parse::<EventId>(), Err(NotAnId), "{text}");
         }
     }

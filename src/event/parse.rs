@@ -222,8 +222,12 @@ fn fault_of(error: &simd_json::Error) -> Fault {
         ErrorType::UnterminatedString => "a string does not end or holds a control character",
         ErrorType::Eof | ErrorType::NoStructure => "it is empty or ends too early",
         ErrorType::ExpectedObjectColon => "a ':' is missing",
-        ErrorType::ExpectedMapComma | ErrorType::ExpectedArrayComma | ErrorType::ExpectedMapEnd => "a ',' or a closing bracket is missing",
-        ErrorType::ExpectedObjectKey | ErrorType::ExpectedObjectContent | ErrorType::BadKeyType => "an object needs a key in double quotes",
+        ErrorType::ExpectedMapComma | ErrorType::ExpectedArrayComma | ErrorType::ExpectedMapEnd => {
+            "a ',' or a closing bracket is missing"
+        }
+        ErrorType::ExpectedObjectKey | ErrorType::ExpectedObjectContent | ErrorType::BadKeyType => {
+            "an object needs a key in double quotes"
+        }
         ErrorType::TrailingData => "something follows its end",
         _ => "unexpected character",
     })
@@ -402,7 +406,13 @@ impl Rules<'_> {
         Ok(Event { event_type, source, session_id, user_id, payload })
     }
 
-    fn check_payload<'e>(&self, keys: usize, raw: &'e str, depth: usize, compact: &'e mut String) -> Result<&'e str, Fault> {
+    fn check_payload<'e>(
+        &self,
+        keys: usize,
+        raw: &'e str,
+        depth: usize,
+        compact: &'e mut String,
+    ) -> Result<&'e str, Fault> {
         if keys > self.limits.payload_keys_max {
             return Err(Fault::PayloadKeys { found: keys, max: self.limits.payload_keys_max });
         }
@@ -433,7 +443,11 @@ fn required<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<&'n str, 
 fn optional<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<Option<&'n str>, Fault> {
     match node {
         None | Some(Node::Static(StaticNode::Null)) => Ok(None),
-        Some(Node::String(text)) if text.len() <= REFERENCE_CHARS_MAX || text.chars().count() <= REFERENCE_CHARS_MAX => Ok(Some(text)),
+        Some(Node::String(text))
+            if text.len() <= REFERENCE_CHARS_MAX || text.chars().count() <= REFERENCE_CHARS_MAX =>
+        {
+            Ok(Some(text))
+        }
         Some(Node::String(_)) => Err(Fault::TooLong(field)),
         Some(_) => Err(Fault::WrongType { field, expected: "a string or null" }),
     }
@@ -525,15 +539,53 @@ mod tests {
         ] {
             assert_eq!(payload(json).as_deref(), Ok(json));
         }
-        assert_eq!(payload("{\n  \"a b\": \"c \\\" d\",\r\n\t\"e\": [1, 1e999]\n}").as_deref(), Ok(r#"{"a b":"c \" d","e":[1,1e999]}"#));
+        assert_eq!(
+            payload("{\n  \"a b\": \"c \\\" d\",\r\n\t\"e\": [1, 1e999]\n}").as_deref(),
+            Ok(r#"{"a b":"c \" d","e":[1,1e999]}"#)
+        );
     }
 
     #[test]
     fn what_is_not_json_is_refused() {
         for json in [
-            "NaN", "Infinity", "-Infinity", "-", "+1", "01", "-01", "1.", ".5", "1e", "1e+", "0x10", "1_000", "'a'", "tru", "nulll", "truefalse",
-            r#""\ud800""#, r#""\udc00""#, r#""\ud800\u0041""#, r#""\u12""#, r#""\x41""#, "\"\u{1}\"", "[1,]", "[1 2]", "[,1]", "{\"a\":1,}", "{\"a\"}", "{a:1}",
-            "[1e400 1]", "[1e400,01]", "[99999999999999999999,-]", "99999999999999999999x", "1e400.5", "", "[", "]", "\"",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "-",
+            "+1",
+            "01",
+            "-01",
+            "1.",
+            ".5",
+            "1e",
+            "1e+",
+            "0x10",
+            "1_000",
+            "'a'",
+            "tru",
+            "nulll",
+            "truefalse",
+            r#""\ud800""#,
+            r#""\udc00""#,
+            r#""\ud800\u0041""#,
+            r#""\u12""#,
+            r#""\x41""#,
+            "\"\u{1}\"",
+            "[1,]",
+            "[1 2]",
+            "[,1]",
+            "{\"a\":1,}",
+            "{\"a\"}",
+            "{a:1}",
+            "[1e400 1]",
+            "[1e400,01]",
+            "[99999999999999999999,-]",
+            "99999999999999999999x",
+            "1e400.5",
+            "",
+            "[",
+            "]",
+            "\"",
         ] {
             let fault = payload(&format!(r#"{{"v":{json}}}"#));
             assert!(matches!(fault, Err(Fault::NotJson(_))), "{json}: {fault:?}");
@@ -559,7 +611,12 @@ mod tests {
         let bytes = |n: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(n - 8));
         assert!(payload(&bytes(65_536)).is_ok());
         assert_eq!(payload(&bytes(65_537)), Err(Fault::PayloadBytes { found: 65_537, max: 65_536 }));
-        let event = |field: &str, value: &str| parse(&format!(r#"{{"event_type":"timer_tick","source":"s","{field}":"{value}"}}"#)).0.map(|_| ()).map_err(|r| r.fault);
+        let event = |field: &str, value: &str| {
+            parse(&format!(r#"{{"event_type":"timer_tick","source":"s","{field}":"{value}"}}"#))
+                .0
+                .map(|_| ())
+                .map_err(|r| r.fault)
+        };
         assert_eq!(event("source", &"a".repeat(100)), Ok(()));
         for bad in ["", "a b", "ä", &"a".repeat(101)] {
             assert_eq!(event("source", bad), Err(Fault::BadSource), "{bad}");
@@ -573,12 +630,19 @@ mod tests {
 
     #[test]
     fn types_are_strict() {
-        let check = |text: &str, fault: Fault| assert_eq!(parse(text).0, Err(Rejection { index: None, fault }), "{text}");
+        let check =
+            |text: &str, fault: Fault| assert_eq!(parse(text).0, Err(Rejection { index: None, fault }), "{text}");
         check(r#"{"source":"s"}"#, Fault::Missing("event_type"));
         check(r#"{"event_type":"timer_tick"}"#, Fault::Missing("source"));
         check(r#"{"event_type":1,"source":"s"}"#, Fault::WrongType { field: "event_type", expected: "a string" });
-        check(r#"{"event_type":"timer_tick","source":null}"#, Fault::WrongType { field: "source", expected: "a string" });
-        check(r#"{"event_type":"timer_tick","source":"s","session_id":7}"#, Fault::WrongType { field: "session_id", expected: "a string or null" });
+        check(
+            r#"{"event_type":"timer_tick","source":null}"#,
+            Fault::WrongType { field: "source", expected: "a string" },
+        );
+        check(
+            r#"{"event_type":"timer_tick","source":"s","session_id":7}"#,
+            Fault::WrongType { field: "session_id", expected: "a string or null" },
+        );
         check(r#"{"event_type":"nope","source":"s"}"#, Fault::UnknownType("nope".into()));
         for value in ["null", "[]", "1", "\"{}\""] {
             assert_eq!(payload(value), Err(Fault::WrongType { field: "payload", expected: "an object" }));

@@ -94,7 +94,9 @@ pub enum OpenError {
     InUse(PathBuf),
     #[error("{0} was written by a newer version (format {1}, this one knows {known})", known = schema::VERSION)]
     Newer(PathBuf, i64),
-    #[error("{0} is a database of another program: its table `events` has neither our columns nor those of the Python service")]
+    #[error(
+        "{0} is a database of another program: its table `events` has neither our columns nor those of the Python service"
+    )]
     Foreign(PathBuf),
     #[error("open database {0}: {1}")]
     Database(PathBuf, rusqlite::Error),
@@ -119,7 +121,11 @@ impl Store {
     fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
         let path = &config.database_path;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|e| OpenError::Folder(folder.clone(), e))?;
         let lock = lock(path)?;
         private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
 
@@ -247,7 +253,9 @@ impl State {
     /// that are not in the table yet are built again from their rows.
     fn read(connection: &Connection) -> rusqlite::Result<State> {
         let noted = |key: &str| {
-            connection.query_row("SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)", [key], |row| row.get::<_, i64>(0))
+            connection.query_row("SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)", [key], |row| {
+                row.get::<_, i64>(0)
+            })
         };
         let (stored, stored_time): (i64, i64) = connection.query_row(
             "SELECT coalesce(max(seq), 0), coalesce((SELECT time_us FROM events ORDER BY seq DESC LIMIT 1), 0) FROM events",

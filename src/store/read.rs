@@ -118,7 +118,9 @@ impl super::Store {
     pub fn event(&self, id: &str) -> rusqlite::Result<Option<Vec<u8>>> {
         let committed = self.committed();
         self.shared.readers.with(|transaction| {
-            let Some(seq) = seq_of(transaction, id, &self.shared)?.filter(|seq| *seq <= committed) else { return Ok(None) };
+            let Some(seq) = seq_of(transaction, id, &self.shared)?.filter(|seq| *seq <= committed) else {
+                return Ok(None);
+            };
             let mut json = Vec::new();
             row(transaction, seq, |event| event.write_json(&mut json))?;
             Ok(Some(json).filter(|json| !json.is_empty()))
@@ -170,11 +172,16 @@ impl super::Store {
     pub fn stats(&self, now: Timestamp) -> rusqlite::Result<Stats> {
         const HOUR_US: i64 = 3_600_000_000;
         self.shared.readers.with(|transaction| {
-            let mut statement = transaction
-                .prepare_cached("SELECT event_type, count, last_seen FROM event_stats ORDER BY count DESC, event_type")?;
+            let mut statement = transaction.prepare_cached(
+                "SELECT event_type, count, last_seen FROM event_stats ORDER BY count DESC, event_type",
+            )?;
             let by_type = statement
                 .query_map([], |row| {
-                    Ok(TypeStats { event_type: row.get(0)?, count: row.get::<_, i64>(1)? as u64, last_seen: row.get(2)? })
+                    Ok(TypeStats {
+                        event_type: row.get(0)?,
+                        count: row.get::<_, i64>(1)? as u64,
+                        last_seen: row.get(2)?,
+                    })
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
             let events_last_hour = match kept(transaction, Seq::MAX)? {
@@ -266,7 +273,9 @@ impl Scan<'_, '_> {
         let Some(row) = rows.next()? else { return Ok(None) };
         match segments::decode(row.get_ref(0)?.as_blob()?) {
             Some(offsets) => Ok(Some(offsets)),
-            None => Err(damaged(format!("event_index: segment {segment}, kind {}, key {key:?} is damaged", kind as i64))),
+            None => {
+                Err(damaged(format!("event_index: segment {segment}, kind {}, key {key:?} is damaged", kind as i64)))
+            }
         }
     }
 }
@@ -276,7 +285,11 @@ fn damaged(what: String) -> rusqlite::Error {
 }
 
 /// The numbers that can answer a query; `None` when there are none.
-fn range(transaction: &Transaction<'_>, query: &Query, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+fn range(
+    transaction: &Transaction<'_>,
+    query: &Query,
+    committed: Seq,
+) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
     let Some(kept) = kept(transaction, committed)? else { return Ok(None) };
     let (mut from, mut to) = ((*kept.start()).max(query.after.next()), *kept.end());
     if let Some(before) = query.before {
@@ -293,7 +306,8 @@ fn range(transaction: &Transaction<'_>, query: &Query, committed: Seq) -> rusqli
 
 /// The numbers of the stored events up to `committed`: there is no gap between the first and the last.
 fn kept(transaction: &Transaction<'_>, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-    let mut statement = transaction.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
+    let mut statement =
+        transaction.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
     let (first, last): (Option<i64>, Option<i64>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let range = first.zip(last).map(|(first, last)| Seq(first as u64)..=Seq(last as u64).min(committed));
     Ok(range.filter(|range| !range.is_empty()))
@@ -301,7 +315,11 @@ fn kept(transaction: &Transaction<'_>, committed: Seq) -> rusqlite::Result<Optio
 
 /// The first of the kept events that is later than `time`, or the number after the last. Times increase
 /// with the numbers, so this is a binary search: some 27 looks among 100 million events.
-pub(super) fn first_later(connection: &Connection, kept: &RangeInclusive<Seq>, time: Timestamp) -> rusqlite::Result<Seq> {
+pub(super) fn first_later(
+    connection: &Connection,
+    kept: &RangeInclusive<Seq>,
+    time: Timestamp,
+) -> rusqlite::Result<Seq> {
     let mut statement = connection.prepare_cached("SELECT time_us FROM events WHERE seq = ?1")?;
     let (mut low, mut high) = (kept.start().0, kept.end().0 + 1);
     while low < high {
@@ -317,7 +335,8 @@ pub(super) fn first_later(connection: &Connection, kept: &RangeInclusive<Seq>, t
 }
 
 fn row(transaction: &Transaction<'_>, seq: Seq, visit: impl FnOnce(StoredEvent<'_>)) -> rusqlite::Result<()> {
-    const SQL: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id FROM events WHERE seq = ?1";
+    const SQL: &str =
+        "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id FROM events WHERE seq = ?1";
     let mut statement = transaction.prepare_cached(SQL)?;
     let mut rows = statement.query([seq.0 as i64])?;
     if let Some(row) = rows.next()? {

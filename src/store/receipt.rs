@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::outbox::{Outbox, Wakes};
+use crate::wire::Failure;
 use crate::wire::batch::Committed;
 use crate::wire::message::{Answered, Answers, ToPublisher};
-use crate::wire::Failure;
 
 /// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
 /// whoever held it died, as unavailable. Nobody waits for ever.

@@ -99,7 +99,8 @@ pub fn open_writer(path: &Path, durability: Durability) -> rusqlite::Result<Conn
 
 /// A connection that can only read.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "cache_size", -(READER_CACHE_KIB as i64))?;
     connection.set_prepared_statement_cache_capacity(64);

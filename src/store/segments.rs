@@ -149,7 +149,10 @@ impl Recent {
 
 /// The offsets within one segment that pass a filter which asks for something, ascending. `list` finds
 /// the list of a key. The rarest kinds are asked first, so a segment without the session costs one look.
-pub fn select<E>(filter: &Filter, mut list: impl FnMut(Kind, &str) -> Result<Option<Vec<u16>>, E>) -> Result<Vec<u16>, E> {
+pub fn select<E>(
+    filter: &Filter,
+    mut list: impl FnMut(Kind, &str) -> Result<Option<Vec<u16>>, E>,
+) -> Result<Vec<u16>, E> {
     let mut passing: Option<Vec<u16>> = None;
     let single = [(Kind::Session, &filter.session_id), (Kind::User, &filter.user_id), (Kind::Source, &filter.source)];
     for (kind, key) in single {
@@ -246,7 +249,8 @@ pub fn decode(blob: &[u8]) -> Option<Vec<u16>> {
             Some(offsets)
         }
         (&BITMAP, bits) if bits.len() == BITMAP_LEN => {
-            let set = |at: usize| (0..8u16).filter(move |bit| bits[at] & 1 << bit != 0).map(move |bit| at as u16 * 8 + bit);
+            let set =
+                |at: usize| (0..8u16).filter(move |bit| bits[at] & 1 << bit != 0).map(move |bit| at as u16 * 8 + bit);
             Some((0..BITMAP_LEN).flat_map(set).collect())
         }
         _ => None,

@@ -35,9 +35,8 @@ pub fn is_needed(connection: &Connection) -> rusqlite::Result<bool> {
 /// One line that says what could not be done; the file is the old one then.
 pub fn run(connection: &mut Connection) -> Result<(), UpgradeError> {
     let began = Instant::now();
-    let synchronous: i64 = connection
-        .pragma_query_value(None, "synchronous", |row| row.get(0))
-        .map_err(during("read its settings"))?;
+    let synchronous: i64 =
+        connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(during("read its settings"))?;
     // With a rollback journal the copy goes straight to the end of the file and a failure cuts it off
     // again. The write-ahead log would take the copy first and the file a second one, and keep its size
     // after a failure. EXTRA also syncs the journal's removal: a journal that came back after a power
@@ -54,6 +53,7 @@ pub fn run(connection: &mut Connection) -> Result<(), UpgradeError> {
     replace_tables(&transaction).map_err(during("replace its tables"))?;
     let stand_in = note_times(&transaction).map_err(during("read the times of its events"))?;
     copy(&transaction, stand_in, events).map_err(during("copy its events"))?;
+    tracing::info!("indexing the old ids");
     finish(&transaction).map_err(during("index the old ids"))?;
     transaction.commit().map_err(during("commit"))?;
 
@@ -139,7 +139,10 @@ fn note_times(connection: &Connection) -> rusqlite::Result<Timestamp> {
         insert.execute((row.get::<_, i64>(0)?, last.map(|time| time.0)))?;
     }
     if unreadable > 0 {
-        tracing::warn!(events = unreadable, "times that cannot be read: these events follow the one stored before them");
+        tracing::warn!(
+            events = unreadable,
+            "times that cannot be read: these events follow the one stored before them"
+        );
     }
     Ok(first.unwrap_or_else(Timestamp::now))
 }
@@ -332,6 +335,7 @@ fn string_len(text: &[u8]) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};
@@ -419,7 +423,15 @@ mod tests {
         for old in [OLDER, NEWER] {
             let file = old_file(old, |connection| {
                 let events = [
-                    ("evt_b", "quiz_started", "s1", None, Some("u"), r#"{"a": 1.0}"#, "2025-03-01T10:00:01.500000+00:00"),
+                    (
+                        "evt_b",
+                        "quiz_started",
+                        "s1",
+                        None,
+                        Some("u"),
+                        r#"{"a": 1.0}"#,
+                        "2025-03-01T10:00:01.500000+00:00",
+                    ),
                     ("evt_a", "timer_tick", "s2", Some("x"), None, "{}", "2025-03-01T10:00:00+00:00"),
                     ("evt_c", "timer_tick", "s1", Some("x"), Some("u"), r#"{"b":"é"}"#, "2025-03-01T10:00:02"),
                 ];
@@ -514,12 +526,15 @@ mod tests {
     fn check_order(times: &[Option<&str>], want: &[(i64, i64)]) {
         let file = old_file(NEWER, |connection| {
             for (place, time) in (0i64..).zip(times) {
-                connection.execute(INSERT, params![place.to_string(), "t", "s", None::<&str>, None::<&str>, "{}", time]).unwrap();
+                connection
+                    .execute(INSERT, params![place.to_string(), "t", "s", None::<&str>, None::<&str>, "{}", time])
+                    .unwrap();
             }
         });
         let connection = upgrade(&file);
-        let mut statement =
-            connection.prepare("SELECT CAST(legacy_id AS INTEGER), time_us - 1735689600000000 FROM events ORDER BY seq").unwrap();
+        let mut statement = connection
+            .prepare("SELECT CAST(legacy_id AS INTEGER), time_us - 1735689600000000 FROM events ORDER BY seq")
+            .unwrap();
         let found: Vec<(i64, i64)> =
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(found, want, "{times:?}");
@@ -590,7 +605,10 @@ mod tests {
         check("{'a': 1}\n", r#"{"legacy_payload":"{'a': 1}\n"}"#);
         check(r#"{"a": -NaN}"#, r#"{"legacy_payload":"{\"a\": -NaN}"}"#);
         check(r#"{"a": "\ud800"}"#, r#"{"legacy_payload":"{\"a\": \"\\ud800\"}"}"#);
-        check(r#"{}, "user_id": "x", "payload": {}"#, r#"{"legacy_payload":"{}, \"user_id\": \"x\", \"payload\": {}"}"#);
+        check(
+            r#"{}, "user_id": "x", "payload": {}"#,
+            r#"{"legacy_payload":"{}, \"user_id\": \"x\", \"payload\": {}"}"#,
+        );
         check(r#"{"a": "unended"#, r#"{"legacy_payload":"{\"a\": \"unended"}"#);
         let deep = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
         check(&deep(128), &deep(128));
@@ -598,7 +616,10 @@ mod tests {
         let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(300_000));
         check(&large, &large);
         assert_eq!(payloads.convert(None), "{}");
-        assert_eq!(payloads.convert(Some(b"{\"a\": \"\xff\"}")), "{\"legacy_payload\":\"{\\\"a\\\": \\\"\u{fffd}\\\"}\"}");
+        assert_eq!(
+            payloads.convert(Some(b"{\"a\": \"\xff\"}")),
+            "{\"legacy_payload\":\"{\\\"a\\\": \\\"\u{fffd}\\\"}\"}"
+        );
         assert_eq!((payloads.empty, payloads.not_a_number, payloads.wrapped), (4, 1, 10));
     }
 
@@ -608,20 +629,23 @@ mod tests {
             let time = "2025-01-01T00:00:00";
             connection.execute(INSERT, params![7, None::<&str>, None::<&str>, 42, 1.5, b"{\"a\":1}", time]).unwrap();
             connection.execute(INSERT, params![None::<&str>, 1, b"src", b"\xff", "", 12, time]).unwrap();
-            connection.execute(INSERT, params![None::<&str>, "t", "s", None::<&str>, None::<&str>, None::<&str>, b"2025-01-01T00:00:00"]).unwrap();
+            connection
+                .execute(
+                    INSERT,
+                    params![None::<&str>, "t", "s", None::<&str>, None::<&str>, None::<&str>, b"2025-01-01T00:00:00"],
+                )
+                .unwrap();
         });
         let connection = upgrade(&file);
         let columns = "event_type, source, session_id, user_id, payload, legacy_id";
         assert_eq!(
             rows(&connection, &format!("SELECT {columns} FROM events ORDER BY seq")),
-            [
-                r#"unknown|unknown|42|1.5|{"a":1}|7"#,
-                "1|src|\u{fffd}||{\"legacy_payload\":\"12\"}|-",
-                "t|s|-|-|{}|-",
-            ]
+            [r#"unknown|unknown|42|1.5|{"a":1}|7"#, "1|src|\u{fffd}||{\"legacy_payload\":\"12\"}|-", "t|s|-|-|{}|-",]
         );
-        let types: String =
-            one(&connection, "SELECT group_concat(DISTINCT typeof(session_id) || typeof(payload) || typeof(event_type)) FROM events");
+        let types: String = one(
+            &connection,
+            "SELECT group_concat(DISTINCT typeof(session_id) || typeof(payload) || typeof(event_type)) FROM events",
+        );
         assert_eq!(types, "texttexttext,nulltexttext");
         assert_eq!(rows(&connection, "SELECT event_type, count FROM event_stats"), ["1|1", "t|1", "unknown|1"]);
     }
@@ -647,12 +671,15 @@ mod tests {
             assert_eq!(meta_value(&connection, meta::LAST_SEQ), events as i64);
             assert_eq!(meta_value(&connection, meta::SEALED_BEFORE), full);
             assert_eq!(one::<i64>(&connection, "SELECT count(*) FROM events WHERE id = legacy_id"), events as i64);
-            let late = "SELECT count(*) FROM events AS a JOIN events AS b ON b.seq = a.seq + 1 WHERE b.time_us <= a.time_us";
+            let late =
+                "SELECT count(*) FROM events AS a JOIN events AS b ON b.seq = a.seq + 1 WHERE b.time_us <= a.time_us";
             assert_eq!(one::<i64>(&connection, late), 0);
 
             type Lists = BTreeMap<(i64, i64, String), Vec<u16>>;
             let mut scanned = Lists::new();
-            let mut scan = connection.prepare("SELECT seq, event_type, session_id, user_id, source FROM events ORDER BY seq").unwrap();
+            let mut scan = connection
+                .prepare("SELECT seq, event_type, session_id, user_id, source FROM events ORDER BY seq")
+                .unwrap();
             let mut events = scan.query([]).unwrap();
             while let Some(event) = events.next().unwrap() {
                 let seq = event.get_unwrap::<_, i64>(0);

@@ -24,9 +24,15 @@ use crate::wire::batch::{Batch, Columns, Commit};
 pub(super) enum Command {
     Append(Append),
     /// Delete what came before a time, or everything.
-    Delete { before: Option<Timestamp>, reply: oneshot::Sender<Result<u64, Failure>> },
+    Delete {
+        before: Option<Timestamp>,
+        reply: oneshot::Sender<Result<u64, Failure>>,
+    },
     /// A full segment's rows, ready to be stored.
-    Encoded { segment: u64, rows: Vec<IndexRow> },
+    Encoded {
+        segment: u64,
+        rows: Vec<IndexRow>,
+    },
     /// The checkpointer has moved into the database what was in the log when it began.
     Checkpointed,
     /// Nothing will follow: finish and end.
@@ -327,10 +333,8 @@ impl Writer {
                                kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
                                LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
         let kept_from = segments::segment_of(through.max(Seq(1)).next());
-        let orphans = self
-            .connection
-            .prepare_cached(ORPHANS)?
-            .execute((kept_from as i64, DELETED_EVENTS_PER_COMMIT as i64))?;
+        let orphans =
+            self.connection.prepare_cached(ORPHANS)?.execute((kept_from as i64, DELETED_EVENTS_PER_COMMIT as i64))?;
         written.deletion_done = through == deletion.through && (orphans as u64) < DELETED_EVENTS_PER_COMMIT;
         Ok(())
     }
@@ -467,7 +471,8 @@ impl Written {
 }
 
 pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    const SQL: &str =
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
     connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
 }
 

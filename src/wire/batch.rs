@@ -389,7 +389,8 @@ mod tests {
         let types = EventTypes::builtin();
         let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(70_000));
         let sessions = [None, Some("plain é"), Some("quote \" slash \\ control \u{1}\n"), Some("")];
-        let events: Vec<_> = sessions.iter().flat_map(|s| ["{}", r#"{"a":1}"#, &long].map(|p| event(&types, *s, p))).collect();
+        let events: Vec<_> =
+            sessions.iter().flat_map(|s| ["{}", r#"{"a":1}"#, &long].map(|p| event(&types, *s, p))).collect();
         let committed = stamped(&events, &types);
         let mut all_frames = Vec::new();
         for (i, event) in events.iter().enumerate() {

@@ -26,9 +26,16 @@ pub struct Answers(Vec<Answer>);
 enum Answer {
     /// So many single events without a `ref`, one after the other: the common case, kept short.
     Events(u32),
-    Event { reference: Box<str> },
-    Array { len: u32 },
-    Error { message: Box<str>, reference: Option<Box<str>> },
+    Event {
+        reference: Box<str>,
+    },
+    Array {
+        len: u32,
+    },
+    Error {
+        message: Box<str>,
+        reference: Option<Box<str>>,
+    },
 }
 
 /// Answers whose outcome is known: the number of the first event of their batch, or why there is none.
@@ -146,7 +153,8 @@ impl AnswerWriter {
             Answer::Events(n) => {
                 let mut template = OK_FRAME;
                 for i in 0..*n as usize {
-                    template[OK_DIGITS_AT..OK_DIGITS_AT + EventId::DIGITS].copy_from_slice(&first.plus(i).id().digits());
+                    template[OK_DIGITS_AT..OK_DIGITS_AT + EventId::DIGITS]
+                        .copy_from_slice(&first.plus(i).id().digits());
                     out.extend_from_slice(&template);
                 }
             }
@@ -252,7 +260,10 @@ impl Subscribe {
             starts.push(Start::Since(Timestamp::parse_floor(time).map_err(|error| format!("'since' is {error}"))?));
         }
         if let Some(last) = given("last") {
-            let count = last.as_u64().filter(|n| *n <= LAST_MAX).ok_or(format!("'last' must be a number from 0 to {LAST_MAX}"))?;
+            let count = last
+                .as_u64()
+                .filter(|n| *n <= LAST_MAX)
+                .ok_or(format!("'last' must be a number from 0 to {LAST_MAX}"))?;
             starts.push(Start::Last(count as usize));
         }
         if starts.len() > 1 {
@@ -399,8 +410,18 @@ mod tests {
         assert_eq!(some.filters.filter.event_types(), ["a".into(), "b".into()]);
         assert_eq!(some.start, Start::Last(5));
         for bad in [
-            "", "[]", "7", r#"{"event_types":"a"}"#, r#"{"event_types":[1]}"#, r#"{"session_id":7}"#, r#"{"source":[]}"#,
-            r#"{"last":-1}"#, r#"{"last":100001}"#, r#"{"since":"yesterday"}"#, r#"{"after":1}"#, r#"{"after":"evt_000000000001","last":1}"#,
+            "",
+            "[]",
+            "7",
+            r#"{"event_types":"a"}"#,
+            r#"{"event_types":[1]}"#,
+            r#"{"session_id":7}"#,
+            r#"{"source":[]}"#,
+            r#"{"last":-1}"#,
+            r#"{"last":100001}"#,
+            r#"{"since":"yesterday"}"#,
+            r#"{"after":1}"#,
+            r#"{"after":"evt_000000000001","last":1}"#,
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

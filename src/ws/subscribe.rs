@@ -60,12 +60,7 @@ struct Reader<'s> {
 
 impl Socket<'_> {
     /// Everything between the handshake and the Close frame. An error: the peer can no longer be written to.
-    async fn serve(
-        &self,
-        mut reader: Reader<'_>,
-        write: &mut WriteHalf<'_>,
-        producer: Producer,
-    ) -> io::Result<Ending> {
+    async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>, producer: Producer) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
         let refuse = async |write: &mut WriteHalf<'_>, why: &str, ending| {
             write_all(write, &text(&message::error(why, None)), patience).await?;

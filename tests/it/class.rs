@@ -103,14 +103,12 @@ fn is_found_by_type_session_user_and_source() {
 fn reaches_every_filter_live_as_it_is_found_by_query() {
     let server = Server::start();
     let class = classroom();
-    let filters = [
-        ("event_type", "event_types"),
-        ("session_id", "session_id"),
-        ("user_id", "user_id"),
-        ("source", "source"),
-    ]
-    .into_iter()
-    .flat_map(|(field, key)| by_field(&class, field).into_iter().map(move |(value, places)| (key, value, places)));
+    let filters =
+        [("event_type", "event_types"), ("session_id", "session_id"), ("user_id", "user_id"), ("source", "source")]
+            .into_iter()
+            .flat_map(|(field, key)| {
+                by_field(&class, field).into_iter().map(move |(value, places)| (key, value, places))
+            });
     let mut subscribers: Vec<_> = filters
         .map(|(key, value, places)| {
             let filter = if key == "event_types" { json!({key: [value]}) } else { json!({key: value}) };

@@ -148,9 +148,7 @@ fn queries_combine_filters() {
         add(1, "source", &["source-1"]);
         add(2, "session_id", &["session 3"]);
         add(3, "user_id", &["user&2=ü+"]);
-        let matches = |event: &Value| {
-            wanted.iter().all(|(field, values)| values.contains(&text_of(&event[*field])))
-        };
+        let matches = |event: &Value| wanted.iter().all(|(field, values)| values.contains(&text_of(&event[*field])));
         let expected: Vec<u64> =
             events.iter().zip(1..).filter(|(event, _)| matches(event)).map(|(_, sequence)| sequence).collect();
         let query = query.join("&");
@@ -226,7 +224,7 @@ fn limits_end_at_one_and_a_thousand() {
 
 /// The same instant, written by hand in other ways.
 fn written(instant: Timestamp, offset_hours: i8, digits: usize) -> String {
-    let zoned = instant.to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(offset_hours)));
+    let zoned = instant.to_zoned_datetime(jiff::tz::TimeZone::fixed(jiff::tz::offset(offset_hours)));
     let seconds = zoned.strftime("%Y-%m-%dT%H:%M:%S");
     let nanoseconds = format!("{:09}", zoned.subsec_nanosecond());
     let fraction = if digits == 0 { String::new() } else { format!(".{}", &nanoseconds[..digits]) };
@@ -242,7 +240,14 @@ fn time_bounds_are_exclusive_in_every_spelling() {
     let instant: Timestamp = third.parse().unwrap();
 
     let lower = third.to_lowercase();
-    let same = [written(instant, 0, 6), written(instant, 0, 9), written(instant, 5, 6), written(instant, -8, 9), third.clone(), lower];
+    let same = [
+        written(instant, 0, 6),
+        written(instant, 0, 9),
+        written(instant, 5, 6),
+        written(instant, -8, 9),
+        third.clone(),
+        lower,
+    ];
     for time in same {
         check_bounds(&server, &time, &[4, 5], &[1, 2]);
     }
@@ -273,9 +278,18 @@ fn check_bounds(server: &Server, time: &str, after: &[u64], before: &[u64]) {
 fn bad_times_are_refused() {
     let server = Server::start();
     let bad = [
-        "", "yesterday", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-01-15T25:00:00Z",
-        "2026-01-15T10:61:00Z", "2026-01-15T10:30:00+99:99", "2026-01-15T10:30:00.Z", "2026-01-15T10:30:00Zjunk", "17",
-        "0000-00-00T00:00:00Z", "2026-01-15T10:30:00.12345678901234567890123Z0",
+        "",
+        "yesterday",
+        "2026-13-01T00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "2026-01-15T25:00:00Z",
+        "2026-01-15T10:61:00Z",
+        "2026-01-15T10:30:00+99:99",
+        "2026-01-15T10:30:00.Z",
+        "2026-01-15T10:30:00Zjunk",
+        "17",
+        "0000-00-00T00:00:00Z",
+        "2026-01-15T10:30:00.12345678901234567890123Z0",
     ];
     for time in bad {
         for name in ["since", "until"] {
@@ -293,10 +307,21 @@ fn bad_times_are_refused() {
 fn what_is_not_there_is_404() {
     let server = Server::start();
     server.publish(&tick("s", 0));
-    for id in ["evt_000000000000", "evt_000000000002", "evt_ffffffffffff", "evt_00000000000A", "evt_", "nonsense", "%00"] {
+    for id in
+        ["evt_000000000000", "evt_000000000002", "evt_ffffffffffff", "evt_00000000000A", "evt_", "nonsense", "%00"]
+    {
         assert_eq!(server.get(&format!("/events/{id}")).refusal(404), "Event not found", "{id}");
     }
-    for path in ["/nowhere", "/events/evt_000000000001/more", "/api/v2/events", "/api/v1", "/event", "/ws", "/../etc/passwd", "//events"] {
+    for path in [
+        "/nowhere",
+        "/events/evt_000000000001/more",
+        "/api/v2/events",
+        "/api/v1",
+        "/event",
+        "/ws",
+        "/../etc/passwd",
+        "//events",
+    ] {
         server.get(path).refusal(404);
     }
 }
@@ -325,7 +350,9 @@ fn a_wrong_method_is_told_the_right_ones() {
 #[test]
 fn a_wrong_content_type_is_415() {
     let server = Server::start();
-    for wrong in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx", "nonsense"] {
+    for wrong in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx", "nonsense"]
+    {
         let response = server.call("POST", "/events", &[("Content-Type", wrong)], tick("s", 0).as_bytes());
         response.refusal(415);
     }
@@ -339,11 +366,24 @@ fn a_wrong_content_type_is_415() {
 fn what_is_no_event_is_422() {
     let server = Server::start();
     let bodies = [
-        "", " ", "{", "{}", "null", "17", "\"text\"", "true", "[1]", "{\"event_type\":\"timer_tick\"}", "{\"source\":\"it\"}",
-        "not json", "{'event_type':'timer_tick','source':'it'}",
-        "{\"event_type\":\"timer_tick\",\"source\":\"it\",}", "{\"event_type\":\"timer_tick\",\"source\":\"it\"} x",
+        "",
+        " ",
+        "{",
+        "{}",
+        "null",
+        "17",
+        "\"text\"",
+        "true",
+        "[1]",
+        "{\"event_type\":\"timer_tick\"}",
+        "{\"source\":\"it\"}",
+        "not json",
+        "{'event_type':'timer_tick','source':'it'}",
+        "{\"event_type\":\"timer_tick\",\"source\":\"it\",}",
+        "{\"event_type\":\"timer_tick\",\"source\":\"it\"} x",
         "{\"event_type\":\"timer_tick\",\"source\":\"it\"}{\"event_type\":\"timer_tick\",\"source\":\"it\"}",
-        "{\"event_type\":\"timer_tick\" \"source\":\"it\"}", "{\"event_type\":\"timer_tick\",\"source\":\"it\"",
+        "{\"event_type\":\"timer_tick\" \"source\":\"it\"}",
+        "{\"event_type\":\"timer_tick\",\"source\":\"it\"",
         "// a comment\n{\"event_type\":\"timer_tick\",\"source\":\"it\"}",
     ];
     for body in bodies {
@@ -370,7 +410,8 @@ fn a_body_over_the_limit_is_413() {
 
     let chunked = |body: &str| {
         let mut wire = Wire::connect(server.addr);
-        let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head =
+            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
         wire.send(format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()));
         wire.response().expect("an answer")
     };
@@ -382,7 +423,9 @@ fn a_body_over_the_limit_is_413() {
 fn a_body_announced_too_long_is_refused_before_it_is_sent() {
     let server = Server::start();
     let mut wire = Wire::connect(server.addr);
-    wire.send("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n");
+    wire.send(
+        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n",
+    );
     wire.response().expect("an answer").refusal(413);
 }
 
@@ -469,7 +512,10 @@ fn ambiguous_requests_are_refused() {
     let length = event.len();
     let heads = [
         ("both lengths", format!("Host: x\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
-        ("both lengths, the other way round", format!("Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n")),
+        (
+            "both lengths, the other way round",
+            format!("Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+        ),
         ("two lengths", format!("Host: x\r\nContent-Length: {length}\r\nContent-Length: {}\r\n", length + 1)),
         ("no host", format!("Content-Length: {length}\r\n")),
         ("negative length", "Host: x\r\nContent-Length: -1\r\n".to_string()),
@@ -520,7 +566,8 @@ fn noise_is_refused() {
 #[test]
 fn slow_clients_time_out() {
     let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "0.4"), ("BODY_TIMEOUT_SECONDS", "0.4")]);
-    let half_body = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"event";
+    let half_body =
+        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"event";
     let half_chunk = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
     for part in ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: x\r\n", half_body, half_chunk] {
         let mut wire = Wire::connect(server.addr);
@@ -539,7 +586,9 @@ fn slow_clients_delay_nobody() {
     let _silent: Vec<_> = (0..200)
         .map(|_| {
             let mut wire = Wire::connect(server.addr);
-            wire.send("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{");
+            wire.send(
+                "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
+            );
             wire
         })
         .collect();
@@ -560,8 +609,11 @@ fn many_connections_publish_at_once() {
     });
     assert_eq!(sequences(&server.stored("")), (1..=1600).collect::<Vec<_>>());
     for connection in 0..32 {
-        let numbers: Vec<_> =
-            server.stored(&format!("session_id=c{connection}")).iter().map(|event| event["payload"]["n"].as_u64()).collect();
+        let numbers: Vec<_> = server
+            .stored(&format!("session_id=c{connection}"))
+            .iter()
+            .map(|event| event["payload"]["n"].as_u64())
+            .collect();
         assert_eq!(numbers, (0..50).map(Some).collect::<Vec<_>>(), "each connection's events keep their order");
     }
 }
@@ -601,9 +653,21 @@ fn stats_have_their_shape() {
 #[test]
 fn event_types_can_be_added_and_not_removed() {
     let builtin = [
-        "quiz_started", "quiz_completed", "quiz_timeout", "answer_submitted", "answer_changed", "question_viewed",
-        "question_skipped", "timer_started", "timer_tick", "timer_warning", "mastery_updated", "learning_gap_detected",
-        "session_created", "session_ended", "error_occurred",
+        "quiz_started",
+        "quiz_completed",
+        "quiz_timeout",
+        "answer_submitted",
+        "answer_changed",
+        "question_viewed",
+        "question_skipped",
+        "timer_started",
+        "timer_tick",
+        "timer_warning",
+        "mastery_updated",
+        "learning_gap_detected",
+        "session_created",
+        "session_ended",
+        "error_occurred",
     ];
     let server = Server::with(&[("EVENT_TYPES", "hand_raised=A student raised a hand")]);
     let types = server.get_json("/event-types");

@@ -62,7 +62,16 @@ fn large_arrays_are_stored_whole() {
 fn a_reference_comes_back() {
     let server = Server::start();
     let mut publisher = server.publisher();
-    let references = [json!("abc"), json!(""), json!(17), json!(-0.5), json!({"x": [1, "ü"]}), json!([]), json!(true), json!("\"quoted\"\n")];
+    let references = [
+        json!("abc"),
+        json!(""),
+        json!(17),
+        json!(-0.5),
+        json!({"x": [1, "ü"]}),
+        json!([]),
+        json!(true),
+        json!("\"quoted\"\n"),
+    ];
     for (reference, n) in references.iter().zip(1..) {
         let good = json!({"event_type": "timer_tick", "source": "it", "ref": reference}).to_string();
         assert_eq!(publisher.ask(&good), json!({"status": "ok", "event_id": id_of(n), "ref": reference}));
@@ -79,9 +88,19 @@ fn a_reference_comes_back() {
 fn errors_come_in_their_place_and_the_socket_lives() {
     let server = Server::start();
     let bad = [
-        "not json", "", "{", "17", "null", "\"text\"", "{}", r#"{"event_type":"quiz_exploded","source":"it"}"#,
-        r#"{"event_type":"timer_tick"}"#, r#"{"event_type":"timer_tick","source":"it","payload":null}"#, "[17]",
-        r#"{"event_type":"timer_tick","source":"it","payload":{"a":NaN}}"#, "\u{0}",
+        "not json",
+        "",
+        "{",
+        "17",
+        "null",
+        "\"text\"",
+        "{}",
+        r#"{"event_type":"quiz_exploded","source":"it"}"#,
+        r#"{"event_type":"timer_tick"}"#,
+        r#"{"event_type":"timer_tick","source":"it","payload":null}"#,
+        "[17]",
+        r#"{"event_type":"timer_tick","source":"it","payload":{"a":NaN}}"#,
+        "\u{0}",
     ];
     let messages: Vec<_> =
         (0..2000).map(|n| if n % 3 == 1 { bad[n / 3 % bad.len()].to_string() } else { tick("s", n) }).collect();
@@ -148,12 +167,15 @@ fn a_message_too_large_is_answered_and_the_socket_lives() {
         // In its place among others, also when it comes in fragments.
         let half = padded(limit + 100);
         let (first, second) = half.as_bytes().split_at(limit / 2);
-        publisher.send_raw([
-            frame(0x80 | TEXT, tick("s", 2).as_bytes()),
-            frame(TEXT, first),
-            frame(0x80 | CONTINUATION, second),
-            frame(0x80 | TEXT, tick("s", 3).as_bytes()),
-        ].concat());
+        publisher.send_raw(
+            [
+                frame(0x80 | TEXT, tick("s", 2).as_bytes()),
+                frame(TEXT, first),
+                frame(0x80 | CONTINUATION, second),
+                frame(0x80 | TEXT, tick("s", 3).as_bytes()),
+            ]
+            .concat(),
+        );
         let answers = publisher.collect(3);
         assert_eq!([&answers[0]["status"], &answers[2]["status"]], ["ok", "ok"]);
         assert_eq!(answers[1], too_large);
@@ -191,7 +213,8 @@ fn a_message_beyond_16_mib_closes_the_socket() {
 fn acknowledgements_can_come_by_the_batch() {
     let server = Server::start();
     let mut publisher = Socket::open(server.addr, "/ws/publish?ack=batch");
-    let messages: Vec<_> = (0..3000).map(|n| if n % 100 == 50 { "nonsense".to_string() } else { tick("s", n) }).collect();
+    let messages: Vec<_> =
+        (0..3000).map(|n| if n % 100 == 50 { "nonsense".to_string() } else { tick("s", n) }).collect();
     let stream = publisher.stream().try_clone().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| send_all(&stream, &messages));
@@ -211,7 +234,10 @@ fn acknowledgements_can_come_by_the_batch() {
     assert_eq!(server.get_json("/stats")["total_events"], 2970);
 
     // An array counts its events.
-    assert_eq!(publisher.ask(&format!("[{},{}]", tick("s", 0), tick("s", 1))), json!({"status": "ok", "count": 2, "last_event_id": id_of(2972)}));
+    assert_eq!(
+        publisher.ask(&format!("[{},{}]", tick("s", 0), tick("s", 1))),
+        json!({"status": "ok", "count": 2, "last_event_id": id_of(2972)})
+    );
 }
 
 #[test]
@@ -350,7 +376,11 @@ fn lengths_written_too_long_are_read_or_refused() {
 #[test]
 fn a_close_is_echoed_after_the_answers() {
     let server = Server::start();
-    for (payload, code) in [(code_bytes(1000).to_vec(), 1000), (code_bytes(1001).to_vec(), 1001), ([&code_bytes(3000)[..], "bye é".as_bytes()].concat(), 3000)] {
+    for (payload, code) in [
+        (code_bytes(1000).to_vec(), 1000),
+        (code_bytes(1001).to_vec(), 1001),
+        ([&code_bytes(3000)[..], "bye é".as_bytes()].concat(), 3000),
+    ] {
         let mut publisher = server.publisher();
         send_all(publisher.stream(), &ticks("s", 100));
         publisher.send_frame(CLOSE, &payload);

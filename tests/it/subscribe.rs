@@ -35,7 +35,8 @@ fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, b
 fn the_answer_has_its_shape() {
     let server = Server::start();
     server.publish(&tick("s", 0));
-    let asked = json!({"event_types": ["timer_tick", "quiz_started"], "session_id": "s", "user_id": "u", "source": "it"});
+    let asked =
+        json!({"event_types": ["timer_tick", "quiz_started"], "session_id": "s", "user_id": "u", "source": "it"});
     for asked in [json!({}), asked, json!({"session_id": "only"})] {
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
         let answer = socket.ask(&asked.to_string());
@@ -76,7 +77,8 @@ fn each_filter_and_each_pair_lets_through_what_it_says() {
     let server = Server::start();
     let mut subscribers = Vec::new();
     for choice in 0..16 {
-        let chosen: Vec<_> = parts.iter().enumerate().filter(|(n, _)| choice & (1 << n) != 0).map(|(_, part)| part).collect();
+        let chosen: Vec<_> =
+            parts.iter().enumerate().filter(|(n, _)| choice & (1 << n) != 0).map(|(_, part)| part).collect();
         let filter: Value = chosen.iter().map(|(key, _, value)| (key.to_string(), value.clone())).collect();
         let matches = |event: &Value| {
             chosen.iter().all(|(_, field, wanted)| match wanted.as_array() {
@@ -175,7 +177,8 @@ fn history_starts_where_it_was_asked_to() {
 fn history_and_live_join_without_gap_or_repeat() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536")]);
     server.publish_lines(&(0..2000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
-    let starts = [json!({}), json!({"after": id_of(700)}), json!({"last": 1500}), json!({"since": "2020-01-01T00:00:00Z"})];
+    let starts =
+        [json!({}), json!({"after": id_of(700)}), json!({"last": 1500}), json!({"since": "2020-01-01T00:00:00Z"})];
     let read = |n: usize| {
         let mut first = starts[n % 4].clone();
         let step = if n % 8 < 4 { 1 } else { 2 };
@@ -198,62 +201,70 @@ fn history_and_live_join_without_gap_or_repeat() {
 #[test]
 fn a_consumer_that_comes_back_again_and_again_sees_everything_once() {
     let server = Server::start();
-    while_publishing(&server, |n| tick("s", n), || {
-        let mut last = 0;
-        for round in 0..60 {
-            let mut subscriber = server.subscriber(&json!({"after": id_of(last)}));
-            for event in subscriber.collect(1 + round * 3) {
-                last += 1;
-                assert_eq!(sequence(&event["id"]), last);
+    while_publishing(
+        &server,
+        |n| tick("s", n),
+        || {
+            let mut last = 0;
+            for round in 0..60 {
+                let mut subscriber = server.subscriber(&json!({"after": id_of(last)}));
+                for event in subscriber.collect(1 + round * 3) {
+                    last += 1;
+                    assert_eq!(sequence(&event["id"]), last);
+                }
+                if round % 2 == 0 {
+                    subscriber.reset();
+                }
             }
-            if round % 2 == 0 {
-                subscriber.reset();
-            }
-        }
-    });
+        },
+    );
 }
 
 #[test]
 fn filters_change_under_load_without_losing_or_repeating() {
     let server = Server::start();
     let filters = [json!({"session_id": "a"}), json!({}), json!({"session_id": "a", "event_types": ["timer_tick"]})];
-    while_publishing(&server, |n| tick(["a", "b", "c"][n % 3], n), || {
-        let mut subscriber = server.subscriber(&filters[0]);
-        let (mut current, mut changes, mut last, mut last_of_a) = (0, 0, None, None);
-        while changes < 100 {
-            // Many changes are on their way at once, in order.
-            for change in changes..changes + 5 {
-                let next = &filters[(change + 1) % filters.len()];
-                subscriber.send(&json!({"type": "update_filters", "filters": next}).to_string());
+    while_publishing(
+        &server,
+        |n| tick(["a", "b", "c"][n % 3], n),
+        || {
+            let mut subscriber = server.subscriber(&filters[0]);
+            let (mut current, mut changes, mut last, mut last_of_a) = (0, 0, None, None);
+            while changes < 100 {
+                // Many changes are on their way at once, in order.
+                for change in changes..changes + 5 {
+                    let next = &filters[(change + 1) % filters.len()];
+                    subscriber.send(&json!({"type": "update_filters", "filters": next}).to_string());
+                }
+                let mut since_change = 0;
+                let until = changes + 5;
+                while changes < until || since_change < 60 {
+                    let message = subscriber.json();
+                    if message["status"] == "filters_updated" {
+                        changes += 1;
+                        current = changes % filters.len();
+                        assert_eq!(message["filters"], filters[current]);
+                        (last, since_change) = (None, 0);
+                        continue;
+                    }
+                    since_change += 1;
+                    let (sequence, of_a) = (sequence(&message["id"]), message["session_id"] == "a");
+                    // Session "a" passes every one of the filters, so all of it comes.
+                    if of_a {
+                        assert!(last_of_a.is_none_or(|last| sequence == last + 3), "{last_of_a:?} then {sequence}");
+                        last_of_a = Some(sequence);
+                    }
+                    // While everything passes, everything comes; otherwise only "a".
+                    if current == 1 {
+                        assert!(last.is_none_or(|last| sequence == last + 1), "{last:?} then {sequence}");
+                        last = Some(sequence);
+                    } else {
+                        assert!(of_a, "{message} under {}", filters[current]);
+                    }
+                }
             }
-            let mut since_change = 0;
-            let until = changes + 5;
-            while changes < until || since_change < 60 {
-                let message = subscriber.json();
-                if message["status"] == "filters_updated" {
-                    changes += 1;
-                    current = changes % filters.len();
-                    assert_eq!(message["filters"], filters[current]);
-                    (last, since_change) = (None, 0);
-                    continue;
-                }
-                since_change += 1;
-                let (sequence, of_a) = (sequence(&message["id"]), message["session_id"] == "a");
-                // Session "a" passes every one of the filters, so all of it comes.
-                if of_a {
-                    assert!(last_of_a.is_none_or(|last| sequence == last + 3), "{last_of_a:?} then {sequence}");
-                    last_of_a = Some(sequence);
-                }
-                // While everything passes, everything comes; otherwise only "a".
-                if current == 1 {
-                    assert!(last.is_none_or(|last| sequence == last + 1), "{last:?} then {sequence}");
-                    last = Some(sequence);
-                } else {
-                    assert!(of_a, "{message} under {}", filters[current]);
-                }
-            }
-        }
-    });
+        },
+    );
 }
 
 #[test]
@@ -273,8 +284,21 @@ fn pings_are_answered_and_junk_is_ignored() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     let junk = [
-        "", "not json", "{", "17", "null", "[]", "\"text\"", "{}", r#"{"type":"unheard_of"}"#, r#"{"type":17}"#,
-        r#"{"type":null}"#, r#"{"type":"PING"}"#, r#"{"filters":{}}"#, r#"{"session_id":"x"}"#, r#"{"type":"ack","id":5}"#,
+        "",
+        "not json",
+        "{",
+        "17",
+        "null",
+        "[]",
+        "\"text\"",
+        "{}",
+        r#"{"type":"unheard_of"}"#,
+        r#"{"type":17}"#,
+        r#"{"type":null}"#,
+        r#"{"type":"PING"}"#,
+        r#"{"filters":{}}"#,
+        r#"{"session_id":"x"}"#,
+        r#"{"type":"ack","id":5}"#,
     ];
     for junk in junk {
         subscriber.send(junk);
@@ -293,10 +317,31 @@ fn a_first_message_that_cannot_be_used_is_refused_in_words() {
     let server = Server::start();
     let mut witness = server.subscriber(&json!({}));
     let refused = [
-        "not json", "", "17", "null", "[]", "\"text\"", r#"{"event_types":"timer_tick"}"#, r#"{"event_types":5}"#, r#"{"event_types":[5]}"#,
-        r#"{"event_types":[null]}"#, r#"{"event_types":{"a":1}}"#, r#"{"event_types":true}"#, r#"{"session_id":5}"#, r#"{"session_id":true}"#,
-        r#"{"user_id":1.5}"#, r#"{"user_id":false}"#, r#"{"source":0}"#, r#"{"source":true}"#, r#"{"after":"nonsense"}"#, r#"{"after":17}"#,
-        r#"{"since":"yesterday"}"#, r#"{"since":17}"#, r#"{"last":-1}"#, r#"{"last":"5"}"#, r#"{"last":1.5}"#,
+        "not json",
+        "",
+        "17",
+        "null",
+        "[]",
+        "\"text\"",
+        r#"{"event_types":"timer_tick"}"#,
+        r#"{"event_types":5}"#,
+        r#"{"event_types":[5]}"#,
+        r#"{"event_types":[null]}"#,
+        r#"{"event_types":{"a":1}}"#,
+        r#"{"event_types":true}"#,
+        r#"{"session_id":5}"#,
+        r#"{"session_id":true}"#,
+        r#"{"user_id":1.5}"#,
+        r#"{"user_id":false}"#,
+        r#"{"source":0}"#,
+        r#"{"source":true}"#,
+        r#"{"after":"nonsense"}"#,
+        r#"{"after":17}"#,
+        r#"{"since":"yesterday"}"#,
+        r#"{"since":17}"#,
+        r#"{"last":-1}"#,
+        r#"{"last":"5"}"#,
+        r#"{"last":1.5}"#,
         r#"{"session_id":"\ud800"}"#,
     ];
     for (first, n) in refused.iter().zip(1..) {
@@ -400,7 +445,11 @@ fn a_subscriber_too_many_is_told_so() {
 #[test]
 fn a_subscriber_that_never_reads_costs_little_and_loses_nothing() {
     // A peer that takes no byte would be given up after the write timeout; here it only comes late.
-    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let server = Server::with(&[
+        ("MAX_SUBSCRIBER_BYTES", "65536"),
+        ("WRITE_TIMEOUT_SECONDS", "600"),
+        ("KEEPALIVE_SECONDS", "600"),
+    ]);
     let mut stuck = server.subscriber(&json!({}));
     let mut quick = server.subscriber(&json!({"event_types": ["quiz_started"]}));
     let filler = "x".repeat(400);
@@ -446,11 +495,15 @@ fn a_subscriber_that_takes_nothing_for_too_long_is_given_up() {
 
 #[test]
 fn a_slow_subscriber_may_change_its_filters() {
-    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let server = Server::with(&[
+        ("MAX_SUBSCRIBER_BYTES", "65536"),
+        ("WRITE_TIMEOUT_SECONDS", "600"),
+        ("KEEPALIVE_SECONDS", "600"),
+    ]);
     let mut slow = server.subscriber(&json!({}));
     let filler = "x".repeat(2000);
     let message = |n: usize| {
-        json!({"event_type": "timer_tick", "source": "it", "session_id": ["a", "b"][n % 2], "payload": {"n": n, "filler": filler}}).to_string()
+        json!({"event_type": "timer_tick", "source": "it", "session_id": (["a", "b"][n % 2]), "payload": {"n": n, "filler": filler}}).to_string()
     };
     let mut publisher = server.publisher();
     acknowledged(&publisher.pipeline(&(0..10_000).map(message).collect::<Vec<_>>()));

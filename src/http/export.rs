@@ -1,0 +1,91 @@
+//! Stored events as lines, one JSON object each, however many there are.
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::store::{Query, Store};
+
+/// A body that reads the record page by page, as fast as the client takes it and one page ahead. When reading
+/// fails the body breaks off without its proper end, so that nobody takes a part for the whole.
+pub(super) struct Export {
+    store: Store,
+    page: Option<JoinHandle<rusqlite::Result<Page>>>,
+}
+
+/// What is left to be read.
+struct Rest {
+    query: Query,
+    events_max: usize,
+}
+
+struct Page {
+    lines: Vec<u8>,
+    rest: Option<Rest>,
+}
+
+/// Bytes of a page. Large enough that its transaction and its place in the blocking threads' queue do not
+/// count; two of them are what one client costs.
+const PAGE_BYTES: usize = 256 << 10;
+
+/// An export did not reach its end.
+#[derive(Debug, thiserror::Error)]
+#[error("reading the stored events failed")]
+pub(super) struct BrokenOff;
+
+impl Export {
+    /// The events of `query`, at most `events_max`. What is committed later is not among them.
+    pub(super) fn new(store: Store, mut query: Query, events_max: usize) -> Self {
+        let end = store.committed().next();
+        query.before = Some(query.before.map_or(end, |before| before.min(end)));
+        let page = Some(start(&store, Rest { query, events_max }));
+        Self { store, page }
+    }
+}
+
+/// A page is read to its end even if the client has gone: it is short, and the blocking thread cannot be stopped.
+fn start(store: &Store, rest: Rest) -> JoinHandle<rusqlite::Result<Page>> {
+    let store = store.clone();
+    spawn_blocking(move || read(&store, rest))
+}
+
+fn read(store: &Store, Rest { mut query, mut events_max }: Rest) -> rusqlite::Result<Page> {
+    let mut lines = Vec::with_capacity(PAGE_BYTES);
+    let last = store.scan(&query, |event| {
+        event.write_json(&mut lines);
+        lines.push(b'\n');
+        events_max -= 1;
+        if lines.len() >= PAGE_BYTES || events_max == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let rest = last.filter(|_| events_max > 0).map(|last| {
+        query.after = last;
+        Rest { query, events_max }
+    });
+    Ok(Page { lines, rest })
+}
+
+impl Body for Export {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let Some(page) = &mut self.page else { return Poll::Ready(None) };
+        let read = ready!(Pin::new(page).poll(cx));
+        self.page = None;
+        let Page { lines, rest } = match read {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "read events for an export");
+                return Poll::Ready(Some(Err(BrokenOff)));
+            }
+            Err(died) => std::panic::resume_unwind(died.into_panic()),
+        };
+        self.page = rest.map(|rest| start(&self.store, rest));
+        // Only a last page can be empty, when the one before it took the last event.
+        Poll::Ready((!lines.is_empty()).then(|| Ok(Frame::data(lines.into()))))
+    }
+}

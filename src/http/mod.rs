@@ -1,0 +1,361 @@
+//! The HTTP interface: one route table under two prefixes, and the handshakes of the WebSockets.
+//!
+//! Requests that are no HTTP are answered by hyper itself, with a bare 400, 414 or 431 and without our
+//! headers; a connection whose next request does not come complete within the header timeout, which
+//! also ends idle ones, is closed. A request with both `Content-Length` and `Transfer-Encoding` is
+//! read by the latter alone and is the last of its connection (RFC 9112, 6.3).
+
+mod answer;
+mod events;
+mod export;
+mod query;
+mod socket;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::TokioTimer;
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::auth::{Class, Place};
+use crate::event::{Parser, Timestamp};
+use crate::pipeline::{Pipeline, Producer};
+use crate::wire::message::AckMode;
+use crate::wire::refusal::Ending;
+use crate::wire::{Failure, Refusal};
+use crate::ws;
+use answer::{Answer, Body, PROBLEM, Reader};
+use query::Parameters;
+use socket::Socket;
+
+/// What hyper may keep of one connection: the head of a request must fit, with a URL of up to 64 KiB, and
+/// bodies come in pieces of it. Ten thousand connections can make us keep 640 MiB.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// How long a readiness probe waits; probes themselves often give up after a second or a few.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves one connection until it ends, first as HTTP and then, if it is upgraded, as a WebSocket. When the
+/// server shuts down, the request in hand is finished.
+pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>, mut producer: Producer) {
+    let connection = Connection {
+        parser: Mutex::new(pipeline.parser()),
+        pipeline: pipeline.clone(),
+        peer,
+        accepted: Mutex::new(None),
+    };
+    {
+        let socket = Socket::new(stream, pipeline.config.write_timeout);
+        let mut http = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(pipeline.config.header_timeout)
+                .max_buf_size(BUFFER_BYTES_MAX)
+                .serve_connection(socket, service_fn(|request| connection.answer(request)))
+                .with_upgrades()
+        );
+        let ended = tokio::select! {
+            biased;
+            ended = http.as_mut() => ended,
+            () = producer.shutting_down() => {
+                http.as_mut().graceful_shutdown();
+                http.await
+            }
+        };
+        if let Err(error) = ended {
+            // Clients come and go as they like: nobody has to look at this.
+            tracing::debug!(%peer, %error, "connection ended early");
+        }
+    }
+    let Some(Accepted { upgrade, purpose }) = connection.accepted.into_inner() else { return };
+    let Ok(upgraded) = upgrade.await else { return };
+    let parts = upgraded.downcast::<Socket>().expect("every connection is served on a Socket");
+    let (stream, received) = (parts.io.into_inner(), parts.read_buf);
+    match purpose {
+        Purpose::Publish(mode, _place) => ws::publish(stream, received, peer, pipeline, producer, mode).await,
+        Purpose::Subscribe(_place) => ws::subscribe(stream, received, pipeline, producer).await,
+        Purpose::Refuse(ending) => ws::refuse(stream, ending).await,
+    }
+}
+
+/// What the requests of one connection share.
+struct Connection {
+    pipeline: Arc<Pipeline>,
+    peer: SocketAddr,
+    parser: Mutex<Parser>,
+    /// The handshake that was accepted, until hyper has let go of the stream.
+    accepted: Mutex<Option<Accepted>>,
+}
+
+struct Accepted {
+    upgrade: OnUpgrade,
+    purpose: Purpose,
+}
+
+/// What a WebSocket is for.
+enum Purpose {
+    Publish(AckMode, Place),
+    Subscribe(Place),
+    Refuse(Ending),
+}
+
+/// Everything there is, by path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route<'p> {
+    Events,
+    Event(&'p str),
+    Stats,
+    EventTypes,
+    Health,
+    Readiness,
+    Publish,
+    Subscribe,
+}
+
+impl<'p> Route<'p> {
+    /// The same under both prefixes.
+    fn of(path: &'p str) -> Option<Self> {
+        let path = path.strip_prefix("/api/v1").unwrap_or(path);
+        Some(match path {
+            "/events" => Self::Events,
+            "/stats" => Self::Stats,
+            "/event-types" => Self::EventTypes,
+            "/health" => Self::Health,
+            "/readiness" => Self::Readiness,
+            "/ws/publish" => Self::Publish,
+            "/ws/subscribe" => Self::Subscribe,
+            _ => Self::Event(path.strip_prefix("/events/").filter(|id| !id.is_empty() && !id.contains('/'))?),
+        })
+    }
+
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Events => "GET, HEAD, POST, DELETE, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
+        }
+    }
+
+    fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Readiness | Self::EventTypes)
+    }
+
+    fn is_socket(self) -> bool {
+        matches!(self, Self::Publish | Self::Subscribe)
+    }
+}
+
+impl Connection {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let (parts, body) = request.into_parts();
+        let reader = self.reader(&parts.headers);
+        let mut response = self.route(parts, body).await.unwrap_or_else(|refusal| answer::refused(&refusal));
+        answer::add_common(response.headers_mut(), reader);
+        Ok(response)
+    }
+
+    /// Which page's origin may read the answer.
+    fn reader(&self, headers: &HeaderMap) -> Reader {
+        let access = &self.pipeline.access;
+        match headers.get(header::ORIGIN) {
+            _ if access.any_origin_allowed() => Reader::Anyone,
+            Some(origin) if access.origin_allowed(Some(origin)) => Reader::Only(origin.clone()),
+            _ => Reader::Nobody,
+        }
+    }
+
+    /// What is wrong with a request is told in this order: no HTTP, no key, no such path, no such method there,
+    /// too many requests, and then what its route finds.
+    async fn route(&self, parts: Parts, body: Incoming) -> Answer {
+        let Self { pipeline, peer, parser, .. } = self;
+        let (access, ip) = (&pipeline.access, peer.ip());
+        check_host(&parts)?;
+        if is_preflight(&parts) {
+            return self.preflight(&parts.headers);
+        }
+        let route = Route::of(parts.uri.path());
+        if !route.is_some_and(Route::is_open) {
+            let parameters = route.filter(|route| route.is_socket()).map(|_| Parameters::of(&parts.uri));
+            access.authorize(&parts.headers, parameters.as_ref().and_then(|parameters| parameters.get("api_key")))?;
+        }
+        let route = route.ok_or(Refusal::NotFound("Not Found"))?;
+        // hyper leaves out the body of an answer to HEAD.
+        let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
+        match (route, method) {
+            (Route::Events, &Method::POST) => {
+                access.check(Class::Publish, ip)?;
+                events::publish(pipeline, parser, &parts.headers, body).await
+            }
+            (Route::Events, &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                events::list(pipeline, &parts.headers, &parts.uri).await
+            }
+            (Route::Events, &Method::DELETE) => {
+                access.check(Class::Admin, ip)?;
+                events::delete(&pipeline.store, &parts.uri).await
+            }
+            (Route::Event(id), &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                events::one(&pipeline.store, id).await
+            }
+            (Route::Stats, &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                self.stats().await
+            }
+            (Route::EventTypes, &Method::GET) => Ok(answer::json(self.event_types())),
+            (Route::Health, &Method::GET) => Ok(answer::json(HEALTH)),
+            (Route::Readiness, &Method::GET) => Ok(self.readiness().await),
+            (Route::Publish | Route::Subscribe, &Method::GET) => self.handshake(route == Route::Publish, &parts),
+            (_, &Method::OPTIONS) => {
+                let mut response = answer::no_content();
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(route.methods()));
+                Ok(response)
+            }
+            _ => Err(Refusal::MethodNotAllowed(route.methods())),
+        }
+    }
+
+    fn preflight(&self, headers: &HeaderMap) -> Answer {
+        match self.pipeline.access.origin_allowed(headers.get(header::ORIGIN)) {
+            true => Ok(answer::preflight(headers)),
+            false => Err(Refusal::ForbiddenOrigin),
+        }
+    }
+
+    /// Accepts a WebSocket: the stream goes to it once the 101 has left.
+    fn handshake(&self, publishes: bool, parts: &Parts) -> Answer {
+        let access = &self.pipeline.access;
+        let request = Request::from_parts(parts.clone(), ());
+        let upgrade = parts.extensions.get::<OnUpgrade>().cloned();
+        let Some(upgrade) = upgrade.filter(|_| fastwebsockets::upgrade::is_upgrade_request(&request)) else {
+            return Err(Refusal::UpgradeRequired);
+        };
+        if !access.origin_allowed(parts.headers.get(header::ORIGIN)) {
+            return Err(Refusal::ForbiddenOrigin);
+        }
+        let mode = match Parameters::of(&parts.uri).get("ack") {
+            None | Some("each") => AckMode::Each,
+            Some("batch") => AckMode::Batch,
+            Some("none") => AckMode::None,
+            Some(_) => return Err(Refusal::BadRequest("'ack' must be each, batch or none".to_owned())),
+        };
+        let (response, _) = fastwebsockets::upgrade::upgrade(request).map_err(|error| match error {
+            fastwebsockets::WebSocketError::InvalidSecWebsocketVersion => Refusal::UpgradeRequired,
+            _ => Refusal::BadRequest("A WebSocket handshake has a Sec-WebSocket-Key".to_owned()),
+        })?;
+        let purpose = match access.connection(self.peer.ip()) {
+            None => Purpose::Refuse(Ending::TooManyConnections),
+            Some(place) if publishes => Purpose::Publish(mode, place),
+            Some(place) => Purpose::Subscribe(place),
+        };
+        *self.accepted.lock() = Some(Accepted { upgrade, purpose });
+        Ok(response.map(|_| Body::Left(http_body_util::Full::default())))
+    }
+
+    async fn stats(&self) -> Answer {
+        let stats = events::reading(&self.pipeline.store, |store| store.stats(Timestamp::now())).await?;
+        let by_type = stats.by_type.iter().map(|of_type| {
+            serde_json::json!({
+                "event_type": of_type.event_type,
+                "count": of_type.count,
+                "last_seen": of_type.last_seen,
+            })
+        });
+        let stats = serde_json::json!({
+            "total_events": stats.total_events,
+            "events_last_hour": stats.events_last_hour,
+            "by_type": by_type.collect::<Vec<_>>(),
+            "router": self.router(),
+        });
+        Ok(answer::json(stats.to_string()))
+    }
+
+    fn router(&self) -> Value {
+        let Pipeline { store, config, .. } = &*self.pipeline;
+        serde_json::json!({
+            "active_subscribers": self.pipeline.subscribers(),
+            "queue_size": store.queue_len(),
+            "max_queue_size": config.max_queue_size,
+            "wal_pages": store.wal_pages(),
+        })
+    }
+
+    fn event_types(&self) -> String {
+        let types = self.pipeline.types.iter().map(|(name, description)| (name.to_owned(), description.into()));
+        Value::Object(types.collect::<Map<_, _>>()).to_string()
+    }
+
+    /// Whether an event would be accepted now. The refusal is a problem with the members of the answer.
+    async fn readiness(&self) -> Response<Body> {
+        let (ready, database, detail) = match self.pipeline.is_shutting_down() {
+            true => (false, "connected", "The server is shutting down".to_owned()),
+            false => match timeout(READINESS_TIMEOUT, self.pipeline.store.check()).await {
+                Ok(Ok(())) => (true, "connected", String::new()),
+                Ok(Err(failure @ Failure::QueueFull)) => (false, "connected", failure.to_string()),
+                Ok(Err(failure)) => (false, "unavailable", failure.to_string()),
+                Err(_) => (false, "unavailable", "The database did not answer in time".to_owned()),
+            },
+        };
+        let mut body = serde_json::json!({ "ready": ready, "database": database, "router": self.router() });
+        if ready {
+            return answer::json(body.to_string());
+        }
+        body["title"] = "Service Unavailable".into();
+        body["status"] = 503.into();
+        body["detail"] = detail.into();
+        let mut response = answer::answer(StatusCode::SERVICE_UNAVAILABLE, PROBLEM, body.to_string());
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+    }
+}
+
+const HEALTH: &str =
+    concat!(r#"{"status":"ok","service":"event-pipeline","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
+
+/// A request of HTTP/1.1 names its host, once (RFC 9112, 3.2).
+fn check_host(parts: &Parts) -> Result<(), Refusal> {
+    let hosts = parts.headers.get_all(header::HOST).iter().count();
+    if hosts == 1 || (hosts == 0 && parts.version == Version::HTTP_10) {
+        return Ok(());
+    }
+    Err(Refusal::BadRequest("A request has one Host header".to_owned()))
+}
+
+/// A browser asks whether a page may send something. It never shows a key with it.
+fn is_preflight(parts: &Parts) -> bool {
+    let has = |name| parts.headers.contains_key(name);
+    parts.method == Method::OPTIONS && has(header::ORIGIN) && has(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_routes_under_both_prefixes() {
+        let check = |path: &str, expected| {
+            assert_eq!(Route::of(path), expected, "{path}");
+            assert_eq!(Route::of(&format!("/api/v1{path}")), expected, "/api/v1{path}");
+        };
+        check("/events", Some(Route::Events));
+        check("/events/evt_000000000001", Some(Route::Event("evt_000000000001")));
+        check("/ws/subscribe", Some(Route::Subscribe));
+        for nothing in ["", "/", "/events/", "/events/a/b", "//events", "/event", "/ws", "/Events", "/stats/"] {
+            check(nothing, None);
+        }
+        assert_eq!(Route::of("/api/v1/api/v1/events"), None);
+        assert_eq!(Route::of("/api/v1events"), None);
+    }
+}

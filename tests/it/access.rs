@@ -1,0 +1,289 @@
+//! Who may do what, from where, how often; and the headers that every answer carries.
+
+use serde_json::json;
+
+use crate::support::*;
+
+const KEY: &str = "correct horse battery staple";
+const WITH_KEY: (&str, &str) = ("X-API-Key", KEY);
+const WRONG_KEYS: [&str; 6] =
+    ["", "wrong", "correct horse battery stapl", "correct horse battery staple!", "Correct horse battery staple", "*"];
+
+fn guarded() -> Server {
+    Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", KEY)])
+}
+
+#[test]
+fn without_a_key_everything_but_the_open_paths_is_401() {
+    let server = guarded();
+    let guarded_calls = [
+        ("GET", "/events"),
+        ("POST", "/events"),
+        ("DELETE", "/events"),
+        ("GET", "/events/evt_000000000001"),
+        ("GET", "/stats"),
+        // 401 comes before validation, whatever is wrong besides.
+        ("GET", "/events?limit=0"),
+        ("GET", "/events?since=nonsense"),
+        ("DELETE", "/events?before="),
+        ("HEAD", "/events"),
+    ];
+    for prefix in ["", "/api/v1"] {
+        for (method, path) in guarded_calls {
+            let response = server.call(method, &format!("{prefix}{path}"), &[], b"");
+            assert_eq!(response.status, 401, "{method} {prefix}{path}");
+            if method != "HEAD" {
+                response.refusal(401);
+            }
+        }
+        for path in ["/health", "/readiness", "/event-types"] {
+            assert_eq!(server.get(&format!("{prefix}{path}")).status, 200, "{prefix}{path} is open");
+        }
+    }
+    for body in ["", "not json", "{}", &tick("s", 0)] {
+        server.post(body).refusal(401);
+        server.call("POST", "/events", &[("Content-Type", "text/plain")], body.as_bytes()).refusal(401);
+    }
+    for wrong in WRONG_KEYS {
+        server.call("GET", "/stats", &[("X-API-Key", wrong)], b"").refusal(401);
+        server.call("GET", "/stats", &[("Authorization", &format!("Bearer {wrong}"))], b"").refusal(401);
+        server.call("GET", &format!("/stats?api_key={}", encode(wrong)), &[], b"").refusal(401);
+    }
+    server.call("GET", "/stats", &[("Authorization", KEY)], b"").refusal(401);
+    server.call("GET", "/stats", &[("Authorization", &format!("Basic {KEY}"))], b"").refusal(401);
+    server.call("GET", &format!("/stats?api_key={}", encode(KEY)), &[], b"").refusal(401);
+
+    let stats = server.call("GET", "/stats", &[WITH_KEY], b"").json();
+    assert_eq!(stats["total_events"], 0, "nothing was let in");
+}
+
+#[test]
+fn the_key_opens_http_in_either_header() {
+    let server = guarded();
+    let bearer = format!("Bearer {KEY}");
+    for header in [WITH_KEY, ("Authorization", bearer.as_str())] {
+        let body = tick("s", 0);
+        assert_eq!(server.call("POST", "/events", &[JSON, header], body.as_bytes()).status, 201);
+        assert_eq!(server.call("GET", "/events", &[header], b"").status, 200);
+        assert_eq!(server.call("DELETE", "/api/v1/events", &[header], b"").status, 200);
+        server.call("GET", "/events?limit=0", &[header], b"").refusal(422);
+    }
+}
+
+#[test]
+fn a_websocket_without_the_key_is_refused_at_the_handshake() {
+    let server = guarded();
+    let bearer = format!("Bearer {KEY}");
+    let query = format!("api_key={}", encode(KEY));
+    for path in ["/ws/publish", "/ws/subscribe", "/api/v1/ws/publish", "/api/v1/ws/subscribe"] {
+        let refused = |target: &str, headers: &[(&str, &str)]| {
+            let refusal = Socket::handshake(server.addr, target, headers).err();
+            refusal.unwrap_or_else(|| panic!("{target} {headers:?} was let in")).refusal(401);
+        };
+        refused(path, &[]);
+        for wrong in WRONG_KEYS {
+            refused(path, &[("X-API-Key", wrong)]);
+            refused(&format!("{path}?api_key={}", encode(wrong)), &[]);
+        }
+        Socket::handshake(server.addr, path, &[WITH_KEY]).ok().expect("the key in a header");
+        Socket::handshake(server.addr, path, &[("Authorization", &bearer)]).ok().expect("the key as bearer");
+        Socket::open(server.addr, &format!("{path}?{query}"));
+    }
+    let mut publisher = Socket::open(server.addr, &format!("/ws/publish?ack=each&{query}"));
+    assert_eq!(publisher.ask(&tick("s", 0))["status"], "ok");
+}
+
+#[test]
+fn an_empty_key_lets_nobody_in() {
+    let mut server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "")]);
+    // Worth a warning to the operator.
+    server.allow_noise();
+    for headers in [
+        &[][..],
+        &[("X-API-Key", "")],
+        &[("X-API-Key", "x")],
+        &[("Authorization", "Bearer ")],
+        &[("Authorization", "Bearer")],
+    ] {
+        server.call("GET", "/events", headers, b"").refusal(401);
+        assert_eq!(Socket::handshake(server.addr, "/ws/publish", headers).err().expect("a refusal").status, 401);
+        assert_eq!(
+            Socket::handshake(server.addr, "/ws/publish?api_key=", headers).err().expect("a refusal").status,
+            401
+        );
+    }
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn nothing_is_guarded_by_default() {
+    let server = Server::with(&[("API_KEY", KEY)]);
+    server.publish(&tick("s", 0));
+    assert_eq!(server.call("GET", "/events", &[("X-API-Key", "wrong")], b"").status, 200);
+    server.publisher();
+}
+
+#[test]
+fn the_key_is_never_logged() {
+    let server = guarded();
+    server.call("GET", "/stats", &[WITH_KEY], b"");
+    Socket::open(server.addr, &format!("/ws/publish?api_key={}", encode(KEY)));
+    assert!(server.log().iter().all(|line| !line.contains(KEY) && !line.contains(&encode(KEY))));
+}
+
+#[test]
+fn every_answer_carries_the_security_headers() {
+    let server = Server::with(&[("MAX_BODY_BYTES", "5000"), ("RATE_LIMIT_ADMIN", "1/hour")]);
+    let locked = guarded();
+    server.publish(&tick("s", 0));
+    let long = tick(&"x".repeat(6000), 0);
+    let preflight = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")];
+    let answers = [
+        (200, server.get("/health")),
+        (200, server.get("/events")),
+        (200, server.call("GET", "/events", &[ACCEPT_NDJSON], b"")),
+        (200, server.call("HEAD", "/events", &[], b"")),
+        (201, server.post(tick("s", 0))),
+        (400, server.get("/events?since=")),
+        (401, locked.get("/events")),
+        (404, server.get("/nowhere")),
+        (404, server.get("/events/evt_ffffffffffff")),
+        (405, server.call("PUT", "/events", &[], b"")),
+        (413, server.post(&long)),
+        (415, server.call("POST", "/events", &[("Content-Type", "text/plain")], b"x")),
+        (422, server.post("{}")),
+        (422, server.get("/events?limit=0")),
+        (200, server.call("DELETE", "/events", &[], b"")),
+        (429, server.call("DELETE", "/events", &[], b"")),
+    ];
+    let preflight = server.call("OPTIONS", "/events", &preflight, b"");
+    let answers = answers.into_iter().chain([(preflight.status, preflight)]);
+    for (status, answer) in answers {
+        assert_eq!(answer.status, status, "{}", answer.text());
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{status}");
+        assert_eq!(answer.header("x-frame-options"), Some("DENY"), "{status}");
+        assert_eq!(answer.header("x-xss-protection"), Some("1; mode=block"), "{status}");
+        assert_eq!(answer.header("referrer-policy"), Some("strict-origin-when-cross-origin"), "{status}");
+        let policy = answer.header("content-security-policy").unwrap_or_else(|| panic!("no policy at {status}"));
+        assert!(policy.contains("default-src 'self'"), "{status}: {policy}");
+    }
+}
+
+#[test]
+fn by_default_every_origin_is_allowed() {
+    let server = Server::start();
+    let origin = ("Origin", "https://anywhere.example");
+    for answer in [
+        server.call("GET", "/events", &[origin], b""),
+        server.call("POST", "/events", &[JSON, origin], b"{}"),
+        server.call("GET", "/nowhere", &[origin], b""),
+    ] {
+        let allowed = answer.header("access-control-allow-origin").expect("an allowed origin");
+        assert!(matches!(allowed, "*" | "https://anywhere.example"), "{allowed}");
+    }
+    Socket::handshake(server.addr, "/ws/subscribe", &[origin]).ok().expect("any origin");
+}
+
+#[test]
+fn one_list_of_origins_rules_cors_and_websockets() {
+    for list in [
+        "https://a.example,https://b.example:8443",
+        " https://a.example , https://b.example:8443 ",
+        r#"["https://a.example","https://b.example:8443"]"#,
+    ] {
+        let server = Server::with(&[("CORS_ORIGINS", list)]);
+        for origin in ["https://a.example", "https://b.example:8443"] {
+            let headers = [("Origin", origin), ("Access-Control-Request-Method", "GET")];
+            for answer in
+                [server.call("GET", "/events", &headers[..1], b""), server.call("OPTIONS", "/events", &headers, b"")]
+            {
+                assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
+                let vary = answer.header("vary").expect("an answer that depends on the origin says so");
+                assert!(vary.to_lowercase().contains("origin"), "{vary}");
+            }
+            Socket::handshake(server.addr, "/ws/subscribe", &[headers[0]]).ok().expect(origin);
+        }
+        for origin in [
+            "https://evil.example",
+            "http://a.example",
+            "https://a.example:444",
+            "https://a.example.evil.example",
+            "null",
+            "*",
+            "",
+        ] {
+            let headers = [("Origin", origin), ("Access-Control-Request-Method", "GET")];
+            for answer in
+                [server.call("GET", "/events", &headers[..1], b""), server.call("OPTIONS", "/events", &headers, b"")]
+            {
+                assert_eq!(answer.header("access-control-allow-origin"), None, "{origin}");
+            }
+            for path in ["/ws/publish", "/ws/subscribe"] {
+                let refusal = Socket::handshake(server.addr, path, &[headers[0]]).err();
+                refusal.unwrap_or_else(|| panic!("{origin} was let in")).refusal(403);
+            }
+        }
+        // What is no browser sends no origin.
+        Socket::open(server.addr, "/ws/subscribe");
+    }
+}
+
+#[test]
+fn too_many_sockets_from_one_address_are_closed_with_4002() {
+    let server = Server::with(&[("MAX_WS_CONNECTIONS_PER_IP", "2")]);
+    let mut publisher = server.publisher();
+    let subscriber = server.subscriber(&json!({}));
+    for path in ["/ws/publish", "/ws/subscribe"] {
+        assert_eq!(Socket::open(server.addr, path).last_words().1, 4002, "{path}");
+    }
+    // A forwarded address is anybody's word and frees nobody from the limit.
+    let mut pretender =
+        Socket::handshake(server.addr, "/ws/publish", &[("X-Forwarded-For", "203.0.113.7")]).ok().expect("a handshake");
+    assert_eq!(pretender.last_words().1, 4002);
+
+    assert_eq!(publisher.ask(&tick("s", 0))["status"], "ok", "those inside go on");
+    assert_eq!(server.get("/health").status, 200, "and HTTP is not counted");
+    subscriber.reset();
+    await_true("a free place", || {
+        let mut socket = server.publisher();
+        socket.send(&tick("s", 1));
+        matches!(socket.hear(), Said::Text(_))
+    });
+}
+
+#[test]
+fn rates_are_limited_by_kind() {
+    let server = Server::with(&[
+        ("RATE_LIMIT_PUBLISH", "3/minute"),
+        ("RATE_LIMIT_QUERY", "2/minute"),
+        ("RATE_LIMIT_ADMIN", "1/minute"),
+    ]);
+    let call = |method: &str, path: &str| {
+        let body = if method == "POST" { tick("s", 0) } else { String::new() };
+        server.call(method, path, &[JSON, ("X-Forwarded-For", "203.0.113.7")], body.as_bytes())
+    };
+    for (method, path, allowed) in [("POST", "/events", 3), ("GET", "/events", 2), ("DELETE", "/events", 1)] {
+        for _ in 0..allowed {
+            let response = call(method, path);
+            assert!(matches!(response.status, 200 | 201), "{method}: {}", response.text());
+        }
+        for path in [path, &format!("/api/v1{path}")] {
+            let response = call(method, path);
+            response.refusal(429);
+            let wait: u64 = response.header("retry-after").expect("Retry-After").parse().unwrap();
+            assert!((1..=60).contains(&wait), "{method}: {wait} s");
+        }
+    }
+    for _ in 0..10 {
+        assert_eq!(server.get("/health").status, 200, "health is not limited");
+        assert_eq!(server.get("/readiness").status, 200, "nor is readiness");
+    }
+}
+
+#[test]
+fn rates_are_unlimited_by_default() {
+    let server = Server::start();
+    for _ in 0..300 {
+        server.publish(&tick("s", 0));
+    }
+}

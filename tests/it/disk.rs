@@ -1,0 +1,277 @@
+//! The file: who may read it, who holds it, what other programs see in it, and what deletion leaves.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+fn reader(server: &Server) -> Connection {
+    Connection::open_with_flags(server.db_path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+}
+
+fn number(database: &Connection, sql: &str) -> i64 {
+    database.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+#[test]
+fn the_file_and_its_folder_are_their_owners() {
+    let mut server = Server::start();
+    server.publish(&tick("s", 0));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let folder = server.db_path().parent().unwrap().to_path_buf();
+    for _ in 0..2 {
+        assert_eq!(mode(&folder), 0o700);
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+        server.stop();
+        server.restart();
+    }
+}
+
+#[test]
+fn a_second_server_is_refused() {
+    let mut server = Server::start();
+    server.publish(&tick("s", 0));
+    let mut second = Process::spawn(server.folder(), &[], &[]);
+    let status = second.await_exit();
+    assert!(!status.success(), "the second server ended with {status}");
+    let lines = second.log.lines();
+    let complaint = lines.iter().rfind(|line| line.contains("events.db"));
+    let complaint = complaint.unwrap_or_else(|| panic!("no line names the file: {lines:#?}"));
+    assert!(!lines.iter().any(|line| line.contains("panicked")), "{lines:#?}");
+    println!("{complaint}");
+
+    server.publish(&tick("s", 1));
+    assert_eq!(server.stored("").len(), 2, "the first one did not notice");
+    // A lock does not outlive its process.
+    server.kill();
+    server.restart();
+}
+
+#[test]
+fn other_programs_read_along() {
+    let server = Server::start();
+    server.publish_lines(&(0..100).map(|n| tick(if n % 4 == 0 { "quarter" } else { "rest" }, n)).collect::<Vec<_>>());
+    let database = reader(&server);
+    let mode: String = database.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+    for table in ["events", "subscriptions", "event_stats"] {
+        let found = number(
+            &database,
+            &format!("SELECT count(*) FROM sqlite_master WHERE type IN ('table','view') AND name = '{table}'"),
+        );
+        assert_eq!(found, 1, "{table}");
+    }
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), 100);
+    assert_eq!(
+        number(
+            &database,
+            "SELECT count(*) FROM events WHERE session_id = 'quarter' AND event_type = 'timer_tick' AND source = 'it'"
+        ),
+        25
+    );
+    assert_eq!(number(&database, "SELECT sum(json_extract(payload, '$.n')) FROM events WHERE user_id IS NULL"), 4950);
+    assert_eq!(number(&database, "SELECT count FROM event_stats WHERE event_type = 'timer_tick'"), 100);
+
+    // A reader that keeps its view open holds nobody up, and sees what was there when it began.
+    database.execute_batch("BEGIN").unwrap();
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), 100);
+    acknowledged(&server.publisher().pipeline(&ticks("late", 5000)));
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), 100);
+    database.execute_batch("COMMIT").unwrap();
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), 5100);
+}
+
+#[test]
+fn the_file_is_whole_after_a_stop() {
+    let mut server = Server::start();
+    server.publish_lines(&classroom());
+    server.stop();
+    let database = Connection::open(server.db_path()).unwrap();
+    let verdict: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), 6571);
+    let wrong = "SELECT count(*) FROM (SELECT event_type, count(*) AS count FROM events GROUP BY event_type) AS counted \
+                 FULL JOIN event_stats USING (event_type) WHERE counted.count IS NOT event_stats.count";
+    assert_eq!(number(&database, wrong), 0, "the statistics are those of the rows");
+}
+
+#[test]
+fn what_is_stored_survives_a_restart() {
+    let mut server = Server::start();
+    server.publish_lines(&classroom());
+    let before = server.stored_lines("");
+    let stats = server.get_json("/stats");
+    for end in [Server::stop, Server::kill] {
+        end(&mut server);
+        server.restart();
+        assert!(server.stored_lines("") == before);
+        let again = server.get_json("/stats");
+        assert_eq!((&again["total_events"], &again["by_type"]), (&stats["total_events"], &stats["by_type"]));
+    }
+    // A subscriber's cursor is good across it, too.
+    let mut subscriber = server.subscriber(&json!({"after": id_of(6570)}));
+    server.publish(&tick("s", 0));
+    assert_eq!(sequences(&subscriber.collect(2)), [6571, 6572]);
+}
+
+/// Counts and last timestamps by type, as they must be for these events.
+fn statistics(events: &[Value]) -> BTreeMap<String, (u64, String)> {
+    let mut statistics = BTreeMap::new();
+    for event in events {
+        let entry = statistics.entry(text_of(&event["event_type"])).or_insert((0, String::new()));
+        *entry = (entry.0 + 1, timestamp(event));
+    }
+    statistics
+}
+
+fn told_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>) {
+    let stats = server.get_json("/stats");
+    let rows = stats["by_type"].as_array().unwrap().iter();
+    let rows =
+        rows.map(|row| (text_of(&row["event_type"]), (row["count"].as_u64().unwrap(), text_of(&row["last_seen"]))));
+    (stats["total_events"].as_u64().unwrap(), rows.collect())
+}
+
+#[test]
+fn deletion_takes_what_is_older_and_keeps_the_statistics_true() {
+    let mut server = Server::start();
+    server.publish_lines(&classroom());
+    let mut left = server.stored("");
+    for (cut, restart) in
+        [(0, false), (1, false), (56, false), (2000, true), (1, false), (3000, false), (1500, true), (12, false)]
+    {
+        let before = encode(&timestamp(&left[cut]));
+        let answer = server.call("DELETE", &format!("/events?before={before}"), &[], b"");
+        assert_eq!(answer.json(), json!({"deleted": cut}));
+        left.drain(..cut);
+        if restart {
+            server.stop();
+            server.restart();
+        }
+        assert!(server.stored("") == left, "after {cut} more were deleted");
+        assert_eq!(told_statistics(&server), (left.len() as u64, statistics(&left)));
+        assert_eq!(server.get_json("/stats")["events_last_hour"], left.len());
+        let session = text_of(&left[0]["session_id"]);
+        let expected: Vec<_> = left.iter().filter(|event| event["session_id"] == json!(session)).cloned().collect();
+        assert!(server.stored(&format!("session_id={session}")) == expected, "session {session}");
+    }
+    let database = reader(&server);
+    assert_eq!(number(&database, "SELECT count(*) FROM events"), left.len() as i64);
+    assert_eq!(number(&database, "SELECT sum(count) FROM event_stats"), left.len() as i64);
+
+    assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": left.len()}));
+    assert_eq!(told_statistics(&server), (0, BTreeMap::new()));
+    assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": 0}));
+    assert_eq!(sequence(&server.publish(&tick("s", 0))["id"]), 6572);
+}
+
+#[test]
+fn deletion_by_time_takes_any_form_of_it() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 10));
+    assert_eq!(
+        server.call("DELETE", "/events?before=2020-01-01T02:00:00.5%2B02:00", &[], b"").json(),
+        json!({"deleted": 0})
+    );
+    for bad in ["", "yesterday", "2026-13-01T00:00:00Z", "0"] {
+        server.call("DELETE", &format!("/events?before={bad}"), &[], b"").refusal(400);
+    }
+    server.call("DELETE", "/events?before", &[], b"").refusal(400);
+    assert_eq!(server.stored("").len(), 10, "what was refused deleted nothing");
+    assert_eq!(
+        server.call("DELETE", "/api/v1/events?before=9999-01-01T00:00:00Z", &[], b"").json(),
+        json!({"deleted": 10})
+    );
+}
+
+#[test]
+fn deletion_does_not_disturb_subscribers_or_cursors() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 10));
+    let mut live = server.subscriber(&json!({}));
+    server.call("DELETE", "/events", &[], b"");
+    server.publish_lines(&ticks("s", 2));
+    assert_eq!(sequences(&live.collect(2)), [11, 12]);
+    // A cursor into what is gone goes on with what is left.
+    let mut late = server.subscriber(&json!({"after": id_of(3)}));
+    assert_eq!(sequences(&late.collect(2)), [11, 12]);
+}
+
+#[test]
+fn many_segments_answer_like_one() {
+    let mut server = Server::start();
+    // Every seventh event belongs to one session, and a rare one turns up once in 40,000.
+    let count = 150_000;
+    let session = |n: usize| match n {
+        n if n % 40_000 == 123 => "rare".to_string(),
+        n if n.is_multiple_of(7) => "seventh".to_string(),
+        n => format!("own-{n}"),
+    };
+    let events: Vec<_> = (0..count).map(|n| tick(&session(n), n)).collect();
+    for chunk in events.chunks(30_000) {
+        server.publish_lines(chunk);
+    }
+    let check = |server: &Server, first: usize| {
+        let expected =
+            |wanted: &str| (first..count).filter(|n| session(*n) == wanted).map(|n| n as u64 + 1).collect::<Vec<_>>();
+        for wanted in ["rare", "seventh", "own-65536", "own-131071", "nobody"] {
+            let (expected, query) = (expected(wanted), format!("session_id={wanted}"));
+            assert!(sequences(&server.stored(&query)) == expected, "{wanted} oldest first");
+            let newest: Vec<_> = expected.iter().rev().take(1000).copied().collect();
+            assert!(
+                sequences(server.get_json(&format!("/events?limit=1000&{query}")).as_array().unwrap()) == newest,
+                "{wanted}"
+            );
+        }
+        assert_eq!(server.get_json("/stats")["total_events"], count - first);
+    };
+    check(&server, 0);
+    for (end, first) in [(Server::stop as fn(&mut Server), 1000), (Server::kill, 70_001), (Server::stop, 131_072)] {
+        let boundary = server.get_json(&format!("/events/{}", id_of(first as u64 + 1)));
+        server.call("DELETE", &format!("/events?before={}", encode(&timestamp(&boundary))), &[], b"");
+        check(&server, first);
+        end(&mut server);
+        server.restart();
+        check(&server, first);
+    }
+}
+
+#[test]
+fn what_is_no_database_of_ours_is_refused_in_one_line() {
+    type Prepare = fn(&Path);
+    let prepare: [(&str, Prepare); 3] = [
+        ("not SQLite", |path| {
+            std::fs::write(path, "this is not a database, and long enough to have a header".repeat(200)).unwrap()
+        }),
+        ("another program's", |path| {
+            Connection::open(path)
+                .unwrap()
+                .execute_batch(
+                    "CREATE TABLE events(day TEXT, attendance INTEGER); INSERT INTO events VALUES('monday', 3);",
+                )
+                .unwrap();
+        }),
+        ("a folder", |path| std::fs::create_dir(path).unwrap()),
+    ];
+    for (what, prepare) in prepare {
+        let folder = tempfile::tempdir().unwrap();
+        let path = database(folder.path());
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        prepare(&path);
+        let before = std::fs::read(&path).ok();
+        let mut process = Process::spawn(folder.path(), &[], &[]);
+        let status = process.await_exit();
+        let lines = process.log.lines();
+        assert!(!status.success(), "{what}: {status}");
+        assert!(lines.iter().any(|line| line.contains("events.db")), "{what}: {lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("panicked")), "{what}: {lines:#?}");
+        assert!(std::fs::read(&path).ok() == before, "{what}: the file is left as it was");
+    }
+}

@@ -1,0 +1,160 @@
+//! The end: what was acknowledged is stored, what was stored is delivered, everyone is told, exit 0.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+#[test]
+fn under_load_keeps_and_delivers_everything_acknowledged() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start();
+        let acknowledged = AtomicUsize::new(0);
+        let mut subscriber = server.subscriber(&json!({}));
+        let mut kept = Vec::new();
+        let mut delivered = 0;
+        thread::scope(|scope| {
+            let (server, acknowledged) = (&server, &acknowledged);
+            let sockets: Vec<_> =
+                (0..3).map(|_| scope.spawn(move || publish_to_the_end(server, acknowledged))).collect();
+            let requests = scope.spawn(move || post_to_the_end(server, acknowledged));
+            let reader = scope.spawn(|| {
+                let (words, code) = subscriber.last_words();
+                assert_eq!(code, 1001, "a subscriber is told that the server goes away");
+                let ids: Vec<Value> = words.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+                assert_eq!(sequences(&ids), (1..=ids.len() as u64).collect::<Vec<_>>());
+                ids.len()
+            });
+            await_true("some acknowledgements", || acknowledged.load(Ordering::Relaxed) > 2000);
+            server.signal(signal);
+            for socket in sockets {
+                kept.extend(socket.join().unwrap());
+            }
+            kept.extend(requests.join().unwrap());
+            delivered = reader.join().unwrap();
+        });
+        server.await_exit_0();
+        server.restart();
+        let stored = sequences(&server.stored(""));
+        assert_eq!(stored, (1..=stored.len() as u64).collect::<Vec<_>>());
+        let last_kept = kept.iter().max().unwrap();
+        assert!(*last_kept <= stored.len() as u64, "{last_kept} was acknowledged, {} are stored", stored.len());
+        assert_eq!(delivered, stored.len(), "everything stored was delivered before the end");
+    }
+}
+
+/// Publishes until the server says goodbye, which it must do in due form; returns what was acknowledged.
+fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
+    let mut publisher = server.publisher();
+    let messages = ticks("socket", 200_000);
+    let stream = publisher.stream().try_clone().unwrap();
+    let mut ids = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| send_all(&stream, &messages));
+        loop {
+            match publisher.hear() {
+                Said::Text(answer) => {
+                    let answer: Value = serde_json::from_str(&answer).unwrap();
+                    // What comes too late may be refused in words.
+                    if answer["status"] == "ok" {
+                        ids.push(sequence(&answer["event_id"]));
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                said => {
+                    assert_eq!(said, Said::Close(1001), "a producer is told that the server goes away");
+                    let _ = publisher.stream().shutdown(std::net::Shutdown::Both);
+                    return;
+                }
+            }
+        }
+    });
+    ids
+}
+
+fn post_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
+    let mut wire = Wire::connect(server.addr);
+    let mut ids = Vec::new();
+    loop {
+        wire.send(request("POST", "/events", &[JSON], tick("request", 0).as_bytes()));
+        let Some(response) = wire.response() else { return ids };
+        if response.status != 201 {
+            response.refusal(503);
+            return ids;
+        }
+        ids.push(sequence(&response.json()["id"]));
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn idle_connections_are_told_and_delay_nothing() {
+    let mut server = Server::start();
+    let mut sockets = [server.publisher(), server.subscriber(&json!({})), Socket::open(server.addr, "/ws/subscribe")];
+    let mut kept_alive = Wire::connect(server.addr);
+    kept_alive.send(request("GET", "/health", &[], b""));
+    assert_eq!(kept_alive.response().unwrap().status, 200);
+    let mut silent = Wire::connect(server.addr);
+    server.signal("TERM");
+    for socket in &mut sockets {
+        assert_eq!(socket.close_code(), 1001);
+    }
+    kept_alive.await_close();
+    silent.await_close();
+    server.await_exit_0();
+}
+
+#[test]
+fn a_stuck_subscriber_is_not_waited_for_without_end() {
+    let settings =
+        [("SHUTDOWN_TIMEOUT_SECONDS", "1"), ("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600")];
+    let mut server = Server::with(&settings);
+    server.allow_noise();
+    let _stuck = stuck_subscriber(&server);
+    server.signal("TERM");
+    server.await_exit_0();
+    server.restart();
+    assert_eq!(server.get_json("/stats")["total_events"], 500);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let settings =
+        [("SHUTDOWN_TIMEOUT_SECONDS", "600"), ("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600")];
+    let mut server = Server::with(&settings);
+    server.allow_noise();
+    let _stuck = stuck_subscriber(&server);
+    let mut idle = server.subscriber(&json!({"session_id": "nobody"}));
+    server.signal("TERM");
+    assert_eq!(idle.close_code(), 1001, "the first signal was heard");
+    server.signal("TERM");
+    // Whatever the exit code, it ends, and what was acknowledged is there.
+    server.await_exit();
+    server.restart();
+    assert_eq!(server.get_json("/stats")["total_events"], 500);
+}
+
+/// A subscriber that reads nothing of 30 MB.
+fn stuck_subscriber(server: &Server) -> Socket {
+    let stuck = server.subscriber(&json!({}));
+    let payload = json!({"filler": "x".repeat(60_000)});
+    let big = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
+    let mut publisher = server.publisher();
+    for _ in 0..10 {
+        acknowledged(&publisher.pipeline(&vec![big.clone(); 50]));
+    }
+    stuck
+}
+
+#[test]
+fn a_stopped_server_starts_again_at_once() {
+    let mut server = Server::start();
+    for round in 1..=5 {
+        assert_eq!(sequence(&server.publish(&tick("s", 0))["id"]), round);
+        assert_eq!(server.get_json("/readiness")["ready"], true);
+        server.stop();
+        server.restart();
+    }
+}

@@ -1,0 +1,235 @@
+//! HTTP/1.1 by hand.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::Value;
+
+use super::DEADLINE;
+
+pub const JSON: (&str, &str) = ("Content-Type", "application/json");
+pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
+pub const ACCEPT_NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
+
+/// A TCP connection with what was read and not yet taken.
+pub struct Wire {
+    stream: TcpStream,
+    read: Vec<u8>,
+    /// How much of `read` was taken.
+    taken: usize,
+}
+
+impl Wire {
+    pub fn connect(addr: SocketAddr) -> Wire {
+        let stream = TcpStream::connect_timeout(&addr, DEADLINE).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        Wire { stream, read: Vec::new(), taken: 0 }
+    }
+
+    /// Writes what the peer takes: one that has closed already is no failure here, its answer tells.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        if let Err(error) = self.stream.write_all(bytes.as_ref()) {
+            assert!(is_hang_up(&error), "write: {error}");
+        }
+    }
+
+    /// Ends the writing half.
+    pub fn finish(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Reads more; false when the peer has closed.
+    fn fill(&mut self, what: &str) -> bool {
+        self.read.drain(..std::mem::take(&mut self.taken));
+        let mut chunk = [0; 65536];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(n) => {
+                    self.read.extend_from_slice(&chunk[..n]);
+                    return true;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_hang_up(&error) => return false,
+                Err(error) => panic!("waiting for {what}: {error}; have {:?}", lossy(&self.read)),
+            }
+        }
+    }
+
+    /// The next `n` bytes, or nothing when the peer closed before them.
+    pub fn take(&mut self, n: usize, what: &str) -> Option<Vec<u8>> {
+        while self.read.len() - self.taken < n {
+            if !self.fill(what) {
+                return None;
+            }
+        }
+        self.taken += n;
+        Some(self.read[self.taken - n..self.taken].to_vec())
+    }
+
+    /// The next line without its end, or nothing when the peer closed before it.
+    fn line(&mut self, what: &str) -> Option<String> {
+        loop {
+            if let Some(end) = self.read[self.taken..].windows(2).position(|pair| pair == b"\r\n") {
+                let line = self.take(end + 2, what)?;
+                return Some(String::from_utf8(line[..end].to_vec()).unwrap());
+            }
+            if !self.fill(what) {
+                return None;
+            }
+        }
+    }
+
+    /// Waits for the peer to close, throwing away what it still says.
+    pub fn await_close(&mut self) {
+        while self.fill("the peer to close") {
+            self.taken = self.read.len();
+        }
+    }
+
+    /// The response to a request that was not `HEAD`; nothing when the peer closed instead.
+    pub fn response(&mut self) -> Option<Response> {
+        self.read_response(true)
+    }
+
+    pub fn head_response(&mut self) -> Option<Response> {
+        self.read_response(false)
+    }
+
+    fn read_response(&mut self, with_body: bool) -> Option<Response> {
+        let status_line = self.line("a status line")?;
+        let mut words = status_line.splitn(3, ' ');
+        assert!(words.next().unwrap().starts_with("HTTP/1."), "not a status line: {status_line}");
+        let status: u16 = words.next().unwrap().parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line("a header").expect("a whole head");
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(':').expect("a header with a colon");
+            headers.push((name.trim().to_ascii_lowercase(), value.trim().to_string()));
+        }
+        if status == 100 {
+            return self.read_response(with_body);
+        }
+        let mut response = Response { status, headers, body: Vec::new() };
+        if with_body && status != 101 && status != 204 && status != 304 {
+            response.body = self.body(&response);
+        }
+        Some(response)
+    }
+
+    fn body(&mut self, head: &Response) -> Vec<u8> {
+        if head.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+            let mut body = Vec::new();
+            loop {
+                let size = self.line("a chunk size").expect("a whole chunked body");
+                let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
+                let chunk = self.take(size + 2, "a chunk").expect("a whole chunk");
+                if size == 0 {
+                    return body;
+                }
+                body.extend_from_slice(&chunk[..size]);
+            }
+        }
+        if let Some(length) = head.header("content-length") {
+            return self.take(length.parse().unwrap(), "a body").expect("a whole body");
+        }
+        while self.fill("a body that ends with the connection") {}
+        self.read.split_off(std::mem::take(&mut self.taken))
+    }
+}
+
+pub fn is_hang_up(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
+}
+
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let name = name.to_ascii_lowercase();
+        self.headers.iter().find(|(own, _)| *own == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).expect("an answer in UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {}", lossy(&self.body)))
+    }
+
+    /// The target of `Link: <…>; rel="next"`, relative to this server.
+    pub fn next_page(&self) -> Option<String> {
+        let link = self.headers.iter().find(|(name, value)| name == "link" && value.contains("rel=\"next\""))?;
+        let target = link.1.split_once('<').and_then(|(_, rest)| rest.split_once('>')).expect("<…>").0;
+        let path = target.find("/events").expect("a link to /events");
+        Some(target[path..].to_string())
+    }
+
+    /// A refusal as the contract wants it: this status, problem+json, and a `detail`, which is returned.
+    pub fn refusal(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", lossy(&self.body));
+        let content_type = self.header("content-type").expect("a content type");
+        assert!(content_type.starts_with("application/problem+json"), "{content_type}");
+        let problem = self.json();
+        let detail = problem.get("detail").unwrap_or_else(|| panic!("no detail in {problem}")).clone();
+        if status == 422 {
+            let items = detail.as_array().unwrap_or_else(|| panic!("detail is no list: {detail}"));
+            assert!(!items.is_empty(), "an empty detail");
+            for item in items {
+                assert!(item["loc"].is_array() && item["msg"].is_string() && item["type"].is_string(), "{item}");
+            }
+        } else {
+            assert!(detail.is_string(), "detail is no string: {detail}");
+        }
+        detail
+    }
+}
+
+/// One request on a connection of its own.
+pub fn call(addr: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    let mut wire = Wire::connect(addr);
+    wire.send(request(method, target, headers, body));
+    let response = if method == "HEAD" { wire.head_response() } else { wire.response() };
+    response.unwrap_or_else(|| panic!("no answer to {method} {target}"))
+}
+
+/// The bytes of one request, with `Host` and, for a body or a `POST`, `Content-Length`.
+pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() || method == "POST" {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// Percent-encodes everything that is not plainly safe in a query.
+pub fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' => (byte as char).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).into_owned()
+}

@@ -1,0 +1,378 @@
+//! The binary as a process: a server in a folder of its own, or a command that runs to its end.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A running server. Dropping it kills the process, and fails the test if anything above INFO was logged.
+pub struct Server {
+    pub addr: SocketAddr,
+    folder: TempDir,
+    settings: Vec<(String, String)>,
+    process: Option<Process>,
+    noise_allowed: bool,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        Server::with(&[])
+    }
+
+    /// Starts with these environment variables on top of the usual ones.
+    pub fn with(settings: &[(&str, &str)]) -> Server {
+        Server::in_folder(tempfile::tempdir().unwrap(), settings)
+    }
+
+    /// Starts in a folder that was prepared by the test: the database is `data/events.db` in it.
+    pub fn in_folder(folder: TempDir, settings: &[(&str, &str)]) -> Server {
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let process = Process::spawn(folder.path(), &settings, &[]);
+        let addr = process.address();
+        Server { addr, folder, settings, process: Some(process), noise_allowed: false }
+    }
+
+    /// For tests that make the server complain on purpose.
+    pub fn allow_noise(&mut self) {
+        self.noise_allowed = true;
+    }
+
+    pub fn db_path(&self) -> PathBuf {
+        database(self.folder.path())
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the server runs").child.id()
+    }
+
+    /// Everything logged since the last start.
+    pub fn log(&self) -> Vec<String> {
+        self.process.as_ref().expect("the server runs").log.lines()
+    }
+
+    /// Waits for a log line that holds `word`.
+    pub fn await_log(&self, word: &str) {
+        self.process.as_ref().expect("the server runs").log.wait_for(word);
+    }
+
+    /// SIGTERM; the exit code must be 0.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        self.await_exit_0();
+    }
+
+    pub fn await_exit_0(&mut self) {
+        let status = self.await_exit();
+        assert_eq!(status.code(), Some(0), "the server ended with {status}");
+    }
+
+    pub fn await_exit(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the server runs");
+        let status = process.await_exit();
+        self.check_log(&process);
+        status
+    }
+
+    /// Sends a signal by its short name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
+        assert!(sent.success(), "kill -{name} failed");
+    }
+
+    /// SIGKILL, and gone when this returns.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        process.child.kill().unwrap();
+        process.await_exit();
+        self.check_log(&process);
+    }
+
+    /// Starts again on the same file, on a new port. The server must have been stopped or killed.
+    pub fn restart(&mut self) {
+        assert!(self.process.is_none(), "restart of a running server");
+        let process = Process::spawn(self.folder.path(), &self.settings, &[]);
+        self.addr = process.address();
+        self.process = Some(process);
+    }
+
+    pub fn get(&self, target: &str) -> Response {
+        self.call("GET", target, &[], b"")
+    }
+
+    /// The JSON of a `GET` that must be answered 200.
+    pub fn get_json(&self, target: &str) -> Value {
+        let response = self.get(target);
+        assert_eq!(response.status, 200, "GET {target}: {}", response.text());
+        response.json()
+    }
+
+    pub fn post(&self, body: impl AsRef<[u8]>) -> Response {
+        self.call("POST", "/events", &[JSON], body.as_ref())
+    }
+
+    /// Publishes one event that must be accepted, and returns it as stored.
+    pub fn publish(&self, body: &str) -> Value {
+        let response = self.post(body);
+        assert_eq!(response.status, 201, "{body} → {}", response.text());
+        response.json()
+    }
+
+    /// Publishes a whole NDJSON body in one request and returns the ids.
+    pub fn publish_lines(&self, lines: &[String]) -> Vec<String> {
+        let response = self.call("POST", "/events", &[NDJSON], lines.join("\n").as_bytes());
+        assert_eq!(response.status, 201, "{}", response.text());
+        let ids: Vec<_> = response.json()["ids"].as_array().unwrap().iter().map(text_of).collect();
+        assert_eq!(ids.len(), lines.len());
+        ids
+    }
+
+    pub fn call(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        call(self.addr, method, target, headers, body)
+    }
+
+    /// Every stored event that the query leaves, oldest first, as the bytes of its line.
+    pub fn stored_lines(&self, query: &str) -> Vec<String> {
+        let response = self.call("GET", &format!("/events?{query}"), &[ACCEPT_NDJSON], b"");
+        assert_eq!(response.status, 200, "{}", response.text());
+        response.text().lines().map(str::to_string).collect()
+    }
+
+    pub fn stored(&self, query: &str) -> Vec<Value> {
+        self.stored_lines(query).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Follows `Link: rel="next"` to the end.
+    pub fn pages(&self, target: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        let mut next = Some(target.to_string());
+        while let Some(target) = next {
+            let response = self.get(&target);
+            assert_eq!(response.status, 200, "GET {target}: {}", response.text());
+            next = response.next_page();
+            let page = response.json();
+            assert!(next.is_none() || !page.as_array().unwrap().is_empty(), "an empty page with a next one");
+            events.extend(page.as_array().unwrap().iter().cloned());
+        }
+        events
+    }
+
+    /// Asks `/stats` until it is as wanted: for what becomes true a moment after the cause.
+    pub fn await_stats(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
+        await_true(what, || wanted(&self.get_json("/stats")));
+    }
+
+    pub fn publisher(&self) -> Socket {
+        Socket::open(self.addr, "/ws/publish")
+    }
+
+    /// A subscriber whose first message was accepted.
+    pub fn subscriber(&self, first: &Value) -> Socket {
+        let mut socket = Socket::open(self.addr, "/ws/subscribe");
+        socket.send(&first.to_string());
+        let answer = socket.json();
+        assert_eq!(answer["status"], "subscribed", "{first} → {answer}");
+        socket
+    }
+
+    fn check_log(&self, process: &Process) {
+        if !self.noise_allowed && !thread::panicking() {
+            let noise = process.log.noise();
+            assert!(noise.is_empty(), "the server logged what nobody expected:\n{}", noise.join("\n"));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        let _ = process.child.kill();
+        process.await_exit();
+        if thread::panicking() {
+            let lines = process.log.lines();
+            let tail = &lines[lines.len().saturating_sub(30)..];
+            eprintln!("the server's last words:\n{}", tail.join("\n"));
+        }
+        self.check_log(&process);
+    }
+}
+
+/// The database of a test folder: in a folder that the server makes.
+pub fn database(folder: &Path) -> PathBuf {
+    folder.join("data").join("events.db")
+}
+
+/// One life of the binary, with its log.
+pub struct Process {
+    pub child: Child,
+    pub log: Log,
+}
+
+impl Process {
+    /// Starts `serve` with nothing inherited from the environment of the test.
+    pub fn spawn(folder: &Path, settings: &[(String, String)], arguments: &[&str]) -> Process {
+        let mut child = command(folder)
+            .env("DATABASE_PATH", database(folder))
+            .envs(settings.iter().map(|(name, value)| (name, value)))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::drain(child.stderr.take().unwrap());
+        Process { child, log }
+    }
+
+    /// The address it listens on, once it does.
+    pub fn address(&self) -> SocketAddr {
+        let line = self.log.wait_for("\"listening\"");
+        let line: Value = serde_json::from_str(&line).unwrap();
+        text_of(&line["fields"]["address"]).parse().unwrap()
+    }
+
+    pub fn await_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.log.join();
+                return status;
+            }
+            thread::sleep(POLL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        panic!("the server did not end:\n{}", self.log.lines().join("\n"));
+    }
+}
+
+/// The binary with an empty environment but for the network and the log, working in `folder`.
+pub fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_event-pipeline"));
+    command
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("LOG_FORMAT", "json"), ("RUST_BACKTRACE", "1")])
+        .current_dir(folder);
+    command
+}
+
+/// A command of the binary that runs to its end by itself.
+pub struct Run {
+    child: Child,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<String>,
+}
+
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn start(command: &mut Command, stdin: &str) -> Run {
+        fn read(mut source: impl Read + Send + 'static) -> JoinHandle<String> {
+            thread::spawn(move || {
+                let mut text = String::new();
+                source.read_to_string(&mut text).expect("output in UTF-8");
+                text
+            })
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut input, stdin) = (child.stdin.take().unwrap(), stdin.to_string());
+        // A command that ends without reading all of it is in its right.
+        thread::spawn(move || input.write_all(stdin.as_bytes()));
+        let (stdout, stderr) = (read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap()));
+        Run { child, stdout, stderr }
+    }
+
+    pub fn finish(mut self) -> Finished {
+        let deadline = Instant::now() + DEADLINE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                break None;
+            }
+            thread::sleep(POLL);
+        };
+        let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
+        let status = status.unwrap_or_else(|| panic!("the command does not end:\n{stdout}\n{stderr}"));
+        Finished { code: status.code(), stdout, stderr }
+    }
+}
+
+/// What a process writes to its standard error, read for its whole life so that it never blocks on it.
+pub struct Log {
+    shared: Arc<LogState>,
+    drain: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct LogState {
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn drain(source: impl Read + Send + 'static) -> Log {
+        let shared = Arc::new(LogState::default());
+        let state = Arc::clone(&shared);
+        let drain = thread::spawn(move || {
+            for line in BufReader::new(source).lines().map_while(Result::ok) {
+                state.lines.lock().unwrap().0.push(line);
+                state.changed.notify_all();
+            }
+            state.lines.lock().unwrap().1 = true;
+            state.changed.notify_all();
+        });
+        Log { shared, drain: Some(drain) }
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.shared.lines.lock().unwrap().0.clone()
+    }
+
+    pub fn wait_for(&self, word: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        let mut guard = self.shared.lines.lock().unwrap();
+        loop {
+            if let Some(line) = guard.0.iter().find(|line| line.contains(word)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!guard.1 && !left.is_zero(), "no log line with {word}:\n{}", guard.0.join("\n"));
+            guard = self.shared.changed.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+
+    /// Warnings, errors, panics and whatever else is not a JSON line of the log.
+    fn noise(&self) -> Vec<String> {
+        let calm = |line: &String| {
+            serde_json::from_str::<Value>(line)
+                .is_ok_and(|line| matches!(line["level"].as_str(), Some("INFO" | "DEBUG" | "TRACE")))
+        };
+        self.lines().into_iter().filter(|line| !calm(line)).collect()
+    }
+
+    fn join(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            drain.join().unwrap();
+        }
+    }
+}

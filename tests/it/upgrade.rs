@@ -1,0 +1,358 @@
+//! A database of the Python service, in both its schemas, is upgraded in place at start.
+
+use std::path::Path;
+
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::*;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Schema {
+    /// With `processed` and a table of subscriptions.
+    Older,
+    Newer,
+}
+
+/// A row of the old `events` table.
+struct Row {
+    id: String,
+    event_type: &'static str,
+    session_id: Option<&'static str>,
+    user_id: Option<&'static str>,
+    payload: String,
+    timestamp: String,
+}
+
+fn row(
+    id: &str,
+    event_type: &'static str,
+    session: Option<&'static str>,
+    user: Option<&'static str>,
+    payload: &str,
+    timestamp: &str,
+) -> Row {
+    Row {
+        id: id.into(),
+        event_type,
+        session_id: session,
+        user_id: user,
+        payload: payload.into(),
+        timestamp: timestamp.into(),
+    }
+}
+
+/// Writes a database as the Python service left it.
+fn old_database(folder: &Path, schema: Schema, rows: &[Row]) {
+    let path = database(folder);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut database = Connection::open(path).unwrap();
+    let processed = if schema == Schema::Older { ", processed INTEGER DEFAULT 0" } else { "" };
+    database
+        .execute_batch(&format!(
+            "CREATE TABLE events (id TEXT PRIMARY KEY, event_type TEXT NOT NULL, source TEXT NOT NULL, session_id TEXT, user_id TEXT,
+                payload TEXT NOT NULL, timestamp TEXT NOT NULL{processed});
+             CREATE INDEX idx_events_type ON events(event_type);
+             CREATE INDEX idx_events_session ON events(session_id);
+             CREATE INDEX idx_events_timestamp ON events(timestamp);
+             CREATE INDEX idx_events_user ON events(user_id);
+             CREATE TABLE event_stats (event_type TEXT PRIMARY KEY, count INTEGER DEFAULT 0, last_seen TEXT);
+             INSERT INTO event_stats VALUES ('timer_tick', 4711, '2020-01-01T00:00:00'), ('quiz_started', 1, NULL);"
+        ))
+        .unwrap();
+    if schema == Schema::Older {
+        database
+            .execute_batch(
+                "CREATE TABLE subscriptions (id TEXT PRIMARY KEY, event_types TEXT, session_id TEXT, created_at TEXT);
+                 INSERT INTO subscriptions VALUES ('sub_0badcafe', '[\"quiz_started\"]', NULL, '2025-01-01T00:00:00');",
+            )
+            .unwrap();
+    }
+    let transaction = database.transaction().unwrap();
+    for row in rows {
+        let insert = "INSERT INTO events (id, event_type, source, session_id, user_id, payload, timestamp) VALUES (?, ?, 'quiz_engine', ?, ?, ?, ?)";
+        let values = params![row.id, row.event_type, row.session_id, row.user_id, row.payload, row.timestamp];
+        transaction.prepare_cached(insert).unwrap().execute(values).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+fn in_new_folder(schema: Schema, rows: &[Row]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    old_database(folder.path(), schema, rows);
+    folder
+}
+
+/// Rows in no order, with every spelling of a timestamp that Python wrote, and where they belong in time.
+fn rows() -> Vec<Row> {
+    vec![
+        row(
+            "evt_9f1c22ab07de",
+            "quiz_completed",
+            Some("s1"),
+            Some("u1"),
+            r#"{"score": 0.90, "big": 18446744073709551617}"#,
+            "2026-01-15T10:30:00.123458Z",
+        ),
+        row("evt_5c0000000002", "quiz_started", Some("s1"), Some("u1"), "{}", "2026-01-15T10:30:00.123456"),
+        row(
+            "evt_ffffffffffff",
+            "timer_tick",
+            None,
+            None,
+            r#"{"name": "Chlo\u00e9", "z": 1, "a": [1, 2]}"#,
+            "2026-01-15T10:30:00",
+        ),
+        row(
+            "evt_3b0000000001",
+            "timer_tick",
+            Some("s2"),
+            None,
+            r#"{"text": "a  b\u0000"}"#,
+            "2026-01-15T12:30:00.123457+02:00",
+        ),
+        row("evt_0123456789ab", "timer_tick", Some("s2"), Some("u2"), r#"{"n":1E+2}"#, "2026-01-15T10:30:01+00:00"),
+        row("evt_aaaaaaaaaaaa", "error_occurred", None, Some("u2"), r#"{"same": "time"}"#, "2026-01-15T10:30:01"),
+        row("evt_1d1d1d1d1d1d", "legacy_type", Some("s1"), None, "{ }", "2019-06-01T00:00:00.5Z"),
+    ]
+}
+
+/// The ids of [`rows`] in the order of their timestamps; the last two share one.
+const IN_TIME: [&str; 5] =
+    ["evt_1d1d1d1d1d1d", "evt_ffffffffffff", "evt_5c0000000002", "evt_3b0000000001", "evt_9f1c22ab07de"];
+const AT_THE_SAME_TIME: [&str; 2] = ["evt_0123456789ab", "evt_aaaaaaaaaaaa"];
+
+fn ids(events: &[Value]) -> Vec<String> {
+    events.iter().map(|event| text_of(&event["id"])).collect()
+}
+
+#[test]
+fn events_and_ids_are_kept_in_the_order_of_time() {
+    for schema in [Schema::Older, Schema::Newer] {
+        let rows = rows();
+        let server = Server::in_folder(in_new_folder(schema, &rows), &[]);
+        let stored = server.stored("");
+        let found = ids(&stored);
+        assert_eq!(found[..5], IN_TIME, "{schema:?}");
+        let mut same_time = found[5..].to_vec();
+        same_time.sort();
+        assert_eq!(same_time, AT_THE_SAME_TIME, "{schema:?}");
+
+        let timestamps: Vec<_> = stored.iter().map(timestamp).collect();
+        assert!(timestamps.is_sorted_by(|a, b| a < b), "strictly increasing: {timestamps:#?}");
+        let expected = [
+            "2019-06-01T00:00:00.500000Z",
+            "2026-01-15T10:30:00.000000Z",
+            "2026-01-15T10:30:00.123456Z",
+            "2026-01-15T10:30:00.123457Z",
+            "2026-01-15T10:30:00.123458Z",
+            "2026-01-15T10:30:01.000000Z",
+        ];
+        assert_eq!(timestamps[..6], expected);
+
+        for row in &rows {
+            let response = server.get(&format!("/events/{}", row.id));
+            assert_eq!(response.status, 200, "{}: {}", row.id, response.text());
+            let (text, expected) = (response.text(), compact(&row.payload));
+            assert_eq!(compact(&raw_field(&text, "payload")), expected, "payloads are kept as text");
+            assert_eq!(raw_field(&text, "id"), json!(row.id).to_string());
+            assert_eq!(raw_field(&text, "event_type"), json!(row.event_type).to_string());
+            assert_eq!(raw_field(&text, "session_id"), json!(row.session_id).to_string());
+            assert_eq!(raw_field(&text, "user_id"), json!(row.user_id).to_string());
+            assert_eq!(raw_field(&text, "source"), "\"quiz_engine\"");
+        }
+    }
+}
+
+#[test]
+fn queries_and_statistics_see_the_upgraded_events() {
+    let server = Server::in_folder(in_new_folder(Schema::Older, &rows()), &[]);
+    assert_eq!(ids(&server.stored("session_id=s1")), ["evt_1d1d1d1d1d1d", "evt_5c0000000002", "evt_9f1c22ab07de"]);
+    assert_eq!(ids(&server.stored("session_id=s2&event_type=timer_tick")), ["evt_3b0000000001", "evt_0123456789ab"]);
+    assert_eq!(ids(&server.stored("user_id=u1")), ["evt_5c0000000002", "evt_9f1c22ab07de"]);
+    assert_eq!(ids(&server.stored("event_type=legacy_type")), ["evt_1d1d1d1d1d1d"]);
+    assert_eq!(server.stored("source=quiz_engine").len(), 7);
+    let range = "since=2026-01-15T10:30:00Z&until=2026-01-15T10:30:00.123458Z";
+    assert_eq!(ids(&server.stored(range)), ["evt_5c0000000002", "evt_3b0000000001"]);
+    let mut newest_first = ids(&server.stored(""));
+    newest_first.reverse();
+    assert_eq!(ids(&server.pages("/events?limit=2")), newest_first, "an old id is a cursor for pages");
+
+    let stats = server.get_json("/stats");
+    assert_eq!(stats["total_events"], 7, "what the old service believed is not carried over");
+    assert_eq!(stats["events_last_hour"], 0);
+    let count = |name: &str| {
+        stats["by_type"].as_array().unwrap().iter().find(|row| row["event_type"] == name).unwrap()["count"].clone()
+    };
+    assert_eq!(
+        [
+            count("timer_tick"),
+            count("quiz_started"),
+            count("quiz_completed"),
+            count("error_occurred"),
+            count("legacy_type")
+        ],
+        [3, 1, 1, 1, 1]
+    );
+    let last_seen = &stats["by_type"].as_array().unwrap()[0]["last_seen"];
+    assert!(text_of(last_seen).starts_with("2026-01-15T10:30:01.00000"), "{last_seen}");
+}
+
+#[test]
+fn old_ids_are_cursors_for_subscribers() {
+    let server = Server::in_folder(in_new_folder(Schema::Newer, &rows()), &[]);
+    for (place, id) in IN_TIME.iter().enumerate() {
+        let mut subscriber = server.subscriber(&json!({"after": id}));
+        let rest = ids(&subscriber.collect(6 - place));
+        assert_eq!(rest[..4 - place], IN_TIME[place + 1..]);
+    }
+    let mut subscriber = server.subscriber(&json!({"last": 2, "session_id": "s1"}));
+    assert_eq!(ids(&subscriber.collect(2)), ["evt_5c0000000002", "evt_9f1c22ab07de"]);
+    let new = server.publish(&json!({"event_type": "timer_tick", "source": "it", "session_id": "s1"}).to_string());
+    assert_eq!(subscriber.json(), new, "history joins live");
+}
+
+#[test]
+fn new_events_follow_and_a_second_start_changes_nothing() {
+    for schema in [Schema::Older, Schema::Newer] {
+        let mut server = Server::in_folder(in_new_folder(schema, &rows()), &[]);
+        let upgraded = server.stored_lines("");
+        let new = server.publish(&tick("s1", 0));
+        assert_eq!(sequence(&new["id"]), 8, "the eighth event of the log");
+        let mut all = upgraded;
+        all.push(server.get(&format!("/events/{}", id_of(8))).text());
+        for end in [Server::stop, Server::kill] {
+            end(&mut server);
+            server.restart();
+            assert_eq!(server.stored_lines(""), all, "{schema:?}");
+        }
+        assert_eq!(sequence(&server.publish(&tick("s1", 1))["id"]), 9);
+
+        server.stop();
+        let database = Connection::open(server.db_path()).unwrap();
+        let verdict: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(verdict, "ok");
+        let events: i64 = database.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap();
+        assert_eq!(events, 9);
+        for table in ["subscriptions", "event_stats"] {
+            database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn upgraded_events_can_be_deleted() {
+    let mut server = Server::in_folder(in_new_folder(Schema::Older, &rows()), &[]);
+    let deleted = server.call("DELETE", "/events?before=2026-01-15T10:30:00.123457Z", &[], b"").json();
+    assert_eq!(deleted, json!({"deleted": 3}));
+    for _ in 0..2 {
+        assert_eq!(ids(&server.stored(""))[..2], ["evt_3b0000000001", "evt_9f1c22ab07de"]);
+        for gone in &IN_TIME[..3] {
+            server.get(&format!("/events/{gone}")).refusal(404);
+        }
+        assert_eq!(server.get_json("/stats")["total_events"], 4);
+        server.stop();
+        server.restart();
+    }
+    assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": 4}));
+    assert_eq!(sequence(&server.publish(&tick("s", 0))["id"]), 8);
+}
+
+#[test]
+fn an_hour_is_an_hour() {
+    let ago = |minutes: i64| {
+        let time = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(minutes);
+        time.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()
+    };
+    let rows: Vec<_> = [1500_i64, 1400, 300, 120, 65, 55, 30, 5]
+        .iter()
+        .map(|minutes| {
+            row(
+                &format!("evt_{:012x}", 0xabcd_0000_0000_u64 + minutes.unsigned_abs()),
+                "timer_tick",
+                None,
+                None,
+                "{}",
+                &ago(*minutes),
+            )
+        })
+        .collect();
+    let server = Server::in_folder(in_new_folder(Schema::Newer, &rows), &[]);
+    assert_eq!(server.get_json("/stats")["events_last_hour"], 3, "not those of the whole day");
+    server.publish(&tick("s", 0));
+    assert_eq!(server.get_json("/stats")["events_last_hour"], 4);
+}
+
+#[test]
+fn an_empty_database_is_upgraded_too() {
+    for schema in [Schema::Older, Schema::Newer] {
+        let mut server = Server::in_folder(in_new_folder(schema, &[]), &[]);
+        assert_eq!(server.get_json("/stats")["by_type"], json!([]));
+        assert_eq!(sequence(&server.publish(&tick("s", 0))["id"]), 1);
+        server.stop();
+        server.restart();
+        assert_eq!(server.stored("").len(), 1);
+    }
+}
+
+#[test]
+fn a_payload_that_is_no_json_breaks_nothing() {
+    let odd = |id: &str, payload: &str, second: u8| {
+        row(id, "timer_tick", Some("odd"), None, payload, &format!("2026-01-15T10:30:0{second}"))
+    };
+    let rows = [
+        odd("evt_000000000a01", r#"{"score": NaN}"#, 1),
+        odd("evt_000000000a02", "not json", 2),
+        odd("evt_000000000a03", "", 3),
+        odd("evt_000000000a04", r#"{"fine": true}"#, 4),
+        odd("evt_000000000a05", "[1, 2]", 5),
+    ];
+    let mut server = Server::in_folder(in_new_folder(Schema::Newer, &rows), &[]);
+    // Worth a warning to the operator.
+    server.allow_noise();
+    let expected: Vec<_> = (1..=5).map(|n| format!("evt_000000000a0{n}")).collect();
+    assert_eq!(ids(&server.stored("session_id=odd")), expected, "every line parses");
+    assert_eq!(server.get_json("/events").as_array().unwrap().len(), 5, "and so does the list");
+    assert_eq!(server.get_json("/events/evt_000000000a04")["payload"], json!({"fine": true}));
+}
+
+#[test]
+fn a_large_history_is_upgraded_whole() {
+    let count = 140_000;
+    let session = |n: usize| ["a", "b", "c", "d"][n * n % 7 % 4];
+    let start: jiff::Timestamp = "2025-03-01T00:00:00Z".parse().unwrap();
+    // Spread over the file in another order than that of time.
+    let rows: Vec<_> = (0..count)
+        .map(|n| n * 7919 % count)
+        .map(|n| {
+            let time = start + jiff::SignedDuration::from_millis(n as i64 * 10);
+            let id = format!("evt_{:012x}", (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16);
+            row(
+                &id,
+                "timer_tick",
+                Some(session(n)),
+                None,
+                &format!(r#"{{"n": {n}}}"#),
+                &time.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string(),
+            )
+        })
+        .collect();
+    let mut server = Server::in_folder(in_new_folder(Schema::Older, &rows), &[]);
+    for _ in 0..2 {
+        let numbers = |events: Vec<Value>| {
+            events.iter().map(|event| event["payload"]["n"].as_u64().unwrap() as usize).collect::<Vec<_>>()
+        };
+        assert!(numbers(server.stored("")) == (0..count).collect::<Vec<_>>());
+        let of_b: Vec<_> = (0..count).filter(|n| session(*n) == "b").collect();
+        assert!(!of_b.is_empty() && numbers(server.stored("session_id=b")) == of_b);
+        for row in rows.iter().step_by(20_011) {
+            assert_eq!(
+                compact(&raw_field(&server.get(&format!("/events/{}", row.id)).text(), "payload")),
+                compact(&row.payload)
+            );
+        }
+        server.stop();
+        server.restart();
+    }
+}
