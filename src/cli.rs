@@ -44,6 +44,7 @@ fn command() -> clap::Command {
 #[command(
     version,
     args_conflicts_with_subcommands = true,
+    override_usage = "event-pipeline [OPTIONS OF SERVE]\n       event-pipeline <COMMAND>",
     after_help = "Without a command it serves, on port 8001, into data/events.db; every flag of serve works then too.
 
 Examples:

@@ -117,10 +117,10 @@ impl Feed {
         Self { store, hub, filter, position, stage: Stage::History, changes: VecDeque::new(), taken: Vec::new() }
     }
 
-    /// From the last event now stored on, the feed is for `filter`; up to it, for the present one.
-    /// [`Chunk::FilterChanged`] marks the place.
-    pub fn change_filter(&mut self, filter: Filter) {
-        self.changes.push_back((filter, self.store.committed()));
+    /// After the event `last`, or what was handed out already if that is more, the feed is for `filter`;
+    /// up to it, for the present one. [`Chunk::FilterChanged`] marks the place.
+    pub fn change_filter(&mut self, filter: Filter, last: Seq) {
+        self.changes.push_back((filter, last));
         // What the hub delivers may pass that place; storage is read exactly up to it.
         self.stage = Stage::History;
         self.taken.clear();

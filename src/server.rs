@@ -11,7 +11,7 @@ use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::Config;
 use crate::http;
@@ -32,7 +32,7 @@ pub enum Error {
     Store(rusqlite::Error),
     #[error("the {0} thread panicked")]
     Panicked(&'static str),
-    #[error("shutdown did not finish within {0:?}")]
+    #[error("storing what was in the queue did not finish within {0:?}")]
     TooSlow(Duration),
     #[error("stopped at once by a second signal")]
     Forced,
@@ -106,17 +106,27 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     }
 
     // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers.
+    // A client that takes nothing is not waited for beyond the deadline; what is acknowledged is stored
+    // all the same.
+    let patience = pipeline.config.shutdown_timeout;
+    let deadline = Instant::now() + patience;
     let in_order = async {
         pipeline.begin_shutdown();
-        pipeline.producers_gone().await;
+        let producers_left = timeout_at(deadline, pipeline.producers_gone()).await.is_err();
         store.close();
-        writer.await.map_err(|_| Error::Panicked("writer"))?.map_err(Error::Store)?;
-        fan_out_ended.await.map_err(|_| Error::Panicked("fan-out"))?;
-        network.ended().await
+        let stored = async {
+            writer.await.map_err(|_| Error::Panicked("writer"))?.map_err(Error::Store)?;
+            fan_out_ended.await.map_err(|_| Error::Panicked("fan-out"))
+        };
+        timeout(patience, stored).await.map_err(|_| Error::TooSlow(patience))??;
+        match timeout_at(deadline, network.ended()).await {
+            Ok(ended) => ended?,
+            Err(_) => tracing::warn!(producers_left, "clients that take nothing were left behind"),
+        }
+        Ok::<_, Error>(())
     };
-    let patience = pipeline.config.shutdown_timeout;
     tokio::select! {
-        ended = timeout(patience, in_order) => ended.map_err(|_| Error::TooSlow(patience))??,
+        ended = in_order => ended?,
         _ = signals.next() => return Err(Error::Forced),
     }
     for thread in threads.into_iter().chain([fan_out_thread]) {

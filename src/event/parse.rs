@@ -249,8 +249,9 @@ fn replace_numbers(text: &mut [u8]) {
             }
             b'-' | b'0'..=b'9' => {
                 let end = at + number_len(&text[at..]);
-                let token_end = text.get(end).is_none_or(|b| b" \t\n\r,]}".contains(b));
-                if token_end && end > at {
+                let begins = at == 0 || b" \t\n\r,[:".contains(&text[at - 1]);
+                let ends = text.get(end).is_none_or(|b| b" \t\n\r,]}".contains(b));
+                if begins && ends && end > at {
                     text[at..end].fill(b' ');
                     text[at] = b'0';
                 }
@@ -293,8 +294,10 @@ struct Fields<'n, 't> {
     source: Option<Node<'n>>,
     session_id: Option<Node<'n>>,
     user_id: Option<Node<'n>>,
-    payload: Option<(Node<'n>, &'t str, usize)>,
+    payload: Option<(Node<'n>, &'t str)>,
     reference: Option<&'t str>,
+    /// The deepest nesting of any value, also of a field that is ignored.
+    depth: usize,
 }
 
 /// A walk over the tape (decoded values) and, in step, over the places of the structural characters
@@ -325,12 +328,13 @@ impl<'a, 'n, 't> Cursor<'a, 'n, 't> {
             self.structural += 2; // over the key and ':'
             let value = self.nodes[self.node];
             let (raw, depth) = self.value();
+            fields.depth = fields.depth.max(depth);
             match key {
                 "event_type" => fields.event_type = Some(value),
                 "source" => fields.source = Some(value),
                 "session_id" => fields.session_id = Some(value),
                 "user_id" => fields.user_id = Some(value),
-                "payload" => fields.payload = Some((value, raw, depth)),
+                "payload" => fields.payload = Some((value, raw)),
                 "ref" => fields.reference = Some(raw),
                 _ => {}
             }
@@ -386,6 +390,9 @@ struct Rules<'r> {
 impl Rules<'_> {
     #[inline]
     fn check<'e>(&self, fields: &Fields<'e, 'e>, compact: &'e mut String) -> Result<Event<'e>, Fault> {
+        if fields.depth > PAYLOAD_DEPTH_MAX {
+            return Err(Fault::TooDeep);
+        }
         let name = required("event_type", fields.event_type)?;
         let event_type = self.types.get(name).ok_or_else(|| Fault::UnknownType(excerpt(name)))?;
         let source = required("source", fields.source)?;
@@ -397,7 +404,7 @@ impl Rules<'_> {
         let user_id = optional("user_id", fields.user_id)?;
         let payload = match fields.payload {
             None => "{}",
-            Some((Node::Object { len, .. }, raw, depth)) => self.check_payload(len, raw, depth, compact)?,
+            Some((Node::Object { len, .. }, raw)) => self.check_payload(len, raw, compact)?,
             Some(_) => return Err(Fault::WrongType { field: "payload", expected: "an object" }),
         };
         if fields.reference.is_some_and(|raw| raw.len() > REF_BYTES_MAX) {
@@ -406,21 +413,12 @@ impl Rules<'_> {
         Ok(Event { event_type, source, session_id, user_id, payload })
     }
 
-    fn check_payload<'e>(
-        &self,
-        keys: usize,
-        raw: &'e str,
-        depth: usize,
-        compact: &'e mut String,
-    ) -> Result<&'e str, Fault> {
+    fn check_payload<'e>(&self, keys: usize, raw: &'e str, compact: &'e mut String) -> Result<&'e str, Fault> {
         if keys > self.limits.payload_keys_max {
             return Err(Fault::PayloadKeys { found: keys, max: self.limits.payload_keys_max });
         }
         if raw.len() > self.limits.payload_bytes_max {
             return Err(Fault::PayloadBytes { found: raw.len(), max: self.limits.payload_bytes_max });
-        }
-        if depth > PAYLOAD_DEPTH_MAX {
-            return Err(Fault::TooDeep);
         }
         // A line break would end a line of NDJSON or of an event stream too early. Inside strings JSON
         // allows none, so a payload with one was laid out for human eyes.
@@ -548,6 +546,9 @@ mod tests {
     #[test]
     fn what_is_not_json_is_refused() {
         for json in [
+            "--1",
+            "-+1",
+            "[1e400,--1]",
             "NaN",
             "Infinity",
             "-Infinity",

@@ -73,7 +73,19 @@ fn nanoseconds(text: &str) -> Result<i128, NotATime> {
     if !zulu && !offset {
         return Err(NotATime);
     }
-    text.parse::<jiff::Timestamp>().map(|t| t.as_nanosecond()).map_err(|_| NotATime)
+    // Local time first: the years 0000 and 9999 have more moments than the parser's time line.
+    let local: jiff::civil::DateTime = text[..end].replace([' ', 't'], "T").parse().map_err(|_| NotATime)?;
+    let (hours, minutes) = if zulu { (0, 0) } else { (number(&b[end + 1..end + 3]), number(&b[end + 4..end + 6])) };
+    if hours > 23 || minutes > 59 {
+        return Err(NotATime);
+    }
+    let east = (hours * 60 + minutes) * 60 * if at(end, b"-") { -1 } else { 1 };
+    const EPOCH: jiff::civil::DateTime = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    Ok(local.duration_since(EPOCH).as_nanos() - i128::from(east) * 1_000_000_000)
+}
+
+fn number(digits: &[u8]) -> i64 {
+    digits.iter().fold(0, |n, digit| n * 10 + i64::from(digit - b'0'))
 }
 
 /// Spells times, keeping the part up to the second: events of one commit share it, so a batch costs
@@ -181,6 +193,8 @@ mod tests {
             "2026-01-15T10:30:00.1234567890Z",
             "2026-01-15T10:30:00Z[UTC]",
             "2026-01-15T10:30:00+0100",
+            "2026-01-15T10:30:00+24:00",
+            "2026-01-15T10:30:00+01:60",
             "1768473000",
         ] {
             assert_eq!(Timestamp::parse_floor(text), Err(NotATime), "{text}");
@@ -193,6 +207,18 @@ mod tests {
         assert_eq!((Timestamp::parse_floor(text), Timestamp::parse_ceil(text)), (Ok(Timestamp(1)), Ok(Timestamp(2))));
         let exact = "1970-01-01T00:00:00.000001Z";
         assert_eq!((Timestamp::parse_floor(exact), Timestamp::parse_ceil(exact)), (Ok(Timestamp(1)), Ok(Timestamp(1))));
+    }
+
+    #[test]
+    fn the_ends_of_the_calendar_are_times() {
+        for text in [
+            "0001-01-01T00:00:00Z",
+            "9999-12-31T23:59:59.999999999Z",
+            "0000-01-01T00:00:00+23:59",
+            "9999-12-31T23:59:59-23:59",
+        ] {
+            assert!(Timestamp::parse_ceil(text).is_ok(), "{text}");
+        }
     }
 
     proptest! {

@@ -130,18 +130,20 @@ impl Store {
         private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
 
         let database = |error| OpenError::Database(path.clone(), error);
-        let mut connection = schema::open_writer(path, config.durability).map_err(database)?;
-        if upgrade::is_needed(&connection).map_err(database)? {
-            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
-        }
+        let mut connection = schema::open_writer(path).map_err(database)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
         if version > schema::VERSION {
             return Err(OpenError::Newer(path.clone(), version));
         }
-        schema::create(&connection).map_err(database)?;
-        if connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err() {
+        let needs_upgrade = upgrade::is_needed(&connection).map_err(database)?;
+        if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
             return Err(OpenError::Foreign(path.clone()));
         }
+        schema::prepare(&connection, config.durability).map_err(database)?;
+        if needs_upgrade {
+            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
+        }
+        schema::create(&connection).map_err(database)?;
         let state = State::read(&connection).map_err(database)?;
         assemble(config, folder, connection, state, lock).map_err(database)
     }
@@ -372,7 +374,8 @@ fn assemble(
         work: writer::Work::default(),
     };
     let sealer = Sealer { full, commands: commands.clone() };
-    let connection = schema::open_writer(&config.database_path, config.durability)?;
+    let connection = schema::open_writer(&config.database_path)?;
+    schema::prepare(&connection, config.durability)?;
     let checkpointer = Checkpointer { connection, due, commands: commands.clone() };
     Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, lock }))
 }

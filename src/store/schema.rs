@@ -72,9 +72,8 @@ pub mod meta {
     pub const SEALED_BEFORE: &str = "sealed_before";
 }
 
-/// The read-write connection: write-ahead log, no checkpoints by itself (the store does them off the
-/// commit path).
-pub fn open_writer(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
+/// The read-write connection, which has changed nothing yet.
+pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
         "this build holds SQLite {}, which is older than 3.51.3 and can lose commits",
@@ -83,6 +82,11 @@ pub fn open_writer(path: &Path, durability: Durability) -> rusqlite::Result<Conn
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// Write-ahead log, and no checkpoints by itself: the store does them off the commit path.
+pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     let synchronous = match durability {
         Durability::Full => "FULL",
@@ -94,7 +98,7 @@ pub fn open_writer(path: &Path, durability: Durability) -> rusqlite::Result<Conn
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "cache_size", -(WRITER_CACHE_KIB as i64))?;
     connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+    Ok(())
 }
 
 /// A connection that can only read.
@@ -107,8 +111,13 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Creates what is missing in a new file. The file of another program is refused, and so is one from
-/// a later version of this one.
+/// Whether there are tables, and none of them is our `events`.
+pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
+    let has_tables: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
+    Ok(has_tables && connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err())
+}
+
+/// Creates what is missing.
 pub fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
         "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"

@@ -383,7 +383,9 @@ mod tests {
                           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
     fn open(path: &Path) -> Connection {
-        schema::open_writer(path, Durability::Normal).unwrap()
+        let connection = schema::open_writer(path).unwrap();
+        schema::prepare(&connection, Durability::Normal).unwrap();
+        connection
     }
 
     fn upgrade(file: &File) -> Connection {

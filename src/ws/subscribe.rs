@@ -47,8 +47,8 @@ struct Socket<'p> {
 
 enum Reply {
     Frame(Vec<u8>),
-    /// Filters to be changed to.
-    Filters(Filters),
+    /// Filters to be changed to, after the event that was the last when they were asked for.
+    Filters(Filters, Seq),
     End(Ending),
 }
 
@@ -154,7 +154,9 @@ impl Socket<'_> {
                 };
                 match said {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(message::PONG))),
-                    Ok(FromSubscriber::UpdateFilters(filters)) => self.reply(Reply::Filters(filters)),
+                    Ok(FromSubscriber::UpdateFilters(filters)) => {
+                        self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
+                    }
                     Ok(FromSubscriber::Other) => {}
                     // The former filters stay.
                     Err(why) => self.reply(Reply::Frame(text(&message::error(&why, None)))),
@@ -184,8 +186,8 @@ impl Socket<'_> {
                     for reply in replies.drain(..) {
                         match reply {
                             Reply::Frame(frame) => write_all(write, &frame, patience).await?,
-                            Reply::Filters(filters) => {
-                                feed.change_filter(filters.filter.clone());
+                            Reply::Filters(filters, last) => {
+                                feed.change_filter(filters.filter.clone(), last);
                                 changing.push_back(filters);
                             }
                             Reply::End(ending) => return Ok(ending),
@@ -213,7 +215,7 @@ impl Socket<'_> {
     fn reply(&self, reply: Reply) {
         let bytes = match &reply {
             Reply::Frame(frame) => frame.len(),
-            Reply::Filters(_) => size_of::<Filters>(),
+            Reply::Filters(..) => size_of::<Filters>(),
             Reply::End(_) => 0,
         };
         let mut wakes = Wakes::default();
