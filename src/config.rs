@@ -64,7 +64,8 @@ pub struct Config {
     pub max_ws_connections_per_ip: usize,
     /// Bytes of one WebSocket message; a larger one is answered with an error.
     pub max_ws_message_bytes: usize,
-    /// Bytes of one HTTP body; enough for 1,000 events of 16 KiB.
+    /// Bytes of one HTTP body; enough for 1,000 events of 16 KiB. At most 256 MiB: a batch counts its
+    /// bytes in 31 bits, and the smallest events grow sixfold when they are encoded.
     pub max_body_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
     pub max_in_flight: usize,
@@ -183,7 +184,7 @@ const SETTINGS: &[Setting] = &[
         "WebSockets from one address at one time; 0 is unlimited"),
     Setting::new("Limits", "MAX_WS_MESSAGE_BYTES", |c| &mut c.max_ws_message_bytes, Bytes(1, 16 * MIB),
         "Size of one WebSocket message"),
-    Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, GIB),
+    Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
         "Size of one HTTP body"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
         "Unanswered events of a publishing socket before it is no longer read"),

@@ -28,11 +28,13 @@ use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::auth::{Class, Place};
 use crate::event::{Parser, Timestamp};
 use crate::pipeline::{Pipeline, Producer};
+use crate::store::Store;
 use crate::wire::message::AckMode;
 use crate::wire::refusal::Ending;
 use crate::wire::{Failure, Refusal};
@@ -41,8 +43,8 @@ use answer::{Answer, Body, PROBLEM, Reader};
 use query::Parameters;
 use socket::Socket;
 
-/// What hyper may keep of one connection: the head of a request must fit, with a URL of up to 64 KiB, and
-/// bodies come in pieces of it. Ten thousand connections can make us keep 640 MiB.
+/// What hyper may keep of one connection: the head of a request must fit, and bodies come in pieces of it. An
+/// idle connection keeps less; ten thousand of the worst kind cost 640 MiB.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 
 /// How long a readiness probe waits; probes themselves often give up after a second or a few.
@@ -62,6 +64,8 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         let mut http = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
+                // Some clients end their side once they have asked; who is gone for good is noticed at the answer.
+                .half_close(true)
                 .header_read_timeout(pipeline.config.header_timeout)
                 .max_buf_size(BUFFER_BYTES_MAX)
                 .serve_connection(socket, service_fn(|request| connection.answer(request)))
@@ -265,7 +269,7 @@ impl Connection {
     }
 
     async fn stats(&self) -> Answer {
-        let stats = events::reading(&self.pipeline.store, |store| store.stats(Timestamp::now())).await?;
+        let stats = reading(&self.pipeline.store, |store| store.stats(Timestamp::now())).await?;
         let by_type = stats.by_type.iter().map(|of_type| {
             serde_json::json!({
                 "event_type": of_type.event_type,
@@ -337,6 +341,22 @@ fn check_host(parts: &Parts) -> Result<(), Refusal> {
 fn is_preflight(parts: &Parts) -> bool {
     let has = |name| parts.headers.contains_key(name);
     parts.method == Method::OPTIONS && has(header::ORIGIN) && has(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Reads the record where it may block.
+///
+/// # Errors
+/// `Unreadable` when SQLite reports an error, which is logged here.
+async fn reading<T: Send + 'static>(
+    store: &Store,
+    read: impl FnOnce(&Store) -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, Refusal> {
+    let store = store.clone();
+    let read = spawn_blocking(move || read(&store)).await;
+    read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())).map_err(|error| {
+        tracing::error!(%error, "read stored events");
+        Refusal::Unreadable
+    })
 }
 
 #[cfg(test)]

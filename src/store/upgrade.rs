@@ -490,6 +490,7 @@ mod tests {
         check(schema::TABLES, false);
         check("CREATE TABLE events (id TEXT PRIMARY KEY, title TEXT, timestamp TEXT)", false);
         check("CREATE TABLE other (id, event_type, source, session_id, user_id, payload, timestamp)", false);
+        check("CREATE TABLE events (seq, id, event_type, source, session_id, user_id, payload, timestamp)", false);
         check(OLDER, true);
         check(NEWER, true);
     }
@@ -668,7 +669,8 @@ mod tests {
 
     #[test]
     fn full_segments_are_indexed_as_a_scan_finds_them() {
-        for (events, full) in [(2 * SEGMENT_EVENTS + 1000, 2), (SEGMENT_EVENTS, 1), (SEGMENT_EVENTS - 1, 0)] {
+        const S: u64 = SEGMENT_EVENTS;
+        for (events, full) in [(300 * S + S / 2, 300), (2 * S, 2), (S + 1, 1), (S - 1, 0)] {
             let connection = upgrade(&many(events));
             assert_eq!(meta_value(&connection, meta::LAST_SEQ), events as i64);
             assert_eq!(meta_value(&connection, meta::SEALED_BEFORE), full);
@@ -688,7 +690,7 @@ mod tests {
                 let segment = segments::segment_of(Seq(seq as u64)) as i64;
                 for kind in (0..4).filter(|_| segment < full) {
                     if let Some(key) = event.get_unwrap::<_, Option<String>>(kind as usize + 1) {
-                        scanned.entry((segment, kind, key)).or_default().push(((seq - 1) % (1 << 16)) as u16);
+                        scanned.entry((segment, kind, key)).or_default().push(((seq - 1) as u64 % S) as u16);
                     }
                 }
             }

@@ -94,17 +94,14 @@ fn keys_allowed(file: Option<&str>, environment: Option<&str>, flag: Option<&str
     }
     let flag = flag.map(|keys| format!("--max-payload-keys={keys}"));
     let arguments: Vec<_> = ["serve"].into_iter().chain(flag.as_deref()).collect();
-    let mut process = Process::spawn(folder.path(), &settings, &arguments);
+    let process = Process::spawn(folder.path(), &settings, &arguments);
     let addr = process.address();
     let accepted = |keys: usize| {
         let payload: serde_json::Map<_, _> = (0..keys).map(|n| (format!("k{n}"), json!(n))).collect();
         let event = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
         call(addr, "POST", "/events", &[JSON], event.as_bytes()).status == 201
     };
-    let allowed = (0..100).take_while(|keys| accepted(keys + 1)).count();
-    process.child.kill().unwrap();
-    process.await_exit();
-    allowed
+    (0..100).take_while(|keys| accepted(keys + 1)).count()
 }
 
 #[test]
@@ -136,7 +133,7 @@ fn spellings_of_the_old_service_are_understood() {
     let server = Server::with(&[
         ("REQUIRE_AUTH", "True"),
         ("API_KEY", "k"),
-        ("LOG_LEVEL", "WARNING"),
+        ("LOG_LEVEL", "INFO"),
         ("RATE_LIMIT_QUERY", "200 per minute"),
     ]);
     server.get("/stats").refusal(401);

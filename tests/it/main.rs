@@ -15,6 +15,7 @@ mod disk;
 mod event;
 mod http;
 mod publish;
+mod query;
 mod shutdown;
 mod subscribe;
 mod upgrade;

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -38,6 +39,11 @@ impl Wire {
     /// Ends the writing half.
     pub fn finish(&self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Drops the connection with a reset instead of an orderly end.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -107,14 +113,18 @@ impl Wire {
         let mut words = status_line.splitn(3, ' ');
         assert!(words.next().unwrap().starts_with("HTTP/1."), "not a status line: {status_line}");
         let status: u16 = words.next().unwrap().parse().unwrap();
-        let mut headers = Vec::new();
+        let mut headers: Vec<(String, String)> = Vec::new();
         loop {
             let line = self.line("a header").expect("a whole head");
             if line.is_empty() {
                 break;
             }
             let (name, value) = line.split_once(':').expect("a header with a colon");
-            headers.push((name.trim().to_ascii_lowercase(), value.trim().to_string()));
+            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+            match headers.iter_mut().find(|(own, _)| *own == name) {
+                Some((_, list)) => list.push_str(&format!(", {value}")),
+                None => headers.push((name, value.to_string())),
+            }
         }
         if status == 100 {
             return self.read_response(with_body);
@@ -153,6 +163,7 @@ pub fn is_hang_up(error: &std::io::Error) -> bool {
 
 pub struct Response {
     pub status: u16,
+    /// Names in small letters; what came in several lines is one list.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }

@@ -54,7 +54,7 @@ impl Server {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("the server runs").child.id()
+        self.process.as_ref().expect("the server runs").child.0.id()
     }
 
     /// Everything logged since the last start.
@@ -94,7 +94,7 @@ impl Server {
     /// SIGKILL, and gone when this returns.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("the server runs");
-        process.child.kill().unwrap();
+        process.child.kill();
         process.await_exit();
         self.check_log(&process);
     }
@@ -145,7 +145,7 @@ impl Server {
     /// Every stored event that the query leaves, oldest first, as the bytes of its line.
     pub fn stored_lines(&self, query: &str) -> Vec<String> {
         let response = self.call("GET", &format!("/events?{query}"), &[ACCEPT_NDJSON], b"");
-        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(response.status, 200, "{query}: {}", response.text());
         response.text().lines().map(str::to_string).collect()
     }
 
@@ -197,12 +197,12 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let Some(mut process) = self.process.take() else { return };
-        let _ = process.child.kill();
+        process.child.kill();
         process.await_exit();
         if thread::panicking() {
             let lines = process.log.lines();
-            let tail = &lines[lines.len().saturating_sub(30)..];
-            eprintln!("the server's last words:\n{}", tail.join("\n"));
+            let told: Vec<_> = lines.iter().filter(|line| !line.contains("\"setting\"")).map(String::as_str).collect();
+            eprintln!("the server's last words:\n{}", told[told.len().saturating_sub(30)..].join("\n"));
         }
         self.check_log(&process);
     }
@@ -215,7 +215,7 @@ pub fn database(folder: &Path) -> PathBuf {
 
 /// One life of the binary, with its log.
 pub struct Process {
-    pub child: Child,
+    child: Held,
     pub log: Log,
 }
 
@@ -232,7 +232,7 @@ impl Process {
             .spawn()
             .unwrap();
         let log = Log::drain(child.stderr.take().unwrap());
-        Process { child, log }
+        Process { child: Held(child), log }
     }
 
     /// The address it listens on, once it does.
@@ -243,17 +243,38 @@ impl Process {
     }
 
     pub fn await_exit(&mut self) -> ExitStatus {
+        let status = self.child.await_exit();
+        self.log.join();
+        status.unwrap_or_else(|| panic!("the server did not end:\n{}", self.log.lines().join("\n")))
+    }
+}
+
+/// A process that does not outlive its test.
+struct Held(Child);
+
+impl Held {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    /// How it ended; nothing when it did not and had to be killed.
+    fn await_exit(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                self.log.join();
-                return status;
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return Some(status);
             }
             thread::sleep(POLL);
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        panic!("the server did not end:\n{}", self.log.lines().join("\n"));
+        self.kill();
+        None
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -270,7 +291,7 @@ pub fn command(folder: &Path) -> Command {
 
 /// A command of the binary that runs to its end by itself.
 pub struct Run {
-    child: Child,
+    child: Held,
     stdout: JoinHandle<String>,
     stderr: JoinHandle<String>,
 }
@@ -295,22 +316,11 @@ impl Run {
         // A command that ends without reading all of it is in its right.
         thread::spawn(move || input.write_all(stdin.as_bytes()));
         let (stdout, stderr) = (read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap()));
-        Run { child, stdout, stderr }
+        Run { child: Held(child), stdout, stderr }
     }
 
     pub fn finish(mut self) -> Finished {
-        let deadline = Instant::now() + DEADLINE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break Some(status);
-            }
-            if Instant::now() > deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break None;
-            }
-            thread::sleep(POLL);
-        };
+        let status = self.child.await_exit();
         let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
         let status = status.unwrap_or_else(|| panic!("the command does not end:\n{stdout}\n{stderr}"));
         Finished { code: status.code(), stdout, stderr }
@@ -362,7 +372,7 @@ impl Log {
     }
 
     /// Warnings, errors, panics and whatever else is not a JSON line of the log.
-    fn noise(&self) -> Vec<String> {
+    pub fn noise(&self) -> Vec<String> {
         let calm = |line: &String| {
             serde_json::from_str::<Value>(line)
                 .is_ok_and(|line| matches!(line["level"].as_str(), Some("INFO" | "DEBUG" | "TRACE")))
@@ -372,7 +382,7 @@ impl Log {
 
     fn join(&mut self) {
         if let Some(drain) = self.drain.take() {
-            drain.join().unwrap();
+            drain.join().expect("reading lines does not panic");
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -160,7 +159,7 @@ impl Socket {
 
     /// Drops the connection with a reset instead of an orderly end.
     pub fn reset(self) {
-        socket2::SockRef::from(self.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        self.wire.reset();
     }
 }
 
