@@ -9,9 +9,9 @@ use event_pipeline::config::Config;
 use event_pipeline::event::{EventTypes, Filter, Limits, Parser, Seq, Timestamp, TimestampText};
 use event_pipeline::hub::{FanOut, Hub};
 use event_pipeline::store::{Order, Query, Receipt, Store};
+use event_pipeline::wire::Batch;
 use event_pipeline::wire::batch::Commit;
 use event_pipeline::wire::frame::{Decoder, OpCode, Role, masked};
-use event_pipeline::wire::Batch;
 
 const RECORDING: &str = include_str!("../data/classroom.ndjson");
 

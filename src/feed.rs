@@ -20,11 +20,11 @@ use crate::store::{Order, Query, Store};
 
 /// A page ends with the event that brings it to this size: large enough that a read's fixed cost does
 /// not count, small enough that no reader keeps the log from starting over for long.
-const PAGE_BYTES: usize = 256 << 10;
+pub(crate) const PAGE_BYTES: usize = if cfg!(test) { 1 << 10 } else { 256 << 10 };
 
 /// With fewer events than this between a feed and the end of the record it joins the live stream and
 /// reads the rest with deliveries already coming in.
-const JOIN_DISTANCE: u64 = 4_096;
+const JOIN_DISTANCE: u64 = if cfg!(test) { 16 } else { 4_096 };
 
 /// A subscriber's stream of frames.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Feed {
     store: Store,
     hub: Arc<Hub>,
     filter: Filter,
-    position: Seq,
+    pub(crate) position: Seq,
     stage: Stage,
     /// Filters to be changed to, and the last event that the present one is for.
     changes: VecDeque<(Filter, Seq)>,

@@ -14,8 +14,9 @@ use crossbeam_channel::Receiver;
 use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock};
 
+use crate::doorbell::Wakes;
 use crate::event::{EventTypes, Filter, Seq};
-use crate::outbox::{Outbox, Wakes};
+use crate::outbox::Outbox;
 use crate::wire::batch::{Columns, Commit};
 
 /// The subscribers of the live stream.

@@ -16,6 +16,7 @@
 //! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
 //! * [`hub`] — who wants which events, and the fan-out to them
 //! * [`outbox`] — what waits to leave one socket
+//! * [`doorbell`] — one signal for all of a thread's tasks that have news
 //! * [`feed`] — one subscriber's way through the record: history, then live
 //! * [`pipeline`] — what every connection shares
 //! * [`client`] — the client that commands, tests and the load test use
@@ -23,6 +24,7 @@
 pub mod auth;
 pub mod client;
 pub mod config;
+pub mod doorbell;
 pub mod event;
 pub mod feed;
 pub mod http;
@@ -33,3 +35,6 @@ pub mod server;
 pub mod store;
 pub mod wire;
 pub mod ws;
+
+#[cfg(test)]
+mod sim;

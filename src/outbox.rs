@@ -4,6 +4,8 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
+use crate::doorbell::{Home, Wakes};
+
 /// A queue with one consumer that takes everything waiting at once. It never blocks who fills it: an
 /// item that would take it over its bound empties it for good, and the consumer is told.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ struct Waiting<T> {
     items: Vec<T>,
     bytes: usize,
     state: State,
-    consumer: Option<Waker>,
+    consumer: Option<(Home, Waker)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,9 @@ impl<T> Outbox<T> {
             waiting.bytes += bytes;
             waiting.items.push(item);
         }
-        wakes.0.extend(waiting.consumer.take());
+        if let Some((home, waker)) = waiting.consumer.take() {
+            wakes.wake(home, waker);
+        }
     }
 
     /// Nothing more will come; what waits can still be taken.
@@ -69,7 +73,9 @@ impl<T> Outbox<T> {
         }
         let consumer = waiting.consumer.take();
         drop(waiting);
-        consumer.into_iter().for_each(Waker::wake);
+        if let Some((_, waker)) = consumer {
+            waker.wake();
+        }
     }
 
     /// Waits for something and moves all of it behind what `into` holds. Cancel-safe: what is not
@@ -82,8 +88,8 @@ impl<T> Outbox<T> {
                 // Something may have come between the two looks.
                 if !waiting.items.is_empty() || waiting.state != State::Open {
                     context.waker().wake_by_ref();
-                } else if !waiting.consumer.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
-                    waiting.consumer = Some(context.waker().clone());
+                } else if !waiting.consumer.as_ref().is_some_and(|(_, known)| known.will_wake(context.waker())) {
+                    waiting.consumer = Some((Home::here(), context.waker().clone()));
                 }
                 Poll::Pending
             }
@@ -109,17 +115,6 @@ impl<T> Outbox<T> {
             into.append(&mut waiting.items);
         }
         Some(Taken::Items)
-    }
-}
-
-/// Consumers to be woken. Whoever fills many outboxes for one commit collects them here and wakes at
-/// the end, so that a socket finds all of the commit at its first look and answers it in one write.
-#[derive(Debug, Default)]
-pub struct Wakes(Vec<Waker>);
-
-impl Wakes {
-    pub fn wake_all(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
     }
 }
 
@@ -167,7 +162,7 @@ mod tests {
             tokio::task::yield_now().await;
             let mut wakes = Wakes::default();
             (1..=3).for_each(|i| outbox.push(i, 1, &mut wakes));
-            assert_eq!(wakes.0.len(), 1);
+            assert_eq!(format!("{wakes:?}"), "Wakes { news: 1 }");
             wakes.wake_all();
             tokio::task::yield_now().await;
             outbox.close();

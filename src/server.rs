@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::Config;
+use crate::doorbell::Doorbell;
 use crate::http;
 use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
@@ -237,7 +238,13 @@ impl NetworkThread {
             .build()
             .map_err(Error::Start)?;
         spawn("network", move || {
-            runtime.block_on(serve_connections(accepted, pipeline));
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = Doorbell::answer() => {}
+                    () = serve_connections(accepted, pipeline) => {}
+                }
+            });
             let _ = done.send(());
         })?;
         Ok(Self { connections, ended })

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Either;
@@ -25,6 +26,10 @@ use crate::store::{Order, Receipt, Store};
 use crate::wire::message::write_ids;
 use crate::wire::refusal::{Place, Problem};
 use crate::wire::{Batch, Failure, Refusal};
+
+/// How long a request waits for room in a full queue before it is told 503. Sockets that pipeline fill the
+/// queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bodies beyond this are read on a thread of their own: one of 1 MiB takes some 4 ms, and everybody else on
 /// the network thread would wait for it.
@@ -56,7 +61,7 @@ pub(super) async fn publish(
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
     };
     let (receipt, committed) = Receipt::new();
-    pipeline.store.try_append(batch, receipt)?;
+    pipeline.store.append_within(QUEUE_PATIENCE, batch, receipt).await?;
     let committed = committed.await.unwrap_or(Err(Failure::Unavailable))?;
     let created = match many {
         false => committed.json(0),

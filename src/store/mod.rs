@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
@@ -118,7 +119,7 @@ impl Store {
     }
 
     /// Opens without starting the threads.
-    fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
+    pub(crate) fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
         let path = &config.database_path;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
         DirBuilder::new()
@@ -157,9 +158,24 @@ impl Store {
     /// at all, and its receipt resolves either way.
     pub async fn append(&self, batch: Batch, receipt: Receipt) {
         if let Some(room) = self.shared.queue.room(&batch).await {
-            // The writer is gone only when the process is ending; the dropped receipt says so.
-            let _ = self.commands.send(Command::Append(Append { batch, receipt, room }));
+            self.hand_in(batch, receipt, room);
         }
+    }
+
+    /// Like [`Store::append`], but waits for room no longer than `patience`.
+    ///
+    /// # Errors
+    /// `QueueFull` when there was none.
+    pub async fn append_within(&self, patience: Duration, batch: Batch, receipt: Receipt) -> Result<(), Failure> {
+        let room = match self.shared.queue.try_room(&batch) {
+            Some(room) => room,
+            None => match tokio::time::timeout(patience, self.shared.queue.room(&batch)).await {
+                Ok(Some(room)) => room,
+                Ok(None) | Err(_) => return Err(Failure::QueueFull),
+            },
+        };
+        self.hand_in(batch, receipt, room);
+        Ok(())
     }
 
     /// Hands in a batch if there is room in the queue.
@@ -168,7 +184,13 @@ impl Store {
     /// `QueueFull`, at once, when there is none.
     pub fn try_append(&self, batch: Batch, receipt: Receipt) -> Result<(), Failure> {
         let room = self.shared.queue.try_room(&batch).ok_or(Failure::QueueFull)?;
-        self.commands.send(Command::Append(Append { batch, receipt, room })).map_err(|_| Failure::Unavailable)
+        self.hand_in(batch, receipt, room);
+        Ok(())
+    }
+
+    fn hand_in(&self, batch: Batch, receipt: Receipt, room: Room) {
+        // The writer is gone only when the process is ending; the dropped receipt says so.
+        let _ = self.commands.send(Command::Append(Append { batch, receipt, room }));
     }
 
     /// Deletes every event before `before`, or all of them, and returns how many there were. Their
@@ -192,13 +214,13 @@ impl Store {
         self.shared.wal_pages.load(Ordering::Relaxed)
     }
 
-    /// Whether an event could be stored and read now.
+    /// Whether the writer takes events: goes through the queue as an event does. Cancel-safe.
     ///
     /// # Errors
     /// What stands in the way.
     pub async fn check(&self) -> Result<(), Failure> {
         let (receipt, answer) = Receipt::new();
-        self.try_append(Batch::default(), receipt)?;
+        self.append(Batch::default(), receipt).await;
         answer.await.unwrap_or(Err(Failure::Unavailable)).map(drop)
     }
 
@@ -292,9 +314,9 @@ impl State {
 }
 
 /// An open store whose threads have not been started.
-struct Parts {
+pub(crate) struct Parts {
     writer: Writer,
-    commits: Receiver<Arc<Commit>>,
+    pub(crate) commits: Receiver<Arc<Commit>>,
     sealer: Sealer,
     checkpointer: Checkpointer,
     lock: File,
@@ -395,6 +417,46 @@ impl Parts {
             spawn("checkpointer", move || checkpointer.due.iter().for_each(|()| checkpointer.checkpoint())),
         ];
         Running { commits, writer: how, threads }
+    }
+}
+
+/// The threads' work in pieces, for the simulation. Each says whether there was anything to do.
+#[cfg(test)]
+impl Parts {
+    /// A turn of the writer, if it would not have to wait.
+    pub(crate) fn write(&mut self) -> bool {
+        let has_work = self.writer.has_housekeeping() || !self.writer.commands.is_empty();
+        let can = has_work && !self.commits.is_full();
+        if can {
+            self.writer.turn(&mut Vec::new()).expect("the writer can go on");
+        }
+        can
+    }
+
+    pub(crate) fn seal(&self) -> bool {
+        self.sealer.full.try_recv().map(|segment| self.sealer.encode(&segment)).is_ok()
+    }
+
+    pub(crate) fn checkpoint(&self) -> bool {
+        self.checkpointer.due.try_recv().map(|()| self.checkpointer.checkpoint()).is_ok()
+    }
+
+    /// From now on the clock is so much behind the last event's time.
+    pub(crate) fn step_clock_back(&mut self, micros: i64) {
+        self.writer.last_time.0 += micros;
+    }
+
+    /// Lets the database grow by so many pages; without a number, without end.
+    pub(crate) fn limit_disk(&self, pages: Option<u64>) {
+        let count = |name| self.writer.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let max = pages.map_or(1 << 30, |more| count("page_count").expect("a number") + more as i64);
+        self.writer.connection.pragma_update(None, "max_page_count", max).expect("a valid number");
+    }
+
+    /// Runs the writer to its end, and leaves the commits.
+    pub(crate) fn finish(self) -> Receiver<Arc<Commit>> {
+        self.writer.run().expect("the writer ends well");
+        self.commits
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::outbox::{Outbox, Wakes};
+use crate::doorbell::{Home, Wakes};
+use crate::outbox::Outbox;
 use crate::wire::Failure;
 use crate::wire::batch::Committed;
 use crate::wire::message::{Answered, Answers, ToPublisher};
@@ -16,15 +17,15 @@ pub struct Receipt(Option<To>);
 
 #[derive(Debug)]
 enum To {
-    One(oneshot::Sender<Result<Arc<Committed>, Failure>>),
+    One(Home, oneshot::Sender<Result<Arc<Committed>, Failure>>),
     Socket(Arc<Outbox<ToPublisher>>, Answers),
 }
 
 impl Receipt {
-    /// For a single request.
+    /// For a single request of the task that asks.
     pub fn new() -> (Self, oneshot::Receiver<Result<Arc<Committed>, Failure>>) {
         let (sender, receiver) = oneshot::channel();
-        (Self(Some(To::One(sender))), receiver)
+        (Self(Some(To::One(Home::here(), sender))), receiver)
     }
 
     /// For a socket that answers many messages: the answers go into its outbox, in the order in which
@@ -40,8 +41,11 @@ impl Receipt {
     fn settle(&mut self, outcome: Result<&Arc<Committed>, Failure>, wakes: &mut Wakes) {
         match self.0.take() {
             None => {}
-            // Whoever asked may be gone.
-            Some(To::One(sender)) => drop(sender.send(outcome.cloned())),
+            Some(To::One(home, sender)) => {
+                let outcome = outcome.cloned();
+                // Whoever asked may be gone.
+                wakes.call(home, move || drop(sender.send(outcome)));
+            }
             Some(To::Socket(outbox, answers)) => {
                 let bytes = answers.bytes();
                 let answered = Answered { outcome: outcome.map(|batch| batch.first()), answers };

@@ -15,8 +15,8 @@ use super::receipt::Receipt;
 use super::schema::meta;
 use super::segments::{self, IndexRow, Keys, SEGMENT_EVENTS, Segment};
 use super::{Shared, read};
+use crate::doorbell::Wakes;
 use crate::event::{EventType, EventTypes, Seq, Timestamp, TimestampText};
-use crate::outbox::Wakes;
 use crate::wire::Failure;
 use crate::wire::batch::{Batch, Columns, Commit};
 
@@ -94,18 +94,18 @@ enum Checkpoint {
 
 /// Most events and bytes of one transaction: at some 2 µs an event it bounds how long the last
 /// acknowledgement of a full queue waits behind the first.
-const COMMIT_EVENTS_MAX: usize = 10_000;
+const COMMIT_EVENTS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 const COMMIT_BYTES_MAX: usize = 16 << 20;
 
 /// Events deleted in one commit: some 2 ms of work.
-const DELETED_EVENTS_PER_COMMIT: u64 = 4_096;
+const DELETED_EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
-const SEALED_ROWS_WHEN_IDLE: usize = 1_024;
-const SEALED_ROWS_MIN: usize = 256;
+const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
+const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
 
 /// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
-const CHECKPOINT_PAGES: usize = 1_024;
+const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
 
 /// A log that nobody adds to is emptied after this long.
 const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);

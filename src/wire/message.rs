@@ -277,7 +277,7 @@ impl Filters {
     fn parse(message: &Map<String, Value>) -> Result<Self, String> {
         let text = |key: &str| match message.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.as_str().into()).filter(|text: &Box<str>| !text.is_empty())),
+            Some(Value::String(text)) => Ok((!text.is_empty()).then(|| Box::from(text.as_str()))),
             Some(_) => Err(format!("Filter '{key}' must be a string or null")),
         };
         let types: Vec<&str> = match message.get("event_types") {

@@ -12,8 +12,9 @@ use tokio::sync::Notify;
 
 use super::{goodbye, linger, write_all};
 use crate::auth::Class;
+use crate::doorbell::Wakes;
 use crate::event::Parser;
-use crate::outbox::{Outbox, Taken, Wakes};
+use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Receipt;
 use crate::wire::Batch;

@@ -10,9 +10,10 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{goodbye, linger, write_all, write_slices};
+use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::feed::{Chunk, Feed};
-use crate::outbox::{Outbox, Taken, Wakes};
+use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Store;
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};

@@ -1,0 +1,165 @@
+//! Which events were acknowledged, and what breaks a promise.
+
+/// Violations kept in words; the others are only counted.
+const TOLD_MAX: usize = 10;
+
+/// Ids this far apart are no sequence numbers, and too far for a bit each.
+const SEQUENCE_SPAN_MAX: u64 = 1 << 36;
+
+/// The acknowledgements of all producers.
+pub struct Ledger {
+    /// The last event before the run.
+    base: u64,
+    /// One bit for each sequence number after `base`.
+    seen: Vec<u64>,
+    last: u64,
+    pub acknowledged: u64,
+    pub refused: u64,
+    first_refusal: String,
+    broken: u64,
+    told: Vec<String>,
+}
+
+impl Ledger {
+    pub fn new(base: u64) -> Self {
+        let (seen, told, first_refusal) = Default::default();
+        Self { base, seen, last: base, acknowledged: 0, refused: 0, first_refusal, broken: 0, told }
+    }
+
+    /// An event was acknowledged under this sequence number.
+    #[inline]
+    pub fn acknowledge(&mut self, sequence: u64) {
+        self.acknowledged += 1;
+        self.last = self.last.max(sequence);
+        let Some(offset) = sequence.checked_sub(self.base + 1).filter(|offset| *offset < SEQUENCE_SPAN_MAX) else {
+            let base = self.base;
+            return self.violation(|| format!("event {sequence} was acknowledged, which cannot come after {base}"));
+        };
+        let (word, bit) = ((offset / 64) as usize, 1 << (offset % 64));
+        if word >= self.seen.len() {
+            self.seen.resize(word + 1, 0);
+        }
+        if self.seen[word] & bit != 0 {
+            return self.violation(|| format!("event {sequence} was acknowledged twice"));
+        }
+        self.seen[word] |= bit;
+    }
+
+    /// An answer that is no acknowledgement.
+    pub fn refuse(&mut self, events: usize, reason: String) {
+        if self.refused == 0 {
+            self.first_refusal = reason;
+        }
+        self.refused += events as u64;
+    }
+
+    /// A promise was broken.
+    #[cold]
+    pub fn violation(&mut self, words: impl FnOnce() -> String) {
+        self.broken += 1;
+        if self.told.len() < TOLD_MAX {
+            self.told.push(words());
+        }
+    }
+
+    /// Compares what was acknowledged with what the server has stored since the run began.
+    pub fn check_stored(&mut self, stored: u64) {
+        let (acknowledged, given) = (self.acknowledged, self.last - self.base);
+        if stored != acknowledged {
+            self.violation(|| format!("{acknowledged} events were acknowledged, {stored} are stored"));
+        }
+        if given != acknowledged {
+            self.violation(|| {
+                format!("{acknowledged} events were acknowledged, but {given} sequence numbers given out")
+            });
+        }
+    }
+
+    /// Whether nothing went wrong so far.
+    pub fn is_clean(&self) -> bool {
+        self.broken == 0 && self.refused == 0
+    }
+
+    /// Everything that went wrong, in words.
+    pub fn violations(&self) -> Vec<String> {
+        let mut told = self.told.clone();
+        let more = self.broken - told.len() as u64;
+        if more > 0 {
+            told.push(format!("and {more} more"));
+        }
+        if self.refused > 0 {
+            told.push(format!("{} events were refused, the first with: {}", self.refused, self.first_refusal));
+        }
+        told
+    }
+}
+
+/// A set of sequence numbers, as far as two are to be compared: their number, and the sum of their hashes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub count: u64,
+    sum: u64,
+}
+
+impl Tally {
+    #[inline]
+    pub fn add(&mut self, sequence: u64) {
+        // splitmix64: sums of neighbouring numbers alone would agree by accident.
+        let mut hash = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hash ^ (hash >> 31));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_honest_server_breaks_nothing() {
+        let mut ledger = Ledger::new(7);
+        [9, 8, 10].into_iter().for_each(|sequence| ledger.acknowledge(sequence));
+        ledger.check_stored(3);
+        assert_eq!(ledger.violations(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn every_broken_promise_is_told() {
+        let mut ledger = Ledger::new(7);
+        [7, 8, 8, 70, u64::MAX].into_iter().for_each(|sequence| ledger.acknowledge(sequence));
+        ledger.last = 70;
+        ledger.refuse(2, "no".to_owned());
+        ledger.check_stored(4);
+        let told = [
+            "event 7 was acknowledged, which cannot come after 7",
+            "event 8 was acknowledged twice",
+            "event 18446744073709551615 was acknowledged, which cannot come after 7",
+            "5 events were acknowledged, 4 are stored",
+            "5 events were acknowledged, but 63 sequence numbers given out",
+            "2 events were refused, the first with: no",
+        ];
+        assert_eq!(ledger.violations(), told);
+    }
+
+    #[test]
+    fn a_flood_of_violations_is_counted() {
+        let mut ledger = Ledger::new(0);
+        (0..50).for_each(|i| ledger.violation(|| format!("{i}")));
+        let told = ledger.violations();
+        assert_eq!((told.len(), told.last().map(String::as_str)), (TOLD_MAX + 1, Some("and 40 more")));
+    }
+
+    #[test]
+    fn tallies_tell_sets_apart() {
+        let tally = |sequences: &[u64]| {
+            let mut tally = Tally::default();
+            sequences.iter().for_each(|s| tally.add(*s));
+            tally
+        };
+        assert_eq!(tally(&[1, 2, 3]), tally(&[3, 1, 2]));
+        assert_ne!(tally(&[1, 4]), tally(&[2, 3]));
+        assert_ne!(tally(&[1]), tally(&[1, 1]));
+    }
+}
