@@ -13,6 +13,7 @@ mod config;
 mod crash;
 mod disk;
 mod event;
+mod house;
 mod http;
 mod publish;
 mod query;

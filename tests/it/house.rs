@@ -1,0 +1,81 @@
+//! The layout holds what ARCHITECTURE.md says of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+type Imports = BTreeMap<String, BTreeSet<String>>;
+
+/// The code map: each room with those it may import.
+fn allowed() -> Imports {
+    let text = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    let map = text.split("## Code map").nth(1).unwrap().split("\n## ").next().unwrap();
+    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let rows = map.lines().filter(|line| line.starts_with("| `"));
+    let mut rooms = Imports::new();
+    for row in rows {
+        let cells: Vec<_> = row.split('|').collect();
+        for room in names(cells[1]) {
+            rooms.insert(room, names(cells[2]).into_iter().collect());
+        }
+    }
+    rooms
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// What each room imports, apart from its tests.
+fn found() -> Imports {
+    let mut rooms = Imports::new();
+    for file in files(Path::new("src")) {
+        let room = file.strip_prefix("src").unwrap().components().next().unwrap().as_os_str().to_str().unwrap();
+        let room = room.trim_end_matches(".rs");
+        let code = fs::read_to_string(&file).unwrap();
+        let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let imports = rooms.entry(room.to_owned()).or_default();
+        for place in code.split("crate::").skip(1) {
+            let name: String = place.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if name != room && !name.is_empty() {
+                imports.insert(name);
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn imports_point_down() {
+    let allowed = allowed();
+    for (room, imports) in found() {
+        if matches!(room.as_str(), "lib" | "main" | "cli" | "sim") {
+            continue;
+        }
+        let may = allowed.get(&room).unwrap_or_else(|| panic!("{room} is not in the code map of ARCHITECTURE.md"));
+        let more: Vec<_> = imports.difference(may).collect();
+        assert!(more.is_empty(), "{room} imports {more:?}, which the code map does not allow");
+    }
+    // Downward: no room can be reached from one it may import.
+    let mut left = allowed;
+    while let Some(lowest) = left.iter().find(|(_, may)| may.iter().all(|room| !left.contains_key(room))) {
+        let lowest = lowest.0.clone();
+        left.remove(&lowest);
+    }
+    assert!(left.is_empty(), "these rooms import each other: {:?}", left.keys());
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
+    let section =
+        |name: &str| manifest.split(&format!("[{name}]\n")).nth(1).unwrap().split("\n[").next().unwrap().to_owned();
+    let text = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    let reasons = text.split("## Dependencies").nth(1).unwrap().split("\n## ").next().unwrap();
+    let reasons: BTreeSet<&str> = reasons.split(|c: char| !(c.is_alphanumeric() || c == '-' || c == '_')).collect();
+    for line in [section("dependencies"), section("dev-dependencies")].concat().lines() {
+        let name = line.split(' ').next().unwrap();
+        assert!(reasons.contains(name), "{name} has no line under Dependencies in ARCHITECTURE.md");
+    }
+}
