@@ -464,10 +464,12 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system has room for a thread")
 }
 
-/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. That a
-/// reader is in the way is no error.
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<()> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Returns
+/// how many it left because a reader still needs what they would replace.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<usize> {
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    let (pages, moved): (i64, i64) = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+    Ok((pages - moved).max(0) as usize)
 }
 
 /// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -69,6 +69,8 @@ pub(super) struct Work {
     wakes: Wakes,
     time_text: TimestampText,
     storage_full: bool,
+    /// When an operator was last told of a full disk.
+    warned: Option<Instant>,
 }
 
 /// A full segment on its way into `event_index`, a slice with every commit.
@@ -104,8 +106,14 @@ const DELETED_EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
 const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
 
+/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
+const PAGE_BYTES: u64 = 4_096;
+
 /// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
+
+/// A disk at its limit takes some batches and not others: that is said once in a while, not each time.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// A log that nobody adds to is emptied after this long.
 const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
@@ -187,11 +195,16 @@ impl Writer {
         if appends.is_empty() && !self.has_housekeeping() {
             return Ok(());
         }
-        if !appends.is_empty() && !self.has_free_space() {
+        let bytes = appends.iter().map(|append| append.batch.bytes()).sum();
+        if !appends.is_empty() && !self.has_free_space(bytes) {
             self.refuse(appends, Failure::StorageFull);
             if !self.has_housekeeping() {
                 return Ok(());
             }
+        }
+        if !self.work.deletions.is_empty() && self.free_bytes() < self.free_space_min_bytes {
+            // Deleting is what helps, and it needs the log's room for its next slice.
+            self.truncate_log();
         }
         match self.write(appends) {
             Ok(written) => {
@@ -227,17 +240,44 @@ impl Writer {
         }
     }
 
-    fn has_free_space(&mut self) -> bool {
+    /// Whether so many bytes of events can be stored and the watermark stays free. What is in the log
+    /// already has yet to be moved into the database, so its room counts as used.
+    fn has_free_space(&mut self, bytes: usize) -> bool {
         if self.free_space_min_bytes == 0 {
             return true;
         }
-        let free = rustix::fs::statvfs(&*self.shared.folder).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
-        let enough = free >= self.free_space_min_bytes;
-        if !enough && !self.work.storage_full {
-            tracing::warn!(free_bytes = free, "almost no disk space left: events are refused until there is more");
+        let mut enough = self.fits(bytes, 0);
+        if !enough {
+            // Rarely gets here, so it may cost something: give back the log's room, and count the pages
+            // that deleted events left in the database.
+            if !self.work.storage_full {
+                self.truncate_log();
+            }
+            let reusable_pages: i64 = self.connection.query_row("PRAGMA freelist_count", [], |r| r.get(0)).unwrap_or(0);
+            enough = self.fits(bytes, reusable_pages as u64 * PAGE_BYTES);
+        }
+        if !enough && self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS) {
+            self.work.warned = Some(Instant::now());
+            tracing::warn!("almost no disk space left: events are refused until there is more");
         }
         self.work.storage_full = !enough;
         enough
+    }
+
+    fn fits(&self, bytes: usize, reusable_bytes: u64) -> bool {
+        let free = self.free_bytes();
+        // Rows, their index and the pages around them come to less than twice the encoded events. The
+        // log takes that from the disk for a while and gives it back, so it may use most of what is kept
+        // free; the database takes it for good.
+        let needed = 2 * bytes as u64;
+        let in_log = self.shared.wal_pages.load(Ordering::Relaxed) as u64 * PAGE_BYTES;
+        free >= needed + self.free_space_min_bytes / 4
+            && free + reusable_bytes >= needed + in_log + self.free_space_min_bytes
+    }
+
+    fn free_bytes(&self) -> u64 {
+        // Who cannot tell does not stand in the way.
+        rustix::fs::statvfs(&*self.shared.folder).map_or(u64::MAX / 4, |fs| fs.f_bavail * fs.f_frsize)
     }
 
     /// Writes everything in one transaction and commits it; changes no state that a failure would have
@@ -430,15 +470,17 @@ impl Writer {
     /// grow for as long as events keep coming.
     fn finish_checkpoint(&mut self) {
         self.work.checkpoint = Checkpoint::Idle;
-        if let Err(error) = super::checkpoint(&self.connection, "PASSIVE") {
-            tracing::warn!(%error, "checkpoint");
-        }
+        self.checkpoint("PASSIVE");
     }
 
+    /// Gives the log's room back to the disk, unless a reader still needs it: then the next idle moment does.
     fn truncate_log(&mut self) {
-        match super::checkpoint(&self.connection, "TRUNCATE") {
-            // A reader may still need it; the next idle moment comes.
-            Ok(()) => self.shared.wal_pages.store(0, Ordering::Relaxed),
+        self.checkpoint("TRUNCATE");
+    }
+
+    fn checkpoint(&self, mode: &str) {
+        match super::checkpoint(&self.connection, mode) {
+            Ok(pages_left) => self.shared.wal_pages.store(pages_left, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "checkpoint"),
         }
     }

@@ -241,6 +241,38 @@ fn many_segments_answer_like_one() {
 }
 
 #[test]
+fn a_sealed_segment_knows_every_key() {
+    let mut server = Server::start();
+    // Small batches, so that the index of the full segment is written in many slices.
+    let event = |n: usize| {
+        json!({
+            "event_type": (["timer_tick", "quiz_started", "error_occurred"][n % 3]),
+            "source": format!("source{}", n * 31 % 40),
+            "session_id": format!("session{}", n * 7 % 499),
+            "user_id": format!("user{}", n * 11 % 307),
+        })
+    };
+    let events: Vec<_> = (0..70_000).map(event).collect();
+    let messages: Vec<_> = events.chunks(500).map(|chunk| Value::from(chunk).to_string()).collect();
+    assert!(server.publisher().pipeline(&messages).iter().all(|answer| answer["status"] == "ok"));
+
+    let mut places: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for (event, place) in events.iter().zip(1..) {
+        for field in ["event_type", "source", "session_id", "user_id"] {
+            places.entry((field, event[field].as_str().unwrap())).or_default().push(id_of(place));
+        }
+    }
+    assert_eq!(places.len(), 3 + 40 + 499 + 307);
+    server.kill();
+    server.restart();
+    for ((field, value), expected) in &places {
+        let lines = server.stored_lines(&format!("{field}={value}"));
+        let found: Vec<_> = lines.iter().map(|line| raw_field(line, "id").trim_matches('"').to_string()).collect();
+        assert!(found == *expected, "{field} {value}: {} found, {} expected", found.len(), expected.len());
+    }
+}
+
+#[test]
 fn what_is_no_database_of_ours_is_refused_in_one_line() {
     type Prepare = fn(&Path);
     let prepare: [(&str, Prepare); 3] = [
