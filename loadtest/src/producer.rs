@@ -146,7 +146,6 @@ impl Book {
         }?;
         let now = Instant::now();
         let (mut requests, events_each) = ((self.answered - before) as usize, self.requests.events_each() as u64);
-        self.run.acknowledged(requests as u64 * events_each);
         while requests > 0 {
             let (due, left) = self.due.front_mut().expect("no more answers than requests");
             let count = requests.min(*left);
@@ -182,7 +181,7 @@ impl Book {
             event += 1;
         })?;
         match answer {
-            Answer::Ok(count) if count == events_each => {}
+            Answer::Ok(count) if count == events_each => self.run.acknowledged(count as u64),
             Answer::Ok(count) => ledger.violation(|| format!("{events_each} events were answered with {count} ids")),
             Answer::Refused(reason) => ledger.refuse(events_each, reason),
         }

@@ -175,7 +175,8 @@ impl Display for Shares {
 fn cpu(cost: &Cost, unit: &str) -> String {
     let threads = cost.cpu_us_each_by_thread.iter().filter(|(_, us)| **us >= 0.0005);
     let threads = threads.map(|(name, us)| format!("{name} {us:.3}")).collect::<Vec<_>>();
-    format!("{:.3} µs/{unit}  ({})", cost.cpu_us_each, threads.join(", "))
+    let event = if unit == "event" { String::new() } else { format!(", {:.3} µs/event", cost.cpu_us_per_event) };
+    format!("{:.3} µs/{unit}  ({}){event}", cost.cpu_us_each, threads.join(", "))
 }
 
 /// A whole number, its thousands apart.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -137,6 +138,8 @@ impl Run {
                 self.measuring.set(false);
                 bar.finish_and_clear();
                 return Ok(Measured::between(before, &after, counted, Latency::of(&self.latency.borrow())));
+            } else if now < self.start + WARM_UP {
+                bail!("interrupted before anything was measured");
             } else {
                 before = Some(self.moment(target)?);
                 self.measuring.set(true);

@@ -87,7 +87,9 @@ impl Machine {
 pub struct Cost {
     #[serde(skip)]
     pub cpu: Duration,
-    /// CPU microseconds for each event, or each delivery.
+    /// CPU microseconds for each event.
+    pub cpu_us_per_event: f64,
+    /// CPU microseconds for each event, or, where there are subscribers, for each delivery.
     pub cpu_us_each: f64,
     /// The same by the names of threads.
     pub cpu_us_each_by_thread: BTreeMap<String, f64>,
@@ -103,7 +105,8 @@ pub struct Cost {
 impl Cost {
     /// `units` are what the CPU time is divided by, `events` what the bytes are.
     pub fn between(before: &Usage, after: &Usage, elapsed: Duration, units: u64, events: u64) -> Self {
-        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / units.max(1) as f64;
+        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6;
+        let each = |cpu: Duration| micros(cpu) / units.max(1) as f64;
         let mut by_name = BTreeMap::<_, Duration>::new();
         let mut busiest = (Duration::ZERO, "");
         for (number, (name, cpu)) in &after.threads {
@@ -115,6 +118,7 @@ impl Cost {
         let cpu = after.cpu - before.cpu;
         Self {
             cpu,
+            cpu_us_per_event: micros(cpu) / events.max(1) as f64,
             cpu_us_each: each(cpu),
             cpu_us_each_by_thread: by_name.into_iter().map(|(name, cpu)| (name, each(cpu))).collect(),
             written_bytes_per_event: (after.written_bytes - before.written_bytes) as f64 / events.max(1) as f64,
