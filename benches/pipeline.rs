@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use event_pipeline::audience::Audience;
 use event_pipeline::config::Config;
 use event_pipeline::event::{EventTypes, Filter, Limits, Parser, Seq, Timestamp, TimestampText};
 use event_pipeline::hub::{FanOut, Hub};
@@ -134,11 +135,11 @@ fn storing(c: &mut Criterion) {
 
 fn fanning_out(c: &mut Criterion) {
     let (events, mut parser) = (events(), parser());
-    let commit = commit(&mut parser, &events, 1_000);
+    let commits = [Arc::new(commit(&mut parser, &events, 1_000))];
     let mut group = c.benchmark_group("fan-out of 1,000 events");
     group.throughput(Throughput::Elements(1_000));
     for subscribers in [1, 1_000, 100_000] {
-        let hub = Hub::new(parser.types().clone(), 1 << 30);
+        let hub = Hub::new(parser.types().clone(), Audience::default(), 1 << 30);
         // One in a hundred wants everything, the others a session each that does not occur.
         let registrations: Vec<_> = (0..subscribers)
             .map(|i| {
@@ -150,7 +151,7 @@ fn fanning_out(c: &mut Criterion) {
         let (mut fan_out, mut taken) = (FanOut::default(), Vec::new());
         group.bench_function(BenchmarkId::new("subscribers", subscribers), |b| {
             b.iter(|| {
-                hub.deliver(&commit, &mut fan_out);
+                hub.deliver(&commits, &mut fan_out);
                 for registration in registrations.iter().step_by(100) {
                     registration.outbox().try_take(&mut taken);
                     taken.clear();

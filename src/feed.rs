@@ -197,7 +197,15 @@ impl Feed {
                         Step::Give(Chunk::End)
                     }
                     Some(Taken::Items) => {
-                        self.stage = Stage::Live(registration);
+                        let position = self.position;
+                        self.taken.retain(|delivery| delivery.through > position);
+                        self.stage = match self.taken.first() {
+                            // Its beginning was read from storage, and so its end is too.
+                            Some(first) if first.after < position => {
+                                Stage::Joining(registration, self.taken.remove(0).through)
+                            }
+                            _ => Stage::Live(registration),
+                        };
                         self.give_taken()
                     }
                 }
@@ -224,13 +232,9 @@ impl Feed {
     }
 
     fn give_taken(&mut self) -> Step {
-        let mut frames = Vec::new();
-        for delivery in self.taken.drain(..) {
-            if delivery.through > self.position {
-                frames.extend(delivery.frames.iter().cloned());
-                self.position = delivery.through;
-            }
-        }
-        if frames.is_empty() { Step::Again } else { Step::Give(Chunk::Frames(frames)) }
+        let Stage::Live(_) = self.stage else { return Step::Again };
+        let Some(last) = self.taken.last() else { return Step::Again };
+        self.position = last.through;
+        Step::Give(Chunk::Frames(self.taken.drain(..).flat_map(|delivery| delivery.frames.to_vec()).collect()))
     }
 }

@@ -1,19 +1,22 @@
-//! Who wants which events: the index of subscribers, and the fan-out of each commit to their outboxes.
+//! Who wants which events: the index of subscribers, and the fan-out of the commits to their outboxes.
 //!
 //! Subscribers with equal filters form a group. The index leads from the values of an event's fields
 //! to the groups that asked for exactly these values, so an event costs at most one look-up for each
 //! combination of fields that anybody filters by, however many subscribers there are. A group gets the
-//! frames of a commit put together once, for all its members.
+//! frames of a round put together once, for all its members.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock};
 
+use crate::audience::Audience;
 use crate::doorbell::Wakes;
 use crate::event::{EventTypes, Filter, Seq};
 use crate::outbox::Outbox;
@@ -31,8 +34,15 @@ pub struct Hub {
     keys_by_fields: [AtomicUsize; FIELD_SETS],
     /// The groups by filter. Only coming and going subscribers take this lock, never the fan-out.
     groups: Mutex<Groups>,
+    audience: Audience,
     outbox_bytes_max: usize,
 }
+
+/// A write to a socket costs some 5 µs, whatever it carries. The fan-out rests after each round in
+/// proportion to the writes it caused, so that under a steady stream the next round carries more events
+/// in as many writes. The first event after a rest leaves at once. Price: up to `REST_MAX` of latency.
+const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
+const REST_MAX: Duration = Duration::from_micros(1_500);
 
 #[derive(Debug, Default)]
 struct Groups {
@@ -48,12 +58,14 @@ struct Group {
     members: RwLock<Vec<Arc<Outbox<Delivery>>>>,
 }
 
-/// What a group gets of one commit: frames ready to be written, shared by all members.
+/// What a group gets of one round: frames ready to be written, shared by all members.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// Whole WebSocket frames, in the order of their events.
     pub frames: Arc<[Bytes]>,
-    /// The commit's last event: with this delivery the subscriber has everything up to it.
+    /// Where the round begins: the event before its first.
+    pub after: Seq,
+    /// The round's last event: with this delivery the subscriber has everything up to it.
     pub through: Seq,
 }
 
@@ -79,18 +91,21 @@ impl Drop for Registration {
 }
 
 impl Hub {
-    /// A hub whose members' outboxes hold at most `outbox_bytes_max` bytes each.
-    pub fn new(types: Arc<EventTypes>, outbox_bytes_max: usize) -> Arc<Self> {
+    /// A hub for the commits that are handed on to `audience`; its members' outboxes hold at most
+    /// `outbox_bytes_max` bytes each.
+    pub fn new(types: Arc<EventTypes>, audience: Audience, outbox_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             types,
             index: DashMap::default(),
             keys_by_fields: Default::default(),
             groups: Mutex::default(),
+            audience,
             outbox_bytes_max,
         })
     }
 
-    /// Every commit whose fan-out begins after this returns is delivered to the new member.
+    /// Every commit that the store's watermark does not include when this returns is delivered to the new
+    /// member.
     pub fn register(self: &Arc<Self>, filter: &Filter) -> Registration {
         let outbox = Arc::new(Outbox::new(self.outbox_bytes_max));
         let mut groups = self.groups.lock();
@@ -105,6 +120,7 @@ impl Hub {
                 self.index_group(&group);
             }
         }
+        self.audience.join();
         Registration { hub: self.clone(), filter: filter.clone(), outbox }
     }
 
@@ -115,6 +131,7 @@ impl Hub {
         members.retain(|member| !Arc::ptr_eq(member, outbox));
         let is_empty = members.is_empty();
         drop(members);
+        self.audience.leave();
         if is_empty {
             let group = groups.by_filter.remove(filter).expect("just looked at");
             self.unindex_group(&group);
@@ -141,8 +158,15 @@ impl Hub {
     /// Delivers commits until there are no more, then closes every outbox: what the fan-out's thread does.
     pub fn run(&self, commits: &Receiver<Arc<Commit>>) {
         let mut fan_out = FanOut::default();
-        for commit in commits {
-            self.deliver(&commit, &mut fan_out);
+        let mut round = Vec::new();
+        while let Ok(first) = commits.recv() {
+            let start = Instant::now();
+            round.push(first);
+            round.extend(commits.try_iter());
+            let deliveries = self.deliver(&round, &mut fan_out);
+            round.clear();
+            let rest = (REST_PER_DELIVERY * deliveries).min(REST_MAX);
+            sleep(rest.saturating_sub(start.elapsed()));
         }
         let mut groups = self.groups.lock();
         groups.closed = true;
@@ -151,10 +175,14 @@ impl Hub {
         }
     }
 
-    /// Delivers one commit: one push for each subscriber that gets anything of it.
-    pub fn deliver(&self, commit: &Commit, fan_out: &mut FanOut) {
+    /// Delivers neighbouring commits together: one push for each subscriber that gets anything of them. Returns
+    /// how many that were.
+    pub fn deliver(&self, commits: &[Arc<Commit>], fan_out: &mut FanOut) -> u32 {
         let FanOut { key, groups: touched, wakes } = fan_out;
-        for (at, batch) in commit.batches.iter().enumerate() {
+        let batches = commits.iter().flat_map(|commit| &commit.batches).collect::<Vec<_>>();
+        let (Some(first), Some(last)) = (batches.first(), commits.last()) else { return 0 };
+        let (after, through) = (first.first().prev(), last.through);
+        for (at, batch) in batches.iter().enumerate() {
             for fields in (0..FIELD_SETS).filter(|f| self.keys_by_fields[*f].load(Ordering::SeqCst) > 0) {
                 if fields == 0 {
                     self.note(&[0], Run { batch: at, from: 0, to: batch.len() }, touched);
@@ -167,15 +195,18 @@ impl Hub {
                 }
             }
         }
+        let mut deliveries = 0;
         for (group, runs) in touched.drain().map(|(_, due)| due) {
             let frames: Arc<[Bytes]> =
-                runs.iter().map(|run| commit.batches[run.batch].frames_between(run.from, run.to)).collect();
+                runs.iter().map(|run| batches[run.batch].frames_between(run.from, run.to)).collect();
             let bytes = frames.iter().map(|run| run.len() + size_of::<Bytes>()).sum();
             for member in group.members.read().iter() {
-                member.push(Delivery { frames: frames.clone(), through: commit.through }, bytes, wakes);
+                member.push(Delivery { frames: frames.clone(), after, through }, bytes, wakes);
+                deliveries += 1;
             }
         }
         wakes.wake_all();
+        deliveries
     }
 
     /// Notes that a run of events is due to every group under a key.
@@ -191,7 +222,7 @@ impl Hub {
     }
 }
 
-/// Room to work in, kept from commit to commit.
+/// Room to work in, kept from round to round.
 #[derive(Debug, Default)]
 pub struct FanOut {
     key: Vec<u8>,
@@ -199,7 +230,7 @@ pub struct FanOut {
     wakes: Wakes,
 }
 
-/// The groups that get something of a commit, by address. A group is indexed under keys of one set of
+/// The groups that get something of a round, by address. A group is indexed under keys of one set of
 /// fields only, and these are gone through in order, so its runs are in order too.
 type Touched = HashMap<*const Group, (Arc<Group>, Vec<Run>), foldhash::fast::RandomState>;
 
@@ -319,24 +350,26 @@ mod tests {
     }
 
     proptest! {
-        /// Every subscriber gets exactly the frames a scan with its filter would find, in one push a commit.
+        /// Every subscriber gets exactly the frames a scan with its filter would find, in one push a round.
         #[test]
         fn the_index_finds_what_a_scan_would(
             events in prop::collection::vec((0..2usize, 0..3usize, 0..4usize, 0..4usize), 1..12),
             filters in prop::collection::vec((0..4usize, 0..4usize, 0..4usize, 0..4usize), 1..8),
             leaving in 0..8usize,
+            cut in 0..12usize,
         ) {
             let types = Arc::new(EventTypes::builtin());
-            let hub = Hub::new(types.clone(), 1 << 20);
+            let hub = Hub::new(types.clone(), Audience::default(), 1 << 20);
             let mut registrations: Vec<_> = filters.iter().map(|f| hub.register(&filter(*f))).collect();
             if leaving < registrations.len() {
                 registrations.remove(leaving);
             }
-            let commit = commit(&events, Seq(1), &types);
-            hub.deliver(&commit, &mut FanOut::default());
+            let (early, late) = events.split_at(cut.min(events.len()));
+            let commits = [commit(early, Seq(1), &types), commit(late, Seq(1).plus(early.len()), &types)].map(Arc::new);
+            hub.deliver(&commits, &mut FanOut::default());
             for registration in &registrations {
                 let mut want = Vec::new();
-                for batch in &commit.batches {
+                for batch in commits.iter().flat_map(|commit| &commit.batches) {
                     for i in 0..batch.len() {
                         let c = batch.columns(i);
                         let text = |b| std::str::from_utf8(b).expect("UTF-8");
@@ -351,6 +384,7 @@ mod tests {
             registrations.clear();
             prop_assert!(hub.index.is_empty() && hub.groups.lock().by_filter.is_empty());
             prop_assert!(hub.keys_by_fields.iter().all(|n| n.load(Ordering::SeqCst) == 0));
+            prop_assert!(!hub.audience.is_there());
         }
     }
 
@@ -366,7 +400,7 @@ mod tests {
 
     #[test]
     fn who_comes_after_the_end_finds_it() {
-        let hub = Hub::new(Arc::new(EventTypes::builtin()), 1 << 20);
+        let hub = Hub::new(Arc::new(EventTypes::builtin()), Audience::default(), 1 << 20);
         let early = hub.register(&Filter::default());
         let (sender, commits) = crossbeam_channel::bounded(1);
         drop(sender);

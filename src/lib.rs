@@ -15,12 +15,14 @@
 //! * [`auth`] — keys, origins, rates, places
 //! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
 //! * [`hub`] — who wants which events, and the fan-out to them
+//! * [`audience`] — whether anybody follows the commits
 //! * [`outbox`] — what waits to leave one socket
 //! * [`doorbell`] — one signal for all of a thread's tasks that have news
 //! * [`feed`] — one subscriber's way through the record: history, then live
 //! * [`pipeline`] — what every connection shares
 //! * [`client`] — the client that commands, tests and the load test use
 
+pub mod audience;
 pub mod auth;
 pub mod client;
 pub mod config;

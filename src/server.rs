@@ -84,7 +84,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     let address = listener.local_addr().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
-    let hub = Hub::new(Arc::new(config.event_types.clone()), config.max_subscriber_bytes);
+    let hub = Hub::new(Arc::new(config.event_types.clone()), store.audience(), config.max_subscriber_bytes);
     let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone()));
     let (fan_out, mut fan_out_ended) = oneshot::channel();
     let fan_out_thread = spawn("fan-out", move || {

@@ -26,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 pub use read::{Order, Query, Stats, TypeStats};
 pub use receipt::Receipt;
 
+use crate::audience::Audience;
 use crate::config::Config;
 use crate::event::{Seq, Timestamp};
 use crate::wire::Failure;
@@ -49,6 +50,7 @@ struct Shared {
     /// Pages in the write-ahead log.
     wal_pages: AtomicUsize,
     recent: RwLock<Recent>,
+    audience: Audience,
     readers: read::Readers,
     has_legacy_ids: bool,
     /// Where the file is, to look for free space.
@@ -75,7 +77,7 @@ struct Room {
 /// The threads of an open store, and what they hand on.
 #[derive(Debug)]
 pub struct Running {
-    /// Every commit that stored events, in order. Must be emptied: a full channel stops the writer. It
+    /// Every commit that stored events while there was an audience, in order. Must be emptied: a full channel stops the writer. It
     /// ends when the writer has ended.
     pub commits: Receiver<Arc<Commit>>,
     /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
@@ -105,8 +107,8 @@ pub enum OpenError {
     Upgrade(PathBuf, upgrade::UpgradeError),
 }
 
-/// Commits that may wait for the fan-out before the writer waits for it.
-const COMMITS_WAITING_MAX: usize = 16;
+/// Commits that may wait for the fan-out before the writer waits for it: more than come while it rests.
+const COMMITS_WAITING_MAX: usize = 64;
 
 impl Store {
     /// Opens or creates the database, upgrades one of the Python service, and starts the threads.
@@ -147,6 +149,11 @@ impl Store {
         schema::create(&connection).map_err(database)?;
         let state = State::read(&connection).map_err(database)?;
         assemble(config, folder, connection, state, lock).map_err(database)
+    }
+
+    /// Who follows the commits.
+    pub fn audience(&self) -> Audience {
+        self.shared.audience.clone()
     }
 
     /// The number of the last event on disk; every event up to it can be read.
@@ -367,6 +374,7 @@ fn assemble(
         committed: AtomicU64::new(last.0),
         wal_pages: AtomicUsize::new(0),
         recent: RwLock::new(recent),
+        audience: Audience::default(),
         readers: read::Readers::new(config.database_path.clone()),
         has_legacy_ids,
         folder,

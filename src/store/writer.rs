@@ -2,13 +2,13 @@
 //! anyone know.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ToSql};
+use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
 use super::receipt::Receipt;
@@ -98,6 +98,18 @@ enum Checkpoint {
 /// acknowledgement of a full queue waits behind the first.
 const COMMIT_EVENTS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 const COMMIT_BYTES_MAX: usize = 16 << 20;
+
+/// Events of one statement. More would have more parameters than SQLite keeps room for beside a connection, and
+/// each would cost an allocation: 16 take 16 % fewer instructions than single ones, 64 take 12 % more.
+const ROWS_PER_INSERT: usize = 16;
+
+const COLUMNS: usize = 6;
+const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, seq) \
+                            VALUES (?, ?, ?, ?, ?, ?, ?)";
+const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload) \
+                          VALUES (?, ?, ?, ?, ?, ?)";
+static INSERT_MANY: LazyLock<String> =
+    LazyLock::new(|| INSERT_ONE.to_owned() + &", (?, ?, ?, ?, ?, ?)".repeat(ROWS_PER_INSERT - 1));
 
 /// Events deleted in one commit: some 2 ms of work.
 const DELETED_EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
@@ -292,10 +304,15 @@ impl Writer {
         Ok(written)
     }
 
+    /// Inserts the events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next
+    /// ones from SQLite, which then appends without searching the table for each.
     fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
-        const INSERT: &str = "INSERT INTO events (seq, time_us, event_type, source, session_id, user_id, payload) \
-                              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-        let mut insert = self.connection.prepare_cached(INSERT)?;
+        let mut first = self.connection.prepare_cached(INSERT_FIRST)?;
+        let mut one = self.connection.prepare_cached(INSERT_ONE)?;
+        let mut many = self.connection.prepare_cached(&INSERT_MANY)?;
+        let events = appends.iter().map(|append| append.batch.len()).sum::<usize>();
+        let in_many = events.saturating_sub(1) / ROWS_PER_INSERT * ROWS_PER_INSERT;
+        let mut inserted = 0_usize;
         // All events of a commit are from one moment, a microsecond apart so that times increase.
         let now = Timestamp::now();
         let mut time = Timestamp(now.0.max(self.last_time.0 + 1));
@@ -304,19 +321,33 @@ impl Writer {
                 written.last = written.last.next();
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
-                insert.raw_bind_parameter(1, written.last.0 as i64)?;
-                insert.raw_bind_parameter(2, time.0)?;
-                insert.raw_bind_parameter(3, &**self.types.name(columns.event_type))?;
-                insert.raw_bind_parameter(4, Text(Some(columns.source)))?;
-                insert.raw_bind_parameter(5, Text(columns.session_id))?;
-                insert.raw_bind_parameter(6, Text(columns.user_id))?;
-                insert.raw_bind_parameter(7, Text(Some(columns.payload)))?;
-                insert.raw_execute()?;
+                let event_type = &**self.types.name(columns.event_type);
+                match inserted.checked_sub(1) {
+                    None => {
+                        first.raw_bind_parameter(COLUMNS + 1, written.last.0 as i64)?;
+                        bind(&mut first, 0, time, event_type, &columns)?;
+                        first.raw_execute()?;
+                    }
+                    Some(nth) if nth < in_many => {
+                        let row = nth % ROWS_PER_INSERT;
+                        bind(&mut many, row, time, event_type, &columns)?;
+                        if row + 1 == ROWS_PER_INSERT {
+                            many.raw_execute()?;
+                        }
+                    }
+                    Some(_) => {
+                        bind(&mut one, 0, time, event_type, &columns)?;
+                        one.raw_execute()?;
+                    }
+                }
+                inserted += 1;
                 written.count(columns.event_type, time);
                 written.last_time = time;
                 time.0 += 1;
             }
         }
+        let numbered_as_stamped = inserted == 0 || self.connection.last_insert_rowid() as u64 == written.last.0;
+        assert!(numbered_as_stamped, "SQLite numbers events as they are stamped");
         const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
                              (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
         let mut count = self.connection.prepare_cached(COUNT)?;
@@ -388,13 +419,14 @@ impl Writer {
         self.shared.committed.store(self.last.0, Ordering::SeqCst);
 
         let mut first = before.next();
-        let mut batches = Vec::with_capacity(appends.len());
+        let has_audience = self.shared.audience.is_there();
+        let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
         for Append { batch, receipt, room } in appends.drain(..) {
             drop(room);
             let batch = Arc::new(batch.committed(first));
             first = first.plus(batch.len());
             receipt.resolve(Ok(&batch), &mut self.work.wakes);
-            if !batch.is_empty() {
+            if has_audience && !batch.is_empty() {
                 batches.push(batch);
             }
         }
@@ -516,6 +548,24 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqli
     const SQL: &str =
         "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
     connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
+}
+
+/// Binds the parameters of row number `row` of a statement.
+#[inline]
+fn bind(
+    insert: &mut Statement<'_>,
+    row: usize,
+    time: Timestamp,
+    event_type: &str,
+    columns: &Columns<'_>,
+) -> rusqlite::Result<()> {
+    let before = row * COLUMNS;
+    insert.raw_bind_parameter(before + 1, time.0)?;
+    insert.raw_bind_parameter(before + 2, event_type)?;
+    insert.raw_bind_parameter(before + 3, Text(Some(columns.source)))?;
+    insert.raw_bind_parameter(before + 4, Text(columns.session_id))?;
+    insert.raw_bind_parameter(before + 5, Text(columns.user_id))?;
+    insert.raw_bind_parameter(before + 6, Text(Some(columns.payload)))
 }
 
 /// UTF-8 that is known to be, bound without being checked again.

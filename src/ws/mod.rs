@@ -65,6 +65,9 @@ async fn write_slices(write: &mut WriteHalf<'_>, slices: &mut [Bytes], patience:
         if rest.is_empty() {
             return Ok(());
         }
+        if let [one] = rest {
+            return write_all(write, one, patience).await;
+        }
         let mut views = [io::IoSlice::new(&[]); SLICES_MAX];
         for (view, slice) in views.iter_mut().zip(rest.iter()) {
             *view = io::IoSlice::new(slice);
