@@ -42,7 +42,7 @@ pub struct Hub {
 /// proportion to the writes it caused, so that under a steady stream the next round carries more events
 /// in as many writes. The first event after a rest leaves at once. Price: up to `REST_MAX` of latency.
 const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
-const REST_MAX: Duration = Duration::from_micros(1_500);
+const REST_MAX: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Default)]
 struct Groups {

@@ -307,11 +307,13 @@ impl Writer {
     /// Inserts the events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next
     /// ones from SQLite, which then appends without searching the table for each.
     fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
+        let after_first = appends.iter().map(|append| append.batch.len()).sum::<usize>().saturating_sub(1);
+        let in_many = after_first / ROWS_PER_INSERT * ROWS_PER_INSERT;
+        // Finding a statement costs a small commit as much as running it: only those that are needed.
+        let prepare = |sql, is_needed: bool| is_needed.then(|| self.connection.prepare_cached(sql)).transpose();
         let mut first = self.connection.prepare_cached(INSERT_FIRST)?;
-        let mut one = self.connection.prepare_cached(INSERT_ONE)?;
-        let mut many = self.connection.prepare_cached(&INSERT_MANY)?;
-        let events = appends.iter().map(|append| append.batch.len()).sum::<usize>();
-        let in_many = events.saturating_sub(1) / ROWS_PER_INSERT * ROWS_PER_INSERT;
+        let mut many = prepare(&INSERT_MANY, in_many > 0)?;
+        let mut one = prepare(INSERT_ONE, in_many < after_first)?;
         let mut inserted = 0_usize;
         // All events of a commit are from one moment, a microsecond apart so that times increase.
         let now = Timestamp::now();
@@ -322,21 +324,22 @@ impl Writer {
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
                 let event_type = &**self.types.name(columns.event_type);
-                match inserted.checked_sub(1) {
-                    None => {
+                match (inserted.checked_sub(1), &mut many, &mut one) {
+                    (None, ..) => {
                         first.raw_bind_parameter(COLUMNS + 1, written.last.0 as i64)?;
                         bind(&mut first, 0, time, event_type, &columns)?;
                         first.raw_execute()?;
                     }
-                    Some(nth) if nth < in_many => {
+                    (Some(nth), Some(many), _) if nth < in_many => {
                         let row = nth % ROWS_PER_INSERT;
-                        bind(&mut many, row, time, event_type, &columns)?;
+                        bind(many, row, time, event_type, &columns)?;
                         if row + 1 == ROWS_PER_INSERT {
                             many.raw_execute()?;
                         }
                     }
-                    Some(_) => {
-                        bind(&mut one, 0, time, event_type, &columns)?;
+                    (_, _, one) => {
+                        let one = one.as_mut().expect("prepared for what is left");
+                        bind(one, 0, time, event_type, &columns)?;
                         one.raw_execute()?;
                     }
                 }
