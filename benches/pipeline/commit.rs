@@ -1,0 +1,44 @@
+use std::cell::OnceCell;
+use std::time::Duration;
+
+use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
+
+use crate::filled;
+use crate::workload::{self, Record};
+
+/// Events of one transaction.
+const LENS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+
+/// One transaction, from handing it in to its receipt, with the sync; sealing and checkpoints come along as
+/// they come along in the server.
+pub fn commit(c: &mut Criterion) {
+    let events = workload::school(10_000);
+    let mut group = c.benchmark_group("commit");
+    for len in LENS {
+        group.throughput(Throughput::Elements(len as u64));
+        group.bench_function(BenchmarkId::from_parameter(len), |b| commits(b, &Record::new(), &events[..len]));
+    }
+}
+
+/// The same with many rows present, at least.
+pub fn commit_filled(c: &mut Criterion) {
+    let events = workload::school(1_000);
+    for rows in filled::sizes() {
+        let mut group = c.benchmark_group(format!("commit to {rows} rows"));
+        // A file that doubles while it is measured would not be what it is called.
+        group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+        // Copied where it is measured, so that nobody copies, or even fills, what was not asked for.
+        let copy = OnceCell::new();
+        for len in [1, 1_000] {
+            group.throughput(Throughput::Elements(len as u64));
+            group.bench_function(BenchmarkId::from_parameter(len), |b| {
+                let copy = copy.get_or_init(|| filled::Copy::of(rows));
+                commits(b, &Record::at(copy.path()), &events[..len]);
+            });
+        }
+    }
+}
+
+fn commits(b: &mut Bencher<'_>, record: &Record, events: &[String]) {
+    b.iter_batched(|| workload::batch(events), |batch| record.store(batch), BatchSize::PerIteration);
+}

@@ -1,0 +1,56 @@
+use std::sync::Arc;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use event_pipeline::audience::Audience;
+use event_pipeline::event::Filter;
+use event_pipeline::hub::{FanOut, Hub};
+
+use crate::workload;
+
+/// The fan-out of one commit: who gets what of it, into which outbox. That they take it out again is not measured.
+pub fn deliver(c: &mut Criterion) {
+    const EVENTS: usize = 1_000;
+    let commits = [Arc::new(workload::commit(&workload::school(EVENTS)))];
+    type FilterOf = fn(u32) -> Filter;
+    // Nobody has 100,000 subscribers to everything: the copying would be all there is to measure.
+    let audiences: [(&str, FilterOf, &[u32]); 3] = [
+        ("everything", |_| Filter::default(), &[1, 1_000]),
+        ("a session each", workload::own_session, &[1, 1_000, 100_000]),
+        ("mixed", mixed, &[1_000, 100_000]),
+    ];
+    for (name, filter, sizes) in audiences {
+        let mut group = c.benchmark_group(format!("deliver 1000 events, {name}"));
+        group.throughput(Throughput::Elements(EVENTS as u64));
+        for &subscribers in sizes {
+            group.bench_function(BenchmarkId::from_parameter(subscribers), |b| {
+                let hub = Hub::new(workload::types(), Audience::default(), 1 << 30);
+                let registrations: Vec<_> = (0..subscribers).map(|i| hub.register(&filter(i))).collect();
+                let (mut fan_out, mut taken) = (FanOut::default(), Vec::new());
+                let take = || {
+                    for registration in &registrations {
+                        registration.outbox().try_take(&mut taken);
+                        taken.clear();
+                    }
+                };
+                b.iter_batched(take, |()| hub.deliver(&commits, &mut fan_out), BatchSize::PerIteration);
+            });
+        }
+    }
+}
+
+/// Mostly students and teachers who watch one session or one user, some who watch types, and one in a thousand
+/// who watches everything.
+fn mixed(number: u32) -> Filter {
+    let mut filter = Filter::default();
+    match number % 1_000 {
+        0 => {}
+        1..=49 => filter = filter.with_types(["quiz_started", "quiz_completed"]),
+        50..=99 => {
+            filter = filter.with_types(["answer_submitted"]);
+            filter.source = Some("quiz-engine".into());
+        }
+        100..=499 => filter.user_id = Some(workload::user_id(number % workload::USERS).into()),
+        _ => return workload::own_session(number),
+    }
+    filter
+}

@@ -1,0 +1,71 @@
+use std::ops::ControlFlow;
+
+use criterion::{Criterion, Throughput};
+use event_pipeline::event::{Parsed, Seq};
+use event_pipeline::store::Query;
+use event_pipeline::wire::message::{AckMode, AnswerWriter, Answered, Answers, write_ids};
+
+use crate::workload::{self, Record};
+
+/// What a producer hears of one read's events, once they are committed.
+pub fn answers(c: &mut Criterion) {
+    const EVENTS: usize = workload::BATCH_EVENTS;
+    let mut answers = Answers::default();
+    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
+    let single = Answered { outcome: Ok(Seq(1)), answers };
+    let mut answers = Answers::default();
+    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: Some("12345"), outcome: Ok(None) }));
+    let referring = Answered { outcome: Ok(Seq(1)), answers };
+
+    let mut out = Vec::new();
+    let mut group = c.benchmark_group("render");
+    group.throughput(Throughput::Elements(EVENTS as u64));
+    let each = [
+        ("acknowledgements one by one", AckMode::Each, &single),
+        ("acknowledgements with ref", AckMode::Each, &referring),
+        ("one acknowledgement for all", AckMode::Batch, &single),
+    ];
+    for (name, mode, answered) in each {
+        let mut writer = AnswerWriter::new(mode);
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                out.clear();
+                writer.write(answered, &mut out);
+                writer.finish(&mut out);
+            });
+        });
+    }
+    group.bench_function("ids of an array", |b| {
+        b.iter(|| {
+            out.clear();
+            write_ids(Seq(1), EVENTS, &mut out);
+        });
+    });
+}
+
+/// Stored events as a query and as a subscriber reading history get them, with the reading itself.
+pub fn events(c: &mut Criterion) {
+    let events = workload::class();
+    let record = Record::new();
+    record.store(workload::batch(&events));
+    let (mut out, mut scratch) = (Vec::new(), Vec::new());
+    let mut group = c.benchmark_group("render");
+    group.throughput(Throughput::Elements(events.len() as u64));
+    let mut scan = |name: &str, as_frames: bool| {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                out.clear();
+                let scanned = record.store.scan(&Query::default(), |event| {
+                    match as_frames {
+                        true => event.write_frame(&mut out, &mut scratch),
+                        false => event.write_json(&mut out),
+                    }
+                    ControlFlow::Continue(())
+                });
+                scanned.expect("readable")
+            });
+        });
+    };
+    scan("stored events as JSON", false);
+    scan("stored events as frames", true);
+}
