@@ -28,7 +28,7 @@ pub fn sequence(id: &[u8]) -> Option<u64> {
 }
 
 /// Length of an event id.
-const ID_BYTES: usize = 16;
+pub const ID_BYTES: usize = 16;
 
 /// Reads an answer of `/ws/publish` and visits the ids in it.
 #[inline]

@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
+use std::mem;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use anyhow::{Context as _, anyhow, bail, ensure};
 use event_pipeline::wire::frame::{self, OpCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
 use crate::target::Target;
 
@@ -29,6 +32,36 @@ impl Default for Scratch {
     }
 }
 
+/// How a connection is opened where what the system chooses will not do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Dial {
+    /// The address it comes from.
+    pub source: Option<IpAddr>,
+    /// What the system keeps of what is not read, roughly.
+    pub receive_buffer_bytes: Option<u32>,
+}
+
+impl Dial {
+    async fn connect(self, authority: &str) -> io::Result<TcpStream> {
+        let Self { source, receive_buffer_bytes } = self;
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        for address in lookup_host(authority).await? {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            receive_buffer_bytes.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))?;
+            if let Some(source) = source {
+                // Otherwise a port that was used lately is not given out again, though its peer is another.
+                socket.set_reuseaddr(true)?;
+                socket.bind((source, 0).into())?;
+            }
+            match socket.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+}
+
 /// A connection. It writes and reads only while somebody waits in [`exchange`](Self::exchange).
 pub struct Connection {
     stream: TcpStream,
@@ -38,20 +71,32 @@ pub struct Connection {
     written: usize,
     /// The beginning of what has not come as a whole.
     rest: Vec<u8>,
+    /// Whether that was left over by a handshake, and may be whole.
+    left_over: bool,
 }
 
 impl Connection {
-    pub async fn open(target: &Target, scratch: &Scratch) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(&target.authority);
-        let stream = stream.await.with_context(|| format!("connect to {}", target.authority))?;
+    /// A connection to `host:port`.
+    pub async fn open(authority: &str, scratch: &Scratch) -> anyhow::Result<Self> {
+        Self::dial(authority, Dial::default(), scratch).await
+    }
+
+    /// The same in a way of its own.
+    pub async fn dial(authority: &str, dial: Dial, scratch: &Scratch) -> anyhow::Result<Self> {
+        let stream = dial.connect(authority).await.with_context(|| format!("connect to {authority}"))?;
         // Batches are made here, on purpose; what is written is meant to leave.
         stream.set_nodelay(true)?;
-        Ok(Self { stream, scratch: scratch.clone(), out: Vec::new(), written: 0, rest: Vec::new() })
+        Ok(Self { stream, scratch: scratch.clone(), out: Vec::new(), written: 0, rest: Vec::new(), left_over: false })
     }
 
     /// A WebSocket, after its handshake.
     pub async fn web_socket(target: &Target, path: &str, scratch: &Scratch) -> anyhow::Result<Self> {
-        let mut connection = Self::open(target, scratch).await?;
+        Self::open(&target.authority, scratch).await?.upgrade(target, path).await
+    }
+
+    /// Makes the handshake that turns it into a WebSocket.
+    pub async fn upgrade(self, target: &Target, path: &str) -> anyhow::Result<Self> {
+        let mut connection = self;
         let (prefix, headers) = (&target.prefix, target.headers());
         connection.out().extend_from_slice(
             format!(
@@ -66,12 +111,13 @@ impl Connection {
                 .exchange(|bytes, _| {
                     let Some(end) = end_of_head(bytes) else { return Ok(0) };
                     let switched = bytes.starts_with(b"HTTP/1.1 101 ");
-                    ensure!(switched, "{path}: the server answered {:?}", String::from_utf8_lossy(bytes));
+                    ensure!(switched, "{path}: the server answered {}", refusal(&bytes[..end], &bytes[end..]));
                     answered = true;
                     Ok(end)
                 })
                 .await?;
         }
+        connection.left_over = !connection.rest.is_empty();
         Ok(connection)
     }
 
@@ -92,7 +138,14 @@ impl Connection {
     ) -> anyhow::Result<()> {
         poll_fn(|cx| {
             self.poll_write(cx)?;
-            let Self { stream, scratch, out, rest, .. } = &mut *self;
+            let Self { stream, scratch, out, rest, left_over, .. } = &mut *self;
+            if mem::take(left_over) {
+                let used = take(rest, out)?;
+                rest.drain(..used);
+                if used > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
             let scratch = &mut *scratch.0.borrow_mut();
             let held = rest.len();
             scratch.resize(scratch.len().max(held * 2), 0);
@@ -110,6 +163,39 @@ impl Connection {
             Poll::Ready(Ok(()))
         })
         .await
+    }
+
+    /// Sends what is to be sent, and waits for nothing else.
+    pub async fn send(&mut self) -> anyhow::Result<()> {
+        poll_fn(|cx| {
+            self.poll_write(cx)?;
+            if self.out.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Leaves in order: sends what is to be sent, and reads on until the server has hung up.
+    ///
+    /// # Errors
+    /// The connection was lost instead.
+    pub async fn leave(mut self) -> anyhow::Result<()> {
+        poll_fn(|cx| {
+            self.poll_write(cx)?;
+            loop {
+                let scratch = &mut *self.scratch.0.borrow_mut();
+                let mut space = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space)).context("read")?;
+                if space.filled().is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        })
+        .await
+    }
+
+    /// Leaves without a word: the server's system is told that there is nobody any more.
+    pub fn vanish(self) -> anyhow::Result<()> {
+        self.stream.set_zero_linger().context("vanish")
     }
 
     /// Writes what the server takes now, and sees to it that we are woken when it takes more.
@@ -162,6 +248,12 @@ pub fn frames(
             first => bail!("the server sent a frame that begins with {first:#04x}"),
         }
     }
+}
+
+/// What is worth telling of a response: its status and its body.
+fn refusal(head: &[u8], body: &[u8]) -> String {
+    let status = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    [status, body].map(String::from_utf8_lossy).join(" ")
 }
 
 fn close_reason(payload: &[u8]) -> String {

@@ -30,6 +30,14 @@ pub struct Events {
     pub payload_bytes: u32,
 }
 
+/// The values of all keys, by their numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    pub types: Vec<String>,
+    pub sessions: Vec<String>,
+    pub users: Vec<String>,
+}
+
 /// The keys of one event, as numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
@@ -48,6 +56,8 @@ pub enum Framing {
     WebSocket,
     /// `POST /events`, with these lines in its head.
     Http { path: String, headers: String },
+    /// A message of another protocol, which is given the number of its producer.
+    Foreign(fn(&mut Vec<u8>, usize, &[u8]), usize),
 }
 
 pub fn session(number: u32) -> String {
@@ -83,7 +93,7 @@ impl Requests {
         let (count, events_each, array) = match framing {
             Framing::Plain => (count * events_each, 1, false),
             Framing::WebSocket => (count, events_each, events_each > 1),
-            Framing::Http { .. } => (count, events_each, false),
+            Framing::Http { .. } | Framing::Foreign(..) => (count, events_each, false),
         };
         let mut requests = Self { bytes: Vec::new(), ends: Vec::new(), keys: Vec::new(), events_each };
         let mut body = Vec::new();
@@ -112,9 +122,21 @@ impl Requests {
         requests
     }
 
+    /// Requests of an event each, which are there already: those of one of many producers.
+    pub fn of_events(events: impl IntoIterator<Item = (Vec<u8>, Keys)>, framing: &Framing, producer: usize) -> Self {
+        let mut masks = Random::new(producer);
+        let mut requests = Self { bytes: Vec::new(), ends: Vec::new(), keys: Vec::new(), events_each: 1 };
+        for (body, keys) in events {
+            requests.add(&body, framing, &mut masks);
+            requests.keys.push(keys);
+        }
+        requests
+    }
+
     fn add(&mut self, body: &[u8], framing: &Framing, masks: &mut Random) {
         match framing {
             Framing::Plain => self.bytes.extend_from_slice(body),
+            Framing::Foreign(render, producer) => render(&mut self.bytes, *producer, body),
             Framing::WebSocket => frame::masked(&mut self.bytes, OpCode::Text, body, masks.next().to_ne_bytes()),
             Framing::Http { path, headers } => {
                 let content_type = if self.events_each > 1 { "application/x-ndjson" } else { "application/json" };
@@ -165,6 +187,11 @@ impl Requests {
 }
 
 impl Events {
+    pub fn names(&self) -> Names {
+        let (sessions, users) = ((0..self.sessions).map(session).collect(), (0..self.users).map(user).collect());
+        Names { types: types(), sessions, users }
+    }
+
     /// The fields stand in the order in which the server gives them back.
     fn render(&self, out: &mut Vec<u8>, keys: Keys, types: &[String], producer: usize, random: &mut Random) {
         let Keys { event_type, session: in_session, user: by } = keys;
@@ -183,10 +210,10 @@ impl Events {
 }
 
 /// A plain generator (xorshift): the same events in each run, so that runs can be compared.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: usize) -> Self {
+    pub fn new(seed: usize) -> Self {
         // An odd multiple spreads small seeds over all bits, and none gives zero, where it would stand still.
         let mut random = Self((seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // The first numbers of neighbouring seeds are alike.
@@ -203,7 +230,7 @@ impl Random {
         (self.0 >> 32) as u32
     }
 
-    fn below(&mut self, bound: u32) -> u32 {
+    pub fn below(&mut self, bound: u32) -> u32 {
         ((u64::from(self.next()) * u64::from(bound)) >> 32) as u32
     }
 }

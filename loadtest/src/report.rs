@@ -1,86 +1,169 @@
 //! The figures of one run, as a table or as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
-use hdrhistogram::Histogram;
-use serde::Serialize;
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::publish::Rate;
-use crate::run::{Counted, Measured, Run, Shares};
+use crate::latency::{Kind, Latency};
+use crate::machine::Machine;
+use crate::pace::Rate;
+use crate::run::{Measured, Run, Shares};
+use crate::target::Stopped;
+use crate::timeline::Point;
 use crate::usage::Cost;
+
+/// The version of the JSON; another one for another meaning, not for more fields.
+const FORMAT: u32 = 1;
 
 /// A thread or machine this busy is the limit.
 const BUSY: f64 = 0.9;
 
 /// Others that use this much of a processor falsify the figures. The kernel's own threads, which write to the
-/// disk for the server, use a few hundredths.
-const DISTURBED: f64 = 0.15;
+/// disk for the server, use up to 0.15.
+const DISTURBED: f64 = 0.25;
 
 /// A rate missed by more than this was not reached.
 const RATE_REACHED: f64 = 0.98;
 
 /// Everything to be told about one run.
-#[derive(Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    pub format: u32,
+    pub scenario: String,
+    /// The server that was measured.
+    pub subject: String,
+    /// What an acknowledgement of it promises.
+    pub acknowledged_means: String,
+    pub title: String,
+    pub options: Value,
+    /// What was set for a server that was started for the run, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_settings: BTreeMap<String, String>,
+    /// RFC 3339.
+    pub started_at: String,
+    pub machine: Machine,
+    pub seconds: f64,
+    /// Acknowledged, each counted once.
+    pub events: Count,
+    /// Received by subscribers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliveries: Option<Count>,
+    /// Answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queries: Option<Count>,
+    /// Opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Count>,
+    /// Of what the scenario counts.
+    pub latency_us: Latency,
+    /// Of whatever else was timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_latencies_us: Vec<Latency>,
+    pub timeline: Vec<Point>,
+    /// `None` where the server's process is not known.
+    pub server: Option<Cost>,
+    pub client: Cost,
+    pub processors_busy: Shares,
+    /// What kept the figure from being higher.
+    pub limit: String,
+    /// Over the whole run, with what came before and after the measured interval.
+    pub acknowledged: u64,
+    pub violations: Vec<String>,
+    pub server_warnings: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Count {
+    pub count: u64,
+    pub per_second: f64,
+}
+
+/// What only the scenario can say about its run.
+pub struct Findings {
     scenario: &'static str,
     title: String,
     options: Value,
-    seconds: f64,
-    /// Acknowledged, each counted once.
-    events: Count,
-    /// Received by subscribers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deliveries: Option<Count>,
-    latency_us: Latency,
-    server: Option<Cost>,
-    client: Cost,
-    processors_busy: Shares,
-    limit: String,
-    /// Over the whole run, with what came before and after the measured interval.
-    acknowledged: u64,
-    violations: Vec<String>,
-    server_warnings: Vec<String>,
+    rate: Option<(Kind, u64)>,
+    notes: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct Count {
-    count: u64,
-    per_second: f64,
+impl Findings {
+    pub fn new(scenario: &'static str, title: String, options: &impl Serialize) -> Self {
+        let options = serde_json::to_value(options).expect("options are plain");
+        Self { scenario, title, options, rate: None, notes: Vec::new() }
+    }
+
+    /// The rate of events that was asked for.
+    pub fn at(self, rate: Rate) -> Self {
+        self.at_rate_of(Kind::Acknowledgement, rate)
+    }
+
+    /// The rate of something else that was asked for.
+    pub fn at_rate_of(self, kind: Kind, Rate(rate): Rate) -> Self {
+        Self { rate: rate.map(|rate| (kind, rate)), ..self }
+    }
+
+    /// Further findings, in sentences.
+    pub fn noting(mut self, notes: impl IntoIterator<Item = String>) -> Self {
+        self.notes.extend(notes);
+        self
+    }
 }
 
 impl Report {
-    #[expect(clippy::too_many_arguments, reason = "each scenario has all of this to tell, and only once")]
-    pub fn new(
-        scenario: &'static str,
-        title: String,
-        options: &impl Serialize,
-        measured: Measured,
-        counted: Counted,
-        rate: Rate,
-        run: &Run,
-        server_warnings: Vec<String>,
-    ) -> Self {
+    /// After everything was verified.
+    pub fn new(findings: Findings, run: &Run, measured: Measured, server: Stopped) -> Self {
+        let Findings { scenario, title, options, rate, mut notes } = findings;
         let seconds = measured.elapsed.as_secs_f64();
-        let count = |count| Count { count, per_second: count as f64 / seconds };
+        let count = |kind| Count { count: measured.count(kind), per_second: measured.count(kind) as f64 / seconds };
+        // There were such things in the run.
+        let told = |kind| (run.counted == kind || run.counted(kind) > 0).then(|| count(kind));
+        if measured.ended_early {
+            notes.push("Ended early, by a signal.".to_owned());
+        }
         let ledger = run.ledger.borrow();
+        let started_at = run.started_at.to_string();
         Self {
-            scenario,
+            format: FORMAT,
+            scenario: scenario.to_owned(),
+            subject: server.subject.name,
+            acknowledged_means: server.subject.acknowledged_means,
             title,
-            options: serde_json::to_value(options).expect("options are plain"),
+            options,
+            server_settings: server.settings,
+            // Of its fraction nobody has any use.
+            started_at: format!("{}Z", started_at.split('.').next().unwrap_or(&started_at)),
+            machine: Machine::this(),
             seconds,
-            events: count(measured.events),
-            deliveries: (counted == Counted::Deliveries).then(|| count(measured.deliveries)),
+            events: count(Kind::Acknowledgement),
+            deliveries: told(Kind::Delivery),
+            queries: told(Kind::Query),
+            connections: told(Kind::Connection),
             limit: limit(&measured, rate),
             latency_us: measured.latency,
+            more_latencies_us: measured.more_latencies,
+            timeline: measured.timeline,
             server: measured.server,
             client: measured.client,
             processors_busy: measured.shares,
             acknowledged: ledger.acknowledged,
             violations: ledger.violations(),
-            server_warnings,
+            server_warnings: server.warnings,
+            notes,
         }
+    }
+
+    /// Of every kind that was timed.
+    pub fn latencies(&self) -> impl Iterator<Item = &Latency> {
+        [&self.latency_us].into_iter().chain(&self.more_latencies_us).filter(|latency| latency.count > 0)
     }
 
     /// Whether every promise was kept.
@@ -92,20 +175,50 @@ impl Report {
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if json {
-            writeln!(out, "{}", serde_json::to_string(self)?)?;
+            writeln!(out, "{}", self.to_json())?;
             self.violations.iter().for_each(|violation| eprintln!("VIOLATION: {violation}"));
         } else {
             writeln!(out, "{self}")?;
         }
         Ok(())
     }
+
+    /// Adds a line to a file of them.
+    pub fn append_to(&self, file: &Path) -> anyhow::Result<()> {
+        let opened = File::options().create(true).append(true).open(file);
+        let written = opened.and_then(|mut file| writeln!(file, "{}", self.to_json()));
+        written.with_context(|| format!("write to {}", file.display()))
+    }
+
+    /// One line.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a report is plain")
+    }
+
+    /// Reads such a line.
+    pub fn from_json(line: &str) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_str(line)?;
+        ensure!(format == FORMAT, "it is of format {format}, and this load test reads format {FORMAT}");
+        Ok(serde_json::from_str(line)?)
+    }
+
+    /// The run that the schema shows as an example.
+    #[cfg(test)]
+    pub fn example() -> Self {
+        let schema = serde_json::from_str::<Value>(include_str!("../schema/report.json")).expect("JSON");
+        serde_json::from_value(schema["examples"][0].clone()).expect("a run")
+    }
 }
 
 /// What kept the figure from being higher.
-fn limit(measured: &Measured, rate: Rate) -> String {
+fn limit(measured: &Measured, rate: Option<(Kind, u64)>) -> String {
     let Measured { client, server, shares, .. } = measured;
-    if let Rate(Some(rate)) = rate
-        && measured.events as f64 >= rate as f64 * RATE_REACHED * measured.elapsed.as_secs_f64()
+    if let Some((kind, rate)) = rate
+        && measured.count(kind) as f64 >= rate as f64 * RATE_REACHED * measured.elapsed.as_secs_f64()
     {
         return "the rate asked for, which was reached".to_owned();
     }
@@ -121,31 +234,37 @@ fn limit(measured: &Measured, rate: Rate) -> String {
 
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = |f: &mut fmt::Formatter<'_>, name: &str, value: &dyn Display| writeln!(f, "  {name:<14}{value}");
+        let row = |f: &mut fmt::Formatter<'_>, name: &str, value: &dyn Display| writeln!(f, "  {name:<17}{value}");
         let count = |count: &Count| {
             format!("{:>13}/s   {} in {:.1} s", grouped(count.per_second), grouped(count.count as f64), self.seconds)
         };
         writeln!(f, "{}: {}", self.scenario, self.title)?;
+        row(f, "measured", &format!("{}; an acknowledgement means: {}", self.subject, self.acknowledged_means))?;
         row(f, "events", &count(&self.events))?;
-        let mut unit = "event";
-        if let Some(deliveries) = &self.deliveries {
-            row(f, "deliveries", &count(deliveries))?;
-            unit = "delivery";
+        for (name, counted) in
+            [("deliveries", &self.deliveries), ("queries", &self.queries), ("connections", &self.connections)]
+        {
+            counted.as_ref().map_or(Ok(()), |counted| row(f, name, &count(counted)))?;
         }
-        row(f, "latency", &self.latency_us)?;
-        if let Some(server) = &self.server {
-            row(f, "server CPU", &cpu(server, unit))?;
+        for latency in [&self.latency_us].into_iter().chain(&self.more_latencies_us) {
+            row(f, name(latency.of), latency)?;
         }
-        row(f, "client CPU", &cpu(&self.client, unit))?;
+        let unit = self.latency_us.of.unit();
+        let of_events = self.events.count > 0;
         if let Some(server) = &self.server {
-            let memory = server.peak_memory_bytes as f64 / 1e6;
-            let written = server.written_bytes_per_event;
-            row(f, "server", &format!("{memory:.0} MB of memory at most, {written:.0} bytes written for an event"))?;
+            row(f, "server CPU", &cpu(server, unit, of_events))?;
+        }
+        row(f, "client CPU", &cpu(&self.client, unit, of_events))?;
+        if let Some(server) = &self.server {
+            row(f, "server", &resources(server, of_events))?;
         }
         row(f, "processors", &self.processors_busy)?;
         row(f, "limit", &self.limit)?;
         if self.processors_busy.others() > DISTURBED {
             row(f, "DISTURBED", &"others used the processors too; measure again when they are gone")?;
+        }
+        for note in &self.notes {
+            row(f, "note", note)?;
         }
         for warning in &self.server_warnings {
             row(f, "server says", warning)?;
@@ -154,10 +273,25 @@ impl Display for Report {
             row(f, "VIOLATION", violation)?;
         }
         if self.kept() {
-            let all = grouped(self.acknowledged as f64);
-            row(f, "verified", &format!("all {all} events of the run"))?;
+            let mut all = format!("all {} events of the run", grouped(self.acknowledged as f64));
+            for (name, counted) in [("delivery", &self.deliveries), ("answer", &self.queries)] {
+                if counted.is_some() {
+                    all += &format!(", every {name}");
+                }
+            }
+            row(f, "verified", &all)?;
         }
         Ok(())
+    }
+}
+
+/// How a latency is called in a table.
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Acknowledgement => "acknowledged in",
+        Kind::Delivery => "delivered in",
+        Kind::Query => "answered in",
+        Kind::Connection => "connected in",
     }
 }
 
@@ -172,15 +306,31 @@ impl Display for Shares {
     }
 }
 
-fn cpu(cost: &Cost, unit: &str) -> String {
+/// CPU time for a unit, and, where that is something else and there are any, for an event.
+fn cpu(cost: &Cost, unit: &str, of_events: bool) -> String {
     let threads = cost.cpu_us_each_by_thread.iter().filter(|(_, us)| **us >= 0.0005);
     let threads = threads.map(|(name, us)| format!("{name} {us:.3}")).collect::<Vec<_>>();
-    let event = if unit == "event" { String::new() } else { format!(", {:.3} µs/event", cost.cpu_us_per_event) };
-    format!("{:.3} µs/{unit}  ({}){event}", cost.cpu_us_each, threads.join(", "))
+    let mut text = format!("{:.3} µs/{unit}  ({})", cost.cpu_us_each, threads.join(", "));
+    if of_events && unit != "event" {
+        text += &format!(", {:.3} µs/event", cost.cpu_us_per_event);
+    }
+    text
+}
+
+fn resources(server: &Cost, of_events: bool) -> String {
+    let mut text = format!("{:.0} MB of memory at most", server.peak_memory_bytes as f64 / 1e6);
+    if of_events {
+        text += &format!(", {:.0} bytes written for an event", server.written_bytes_per_event);
+    }
+    if let Some(syncs) = server.syncs_per_event {
+        // At full speed many hundreds of events share one.
+        text += &format!(", {syncs:.5} disk syncs for an event");
+    }
+    text
 }
 
 /// A whole number, its thousands apart.
-fn grouped(number: f64) -> String {
+pub fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let first = digits.len() % 3;
     let groups = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
@@ -188,44 +338,6 @@ fn grouped(number: f64) -> String {
         comma.then_some(',').into_iter().chain([char::from(*digit)])
     });
     groups.collect()
-}
-
-/// Percentiles, in microseconds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Latency {
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p99_9: f64,
-    max: f64,
-    mean: f64,
-}
-
-impl Latency {
-    /// Of a histogram of nanoseconds.
-    pub fn of(histogram: &Histogram<u64>) -> Self {
-        let micros = |nanos| nanos as f64 / 1e3;
-        let at = |percentile| micros(histogram.value_at_percentile(percentile));
-        Self {
-            p50: at(50.0),
-            p90: at(90.0),
-            p99: at(99.0),
-            p99_9: at(99.9),
-            max: micros(histogram.max()),
-            mean: histogram.mean() / 1e3,
-        }
-    }
-}
-
-impl Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [("p50", self.p50), ("p90", self.p90), ("p99", self.p99), ("p99.9", self.p99_9), ("max", self.max)];
-        for (i, (name, micros)) in named.into_iter().enumerate() {
-            let gap = if i > 0 { "   " } else { "" };
-            write!(f, "{gap}{name} {:.3} ms", micros / 1e3)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

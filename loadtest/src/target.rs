@@ -1,31 +1,20 @@
-//! The server that is measured: one of our own on a disk of its own, or one that runs already.
+//! The server that is measured: one of our own on a disk of its own, one that runs already, or one of another kind.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::env;
-use std::fs::{self, DirBuilder};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{self, Child, ChildStderr, Command, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use event_pipeline::client::Client;
-use rustix::process::{Pid, Signal, kill_process};
+use event_pipeline::config::Config;
 use serde_json::Value;
 
 use crate::answer;
-
-/// A server that does not listen or does not end by then will not do so at all. It rebuilds an index of up to
-/// 65,536 events when it starts and finishes all requests when it ends.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Warnings of the server that are repeated.
-const WARNINGS_MAX: usize = 5;
+use crate::disk::Disk;
+use crate::process::{Folder, Process};
+use crate::usage::Watched;
 
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Server")]
@@ -53,81 +42,59 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// Which server was measured.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Its name and version.
+    pub name: String,
+    /// What an acknowledgement of it promises.
+    pub acknowledged_means: String,
+}
+
 /// Where requests go.
 pub struct Target {
+    pub subject: Subject,
     /// `host:port`
     pub authority: String,
     /// What the path of every request begins with; no slash at its end.
     pub prefix: String,
     api_key: Option<String>,
     /// The process to measure, if it is on this machine and known.
-    pub pid: Option<u32>,
-    server: Option<Server>,
+    pub watched: Option<Watched>,
+    /// The server if it was started here.
+    process: Option<Process>,
+    /// Whether it promises to end with success; others end by the signal.
+    ends_well: bool,
+    /// What was set for it when it was started here.
+    settings: BTreeMap<String, String>,
 }
 
 impl Target {
-    /// Starts a server, unless one is named.
-    pub fn new(args: &TargetArgs) -> anyhow::Result<Self> {
-        let Some(url) = &args.url else {
-            let server = Server::start(args)?;
-            let (authority, pid) = (server.address.clone(), Some(server.process.id()));
-            return Ok(Self { authority, prefix: String::new(), api_key: None, pid, server: Some(server) });
-        };
-        let rest = url.strip_prefix("http://").with_context(|| format!("{url:?} does not begin with http://"))?;
-        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let port = if host.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':') { "" } else { ":80" };
-        Ok(Self {
-            authority: format!("{host}{port}"),
-            prefix: path.trim_end_matches('/').to_owned(),
-            api_key: args.api_key.clone(),
-            pid: args.pid,
-            server: None,
-        })
-    }
-
-    /// The lines that the head of every request needs.
-    pub fn headers(&self) -> String {
-        let key = self.api_key.as_ref().map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
-        format!("Host: {}\r\n{key}", self.authority)
-    }
-
-    fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&format!("http://{}{}", self.authority, self.prefix), self.api_key.as_deref())
-    }
-
-    /// How many events are stored.
-    pub async fn stored(&self) -> anyhow::Result<u64> {
-        let stats = self.client()?.get("/stats").await?.ok()?.json()?;
-        stats["total_events"].as_u64().with_context(|| format!("no total_events in {stats}"))
-    }
-
-    /// The sequence number of the newest event; 0 if there is none.
-    pub async fn newest(&self) -> anyhow::Result<u64> {
-        let newest = self.client()?.get("/events?limit=1").await?.ok()?.json()?;
-        match &newest[0]["id"] {
-            Value::Null => Ok(0),
-            id => id.as_str().and_then(|id| answer::sequence(id.as_bytes())).with_context(|| format!("{id} is no id")),
+    /// Starts a server of our own, unless a running one is named.
+    pub async fn new(args: &TargetArgs) -> anyhow::Result<Self> {
+        match &args.url {
+            Some(url) => Self::running(url, args).await,
+            None => Self::ours(args).await,
         }
     }
 
-    /// Ends a server that was started here, and returns what it warned of.
-    pub fn stop(self) -> anyhow::Result<Vec<String>> {
-        self.server.map_or(Ok(Vec::new()), Server::stop)
+    /// A server of another kind that was started from here. It may not understand what [`stored`](Self::stored)
+    /// and [`newest`](Self::newest) ask.
+    pub fn of_process(authority: String, subject: Subject, process: Process) -> Self {
+        Self {
+            subject,
+            authority,
+            prefix: String::new(),
+            api_key: None,
+            watched: Some(Watched { pid: process.pid(), disk: Disk::of(process.folder()) }),
+            process: Some(process),
+            ends_well: false,
+            settings: BTreeMap::new(),
+        }
     }
-}
 
-/// A server of our own. Dropped, it is killed and its database removed.
-struct Server {
-    process: Child,
-    address: String,
-    log: Log,
-    folder: Folder,
-}
-
-impl Server {
-    fn start(args: &TargetArgs) -> anyhow::Result<Self> {
-        let here = env::current_exe().context("find this program")?;
-        let binary = here.with_file_name("event-pipeline");
+    async fn ours(args: &TargetArgs) -> anyhow::Result<Self> {
+        let binary = env::current_exe().context("find this program")?.with_file_name("event-pipeline");
         ensure!(
             binary.exists(),
             "there is no server at {}; build it beside this program: cargo build --release --workspace",
@@ -136,123 +103,140 @@ impl Server {
         if cfg!(debug_assertions) {
             eprintln!("loadtest: a build without optimisation measures nothing: cargo build --release --workspace");
         }
-        let parent = match (&args.folder, env::var_os("TMPDIR")) {
-            (Some(folder), _) => folder.clone(),
-            (None, Some(folder)) => folder.into(),
-            (None, None) => here.parent().context("find the folder of this program")?.to_owned(),
-        };
-        let folder = Folder::new(&parent)?;
-        let mut process = Command::new(&binary)
+        let folder = args.folder()?;
+        let mut command = Command::new(&binary);
+        command
             .arg("serve")
             // Neither a configuration file nor a setting from around us may change what is measured.
-            .current_dir(&folder.0)
+            .current_dir(folder.path())
             .env_clear()
             .env("HOST", "127.0.0.1")
             .env("PORT", "0")
-            .env("DATABASE_PATH", folder.0.join("events.db"))
+            .env("DATABASE_PATH", folder.path().join("events.db"))
             .env("LOG_FORMAT", "json")
-            .envs(args.set.iter().cloned())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // Ctrl-C is for us alone, so that what was measured can still be checked.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {}", binary.display()))?;
-        let stderr = process.stderr.take().expect("it is piped");
-        let (log, address) = Log::follow(stderr);
-        let mut server = Self { process, address: String::new(), log, folder };
-        server.address = address
-            .recv_timeout(PATIENCE)
-            .map_err(|_| anyhow!("the server does not listen; its last words: {}", server.log.last_words()))?;
-        Ok(server)
-    }
-
-    fn stop(mut self) -> anyhow::Result<Vec<String>> {
-        let pid = Pid::from_child(&self.process);
-        kill_process(pid, Signal::TERM).context("stop the server")?;
-        let deadline = Instant::now() + PATIENCE;
-        let status = loop {
-            match self.process.try_wait().context("wait for the server to end")? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => bail!("the server does not end"),
-                None => thread::sleep(Duration::from_millis(5)),
-            }
+            .envs(args.set.iter().cloned());
+        let process = Process::start(&mut command, folder)?;
+        let authority = process.wait_for(|line| {
+            let entry: Value = serde_json::from_str(line).ok()?;
+            let fields = entry.get("fields").filter(|fields| fields["message"] == "listening")?;
+            fields["address"].as_str().map(str::to_owned)
+        })?;
+        let acknowledged_means = match args.set.iter().rev().find(|(name, _)| name == "DURABILITY") {
+            Some((_, level)) if !level.eq_ignore_ascii_case("full") => format!("committed, at the durability {level}"),
+            _ => "synced to disk".to_owned(),
         };
-        ensure!(status.success(), "the server ended with {status}: {}", self.log.last_words());
-        Ok(self.log.warnings())
+        let mut target = Self::of_process(authority, Subject { name: String::new(), acknowledged_means }, process);
+        target.ends_well = true;
+        target.settings = args.set.iter().cloned().collect();
+        target.subject.name = target.name().await?;
+        Ok(target)
+    }
+
+    async fn running(url: &str, args: &TargetArgs) -> anyhow::Result<Self> {
+        let rest = url.strip_prefix("http://").with_context(|| format!("{url:?} does not begin with http://"))?;
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let port = if host.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':') { "" } else { ":80" };
+        let acknowledged_means = "what its settings say; synced to disk by default".to_owned();
+        let mut target = Self {
+            subject: Subject { name: String::new(), acknowledged_means },
+            authority: format!("{host}{port}"),
+            prefix: path.trim_end_matches('/').to_owned(),
+            api_key: args.api_key.clone(),
+            watched: args.pid.map(|pid| Watched { pid, disk: Disk::of_process(pid) }),
+            process: None,
+            ends_well: false,
+            settings: BTreeMap::new(),
+        };
+        target.subject.name = target.name().await?;
+        Ok(target)
+    }
+
+    /// The lines that the head of every request needs.
+    pub fn headers(&self) -> String {
+        let key = self.api_key.as_ref().map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
+        format!("Host: {}\r\n{key}", self.authority)
+    }
+
+    /// How many events are stored.
+    pub async fn stored(&self) -> anyhow::Result<u64> {
+        let stats = self.get("/stats").await?;
+        stats["total_events"].as_u64().with_context(|| format!("no total_events in {stats}"))
+    }
+
+    /// The sequence number of the newest event; 0 if there is none.
+    pub async fn newest(&self) -> anyhow::Result<u64> {
+        let newest = self.get("/events?limit=1").await?;
+        match &newest[0]["id"] {
+            Value::Null => Ok(0),
+            id => id.as_str().and_then(|id| answer::sequence(id.as_bytes())).with_context(|| format!("{id} is no id")),
+        }
+    }
+
+    /// How many subscribers are connected.
+    pub async fn subscribers(&self) -> anyhow::Result<u64> {
+        let stats = self.get("/stats").await?;
+        stats["router"]["active_subscribers"].as_u64().with_context(|| format!("no active_subscribers in {stats}"))
+    }
+
+    /// What it says it is.
+    async fn name(&self) -> anyhow::Result<String> {
+        let health = self.get("/health").await?;
+        let [service, version] = ["service", "version"].map(|field| health[field].as_str().unwrap_or("unknown"));
+        Ok(format!("{service} {version}"))
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("http://{}{}", self.authority, self.prefix);
+        Client::new(&url, self.api_key.as_deref())?.get(path).await?.ok()?.json()
+    }
+
+    /// Ends a server that was started here.
+    pub fn stop(self) -> anyhow::Result<Stopped> {
+        let mut warnings = Vec::new();
+        if let Some(process) = self.process {
+            let (status, log) = process.stop()?;
+            ensure!(!self.ends_well || status.success(), "the server ended with {status}: {}", log.last_words());
+            warnings = log.warnings();
+        }
+        Ok(Stopped { subject: self.subject, settings: self.settings, warnings })
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended already, unless something went wrong here.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.folder.0);
-    }
+/// What is left of a target.
+#[derive(Clone)]
+pub struct Stopped {
+    pub subject: Subject,
+    pub settings: BTreeMap<String, String>,
+    /// What a server that was started here warned of.
+    pub warnings: Vec<String>,
 }
 
-/// A folder of our own on a disk.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(parent: &Path) -> anyhow::Result<Self> {
-        /// The kind of a volume in memory, as `statfs` gives it.
-        const TMPFS: i64 = 0x0102_1994;
-        let parent = parent.canonicalize().with_context(|| format!("find {}", parent.display()))?;
-        let volume = rustix::fs::statfs(&parent).with_context(|| format!("look at {}", parent.display()))?;
-        ensure!(volume.f_type as i64 != TMPFS, "{} is in memory, not on a disk; choose a --folder", parent.display());
-        let folder = parent.join(format!("loadtest-{}", process::id()));
-        DirBuilder::new().mode(0o700).create(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Self(folder))
-    }
-}
-
-/// The server's log, followed by a thread so that the server never waits for its reader.
-struct Log(Arc<Mutex<Kept>>);
-
-#[derive(Default)]
-struct Kept {
-    last: VecDeque<String>,
-    warnings: Vec<String>,
-}
-
-impl Log {
-    /// The log, and the address once the server listens.
-    fn follow(stderr: ChildStderr) -> (Self, mpsc::Receiver<String>) {
-        let (found, address) = mpsc::channel();
-        let log = Self(Arc::default());
-        let kept = log.0.clone();
-        // It ends when the server does.
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let entry: Value = serde_json::from_str(&line).unwrap_or_default();
-                if entry["fields"]["message"] == "listening"
-                    && let Some(address) = entry["fields"]["address"].as_str()
-                {
-                    // Nobody waits for it any more after a timeout.
-                    let _ = found.send(address.to_owned());
-                }
-                let mut kept = kept.lock().expect("nobody panics while holding it");
-                if matches!(entry["level"].as_str(), Some("WARN" | "ERROR")) && kept.warnings.len() < WARNINGS_MAX {
-                    kept.warnings.push(line.clone());
-                }
-                if kept.last.len() == WARNINGS_MAX {
-                    kept.last.pop_front();
-                }
-                kept.last.push_back(line);
-            }
-        });
-        (log, address)
+impl TargetArgs {
+    /// The same, where a server that is started has places for so many subscribers beside so many other connections,
+    /// unless its settings are given.
+    pub fn with_places(&self, subscribers: usize, others: usize) -> Self {
+        let defaults = Config::default();
+        let needed = [
+            ("MAX_SUBSCRIBERS", subscribers, defaults.max_subscribers),
+            ("MAX_CONNECTIONS", subscribers + others, defaults.max_connections),
+        ];
+        let needed = needed.into_iter().filter(|(_, count, default)| count > default);
+        let needed = needed.map(|(name, count, _)| (name.to_owned(), count.to_string()));
+        // What stands further behind prevails.
+        Self { set: needed.chain(self.set.iter().cloned()).collect(), ..self.clone() }
     }
 
-    fn last_words(&self) -> String {
-        let kept = self.0.lock().expect("nobody panics while holding it");
-        kept.last.iter().map(String::as_str).collect::<Vec<_>>().join(" / ")
+    /// What is set for the server that is started, if this is.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.set.iter().rev().find(|(set, _)| set == name).map(|(_, value)| value.as_str())
     }
 
-    fn warnings(&self) -> Vec<String> {
-        self.0.lock().expect("nobody panics while holding it").warnings.clone()
+    /// A new folder for a server that is started from here.
+    pub fn folder(&self) -> anyhow::Result<Folder> {
+        match (&self.folder, env::var_os("TMPDIR")) {
+            (Some(folder), _) => Folder::new(folder),
+            (None, Some(folder)) => Folder::new(folder.as_ref()),
+            (None, None) => Folder::new(env::current_exe()?.parent().context("find the folder of this program")?),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What a process has cost, from `/proc`.
+//! What a process has cost, from `/proc`, and its disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,18 +6,38 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::Disk;
 
 /// One tick of the CPU times in `/proc`: Linux reports 100 to the second on every common machine.
 const TICK: Duration = Duration::from_millis(10);
 
+/// A process that is watched.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    pub pid: u32,
+    /// What it stores to, if that can tell its flushes.
+    pub disk: Option<Disk>,
+}
+
+impl Watched {
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        let syncs = self.disk.as_ref().and_then(Disk::flushes);
+        Ok(Usage { syncs, ..Usage::of(self.pid)? })
+    }
+}
+
 /// A process at one moment.
 pub struct Usage {
-    cpu: Duration,
+    pub cpu: Duration,
     /// CPU time of each living thread by its number, with its name.
     threads: BTreeMap<u32, (String, Duration)>,
     written_bytes: u64,
+    pub memory_bytes: u64,
     peak_memory_bytes: u64,
+    /// Of its disk.
+    syncs: Option<u64>,
 }
 
 impl Usage {
@@ -37,8 +57,9 @@ impl Usage {
             }
             let (_, cpu) = cpu(&fs::read_to_string(format!("{process}/stat"))?);
             let written_bytes = number(&fs::read_to_string(format!("{process}/io"))?, "write_bytes:");
-            let peak_kib = number(&fs::read_to_string(format!("{process}/status"))?, "VmHWM:");
-            Ok(Self { cpu, threads, written_bytes, peak_memory_bytes: peak_kib * 1024 })
+            let status = fs::read_to_string(format!("{process}/status"))?;
+            let [memory_bytes, peak_memory_bytes] = ["VmRSS:", "VmHWM:"].map(|name| number(&status, name) * 1024);
+            Ok(Self { cpu, threads, written_bytes, memory_bytes, peak_memory_bytes, syncs: None })
         };
         read().with_context(|| format!("read what process {pid} has used"))
     }
@@ -59,42 +80,48 @@ fn number(list: &str, name: &str) -> u64 {
     value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// CPU time of the whole machine, all processors added: what was used, and what there was.
+/// For how long processors were idle, until a moment.
 #[derive(Clone, Copy)]
-pub struct Machine {
-    used: Duration,
+pub struct Processors {
+    count: usize,
+    idle: Duration,
     at: Instant,
 }
 
-impl Machine {
+impl Processors {
     pub fn now() -> anyhow::Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read what the machine has used")?;
-        // user, nice, system, idle, iowait, irq, softirq, steal: all but the idle ones.
-        let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
-        let used = fields.enumerate().filter(|(i, _)| !matches!(i, 3 | 4));
-        let ticks = used.filter_map(|(_, field)| field.parse::<u32>().ok()).sum::<u32>();
-        Ok(Self { used: TICK * ticks, at: Instant::now() })
+        let count = stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+        // After user, nice and system time: idle, and idle while a disk works. These the kernel measures; the
+        // others it samples at its ticks, and misses most of what is done between them.
+        let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(4).take(2);
+        let idle = fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+        Ok(Self { count, idle: Duration::from_millis(TICK.as_millis() as u64 * idle), at: Instant::now() })
     }
 
-    /// How many processors were in use since an earlier moment.
+    /// How many were in use since an earlier moment, by whomever.
     pub fn busy_since(&self, earlier: &Self) -> f64 {
-        (self.used - earlier.used).as_secs_f64() / (self.at - earlier.at).as_secs_f64()
+        let idle = self.idle.saturating_sub(earlier.idle).div_duration_f64(self.at - earlier.at);
+        (self.count as f64 - idle).max(0.0)
     }
 }
 
 /// What a process cost between two moments.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     #[serde(skip)]
     pub cpu: Duration,
     /// CPU microseconds for each event.
     pub cpu_us_per_event: f64,
-    /// CPU microseconds for each event, or, where there are subscribers, for each delivery.
+    /// CPU microseconds for each of what the run counts, such as deliveries.
     pub cpu_us_each: f64,
     /// The same by the names of threads.
     pub cpu_us_each_by_thread: BTreeMap<String, f64>,
     /// Bytes handed to the disk for each event.
     pub written_bytes_per_event: f64,
+    /// Flushes of its disk for each event, by whomever; absent where they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syncs_per_event: Option<f64>,
     pub peak_memory_bytes: u64,
     /// The thread that used most CPU.
     pub busiest_thread: String,
@@ -103,10 +130,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// `units` are what the CPU time is divided by, `events` what the bytes are.
+    /// `units` are what the CPU time is divided by, `events` what the bytes and syncs are. For each of none it is 0.
     pub fn between(before: &Usage, after: &Usage, elapsed: Duration, units: u64, events: u64) -> Self {
-        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6;
-        let each = |cpu: Duration| micros(cpu) / units.max(1) as f64;
+        let of_each = |value: f64, count: u64| if count > 0 { value / count as f64 } else { 0.0 };
+        let micros = |cpu: Duration, count| of_each(cpu.as_secs_f64() * 1e6, count);
         let mut by_name = BTreeMap::<_, Duration>::new();
         let mut busiest = (Duration::ZERO, "");
         for (number, (name, cpu)) in &after.threads {
@@ -116,12 +143,14 @@ impl Cost {
         }
         by_name.retain(|_, cpu| !cpu.is_zero());
         let cpu = after.cpu - before.cpu;
+        let syncs = after.syncs.zip(before.syncs).map(|(after, before)| after.saturating_sub(before));
         Self {
             cpu,
-            cpu_us_per_event: micros(cpu) / events.max(1) as f64,
-            cpu_us_each: each(cpu),
-            cpu_us_each_by_thread: by_name.into_iter().map(|(name, cpu)| (name, each(cpu))).collect(),
-            written_bytes_per_event: (after.written_bytes - before.written_bytes) as f64 / events.max(1) as f64,
+            cpu_us_per_event: micros(cpu, events),
+            cpu_us_each: micros(cpu, units),
+            cpu_us_each_by_thread: by_name.into_iter().map(|(name, cpu)| (name, micros(cpu, units))).collect(),
+            written_bytes_per_event: of_each((after.written_bytes - before.written_bytes) as f64, events),
+            syncs_per_event: syncs.filter(|_| events > 0).map(|syncs| of_each(syncs as f64, events)),
             peak_memory_bytes: after.peak_memory_bytes,
             busiest_thread: busiest.1.to_owned(),
             busiest_thread_share: busiest.0.as_secs_f64() / elapsed.as_secs_f64(),
@@ -143,14 +172,16 @@ mod tests {
 
     #[test]
     fn what_we_use_is_seen() {
-        let (before, machine) = (Usage::of(std::process::id()).expect("ours"), Machine::now().expect("the machine's"));
+        let (before, processors) =
+            (Usage::of(std::process::id()).expect("ours"), Processors::now().expect("the machine's"));
         let start = Instant::now();
         while Usage::of(std::process::id()).expect("ours").cpu < before.cpu + 10 * TICK {}
         let after = Usage::of(std::process::id()).expect("ours");
         let cost = Cost::between(&before, &after, start.elapsed(), 1_000, 1_000);
         assert!(cost.cpu_us_each >= 100.0 && cost.busiest_thread_share > 0.0, "{cost:?}");
-        assert!(after.peak_memory_bytes > 1 << 20 && !after.threads.is_empty());
-        assert!(Machine::now().expect("the machine's").busy_since(&machine) > 0.0);
+        assert!(after.peak_memory_bytes >= after.memory_bytes && after.memory_bytes > 1 << 20);
+        assert!(!after.threads.is_empty() && cost.syncs_per_event.is_none());
+        assert!(Processors::now().expect("the machine's").busy_since(&processors) > 0.0);
         assert!(Usage::of(u32::MAX).is_err());
     }
 }

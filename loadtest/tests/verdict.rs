@@ -1,14 +1,16 @@
 //! The load test against servers that keep their promises and servers that do not: what it must notice.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use event_pipeline::wire::frame::{self, Decoder, Message, Role};
+use event_pipeline::wire::frame::{self, Decoder, Message, OpCode, Role};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Every run has ended by then: also one that waits for answers that do not come.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -29,12 +31,34 @@ enum Fault {
     SkipsDelivery,
     /// It delivers twice to the first subscriber.
     RepeatsDelivery,
+    /// It delivers everything to everybody.
+    IgnoresFilters,
+    /// It delivers another text than was sent.
+    AltersDelivery,
+    /// It cuts the second subscriber off.
+    CutsOff,
+    /// It delivers to nobody.
+    DeliversNothing,
+    /// It lets no subscriber in, and says so at once.
+    IsFull,
+    /// It counts subscribers that have left.
+    NeverForgets,
+    /// Its answers do not show the newest event that is asked for.
+    HidesNewest,
+    /// Its answers leave out this event, if it is not the newest.
+    LeavesOut,
+    /// It gives events of other sessions too.
+    MixesSessions,
+    /// It gives events of before the time too.
+    MistakesTimes,
+    /// Its statistics of the types do not come to the sum.
+    Miscounts,
 }
 
 /// The event.
 const FAULTY: u64 = 100;
 
-/// A server that stores nothing.
+/// A server that stores in memory.
 #[derive(Clone)]
 struct Server {
     fault: Fault,
@@ -43,8 +67,17 @@ struct Server {
 
 #[derive(Default)]
 struct State {
-    events: u64,
-    subscribers: Vec<TcpStream>,
+    /// As they were sent, without the brace they begin with.
+    events: Vec<String>,
+    subscribers: Vec<Subscriber>,
+    /// How many of them have not left.
+    connected: u64,
+}
+
+struct Subscriber {
+    stream: TcpStream,
+    /// What has to stand in an event, such as `"session_id":"a"`.
+    filter: String,
 }
 
 impl Server {
@@ -64,54 +97,82 @@ impl Server {
 
     fn serve(&self, mut stream: TcpStream) {
         while let Some(head) = read_head(&mut stream) {
-            let stored = self.state.lock().expect("no panic").events;
-            let body = match head.split(' ').nth(1).expect("a path") {
+            let target = head.split(' ').nth(1).expect("a path");
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let (status, body) = match path {
                 "/ws/publish" => return self.publish(stream),
                 "/ws/subscribe" => return self.subscribe(stream),
-                "/events?limit=1" => "[]".to_owned(),
-                "/stats" => {
-                    let lost = u64::from(self.fault == Fault::Loses && stored > 0);
-                    format!(r#"{{"total_events":{}}}"#, stored - lost)
-                }
+                "/health" => ("200 OK", r#"{"status":"ok","service":"fake","version":"1"}"#.to_owned()),
+                "/events" if head.starts_with("POST") => match self.post(&head, &mut stream) {
+                    Some(answer) => ("201 Created", answer),
+                    None => return,
+                },
+                "/events" => ("200 OK", self.list(query)),
+                "/stats" => ("200 OK", self.stats()),
                 path => panic!("{path}"),
             };
             let length = body.len();
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").expect("a reader");
+            // Whoever asked may have left.
+            if write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}").is_err() {
+                return;
+            }
         }
     }
 
-    /// Answers and delivers what a publisher sends until it leaves.
+    /// Stores events and delivers them; returns the number of the first.
+    fn store(&self, events: &[&str]) -> u64 {
+        let mut state = self.state.lock().expect("no panic");
+        let first = state.events.len() as u64 + 1;
+        for (number, subscriber) in state.subscribers.iter_mut().enumerate() {
+            let mut out = Vec::new();
+            for (event, text) in (first..).zip(events) {
+                let copies = match (number, event, self.fault) {
+                    (0, FAULTY, Fault::SkipsDelivery) => 0,
+                    (0, FAULTY, Fault::RepeatsDelivery) => 2,
+                    _ if text.contains(&subscriber.filter) || self.fault == Fault::IgnoresFilters => 1,
+                    _ => 0,
+                };
+                let text = match self.fault {
+                    Fault::AltersDelivery if event == FAULTY => {
+                        delivered(event, &text.replace("payload\":{", "payload\":{ "))
+                    }
+                    Fault::CutsOff if (number, event) == (1, FAULTY) => {
+                        let _ = subscriber.stream.shutdown(Shutdown::Both);
+                        continue;
+                    }
+                    Fault::DeliversNothing => continue,
+                    _ => delivered(event, text),
+                };
+                (0..copies).for_each(|_| frame::text(&mut out, text.as_bytes()));
+            }
+            // They may leave before the publisher does.
+            let _ = subscriber.stream.write_all(&out);
+        }
+        state.events.extend(events.iter().map(|text| text[1..].to_owned()));
+        first
+    }
+
+    /// Answers what a publisher sends until it leaves.
     fn publish(&self, mut stream: TcpStream) {
         switch(&mut stream);
         let mut decoder = Decoder::new(Role::Server, 1 << 20);
         loop {
             let mut answers = Vec::new();
-            let mut state = self.state.lock().expect("no panic");
-            let before = state.events;
-            let mut events = Vec::new();
+            let mut singles = Vec::new();
             while let Some(message) = decoder.next().expect("frames without fault") {
                 let Message::Text(text) = message else { panic!("{message:?}") };
-                state.events += 1;
-                if state.events == FAULTY && self.fault == Fault::HangsUp {
+                match serde_json::from_str::<Vec<&RawValue>>(text) {
+                    Ok(events) => self.answer_all(&events, &mut answers),
+                    Err(_) => singles.push(text.to_owned()),
+                }
+            }
+            let first = self.store(&singles.iter().map(String::as_str).collect::<Vec<_>>());
+            for event in (first..).take(singles.len()) {
+                if event == FAULTY && self.fault == Fault::HangsUp {
                     return;
                 }
-                self.answer(state.events, &mut answers);
-                events.push(format!(r#"{{"id":"{}",{}"#, id(state.events), &text[1..]));
+                self.answer(event, &mut answers);
             }
-            for (number, subscriber) in state.subscribers.iter_mut().enumerate() {
-                let mut out = Vec::new();
-                for (event, text) in (before + 1..).zip(&events) {
-                    let copies = match (number, event, self.fault) {
-                        (0, FAULTY, Fault::SkipsDelivery) => 0,
-                        (0, FAULTY, Fault::RepeatsDelivery) => 2,
-                        _ => 1,
-                    };
-                    (0..copies).for_each(|_| frame::text(&mut out, text.as_bytes()));
-                }
-                // They may leave before the publisher does.
-                let _ = subscriber.write_all(&out);
-            }
-            drop(state);
             if stream.write_all(&answers).is_err() || !read_more(&mut stream, &mut decoder) {
                 return;
             }
@@ -129,15 +190,111 @@ impl Server {
         frame::text(out, format!(r#"{{"status":"ok","event_id":"{}"}}"#, id(answered)).as_bytes());
     }
 
+    /// Stores an array and answers it.
+    fn answer_all(&self, events: &[&RawValue], out: &mut Vec<u8>) {
+        let first = self.store(&events.iter().map(|event| event.get()).collect::<Vec<_>>());
+        let ids = (first..).take(events.len()).map(id).collect::<Vec<_>>();
+        frame::text(out, serde_json::json!({ "status": "ok", "event_ids": ids }).to_string().as_bytes());
+    }
+
+    /// Stores an event or lines of them, if they come as a whole.
+    fn post(&self, head: &str, stream: &mut TcpStream) -> Option<String> {
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).expect("a length");
+        let mut body = vec![0; length.parse().expect("a number")];
+        stream.read_exact(&mut body).ok()?;
+        let body = String::from_utf8(body).expect("UTF-8");
+        let events = body.lines().collect::<Vec<_>>();
+        let first = self.store(&events);
+        Some(if head.contains("x-ndjson") {
+            let ids = (first..).take(events.len()).map(|event| format!(r#""{}""#, id(event))).collect::<Vec<_>>();
+            format!(r#"{{"count":{},"ids":[{}]}}"#, ids.len(), ids.join(","))
+        } else {
+            format!(r#"{{"id":"{}",{}"#, id(first), &events[0][1..])
+        })
+    }
+
+    /// The newest 100 events that match.
+    fn list(&self, query: &str) -> String {
+        let parameter = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('='));
+        let session = parameter("session_id").filter(|_| self.fault != Fault::MixesSessions);
+        let session = session.map(|session| format!(r#""session_id":"{session}""#)).unwrap_or_default();
+        let since = parameter("since").filter(|_| self.fault != Fault::MistakesTimes).unwrap_or_default();
+        let before = parameter("before_id").map_or_else(|| id(u64::MAX >> 16), str::to_owned);
+        let limit = parameter("limit").map_or(100, |limit| limit.parse().expect("a number"));
+        let state = self.state.lock().expect("no panic");
+        let events = state.events.iter().enumerate().rev().map(|(before, text)| (before as u64 + 1, text));
+        let matching = events
+            .filter(|(event, text)| id(*event) < before && *time(*event) > *since && text.contains(&session))
+            .skip(usize::from(self.fault == Fault::HidesNewest && limit > 1))
+            .enumerate()
+            .filter(|(place, (event, _))| self.fault != Fault::LeavesOut || *place == 0 || *event != FAULTY)
+            .take(limit);
+        let rows = matching.map(|(_, (event, text))| {
+            let fields = text.strip_suffix('}').expect("an object");
+            format!(r#"{{"id":"{}",{fields},"timestamp":"{}"}}"#, id(event), time(event))
+        });
+        format!("[{}]", rows.collect::<Vec<_>>().join(","))
+    }
+
+    fn stats(&self) -> String {
+        let state = self.state.lock().expect("no panic");
+        let (stored, subscribers) = (state.events.len() as u64, state.connected);
+        let total = stored - u64::from(self.fault == Fault::Loses && stored > 0);
+        let of_type = total - u64::from(self.fault == Fault::Miscounts && stored > 0);
+        let router = format!(r#"{{"active_subscribers":{subscribers}}}"#);
+        format!(r#"{{"total_events":{total},"by_type":[{{"event_type":"a","count":{of_type}}}],"router":{router}}}"#)
+    }
+
     fn subscribe(&self, mut stream: TcpStream) {
+        if self.fault == Fault::IsFull {
+            let mut out = SWITCH.to_vec();
+            frame::text(&mut out, br#"{"status":"error","message":"Full"}"#);
+            frame::close(&mut out, 1013, "Full");
+            // All of it is one read, and then the end.
+            stream.write_all(&out).and_then(|()| stream.shutdown(Shutdown::Write)).expect("a reader");
+            let _ = stream.read_to_end(&mut Vec::new());
+            return;
+        }
         switch(&mut stream);
         let mut decoder = Decoder::new(Role::Server, 1 << 20);
         assert!(read_more(&mut stream, &mut decoder), "a subscriber leaves before it has said what it wants");
+        let Ok(Some(Message::Text(wish))) = decoder.next() else { panic!("a subscriber says nothing") };
+        let wish: Value = serde_json::from_str(wish).expect("JSON");
+        let filter = match (&wish["session_id"], &wish["user_id"], &wish["event_types"][0]) {
+            (Value::String(session), ..) => format!(r#""session_id":"{session}""#),
+            (_, Value::String(user), _) => format!(r#""user_id":"{user}""#),
+            (_, _, Value::String(event_type)) => format!(r#""event_type":"{event_type}""#),
+            _ => String::new(),
+        };
         let mut answer = Vec::new();
         frame::text(&mut answer, br#"{"status":"subscribed"}"#);
-        let mut state = self.state.lock().expect("no panic");
-        stream.write_all(&answer).expect("a reader");
-        state.subscribers.push(stream);
+        {
+            let mut state = self.state.lock().expect("no panic");
+            stream.write_all(&answer).expect("a reader");
+            state.subscribers.push(Subscriber { stream: stream.try_clone().expect("another handle"), filter });
+            state.connected += 1;
+        }
+        self.attend(&mut stream, decoder);
+        self.state.lock().expect("no panic").connected -= u64::from(self.fault != Fault::NeverForgets);
+    }
+
+    /// Answers a subscriber until it leaves.
+    fn attend(&self, stream: &mut TcpStream, mut decoder: Decoder) {
+        while read_more(stream, &mut decoder) {
+            while let Ok(Some(message)) = decoder.next() {
+                // Nothing may come between the bytes of what is delivered meanwhile.
+                let _state = self.state.lock().expect("no panic");
+                let mut answer = Vec::new();
+                match message {
+                    Message::Text(r#"{"type":"ping"}"#) => frame::text(&mut answer, br#"{"type":"pong"}"#),
+                    Message::Close(_) => {
+                        let _ = stream.shutdown(Shutdown::Both);
+                    }
+                    _ => {}
+                }
+                let _ = stream.write_all(&answer);
+            }
+        }
     }
 }
 
@@ -151,8 +308,10 @@ fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).expect("a head in ASCII"))
 }
 
+const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+
 fn switch(stream: &mut TcpStream) {
-    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").expect("a reader");
+    stream.write_all(SWITCH).expect("a reader");
 }
 
 fn read_more(stream: &mut TcpStream, decoder: &mut Decoder) -> bool {
@@ -166,10 +325,26 @@ fn id(event: u64) -> String {
     format!("evt_{event:012x}")
 }
 
+/// An event as it is delivered, of its text as it was sent.
+fn delivered(event: u64, sent: &str) -> String {
+    let fields = sent.strip_prefix('{').and_then(|sent| sent.strip_suffix('}')).expect("an object");
+    let user = if fields.contains(r#""user_id""#) { "" } else { r#","user_id":null"# };
+    let (before, payload) = fields.split_once(r#","payload""#).expect("a payload");
+    format!(r#"{{"id":"{}",{before}{user},"payload"{payload},"timestamp":"{}"}}"#, id(event), time(event))
+}
+
+/// An event's timestamp.
+fn time(event: u64) -> String {
+    format!("2026-11-24T10:00:{:02}.{:06}Z", event / 1_000_000, event % 1_000_000)
+}
+
 /// Measures a server with this fault for a second.
 fn measure(fault: Fault, options: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
-    command.args(options.split(' ')).args(["--json", "--seconds", "1", "--url", &Server::start(fault)]);
+    command.args(options.split(' ')).args(["--json", "--url", &Server::start(fault)]);
+    if !options.contains("--seconds") {
+        command.args(["--seconds", "1"]);
+    }
     let (ended, output) = mpsc::channel();
     thread::spawn(move || ended.send(command.output()));
     output.recv_timeout(DEADLINE).expect("the load test ends").expect("the load test starts")
@@ -183,13 +358,33 @@ fn notices(fault: Fault, options: &str, expected: &str) {
     assert!(stderr.starts_with(expected), "{fault:?}, {options}: {stderr}");
 }
 
+/// Expects the same of each, all at once: they mostly wait.
+fn notices_each(cases: &[(Fault, &str, &str)]) {
+    thread::scope(|scope| {
+        for (fault, options, expected) in cases {
+            scope.spawn(|| notices(*fault, options, expected));
+        }
+    });
+}
+
 const PUBLISH: &str = "publish --connections 1 --window 8";
 const FANOUT: &str = "fanout --subscribers 3 --window 8";
+const QUERY: &str = "query --readers 2 --rate 500 --stored 1000 --query-rate 200";
+const MIXED: &str = "mixed --http 2 --ws 1 --ndjson 1 --subscribers 8 --readers 1 --sessions 3 --users 3 --rate 1500";
+const SOAK: &str = "soak --http 0 --ws 2 --ndjson 0 --subscribers 4 --readers 1 --sessions 3 --users 3 --rate 500";
+const CLASSES: &str = "classroom --classes 2 --dashboards 1 --overviews 1 --connections 3 --speed 50";
+const OVERVIEW: &str = "classroom --classes 2 --dashboards 0 --overviews 1 --speed max --window 2";
+const SLOW: &str = "slow-consumer --fast 1 --slow 1 --rate 500";
+const IDLE: &str = "connections --idle 20 --at-once 3";
+const STORM: &str = "connections --idle 0 --storm 3";
 const BY_TYPE: &str = "fanout --subscribers 15 --filter type --window 8";
 
 #[test]
 fn an_honest_server_passes() {
-    for options in ["publish --window 8", "publish --rate 500", FANOUT, "fanout --subscribers 3 --rate 100"] {
+    let publish = ["publish --window 8", "publish --rate 500"];
+    let fanout = [FANOUT, BY_TYPE, "fanout --subscribers 3 --rate 100"];
+    let others = [QUERY, MIXED, SOAK, CLASSES, OVERVIEW, SLOW];
+    let check = |options: &str| {
         let output = measure(Fault::None, options);
         assert_eq!(output.status.code(), Some(0), "{options}: {}", String::from_utf8_lossy(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
@@ -197,6 +392,48 @@ fn an_honest_server_passes() {
         assert!(events.as_u64() > Some(0) && p50.as_f64() > Some(0.0), "{options}: {report}");
         if let Some(subscribers) = report["options"]["subscribers"].as_u64() {
             assert!(report["deliveries"]["count"].as_u64() >= Some(subscribers), "{options}: {report}");
+        }
+    };
+    thread::scope(|scope| {
+        for options in publish.into_iter().chain(fanout).chain(others) {
+            scope.spawn(move || check(options));
+        }
+    });
+}
+
+#[test]
+fn an_interrupted_run_is_verified_and_told() {
+    for (fault, code) in [(Fault::None, 0), (Fault::Loses, 1)] {
+        let url = Server::start(fault);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.args(["publish", "--rate", "100", "--seconds", "600", "--json", "--url", &url]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the load test starts");
+        let pid = Pid::from_child(&child);
+        // So many are not due before the measurement has begun.
+        wait_for_events(&url, 300);
+        kill_process(pid, Signal::INT).expect("it runs");
+        let output = child.wait_with_output().expect("the load test ends");
+        assert_eq!(output.status.code(), Some(code), "{fault:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert!(report["seconds"].as_f64() < Some(600.0) && report["events"]["count"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["notes"][0], "Ended early, by a signal.");
+    }
+}
+
+/// Waits until so many events were delivered.
+fn wait_for_events(url: &str, count: usize) {
+    let authority = url.strip_prefix("http://").expect("a URL");
+    let mut stream = TcpStream::connect(authority).expect("a server");
+    stream.write_all(b"GET /ws/subscribe HTTP/1.1\r\n\r\n").expect("a server");
+    read_head(&mut stream).expect("an answer");
+    let mut wish = Vec::new();
+    frame::masked(&mut wish, OpCode::Text, b"{}", *b"mask");
+    stream.write_all(&wish).expect("a server");
+    let (mut decoder, mut received) = (Decoder::new(Role::Client, 1 << 20), 0);
+    while received < count {
+        assert!(read_more(&mut stream, &mut decoder), "the server hung up");
+        while decoder.next().expect("frames without fault").is_some() {
+            received += 1;
         }
     }
 }
@@ -214,6 +451,8 @@ fn lost_events_and_connections_are_noticed() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && stderr.contains(" are stored\n"), "{stderr}");
     notices(Fault::HangsUp, PUBLISH, "loadtest: the server hung up\n");
+    let full = r#"loadtest: subscriber 0: the server answered {"status":"error","message":"Full"}"#;
+    notices(Fault::IsFull, FANOUT, &format!("{full}\n"));
 }
 
 #[test]
@@ -224,6 +463,77 @@ fn broken_deliveries_are_noticed() {
 
 #[test]
 fn filtered_deliveries_are_compared_with_what_was_published() {
-    // This server does not filter, so that most subscribers get more than they asked for.
-    notices(Fault::None, BY_TYPE, "VIOLATION: subscriber 0 got ");
+    notices(Fault::IgnoresFilters, BY_TYPE, "VIOLATION: subscriber 0 got ");
+}
+
+#[test]
+fn false_answers_are_noticed() {
+    let ask = |what: &str| format!("{QUERY} --ask {what}");
+    notices_each(&[
+        (Fault::HidesNewest, &ask("latest"), "VIOLATION: /events?limit=100: event "),
+        (Fault::HidesNewest, &ask("session --sessions 2"), "VIOLATION: /events?session_id=session-00000"),
+        (Fault::LeavesOut, &ask("older"), "VIOLATION: /events?before_id=evt_0000000000"),
+        (Fault::MixesSessions, &ask("session"), "VIOLATION: /events?session_id=session-00"),
+        (Fault::MistakesTimes, &ask("since"), "VIOLATION: /events?since=2026-11-24T10:00:00.00"),
+        (Fault::Miscounts, &ask("stats"), "VIOLATION: /stats: the statistics count "),
+    ]);
+}
+
+#[test]
+fn what_is_broken_among_everything_else_is_noticed() {
+    let spike = MIXED.replace("mixed", "spike --spike-seconds 1 --seconds 4");
+    notices_each(&[
+        (Fault::SkipsDelivery, MIXED, "VIOLATION: subscriber 0 got event 101 after 99\n"),
+        (Fault::IgnoresFilters, MIXED, "VIOLATION: subscriber 2 got "),
+        (Fault::HidesNewest, MIXED, "VIOLATION: /events?"),
+        (Fault::RepeatsDelivery, SOAK, "VIOLATION: subscriber 0 got event 100 after 100\n"),
+        (Fault::Refuses, SOAK, "VIOLATION: "),
+        (Fault::Loses, &spike, "VIOLATION: "),
+        (Fault::LeavesOut, &spike, "VIOLATION: /events?"),
+    ]);
+}
+
+#[test]
+fn a_class_that_is_not_shown_as_it_was_is_noticed() {
+    notices(Fault::SkipsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 101 after 99\n");
+    notices(Fault::RepeatsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 100 after 100\n");
+    notices(Fault::AltersDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 100, which is not what comes next of ");
+    notices(Fault::AcknowledgesTwice, CLASSES, "VIOLATION: ");
+    notices(Fault::Loses, OVERVIEW, "VIOLATION: ");
+    // A dashboard gets the events of the other class too.
+    let output = measure(Fault::IgnoresFilters, CLASSES);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let first = stderr.lines().next().unwrap_or_default();
+    let is_told =
+        first.starts_with("VIOLATION: subscriber ") && first.contains(", which is not what comes next of session ");
+    assert!(output.status.code() == Some(1) && is_told, "{stderr}");
+}
+
+#[test]
+fn what_a_slow_subscriber_does_not_get_is_noticed() {
+    notices(Fault::CutsOff, SLOW, "VIOLATION: slow subscriber 0 was cut off after event 99: ");
+    notices(Fault::SkipsDelivery, SLOW, "VIOLATION: subscriber 0 got event 101 after 99\n");
+}
+
+#[test]
+fn connections_are_told_and_checked() {
+    let output = measure(Fault::None, &format!("{IDLE} --storm 3"));
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let reports = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>();
+    let [idle, storm] = &*reports else { panic!("two reports: {text}") };
+    assert_eq!((idle["connections"]["count"].as_u64(), idle["acknowledged"].as_u64()), (Some(20), Some(20)), "{idle}");
+    assert!(storm["connections"]["count"].as_u64() > Some(4), "{storm}");
+    assert_eq!((&idle["latency_us"]["of"], &storm["latency_us"]["of"]), (&"connection".into(), &"connection".into()));
+    notices(Fault::IgnoresFilters, IDLE, "VIOLATION: subscriber ");
+}
+
+#[test]
+fn subscribers_that_are_not_reached_are_noticed() {
+    notices(Fault::DeliversNothing, IDLE, "VIOLATION: 20 of 20 subscribers did not get the event of their session\n");
+}
+
+#[test]
+fn subscribers_that_are_not_forgotten_are_noticed() {
+    notices(Fault::NeverForgets, STORM, "VIOLATION: the server counts ");
 }

@@ -4,18 +4,18 @@ use anyhow::{Context, ensure};
 use clap::{Args, Parser, ValueEnum};
 use event_pipeline::wire::frame::{self, OpCode};
 use serde::Serialize;
-use tokio::select;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::answer;
 use crate::connection::{Connection, Scratch, frames};
 use crate::events::{Events, Framing, Requests};
-use crate::pace::Pace;
-use crate::producer::{Book, Dialect, Flow, Producer};
-use crate::report::Report;
-use crate::run::{Common, Counted, PATIENCE, Run};
-use crate::target::Target;
+use crate::latency::Kind;
+use crate::pace::{Pace, Rate, Rhythm};
+use crate::producer::{Book, Dialect, Flow, Ids, Producer};
+use crate::report::{Findings, Report};
+use crate::run::{Common, PATIENCE, Run};
+use crate::target::{Target, TargetArgs};
+use crate::tasks::Tasks;
 
 /// Publish events and measure how fast they are acknowledged
 ///
@@ -25,48 +25,32 @@ use crate::target::Target;
 pub struct Publish {
     /// The way in
     #[arg(long, value_enum, default_value_t = Via::Ws)]
-    via: Via,
+    pub via: Via,
     /// Connections, each a producer of its own [default: 4; 64 over HTTP with one event a request]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50_000))]
-    connections: Option<u32>,
+    pub connections: Option<u32>,
     /// Events under way on each connection [default: 1024; over HTTP one request]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    window: Option<u32>,
+    pub window: Option<u32>,
     /// Events in each request: a JSON array over WebSocket, NDJSON over HTTP
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
+    pub batch: u32,
     /// Events a second, or max: as fast as the windows let. At a rate, latency counts from when an event was due
     #[arg(long, value_name = "RATE", default_value = "max")]
-    rate: Rate,
+    pub rate: Rate,
     /// Afterwards read all events back and compare each with what was sent
     #[arg(long, conflicts_with = "url")]
-    read_back: bool,
+    pub read_back: bool,
     #[command(flatten)]
     #[serde(flatten)]
-    events: Events,
+    pub events: Events,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Via {
+pub enum Via {
     Ws,
     Http,
-}
-
-/// Events a second; `None` is as fast as it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Rate(pub Option<u64>);
-
-impl std::str::FromStr for Rate {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.parse() {
-            _ if text == "max" => Ok(Self(None)),
-            Ok(rate @ 1..=100_000_000) => Ok(Self(Some(rate))),
-            _ => Err("neither max nor a whole number from 1 to 100000000"),
-        }
-    }
 }
 
 impl Default for Publish {
@@ -75,6 +59,9 @@ impl Default for Publish {
         struct Defaults {
             #[command(flatten)]
             publish: Publish,
+            // To whose options one of ours refers.
+            #[command(flatten)]
+            _target: TargetArgs,
         }
         Defaults::parse_from([""]).publish
     }
@@ -82,8 +69,12 @@ impl Default for Publish {
 
 impl Publish {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
+        self.measure_on(Target::new(&common.target).await?, common).await
+    }
+
+    /// Measures any server that keeps the same contract.
+    pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
         let plan = self.resolve();
-        let target = Target::new(&common.target)?;
         let (newest, stored) = (target.newest().await?, target.stored().await?);
         let framing = match self.via {
             Via::Ws => Framing::WebSocket,
@@ -93,55 +84,38 @@ impl Publish {
         for producer in 0..plan.connections {
             let connection = match self.via {
                 Via::Ws => Connection::web_socket(&target, "/ws/publish", &scratch).await?,
-                Via::Http => Connection::open(&target, &scratch).await?,
+                Via::Http => Connection::open(&target.authority, &scratch).await?,
             };
             ready.push((connection, self.requests(&framing, producer, plan.connections)));
         }
 
-        let run = Run::new(newest);
+        let run = Run::new(Kind::Acknowledgement, newest);
         let pace = match self.rate {
             Rate(None) => None,
-            Rate(Some(rate)) => Some(Pace::start(run.start, rate.div_ceil(u64::from(self.batch)))?),
+            Rate(Some(rate)) => Some(Pace::start(run.start, Rhythm::steady(rate.div_ceil(u64::from(self.batch))))?),
         };
-        let mut producers = JoinSet::new();
+        let (mut tasks, mut ids) = (Tasks::default(), Vec::new());
         for (number, (connection, requests)) in ready.into_iter().enumerate() {
             let flow = pace.as_ref().map_or(Flow::Window, |p| Flow::Due(p.schedule(number, plan.connections)));
-            let book = Book::new(run.clone(), requests.into(), plan.dialect).keeping_ids(self.read_back);
-            let producer = Producer::new(connection, flow, plan.window, book);
-            producers.spawn_local(async move { producer.run().await.map(|ids| (number, ids)) });
+            let mut book = Book::new(run.clone(), requests.into(), plan.dialect);
+            if self.read_back {
+                ids.push(Ids::default());
+                book = book.keeping(ids[number].clone());
+            }
+            tasks.spawn(Producer::new(connection, flow, plan.window, book).run());
         }
-        let measured = select! {
-            measured = run.measure(common, &target, Counted::Events) => measured?,
-            Some(ended) = producers.join_next() => {
-                ended.context("a producer panicked")??;
-                unreachable!("producers do not end before the run does")
-            }
-        };
-        run.stop();
-        let mut ids = vec![Vec::new(); plan.connections];
-        let answered = timeout(PATIENCE, async {
-            while let Some(ended) = producers.join_next().await {
-                let (producer, its) = ended.context("a producer panicked")??;
-                ids[producer] = its;
-            }
-            anyhow::Ok(())
-        });
-        match answered.await {
-            Ok(ended) => ended?,
-            Err(_) => {
-                run.ledger.borrow_mut().violation(|| format!("some requests are not answered after {PATIENCE:?}"))
-            }
-        }
+        let measured = tasks.measure(&run, common, &target).await?;
+        tasks.finish(&run).await?;
         let stored = target.stored().await? - stored;
         run.ledger.borrow_mut().check_stored(stored);
         if self.read_back {
             self.compare(&target, &run, &ids, &scratch).await?;
         }
-        Ok(Report::new("publish", plan.title, self, measured, Counted::Events, self.rate, &run, target.stop()?))
+        Ok(Report::new(Findings::new("publish", plan.title, self).at(self.rate), &run, measured, target.stop()?))
     }
 
     /// What depends on what.
-    fn resolve(&self) -> Plan {
+    pub fn resolve(&self) -> Plan {
         let (dialect, connections, in_flight) = match (self.via, self.batch) {
             (Via::Ws, _) => (Dialect::WebSocket, 4, 1_024),
             (Via::Http, 1) => (Dialect::Http, 64, 1),
@@ -165,7 +139,7 @@ impl Publish {
 
     /// Reads everything back through a subscription and compares each event with what its producer sent,
     /// and its place with what the producer was answered.
-    async fn compare(&self, target: &Target, run: &Run, ids: &[Vec<u64>], scratch: &Scratch) -> anyhow::Result<()> {
+    async fn compare(&self, target: &Target, run: &Run, ids: &[Ids], scratch: &Scratch) -> anyhow::Result<()> {
         let mut socket = Connection::web_socket(target, "/ws/subscribe", scratch).await?;
         frame::masked(socket.out(), OpCode::Text, br#"{"after":"evt_000000000000"}"#, *b"mask");
         let sent = (0..ids.len()).map(|producer| self.requests(&Framing::Plain, producer, ids.len()));
@@ -174,7 +148,7 @@ impl Publish {
         let mut places = ids
             .iter()
             .enumerate()
-            .flat_map(|(p, ids)| (0..).zip(ids).map(move |(n, id)| (*id, p, n)))
+            .flat_map(|(p, ids)| (0..).zip(ids.take()).map(move |(n, id)| (id, p, n)))
             .collect::<Vec<_>>();
         places.sort_unstable();
         let mut places = places.into_iter();
@@ -203,10 +177,10 @@ impl Publish {
     }
 }
 
-struct Plan {
+pub struct Plan {
     dialect: Dialect,
-    connections: usize,
+    pub connections: usize,
     /// Requests under way on each connection.
-    window: usize,
+    pub window: usize,
     title: String,
 }

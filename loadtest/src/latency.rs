@@ -1,0 +1,146 @@
+//! How long things took: what they are, and how they are spread.
+
+use std::fmt::{self, Display};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Latencies are kept from 1 µs to an hour, to three digits.
+const NANOS: (u64, u64, u8) = (1_000, 3_600_000_000_000, 3);
+
+/// Percentiles told for each halving of what lies above them: 50, 59.5, 70.7 …, enough for a smooth curve.
+const STEPS_PER_HALF: f64 = 4.0;
+
+/// What is counted and timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An event, from when it was due to its acknowledgement.
+    Acknowledgement,
+    /// An event to one subscriber, from when it was due to its receipt there.
+    Delivery,
+    /// A query, from when it was due to its answer.
+    Query,
+    /// A connection, from its beginning until it is ready for use.
+    Connection,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Acknowledgement, Self::Delivery, Self::Query, Self::Connection];
+
+    /// What a latency of this kind is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acknowledgement => "acknowledgement",
+            Self::Delivery => "delivery",
+            Self::Query => "query",
+            Self::Connection => "connection",
+        }
+    }
+
+    /// One of what is counted.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Acknowledgement => "event",
+            Self::Delivery => "delivery",
+            Self::Query => "query",
+            Self::Connection => "connection",
+        }
+    }
+
+    /// Many of what is counted.
+    pub fn units(self) -> &'static str {
+        match self {
+            Self::Acknowledgement => "events",
+            Self::Delivery => "deliveries",
+            Self::Query => "queries",
+            Self::Connection => "connections",
+        }
+    }
+}
+
+/// An empty histogram of nanoseconds.
+pub fn histogram() -> Histogram<u64> {
+    let (low, high, digits) = NANOS;
+    Histogram::new_with_bounds(low, high, digits).expect("bounds that make sense")
+}
+
+/// A percentile of a histogram of nanoseconds, in microseconds; 0 of an empty one.
+pub fn micros(histogram: &Histogram<u64>, percentile: f64) -> f64 {
+    histogram.value_at_percentile(percentile) as f64 / 1e3
+}
+
+/// The spread of one kind of latency, in microseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    pub of: Kind,
+    pub count: u64,
+    pub mean: f64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p99_9: f64,
+    pub max: f64,
+    /// Each percentile with its latency, both ascending; the last is 100.
+    pub percentiles: Vec<(f64, f64)>,
+}
+
+impl Latency {
+    /// Of a histogram of nanoseconds.
+    pub fn of(kind: Kind, histogram: &Histogram<u64>) -> Self {
+        let at = |percentile| micros(histogram, percentile);
+        let below = (0..).map(|step| 100.0 * (1.0 - 0.5_f64.powf(f64::from(step) / STEPS_PER_HALF)));
+        // Up to the percentile above which a single one lies.
+        let told = below.take_while(|percentile| (1.0 - percentile / 100.0) * histogram.len() as f64 >= 1.0);
+        Self {
+            of: kind,
+            count: histogram.len(),
+            mean: histogram.mean() / 1e3,
+            p50: at(50.0),
+            p90: at(90.0),
+            p99: at(99.0),
+            p99_9: at(99.9),
+            max: at(100.0),
+            percentiles: told
+                .chain((!histogram.is_empty()).then_some(100.0))
+                .map(|percentile| (percentile, at(percentile)))
+                .collect(),
+        }
+    }
+}
+
+impl Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [("p50", self.p50), ("p90", self.p90), ("p99", self.p99), ("p99.9", self.p99_9), ("max", self.max)];
+        for (i, (name, micros)) in named.into_iter().enumerate() {
+            let gap = if i > 0 { "   " } else { "" };
+            write!(f, "{gap}{name} {:.3} ms", micros / 1e3)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_ascend_to_the_greatest() {
+        let mut histogram = histogram();
+        (1..=1_000).for_each(|micros| histogram.saturating_record(micros * 1_000));
+        let latency = Latency::of(Kind::Query, &histogram);
+        let near = |value: f64, expected: f64| (value / expected - 1.0).abs() < 0.002;
+        assert!(near(latency.p50, 500.0) && near(latency.p99, 990.0) && near(latency.max, 1_000.0), "{latency:?}");
+        assert!(latency.percentiles.is_sorted(), "{latency:?}");
+        let places = latency.percentiles.iter().map(|(percentile, _)| *percentile).collect::<Vec<_>>();
+        assert!(places.starts_with(&[0.0]) && places.contains(&50.0) && places.contains(&75.0), "{places:?}");
+        // One in a thousand lies above 99.9.
+        assert!(places.last() == Some(&100.0) && places[places.len() - 2] > 99.8, "{places:?}");
+    }
+
+    #[test]
+    fn nothing_measured_has_no_percentiles() {
+        let latency = Latency::of(Kind::Delivery, &histogram());
+        assert_eq!((latency.count, latency.max, latency.percentiles), (0, 0.0, Vec::new()));
+    }
+}

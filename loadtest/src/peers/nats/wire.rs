@@ -1,0 +1,202 @@
+//! The protocol of NATS, as far as a load needs it: commands out, operations in, nothing allocated.
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+/// Most bytes of one control line; the longest is what the server says of itself.
+const LINE_BYTES_MAX: usize = 16 << 10;
+
+/// What we call ourselves. Nothing is confirmed (`verbose`) but what is stored, and nothing is checked twice.
+pub const CONNECT: &[u8] =
+    b"CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\",\"name\":\"loadtest\"}\r\n";
+
+/// What a server answers with `PONG`, once it has handled everything before.
+pub const PING: &[u8] = b"PING\r\n";
+
+/// Something a server said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    /// The first line of a connection, in JSON.
+    Info(&'a [u8]),
+    /// A message of a subscription.
+    Message(&'a [u8]),
+    Pong,
+}
+
+/// Appends a message for a subject. Whoever has taken it in answers to `reply`.
+pub fn publish(out: &mut Vec<u8>, subject: &str, reply: Option<&str>, message: &[u8]) {
+    let (reply, space) = reply.map_or(("", ""), |reply| (reply, " "));
+    out.extend_from_slice(format!("PUB {subject} {reply}{space}{}\r\n", message.len()).as_bytes());
+    out.extend_from_slice(message);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a subscription.
+pub fn subscribe(out: &mut Vec<u8>, subject: &str) {
+    out.extend_from_slice(format!("SUB {subject} 1\r\n").as_bytes());
+}
+
+/// Visits the operations in what a server sent, answers its pings, and returns how many bytes are used up.
+///
+/// # Errors
+/// An error that the server reports, what is no operation, or what `visit` says.
+#[inline]
+pub fn operations<'a>(
+    bytes: &'a [u8],
+    out: &mut Vec<u8>,
+    mut visit: impl FnMut(Operation<'a>) -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
+    let mut used = 0;
+    loop {
+        let rest = &bytes[used..];
+        let Some(end) = rest.iter().take(LINE_BYTES_MAX).position(|b| *b == b'\n') else {
+            if rest.len() >= LINE_BYTES_MAX {
+                bail!("the server sent what was not expected: {:?}", String::from_utf8_lossy(&rest[..100]));
+            }
+            return Ok(used);
+        };
+        let (line, after) = (rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]), end + 1);
+        if line.starts_with(b"MSG ") {
+            let length = number(line).with_context(|| unexpected(line))?;
+            match rest.get(after + length..after + length + 2) {
+                Some(b"\r\n") => visit(Operation::Message(&rest[after..after + length]))?,
+                Some(_) => bail!(unexpected(line)),
+                None => return Ok(used),
+            }
+            used += after + length + 2;
+            continue;
+        }
+        match line {
+            b"PING" => out.extend_from_slice(b"PONG\r\n"),
+            b"PONG" => visit(Operation::Pong)?,
+            b"+OK" => {}
+            [b'I', b'N', b'F', b'O', b' ', info @ ..] => visit(Operation::Info(info))?,
+            [b'-', b'E', b'R', b'R', b' ', error @ ..] => {
+                bail!("the server reports {}", String::from_utf8_lossy(error))
+            }
+            _ => bail!(unexpected(line)),
+        }
+        used += after;
+    }
+}
+
+/// The last word of a line, as a number.
+#[inline]
+fn number(line: &[u8]) -> Option<usize> {
+    let digits = line.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let digits = line.strip_suffix(b" ").is_none().then(|| &line[line.len() - digits..])?;
+    if digits.is_empty() || digits.len() > 9 {
+        return None;
+    }
+    Some(digits.iter().fold(0, |number, digit| number * 10 + usize::from(digit - b'0')))
+}
+
+#[cold]
+fn unexpected(line: &[u8]) -> String {
+    format!("the server sent what was not expected: {:?}", String::from_utf8_lossy(line))
+}
+
+/// What JetStream answers to a message: its sequence number in the stream, or why it was refused.
+#[inline]
+pub fn acknowledgement(message: &[u8]) -> anyhow::Result<Result<u64, String>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        seq: Option<u64>,
+        error: Option<Error>,
+    }
+    #[derive(Deserialize)]
+    struct Error {
+        description: String,
+    }
+    if let Some(sequence) = sequence(message) {
+        return Ok(Ok(sequence));
+    }
+    let answer = serde_json::from_slice::<Answer>(message).ok();
+    match answer {
+        Some(Answer { error: Some(error), .. }) => Ok(Err(error.description)),
+        Some(Answer { seq: Some(sequence), .. }) => Ok(Ok(sequence)),
+        _ => bail!("{:?} is not an acknowledgement", String::from_utf8_lossy(message)),
+    }
+}
+
+/// The number at the end of an acknowledgement in the usual spelling.
+#[inline]
+fn sequence(message: &[u8]) -> Option<u64> {
+    let rest = message.strip_suffix(b"}")?.strip_prefix(br#"{"stream":""#)?;
+    let digits = rest.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let (rest, digits) = rest.split_at(rest.len() - digits);
+    if !rest.ends_with(br#""seq":"#) || !(1..=18).contains(&digits.len()) {
+        return None;
+    }
+    Some(digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    #[test]
+    fn commands_are_rendered() {
+        let mut out = Vec::new();
+        subscribe(&mut out, "_INBOX.1");
+        publish(&mut out, "events", Some("_INBOX.1"), b"{}");
+        publish(&mut out, "events", None, b"");
+        assert_eq!(text(&out), "SUB _INBOX.1 1\r\nPUB events _INBOX.1 2\r\n{}\r\nPUB events 0\r\n\r\n");
+    }
+
+    #[test]
+    fn operations_are_whole_wherever_they_are_cut() {
+        let bytes = b"INFO {\"version\":\"2.9.10\"} \r\nPONG\r\n+OK\r\nMSG events 1 4\r\na\r\nb\r\n\
+            MSG _INBOX.1 1  2\r\n{}\r\nPING\r\nMSG events 1 _INBOX.1 0\r\n\r\n";
+        for cut in 0..=bytes.len() {
+            let (mut seen, mut out) = (Vec::new(), Vec::new());
+            let mut take = |bytes: &[u8]| {
+                operations(bytes, &mut out, |operation| {
+                    seen.push(match operation {
+                        Operation::Info(info) => text(info),
+                        Operation::Message(message) => text(message),
+                        Operation::Pong => "pong".to_owned(),
+                    });
+                    Ok(())
+                })
+                .expect("operations")
+            };
+            let used = take(&bytes[..cut]);
+            let used = used + take(&bytes[used..]);
+            assert_eq!((used, &*out), (bytes.len(), &b"PONG\r\n"[..]), "cut at {cut}");
+            assert_eq!(seen, ["{\"version\":\"2.9.10\"} ", "pong", "a\r\nb", "{}", ""], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn faults_are_told() {
+        let check = |bytes: &[u8], fault: &str| {
+            let error = operations(bytes, &mut Vec::new(), |_| Ok(())).expect_err(fault);
+            assert_eq!(error.to_string(), fault);
+        };
+        check(b"-ERR 'Unknown Protocol Operation'\r\n", "the server reports 'Unknown Protocol Operation'");
+        check(b"HTTP/1.1 200\r\n", "the server sent what was not expected: \"HTTP/1.1 200\"");
+        check(b"MSG events 1 x\r\n", "the server sent what was not expected: \"MSG events 1 x\"");
+        check(b"MSG events 1 2\r\nabc\r\n", "the server sent what was not expected: \"MSG events 1 2\"");
+        assert!(operations(&[b'x'; LINE_BYTES_MAX], &mut Vec::new(), |_| Ok(())).is_err());
+    }
+
+    #[test]
+    fn acknowledgements_are_read_in_every_spelling() {
+        let check = |text: &str, expected: Result<u64, &str>| {
+            let answer = acknowledgement(text.as_bytes()).expect(text);
+            assert_eq!(answer, expected.map_err(str::to_owned), "{text}");
+        };
+        check(r#"{"stream":"EVENTS","seq":42}"#, Ok(42));
+        check(r#"{"stream":"EVENTS", "seq":42}"#, Ok(42));
+        check(r#"{"seq": 42, "stream": "EVENTS", "domain": "a"}"#, Ok(42));
+        check(r#"{"error":{"code":503,"description":"no space"},"stream":"EVENTS","seq":0}"#, Err("no space"));
+        for text in ["", "{}", r#"{"stream":"EVENTS","seq":}"#, r#"{"stream":"EVENTS","no_seq":7x}"#] {
+            assert!(acknowledgement(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What can be measured: each scenario is a use of the server, its options, and what it verifies.
+
+pub mod classroom;
+pub mod connections;
+pub mod fanout;
+pub mod mixed;
+pub mod publish;
+pub mod query;
+pub mod slow_consumer;
+pub mod soak;
+pub mod spike;
+mod traffic;

@@ -1,0 +1,148 @@
+//! Subscribers: they connect, ask, and check every event they get.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use event_pipeline::wire::frame::{self, OpCode};
+
+use crate::answer;
+use crate::connection::{Connection, Scratch, frames};
+use crate::deliveries::{Deliveries, Got};
+use crate::run::Run;
+use crate::target::Target;
+use crate::tasks::Tasks;
+
+/// Looks at the text of each event that came in its turn, and says what is wrong with it.
+pub type Check = Box<dyn FnMut(&[u8]) -> Option<String>>;
+
+/// Visits the events in what a subscriber of a server of another kind was sent, each with its number if it has
+/// one, may append to what is to be sent, and returns how many bytes are used up.
+pub type Receive = fn(&[u8], &mut Vec<u8>, &mut dyn FnMut(Option<u64>, &[u8])) -> anyhow::Result<usize>;
+
+/// All subscribers of a run, subscribed.
+pub struct Audience {
+    deliveries: Rc<Deliveries>,
+    connections: Vec<Connection>,
+    receive: Option<Receive>,
+}
+
+impl Audience {
+    /// Connects everybody who is to get deliveries.
+    ///
+    /// # Errors
+    /// Somebody was not let in.
+    pub async fn connect(deliveries: Rc<Deliveries>, target: &Target, scratch: &Scratch) -> anyhow::Result<Self> {
+        let mut connections = Vec::new();
+        for (number, filters) in deliveries.filters().enumerate() {
+            let connection = subscribe(target, &filters.to_string(), scratch).await;
+            connections.push(connection.with_context(|| format!("subscriber {number}"))?);
+        }
+        Ok(Self { deliveries, connections, receive: None })
+    }
+
+    /// Subscribers of a server of another kind. They have subscribed to everything.
+    pub fn of_foreign(deliveries: Rc<Deliveries>, connections: Vec<Connection>, receive: Receive) -> Self {
+        Self { deliveries, connections, receive: Some(receive) }
+    }
+
+    /// From now on everybody listens.
+    pub fn listen(self, run: &Rc<Run>, tasks: &mut Tasks) {
+        self.listen_and_check(run, tasks, |_| None);
+    }
+
+    /// The same, and `check` gives a subscriber, by its number, a check of each event.
+    pub fn listen_and_check(self, run: &Rc<Run>, tasks: &mut Tasks, mut check: impl FnMut(usize) -> Option<Check>) {
+        for (number, connection) in self.connections.into_iter().enumerate() {
+            let deliveries = self.deliveries.clone();
+            let (dense, sequences) = (deliveries.is_dense(number), Vec::new());
+            let (receive, check) = (self.receive, check(number));
+            let subscriber = Subscriber { number, dense, receive, check, run: run.clone(), deliveries, sequences };
+            tasks.spawn_endless(subscriber.run(connection));
+        }
+    }
+}
+
+/// A connection that has subscribed with this first message.
+///
+/// # Errors
+/// The server's first answer is not `subscribed`.
+pub async fn subscribe(target: &Target, first_message: &str, scratch: &Scratch) -> anyhow::Result<Connection> {
+    subscribe_on(Connection::open(&target.authority, scratch).await?, target, first_message).await
+}
+
+/// The same on a connection that is there already.
+///
+/// # Errors
+/// The server's first answer is not `subscribed`.
+pub async fn subscribe_on(connection: Connection, target: &Target, first_message: &str) -> anyhow::Result<Connection> {
+    let mut connection = connection.upgrade(target, "/ws/subscribe").await?;
+    frame::masked(connection.out(), OpCode::Text, first_message.as_bytes(), *b"mask");
+    let mut subscribed = false;
+    while !subscribed {
+        let read = connection.exchange(|bytes, out| {
+            frames(bytes, out, |text| {
+                let answer: serde_json::Value = serde_json::from_slice(text).context("the server's first answer")?;
+                if answer["status"] != "subscribed" {
+                    bail!("the server answered {answer}");
+                }
+                subscribed = true;
+                Ok(())
+            })
+        });
+        read.await?;
+    }
+    Ok(connection)
+}
+
+struct Subscriber {
+    number: usize,
+    /// Whether it asks for everything.
+    dense: bool,
+    receive: Option<Receive>,
+    check: Option<Check>,
+    run: Rc<Run>,
+    deliveries: Rc<Deliveries>,
+    /// Of the last read.
+    sequences: Vec<u64>,
+}
+
+impl Subscriber {
+    async fn run(mut self, mut connection: Connection) -> anyhow::Result<()> {
+        loop {
+            connection.exchange(|bytes, out| self.read(bytes, out)).await?;
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> anyhow::Result<usize> {
+        let now = Instant::now();
+        let Got { mut last, mut tally } = self.deliveries.got(self.number);
+        self.sequences.clear();
+        let mut got = |sequence: Option<u64>, text: &[u8]| {
+            // Where they have no number, their place in the order is all that can be said.
+            let sequence = sequence.unwrap_or(last + 1);
+            if sequence <= last || (self.dense && sequence != last + 1) {
+                let number = self.number;
+                let violation = || format!("subscriber {number} got event {sequence} after {last}");
+                self.run.ledger.borrow_mut().violation(violation);
+            } else if let Some(wrong) = self.check.as_mut().and_then(|check| check(text)) {
+                let number = self.number;
+                self.run.ledger.borrow_mut().violation(|| format!("subscriber {number} got event {sequence}, {wrong}"));
+            }
+            last = sequence;
+            tally.add(sequence);
+            self.sequences.push(sequence);
+        };
+        let used = match self.receive {
+            Some(receive) => receive(bytes, out, &mut got),
+            None => frames(bytes, out, |text| {
+                if let Some(sequence) = answer::of_delivery(text)? {
+                    got(Some(sequence), text);
+                }
+                Ok(())
+            }),
+        }?;
+        self.deliveries.received(&self.run, self.number, &self.sequences, now, Got { last, tally });
+        Ok(used)
+    }
+}

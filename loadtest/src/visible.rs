@@ -1,0 +1,52 @@
+//! What every query has to show: an acknowledged event is at once visible to all.
+
+use std::cell::{Cell, RefCell};
+
+use crate::events::{Events, Keys};
+
+/// The events acknowledged so far in a run, as far as queries are to be held against them.
+pub struct Visible {
+    all: Cell<Acknowledged>,
+    sessions: RefCell<Vec<Acknowledged>>,
+}
+
+/// So many events were acknowledged, of which this is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    pub count: u64,
+    pub newest: u64,
+}
+
+impl Visible {
+    /// Nothing yet, with a server whose newest event is `newest`.
+    pub fn new(newest: u64, events: &Events) -> Self {
+        let none = Acknowledged { count: 0, newest: 0 };
+        Self {
+            all: Cell::new(Acknowledged { newest, ..none }),
+            sessions: RefCell::new(vec![none; events.sessions as usize]),
+        }
+    }
+
+    #[inline]
+    pub fn acknowledged(&self, keys: Keys, sequence: u64) {
+        self.all.set(self.all.get().and(sequence));
+        let session = &mut self.sessions.borrow_mut()[keys.session as usize];
+        *session = session.and(sequence);
+    }
+
+    /// Of everything.
+    pub fn all(&self) -> Acknowledged {
+        self.all.get()
+    }
+
+    /// Of one session.
+    pub fn of_session(&self, session: u32) -> Acknowledged {
+        self.sessions.borrow()[session as usize]
+    }
+}
+
+impl Acknowledged {
+    fn and(self, sequence: u64) -> Self {
+        Self { count: self.count + 1, newest: self.newest.max(sequence) }
+    }
+}
