@@ -190,6 +190,9 @@ impl World {
         let (last, waiting) = (self.model.last(), self.server.parts.commits.len());
         let wrote = self.server.parts.write();
         self.model.settle(&self.server.store, waiting, last);
+        let is_due = self.model.last() > last && self.server.store.audience().is_there();
+        let handed_on = self.server.parts.commits.len() - waiting;
+        assert_eq!(handed_on, usize::from(is_due), "commits go to whoever follows, and to nobody else");
         wrote
     }
 

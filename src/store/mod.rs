@@ -77,8 +77,8 @@ struct Room {
 /// The threads of an open store, and what they hand on.
 #[derive(Debug)]
 pub struct Running {
-    /// Every commit that stored events while there was an audience, in order. Must be emptied: a full channel stops the writer. It
-    /// ends when the writer has ended.
+    /// Every commit that stored events while there was an audience, in order. Must be emptied: a full
+    /// channel stops the writer. It ends when the writer has ended.
     pub commits: Receiver<Arc<Commit>>,
     /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
     /// if it panicked.
