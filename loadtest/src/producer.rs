@@ -14,7 +14,7 @@ use crate::connection::{Connection, frames, responses};
 use crate::deliveries::Deliveries;
 use crate::events::Requests;
 use crate::latency::Kind;
-use crate::pace::Schedule;
+use crate::pace::{Pace, Rate, Rhythm, Schedule};
 use crate::run::Run;
 use crate::score::Cues;
 use crate::visible::Visible;
@@ -61,6 +61,14 @@ pub enum Flow {
 }
 
 impl Flow {
+    /// Of the one producer of a run with subscribers: at a rate, or as fast as they receive.
+    pub fn to_subscribers(rate: Rate, run: &Run, deliveries: &Rc<Deliveries>) -> anyhow::Result<Self> {
+        Ok(match rate {
+            Rate(None) => Self::Received(deliveries.clone()),
+            Rate(Some(rate)) => Self::Due(Pace::start(run.start, Rhythm::steady(rate))?.schedule(0, 1)),
+        })
+    }
+
     /// Waits until there may be more to send. Cancel safe.
     pub async fn changed(&mut self) {
         match self {

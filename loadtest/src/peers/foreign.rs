@@ -12,7 +12,6 @@ use crate::connection::{Connection, Scratch};
 use crate::deliveries::{By, Deliveries};
 use crate::events::{Framing, Requests};
 use crate::latency::Kind;
-use crate::pace::{Pace, Rate, Rhythm};
 use crate::process::Folder;
 use crate::producer::{Book, Dialect, Flow, Producer};
 use crate::report::{Findings, Report, grouped};
@@ -100,10 +99,7 @@ pub async fn fanout(peer: &impl Peer, fanout: &Fanout, common: &Common) -> anyho
     let (requests, events) = (render(Framing::Foreign(peer.render(), 0)), render(Framing::Plain));
 
     let run = Run::new(Kind::Delivery, 0);
-    let flow = match fanout.rate {
-        Rate(None) => Flow::Received(deliveries.clone()),
-        Rate(Some(rate)) => Flow::Due(Pace::start(run.start, Rhythm::steady(rate))?.schedule(0, 1)),
-    };
+    let flow = Flow::to_subscribers(fanout.rate, &run, &deliveries)?;
     let book = Book::new(run.clone(), requests, peer.dialect()).with_deliveries(deliveries.clone());
     let mut tasks = Tasks::default();
     tasks.spawn(Producer::new(connection, flow, fanout.window as usize, book).run());

@@ -9,7 +9,7 @@ use crate::connection::{Connection, Scratch};
 use crate::deliveries::{By, Deliveries};
 use crate::events::{Events, Framing, Requests};
 use crate::latency::Kind;
-use crate::pace::{Pace, Rate, Rhythm};
+use crate::pace::Rate;
 use crate::producer::{Book, Dialect, Flow, Producer};
 use crate::report::{Findings, Report};
 use crate::run::{Common, Run};
@@ -68,10 +68,7 @@ impl Fanout {
         let requests = Rc::new(Requests::render(&self.events, 1, &Framing::WebSocket, 0, 1));
 
         let run = Run::new(Kind::Delivery, newest);
-        let flow = match self.rate {
-            Rate(None) => Flow::Received(deliveries.clone()),
-            Rate(Some(rate)) => Flow::Due(Pace::start(run.start, Rhythm::steady(rate))?.schedule(0, 1)),
-        };
+        let flow = Flow::to_subscribers(self.rate, &run, &deliveries)?;
         let book = Book::new(run.clone(), requests, Dialect::WebSocket).with_deliveries(deliveries.clone());
         let mut tasks = Tasks::default();
         tasks.spawn(Producer::new(connection, flow, self.window as usize, book).run());

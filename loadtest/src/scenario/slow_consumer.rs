@@ -20,7 +20,7 @@ use crate::deliveries::{By, Deliveries};
 use crate::events::{Events, Framing, Requests};
 use crate::latency::Kind;
 use crate::machine;
-use crate::pace::{Pace, Rate, Rhythm};
+use crate::pace::Rate;
 use crate::producer::{Book, Dialect, Flow, Producer};
 use crate::report::{Findings, Report, grouped};
 use crate::run::{Common, Measured, PATIENCE, Run, WARM_UP};
@@ -81,10 +81,7 @@ impl SlowConsumer {
         let third = Duration::from_secs(common.seconds) / 3;
         let run = Run::in_phases(Kind::Delivery, newest, STEP, &[WARM_UP + third, WARM_UP + 2 * third]);
         let hang = run.start + WARM_UP + third..run.start + WARM_UP + 2 * third;
-        let flow = match self.rate {
-            Rate(None) => Flow::Received(deliveries.clone()),
-            Rate(Some(rate)) => Flow::Due(Pace::start(run.start, Rhythm::steady(rate))?.schedule(0, 1)),
-        };
+        let flow = Flow::to_subscribers(self.rate, &run, &deliveries)?;
         let book = Book::new(run.clone(), requests, Dialect::WebSocket).with_deliveries(deliveries.clone());
         let mut tasks = Tasks::default();
         tasks.spawn(Producer::new(connection, flow, self.window as usize, book).run());
