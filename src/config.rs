@@ -58,6 +58,8 @@ pub struct Config {
     pub max_queue_bytes: usize,
     /// Subscribers at one time.
     pub max_subscribers: usize,
+    /// Durable subscriptions that are kept; each costs a row and some memory, whether anybody is connected or not.
+    pub max_subscriptions: usize,
     /// Sockets of any kind at one time; twice the subscribers, so that these never shut out the producers.
     pub max_connections: usize,
     /// WebSockets from one address at one time; 0 is unlimited, because a school is often one address.
@@ -116,6 +118,7 @@ impl Default for Config {
             max_queue_size: 10_000,
             max_queue_bytes: 64 << 20,
             max_subscribers: 10_000,
+            max_subscriptions: 10_000,
             max_connections: 20_000,
             max_ws_connections_per_ip: 0,
             max_ws_message_bytes: 1 << 20,
@@ -178,6 +181,8 @@ const SETTINGS: &[Setting] = &[
         "Size of the events waiting for the writer"),
     Setting::new("Limits", "MAX_SUBSCRIBERS", |c| &mut c.max_subscribers, Count(0, 1_000_000),
         "Subscribers at one time"),
+    Setting::new("Limits", "MAX_SUBSCRIPTIONS", |c| &mut c.max_subscriptions, Count(0, 1_000_000),
+        "Durable subscriptions and groups that are kept"),
     Setting::new("Limits", "MAX_CONNECTIONS", |c| &mut c.max_connections, Count(1, 1_000_000),
         "Sockets of any kind at one time"),
     Setting::new("Limits", "MAX_WS_CONNECTIONS_PER_IP", |c| &mut c.max_ws_connections_per_ip, Count(0, 1_000_000),

@@ -19,6 +19,9 @@
 //! * [`outbox`] — what waits to leave one socket
 //! * [`doorbell`] — one signal for all of a thread's tasks that have news
 //! * [`feed`] — one subscriber's way through the record: history, then live
+//! * [`ledger`] — who of a consumer group has which event in hand
+//! * [`group`] — consumer groups: one stream, shared by members
+//! * [`subscriptions`] — durable subscriptions: what is kept under a name
 //! * [`pipeline`] — what every connection shares
 //! * [`client`] — the client that commands, tests and the load test use
 
@@ -29,12 +32,15 @@ pub mod config;
 pub mod doorbell;
 pub mod event;
 pub mod feed;
+pub mod group;
 pub mod http;
 pub mod hub;
+pub mod ledger;
 pub mod outbox;
 pub mod pipeline;
 pub mod server;
 pub mod store;
+pub mod subscriptions;
 pub mod wire;
 pub mod ws;
 

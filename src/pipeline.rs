@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use dashmap::DashMap;
 use tokio::sync::watch;
 
 use crate::auth::Access;
 use crate::config::Config;
-use crate::event::{EventTypes, Parser};
+use crate::event::{EventTypes, Filter, Parser};
 use crate::hub::Hub;
 use crate::store::Store;
+use crate::subscriptions::Subscriptions;
 
 /// One running pipeline. Connections hold it in an `Arc`.
 #[derive(Debug)]
@@ -18,23 +20,37 @@ pub struct Pipeline {
     pub types: Arc<EventTypes>,
     pub store: Store,
     pub hub: Arc<Hub>,
+    pub subscriptions: Subscriptions,
     pub access: Access,
     /// True once the server shuts down. Whoever may still hand in events holds a receiver.
     shutdown: watch::Sender<bool>,
-    subscribers: AtomicUsize,
+    /// Who subscribes now, by the number of its id.
+    subscribers: DashMap<u32, Subscriber>,
+    /// As many; places are taken before there is a subscriber.
+    places: AtomicUsize,
     subscriber_ids: AtomicU32,
 }
 
+/// Who subscribes, for whoever wants to know why an event went to whom.
+#[derive(Debug, Clone)]
+pub struct Subscriber {
+    pub filter: Filter,
+    /// The durable subscription or the group that it is one of, if it is.
+    pub name: Option<String>,
+}
+
 impl Pipeline {
-    pub fn new(config: Config, store: Store, hub: Arc<Hub>) -> Self {
+    pub fn new(config: Config, store: Store, hub: Arc<Hub>, subscriptions: Subscriptions) -> Self {
         Self {
             types: Arc::new(config.event_types.clone()),
             access: Access::new(&config),
             config,
             store,
             hub,
+            subscriptions,
             shutdown: watch::Sender::new(false),
-            subscribers: AtomicUsize::new(0),
+            subscribers: DashMap::new(),
+            places: AtomicUsize::new(0),
             subscriber_ids: AtomicU32::new(0),
         }
     }
@@ -46,13 +62,20 @@ impl Pipeline {
 
     /// Subscribers connected now.
     pub fn subscribers(&self) -> usize {
-        self.subscribers.load(Ordering::Relaxed)
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// Who subscribes now, in the order in which they came.
+    pub fn subscriber_list(&self) -> Vec<(u32, Subscriber)> {
+        let mut list: Vec<_> = self.subscribers.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
+        list.sort_unstable_by_key(|(id, _)| *id);
+        list
     }
 
     /// A place among the subscribers, or `None` when there are as many as the configuration allows.
-    pub fn subscriber(self: &Arc<Self>) -> Option<SubscriberPlace> {
+    pub fn place(self: &Arc<Self>) -> Option<SubscriberPlace> {
         let below_max = |n: usize| (n < self.config.max_subscribers).then_some(n + 1);
-        self.subscribers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
+        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
         Some(SubscriberPlace { id: self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1, pipeline: self.clone() })
     }
 
@@ -91,13 +114,25 @@ impl Producer {
 /// A subscriber's place, given up when dropped.
 #[derive(Debug)]
 pub struct SubscriberPlace {
-    /// Unique while the server runs.
-    pub id: u32,
+    id: u32,
     pipeline: Arc<Pipeline>,
+}
+
+impl SubscriberPlace {
+    /// The number of the subscriber's id, unique while the server runs.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Lets others know what this subscriber gets, from now on.
+    pub fn tell(&self, subscriber: Subscriber) {
+        self.pipeline.subscribers.insert(self.id, subscriber);
+    }
 }
 
 impl Drop for SubscriberPlace {
     fn drop(&mut self) {
-        self.pipeline.subscribers.fetch_sub(1, Ordering::Relaxed);
+        self.pipeline.subscribers.remove(&self.id);
+        self.pipeline.places.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -15,10 +15,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::Config;
 use crate::doorbell::Doorbell;
+use crate::group::{self, Dispatcher};
 use crate::http;
 use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::{OpenError, Running, Store};
+use crate::subscriptions::Subscriptions;
 
 /// Why the server could not start or had to stop. Shown to the operator.
 #[derive(Debug, thiserror::Error)]
@@ -84,8 +86,11 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     let address = listener.local_addr().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
-    let hub = Hub::new(Arc::new(config.event_types.clone()), store.audience(), config.max_subscriber_bytes);
-    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone()));
+    let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
+    let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
+    let (subscriptions, dispatchers) = loaded.map_err(Error::Store)?;
+    let groups_thread = spawn_groups(dispatchers)?;
+    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone(), subscriptions));
     let (fan_out, mut fan_out_ended) = oneshot::channel();
     let fan_out_thread = spawn("fan-out", move || {
         hub.run(&commits);
@@ -124,17 +129,28 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
             Ok(ended) => ended?,
             Err(_) => tracing::warn!(producers_left, "clients that take nothing were left behind"),
         }
+        pipeline.subscriptions.close();
         Ok::<_, Error>(())
     };
     tokio::select! {
         ended = in_order => ended?,
         _ = signals.next() => return Err(Error::Forced),
     }
-    for thread in threads.into_iter().chain([fan_out_thread]) {
+    for thread in threads.into_iter().chain([fan_out_thread, groups_thread]) {
         thread.join().map_err(|_| Error::Panicked("helper"))?;
     }
     tracing::info!(last_event = %store.committed().id(), "stopped");
     Ok(())
+}
+
+/// The thread of all consumer groups.
+fn spawn_groups(dispatchers: mpsc::UnboundedReceiver<Dispatcher>) -> Result<JoinHandle<()>, Error> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .map_err(Error::Start)?;
+    spawn("groups", move || runtime.block_on(group::run(dispatchers)))
 }
 
 /// The writer ends by itself only when it cannot go on.

@@ -19,11 +19,11 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use crate::config::{Config, Durability};
-use crate::event::{Event, EventId, EventTypes, Filter, Seq, Timestamp};
+use crate::event::{Columns, Event, EventId, EventTypes, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed, PAGE_BYTES, Page, PageRequest, Step};
 use crate::hub::{FanOut, Hub};
 use crate::store::{Order, Parts, Query, Receipt, Store, TypeStats};
-use crate::wire::batch::Commit;
+use crate::wire::batch::{Commit, Run};
 use crate::wire::{Batch, Committed, Failure, frame};
 
 /// Seeds of an ordinary run of the tests: some 5 seconds.
@@ -215,7 +215,8 @@ impl World {
     fn delete(&mut self) {
         let before = (!self.random.one_in(4)).then(|| self.time());
         let store = self.server.store.clone();
-        let mut answer: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { store.delete(before).await });
+        let mut answer: Pin<Box<dyn Future<Output = _>>> =
+            Box::pin(async move { store.delete(before, Filter::default()).await });
         assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         self.model.deletions.push_back(Deletion { before, asked: self.model.last(), answer });
     }
@@ -360,7 +361,7 @@ impl World {
         let mut found = Vec::new();
         let reached = self.server.store.scan(query, |event| {
             let mut json = Vec::new();
-            event.write_json(&mut json);
+            event.write_json(&mut json, &mut TimestampText::default());
             found.push((event.seq, event.time, String::from_utf8(json).expect("UTF-8")));
             if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
@@ -437,9 +438,10 @@ impl World {
         }
         let types: Vec<&str> = TYPES.into_iter().chain(["error_occurred"]).filter(|_| random.one_in(4)).collect();
         let mut filter = Filter::default().with_types(types);
-        filter.source = random.one_in(4).then(|| random.pick(&SOURCES).into());
-        filter.session_id = random.one_in(3).then(|| random.pick(&SESSIONS).into());
-        filter.user_id = random.one_in(4).then(|| random.pick(&USERS).into());
+        for (field, values) in [(Field::Source, &SOURCES[..]), (Field::Session, &SESSIONS), (Field::User, &USERS)] {
+            let chosen = values.iter().filter(|_| random.one_in(3)).copied().collect::<Vec<_>>();
+            filter = if random.one_in(3) { filter.with(field, chosen) } else { filter };
+        }
         filter
     }
 
@@ -454,7 +456,7 @@ impl World {
 impl Server {
     fn open(config: &Config) -> Self {
         let (store, parts) = Store::open_parts(config).expect("open");
-        let hub = Hub::new(Arc::new(config.event_types.clone()), store.audience(), config.max_subscriber_bytes);
+        let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
         Self { fanned_out: store.committed(), store, parts, hub, fan_out: FanOut::default() }
     }
 }
@@ -589,7 +591,17 @@ impl ModelEvent {
     }
 
     fn passes(&self, filter: &Filter) -> bool {
-        filter.matches(self.event_type, self.source, self.session_id, self.user_id)
+        filter.matches(&self.columns())
+    }
+
+    fn columns(&self) -> Columns<'_> {
+        Columns {
+            event_type: self.event_type.as_bytes(),
+            source: self.source.as_bytes(),
+            session_id: self.session_id.map(str::as_bytes),
+            user_id: self.user_id.map(str::as_bytes),
+            payload: self.payload.as_bytes(),
+        }
     }
 
     fn json(&self, seq: Seq) -> String {
@@ -706,7 +718,12 @@ impl Subscriber {
             },
         };
         match chunk {
-            Some(Chunk::Frames(frames)) => self.receive(&frames.concat(), model),
+            Some(Chunk::Events(runs)) => {
+                let frames = runs.iter().map(Run::frames).collect::<Vec<_>>();
+                self.receive(&frames.concat(), model);
+            }
+            Some(Chunk::FellBehind | Chunk::CaughtUp) => {}
+            Some(chunk @ (Chunk::Lagged { .. } | Chunk::TooSlow | Chunk::Complete)) => panic!("{chunk:?}"),
             Some(Chunk::FilterChanged) => {
                 let (filter, after) = self.changes.pop_front().expect("only what was asked for is announced");
                 assert!(self.seen <= after, "the former filter went on after {}", after.id());

@@ -10,8 +10,9 @@ use event_pipeline::event::{Event, Filter, Parsed, Seq};
 use event_pipeline::hub::{FanOut, Hub};
 use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
+use event_pipeline::wire::answer::{AckMode, AnswerWriter, Answered, Answers};
+use event_pipeline::wire::batch::StoredText;
 use event_pipeline::wire::frame::{Decoder, Role};
-use event_pipeline::wire::message::{AckMode, AnswerWriter, Answered, Answers};
 
 use crate::workload::{self, BATCH_EVENTS, Record};
 
@@ -177,7 +178,7 @@ fn anything(_: u32) -> Filter {
 /// The fan-out of commits to the outboxes of subscribers.
 fn deliver(events: usize, subscribers: u32, filter: fn(u32) -> Filter, done: Done<'_>) {
     let commits: Vec<_> = workload::school(events).chunks(COMMIT_EVENTS).map(workload::commit).map(Arc::new).collect();
-    let hub = Hub::new(workload::types(), Audience::default(), 1 << 30);
+    let hub = Hub::new(Audience::default(), 1 << 30);
     let registrations: Vec<_> = (0..subscribers).map(|i| hub.register(&filter(i))).collect();
     let (mut fan_out, mut taken) = (FanOut::default(), Vec::new());
     let mut take = || {
@@ -201,11 +202,11 @@ fn deliver(events: usize, subscribers: u32, filter: fn(u32) -> Filter, done: Don
 fn read(events: usize, done: Done<'_>) {
     let record = Record::new();
     record.store(workload::batch(&workload::school(events)));
-    let (mut frames, mut scratch) = (Vec::new(), Vec::new());
+    let mut text = StoredText::default();
     let mut read = || {
-        frames.clear();
+        let mut batch = Batch::default();
         let scanned = record.store.scan(&Query::default(), |event| {
-            event.write_frame(&mut frames, &mut scratch);
+            batch.push_stored(&event, &mut text);
             ControlFlow::Continue(())
         });
         scanned.expect("readable");

@@ -9,7 +9,9 @@ use event_pipeline::feed::{Chunk, Feed};
 use event_pipeline::hub::Hub;
 use event_pipeline::pipeline::Pipeline;
 use event_pipeline::store::{Receipt, Store};
+use event_pipeline::subscriptions::Subscriptions;
 use event_pipeline::wire::Batch;
+use event_pipeline::wire::batch::Run;
 use tempfile::TempDir;
 
 use crate::workload;
@@ -48,13 +50,15 @@ impl Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = Config { database_path: folder.path().join("events.db"), ..Config::default() };
         let (store, running) = Store::open(&config).expect("a new database");
-        let hub = Hub::new(workload::types(), store.audience(), config.max_subscriber_bytes);
+        let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
         let mut threads = running.threads;
         threads.push(std::thread::spawn({
             let (hub, commits) = (hub.clone(), running.commits);
             move || hub.run(&commits)
         }));
-        Self { pipeline: Arc::new(Pipeline::new(config, store, hub)), threads, _folder: folder }
+        let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
+        let (subscriptions, _) = loaded.expect("readable");
+        Self { pipeline: Arc::new(Pipeline::new(config, store, hub, subscriptions)), threads, _folder: folder }
     }
 
     fn feed(&self) -> Feed {
@@ -74,7 +78,7 @@ impl Server {
         let mut due = answer.await.expect("an answer").expect("stored").frames().len();
         while due > 0 {
             match feed.next().await.expect("readable") {
-                Chunk::Frames(frames) => due -= frames.iter().map(|frame| frame.len()).sum::<usize>(),
+                Chunk::Events(runs) => due -= runs.iter().map(Run::bytes).sum::<usize>(),
                 other => panic!("{other:?} instead of events"),
             }
         }

@@ -2,7 +2,7 @@ use std::hint::black_box;
 use std::ops::ControlFlow;
 
 use criterion::{Bencher, Criterion};
-use event_pipeline::event::{Filter, Seq, Timestamp};
+use event_pipeline::event::{Field, Filter, Seq, Timestamp, TimestampText};
 use event_pipeline::store::{Order, Query, Store};
 
 use crate::filled;
@@ -13,8 +13,7 @@ pub fn query(c: &mut Criterion) {
     for rows in filled::sizes() {
         let mut group = c.benchmark_group(format!("query {rows} rows"));
         let middle = Seq(rows as u64 / 2);
-        let mut absent = Filter::default();
-        absent.session_id = Some("nobody".into());
+        let absent = Filter::default().with(Field::Session, ["nobody"]);
         let newest = |filter| Query { filter, order: Order::NewestFirst, ..Query::default() };
         let pages = [
             ("last 100", newest(Filter::default())),
@@ -48,12 +47,12 @@ fn open(rows: usize) -> Record {
 }
 
 fn page(b: &mut Bencher<'_>, store: &Store, query: &Query) {
-    let mut out = Vec::new();
+    let (mut out, mut time) = (Vec::new(), TimestampText::default());
     b.iter(|| {
         out.clear();
         let mut left = 100;
         let scanned = store.scan(query, |event| {
-            event.write_json(&mut out);
+            event.write_json(&mut out, &mut time);
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -1,9 +1,11 @@
 use std::ops::ControlFlow;
 
 use criterion::{Criterion, Throughput};
-use event_pipeline::event::{Parsed, Seq};
+use event_pipeline::event::{Parsed, Seq, TimestampText};
 use event_pipeline::store::Query;
-use event_pipeline::wire::message::{AckMode, AnswerWriter, Answered, Answers, write_ids};
+use event_pipeline::wire::Batch;
+use event_pipeline::wire::answer::{AckMode, AnswerWriter, Answered, Answers, write_ids};
+use event_pipeline::wire::batch::StoredText;
 
 use crate::workload::{self, Record};
 
@@ -48,24 +50,27 @@ pub fn events(c: &mut Criterion) {
     let events = workload::class();
     let record = Record::new();
     record.store(workload::batch(&events));
-    let (mut out, mut scratch) = (Vec::new(), Vec::new());
+    let (mut out, mut time, mut text) = (Vec::new(), TimestampText::default(), StoredText::default());
     let mut group = c.benchmark_group("render");
     group.throughput(Throughput::Elements(events.len() as u64));
-    let mut scan = |name: &str, as_frames: bool| {
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                out.clear();
-                let scanned = record.store.scan(&Query::default(), |event| {
-                    match as_frames {
-                        true => event.write_frame(&mut out, &mut scratch),
-                        false => event.write_json(&mut out),
-                    }
-                    ControlFlow::Continue(())
-                });
-                scanned.expect("readable")
+    group.bench_function("stored events as JSON", |b| {
+        b.iter(|| {
+            out.clear();
+            let scanned = record.store.scan(&Query::default(), |event| {
+                event.write_json(&mut out, &mut time);
+                ControlFlow::Continue(())
             });
+            scanned.expect("readable")
         });
-    };
-    scan("stored events as JSON", false);
-    scan("stored events as frames", true);
+    });
+    group.bench_function("stored events as frames", |b| {
+        b.iter(|| {
+            let mut batch = Batch::default();
+            let scanned = record.store.scan(&Query::default(), |event| {
+                batch.push_stored(&event, &mut text);
+                ControlFlow::Continue(())
+            });
+            scanned.map(|_| batch).expect("readable")
+        });
+    });
 }

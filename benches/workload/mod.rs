@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use event_pipeline::config::Config;
-use event_pipeline::event::{EventTypes, Filter, Limits, Parser, Seq, Timestamp, TimestampText};
+use event_pipeline::event::{EventTypes, Field, Filter, Limits, Parser, Seq, Timestamp, TimestampText};
 use event_pipeline::store::{Receipt, Running, Store};
 use event_pipeline::wire::Batch;
 use event_pipeline::wire::batch::Commit;
@@ -71,9 +71,7 @@ pub fn user_id(number: u32) -> String {
 
 /// The filter of somebody who watches one of the school's sessions.
 pub fn own_session(number: u32) -> Filter {
-    let mut filter = Filter::default();
-    filter.session_id = Some(session_id(number % SESSIONS).into());
-    filter
+    Filter::default().with(Field::Session, [session_id(number % SESSIONS)])
 }
 
 /// A plain generator (xorshift).

@@ -1,43 +1,395 @@
-//! Which events somebody wants.
+//! Which events somebody wants: one language for subscriptions, queries, exports and deletions.
 
-/// Selects events by their fields; what is not named does not matter. The same filter serves
-/// subscriptions and queries.
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::Columns;
+
+/// Selects events by their fields; what is not named does not matter.
+///
+/// As JSON, `{"event_types": […], "session_id": "a" or ["a", "b"], "user_id": …, "source": …,
+/// "payload": {"key": scalar or [scalars]}, "exclude": {the same keys}}`: an event passes if each field
+/// has one of the values named for it, each payload key is equal to one of its, and nothing of
+/// `exclude` is true of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct Filter {
-    /// Any of these types, sorted and without repeats; empty means every type. A name need not be
-    /// registered: history may hold types that a past configuration knew.
-    event_types: Vec<Box<str>>,
-    pub source: Option<Box<str>>,
-    pub session_id: Option<Box<str>>,
-    pub user_id: Option<Box<str>>,
+    /// By [`Field`]: any of these, sorted and without repeats; empty means every value. A type need not
+    /// be registered: history may hold types that a past configuration knew.
+    wanted: [Values; 4],
+    /// What no index knows. Rare, so everybody else pays one word for it.
+    rest: Option<Arc<Rest>>,
 }
 
+type Values = Box<[Box<str>]>;
+
+/// Conditions that are looked up in the event itself.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
+struct Rest {
+    unwanted: [Values; 4],
+    payload: Vec<PayloadKey>,
+    unwanted_payload: Vec<PayloadKey>,
+}
+
+/// A top-level key of the payload, and the scalars it may be equal to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PayloadKey {
+    key: Box<str>,
+    values: Vec<Value>,
+}
+
+/// A field that filters select by and the record is indexed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    Type = 0,
+    Source = 1,
+    Session = 2,
+    User = 3,
+}
+
+impl Field {
+    pub const ALL: [Field; 4] = [Field::Type, Field::Source, Field::Session, Field::User];
+
+    /// Its key in a filter, which for the type is older than lists for the others.
+    pub fn name(self) -> &'static str {
+        ["event_types", "source", "session_id", "user_id"][self as usize]
+    }
+}
+
+/// Values of one condition: a class's worth of sessions. Each costs its own look at an index.
+pub const VALUES_MAX: usize = 1_000;
+/// Payload keys of one filter, each a comparison for every event that passes the rest of it.
+const PAYLOAD_KEYS_MAX: usize = 20;
+
 impl Filter {
-    /// The same filter for these types only; none at all means every type.
-    pub fn with_types<S: Into<Box<str>>>(mut self, types: impl IntoIterator<Item = S>) -> Self {
-        self.event_types = types.into_iter().map(Into::into).collect();
-        self.event_types.sort_unstable();
-        self.event_types.dedup();
+    /// The filter that the keys of a JSON object ask for; other keys are left to their owner.
+    ///
+    /// # Errors
+    /// A sentence for the client.
+    pub fn parse(asked: &Map<String, Value>) -> Result<Self, String> {
+        let mut rest = Rest { payload: payload_keys(asked)?, ..Rest::default() };
+        match asked.get("exclude") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(exclude)) => {
+                let known = |key: &str| key == "payload" || Field::ALL.iter().any(|field| field.name() == key);
+                if let Some(key) = exclude.keys().find(|key| !known(key)) {
+                    // Whoever excludes something does not want to see it because of a misspelled key.
+                    return Err(format!("Filter 'exclude' has the unknown key '{key}'"));
+                }
+                rest.unwanted = values_of(exclude)?;
+                rest.unwanted_payload = payload_keys(exclude)?;
+            }
+            Some(_) => return Err("Filter 'exclude' must be an object or null".to_owned()),
+        }
+        let rest = (rest != Rest::default()).then(|| Arc::new(rest));
+        Ok(Self { wanted: values_of(asked)?, rest })
+    }
+
+    /// The keys of a JSON object that belong to its filter.
+    pub fn is_key(key: &str) -> bool {
+        matches!(key, "payload" | "exclude") || Field::ALL.iter().any(|field| field.name() == key)
+    }
+
+    /// The same filter for these values of a field only; none at all means every value.
+    pub fn with<S: Into<Box<str>>>(mut self, field: Field, values: impl IntoIterator<Item = S>) -> Self {
+        self.wanted[field as usize] = sorted(values.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The types asked for, sorted; empty means every type.
-    pub fn event_types(&self) -> &[Box<str>] {
-        &self.event_types
+    /// The same filter for these types only; none at all means every type.
+    pub fn with_types<S: Into<Box<str>>>(self, types: impl IntoIterator<Item = S>) -> Self {
+        self.with(Field::Type, types)
+    }
+
+    /// The values asked for, sorted; empty means every value.
+    pub fn wanted(&self, field: Field) -> &[Box<str>] {
+        &self.wanted[field as usize]
     }
 
     /// Whether every event passes.
     pub fn is_any(&self) -> bool {
-        *self == Self::default()
+        !self.is_indexed() && !self.has_rest()
     }
 
-    /// Whether an event with these fields passes.
-    pub fn matches(&self, event_type: &str, source: &str, session_id: Option<&str>, user_id: Option<&str>) -> bool {
-        let wanted =
-            |want: &Option<Box<str>>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
-        (self.event_types.is_empty() || self.event_types.iter().any(|t| **t == *event_type))
-            && wanted(&self.source, Some(source))
-            && wanted(&self.session_id, session_id)
-            && wanted(&self.user_id, user_id)
+    /// Whether it asks for values of a field, which an index finds.
+    pub fn is_indexed(&self) -> bool {
+        self.wanted.iter().any(|values| !values.is_empty())
+    }
+
+    /// Whether it asks for more than an index finds: then [`matches`](Self::matches) decides.
+    pub fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Whether an event passes.
+    pub fn matches(&self, event: &Columns<'_>) -> bool {
+        self.mismatch(event).is_none()
+    }
+
+    /// The first condition that an event does not meet.
+    pub fn mismatch(&self, event: &Columns<'_>) -> Option<Mismatch<'_>> {
+        for field in Field::ALL {
+            let wanted = self.wanted(field);
+            if !wanted.is_empty() && !event.field(field).is_some_and(|value| holds(wanted, value)) {
+                return Some(Mismatch::NotWanted(field, wanted));
+            }
+        }
+        let rest = self.rest.as_deref()?;
+        for field in Field::ALL {
+            if event.field(field).is_some_and(|value| holds(&rest.unwanted[field as usize], value)) {
+                return Some(Mismatch::Excluded(field.name()));
+            }
+        }
+        if rest.payload.is_empty() && rest.unwanted_payload.is_empty() {
+            return None;
+        }
+        let found = Found::within(event.payload, &rest.payload, &rest.unwanted_payload);
+        if let Some(key) = rest.payload.iter().zip(&found.wanted).find_map(|(key, is)| (!is).then_some(key)) {
+            return Some(Mismatch::Payload(&key.key));
+        }
+        let excluded = rest.unwanted_payload.iter().zip(&found.unwanted).find_map(|(key, is)| is.then_some(key));
+        excluded.map(|key| Mismatch::Excluded(&key.key))
+    }
+}
+
+/// Why an event does not pass a filter, as a sentence for whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mismatch<'f> {
+    NotWanted(Field, &'f [Box<str>]),
+    Payload(&'f str),
+    Excluded(&'f str),
+}
+
+impl fmt::Display for Mismatch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotWanted(field, [one]) => write!(f, "{} is not {one:?}", field.name()),
+            Self::NotWanted(field, many) => write!(f, "{} is none of {many:?}", field.name()),
+            Self::Payload(key) => write!(f, "payload key {key:?} is not equal to what is asked for"),
+            Self::Excluded(key) => write!(f, "{key} is excluded"),
+        }
+    }
+}
+
+fn sorted(mut values: Vec<Box<str>>) -> Values {
+    values.sort_unstable();
+    values.dedup();
+    values.into()
+}
+
+/// Whether sorted values hold one.
+fn holds(values: &[Box<str>], value: &[u8]) -> bool {
+    match values {
+        // The usual cases, without a search.
+        [] => false,
+        [one] => one.as_bytes() == value,
+        many => many.binary_search_by(|other| other.as_bytes().cmp(value)).is_ok(),
+    }
+}
+
+/// For each field what a JSON object says of it: one value or a list; an empty text, an empty list and null
+/// mean nothing.
+fn values_of(object: &Map<String, Value>) -> Result<[Values; 4], String> {
+    let mut values = <[Values; 4]>::default();
+    for field in Field::ALL {
+        let key = field.name();
+        values[field as usize] = match object.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::String(text)) if field != Field::Type => {
+                if text.is_empty() {
+                    Box::default()
+                } else {
+                    [text.as_str().into()].into()
+                }
+            }
+            Some(Value::Array(list)) if list.len() <= VALUES_MAX => {
+                let texts = list.iter().map(|value| value.as_str().map(Box::from));
+                let not_texts = || format!("Filter '{key}' must be a list of strings");
+                sorted(texts.collect::<Option<_>>().ok_or_else(not_texts)?)
+            }
+            Some(Value::Array(_)) => return Err(format!("Filter '{key}' has more than {VALUES_MAX} values")),
+            Some(_) if field == Field::Type => return Err(format!("Filter '{key}' must be a list of strings or null")),
+            Some(_) => return Err(format!("Filter '{key}' must be a string, a list of strings or null")),
+        };
+    }
+    Ok(values)
+}
+
+fn payload_keys(object: &Map<String, Value>) -> Result<Vec<PayloadKey>, String> {
+    let keys = match object.get("payload") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(keys)) if keys.len() <= PAYLOAD_KEYS_MAX => keys,
+        Some(Value::Object(_)) => return Err(format!("Filter 'payload' has more than {PAYLOAD_KEYS_MAX} keys")),
+        Some(_) => return Err("Filter 'payload' must be an object or null".to_owned()),
+    };
+    let mut parsed = Vec::with_capacity(keys.len());
+    for (key, value) in keys {
+        let values = match value {
+            Value::Array(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        if values.is_empty() || values.len() > VALUES_MAX || values.iter().any(|v| v.is_array() || v.is_object()) {
+            return Err(format!(
+                "Filter 'payload' key '{key}' must be a string, a number, true, false, null, or a list of up to \
+                 {VALUES_MAX} of these"
+            ));
+        }
+        parsed.push(PayloadKey { key: key.as_str().into(), values });
+    }
+    // Filters that ask for the same are equal, in whatever order they are spelled.
+    parsed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Ok(parsed)
+}
+
+/// Which payload keys were found to be equal to what is asked for.
+struct Found<'k> {
+    wanted_keys: &'k [PayloadKey],
+    unwanted_keys: &'k [PayloadKey],
+    wanted: Vec<bool>,
+    unwanted: Vec<bool>,
+}
+
+impl<'k> Found<'k> {
+    fn within(payload: &[u8], wanted_keys: &'k [PayloadKey], unwanted_keys: &'k [PayloadKey]) -> Self {
+        let (wanted, unwanted) = (vec![false; wanted_keys.len()], vec![false; unwanted_keys.len()]);
+        let mut found = Self { wanted_keys, unwanted_keys, wanted, unwanted };
+        // A payload of the service before this one may be no JSON that we know; then nothing is equal.
+        let _ = serde_json::Deserializer::from_slice(payload).deserialize_map(&mut found);
+        found
+    }
+}
+
+#[derive(Deserialize)]
+struct Key<'p>(#[serde(borrow)] Cow<'p, str>);
+
+impl<'p> Visitor<'p> for &mut Found<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a payload")
+    }
+
+    fn visit_map<M: MapAccess<'p>>(self, mut payload: M) -> Result<(), M::Error> {
+        while let Some(Key(key)) = payload.next_key()? {
+            let place = |keys: &[PayloadKey]| keys.iter().position(|asked| *asked.key == *key);
+            let (wanted, unwanted) = (place(self.wanted_keys), place(self.unwanted_keys));
+            if wanted.is_none() && unwanted.is_none() {
+                payload.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let value = payload.next_value::<&RawValue>()?;
+            let is_one_of = |asked: &PayloadKey| asked.values.iter().any(|asked| is_equal(asked, value.get()));
+            // The last of two equal keys counts.
+            if let Some(place) = wanted {
+                self.wanted[place] = is_one_of(&self.wanted_keys[place]);
+            }
+            if let Some(place) = unwanted {
+                self.unwanted[place] = is_one_of(&self.unwanted_keys[place]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a payload's value is what was asked for. Numbers are equal by value: 1 is 1.0.
+fn is_equal(asked: &Value, value: &str) -> bool {
+    match (asked, serde_json::from_str(value)) {
+        (Value::Number(asked), Ok(Value::Number(value))) => {
+            *asked == value || (asked.is_f64() != value.is_f64() && asked.as_f64() == value.as_f64())
+        }
+        (asked, Ok(value)) => *asked == value,
+        (_, Err(_)) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(json: &str) -> Result<Filter, String> {
+        Filter::parse(serde_json::from_str::<Value>(json).expect("JSON").as_object().expect("an object"))
+    }
+
+    const EVENT: Columns<'_> = Columns {
+        event_type: b"timer_tick",
+        source: b"timer",
+        session_id: Some("caf\u{e9}".as_bytes()),
+        user_id: None,
+        payload: br#"{"n":7,"quiz":"a\u0062","x":1e400,"on":true,"deep":{"n":8},"z":null,"twice":1,"twice":2}"#,
+    };
+
+    #[test]
+    fn an_event_passes_if_every_condition_holds() {
+        let check = |json: &str, passes: bool| assert_eq!(filter(json).expect(json).matches(&EVENT), passes, "{json}");
+        check("{}", true);
+        check(r#"{"event_types":["timer_tick","x"],"source":"timer","session_id":"café"}"#, true);
+        check(r#"{"event_types":["x"]}"#, false);
+        check(r#"{"session_id":["b","café","a"]}"#, true);
+        check(r#"{"session_id":["b","a"]}"#, false);
+        check(r#"{"user_id":"u"}"#, false);
+        check(r#"{"user_id":["",null]}"#.replace(",null", "").as_str(), false);
+        check(r#"{"payload":{"n":7}}"#, true);
+        check(r#"{"payload":{"n":7.0}}"#, true);
+        check(r#"{"payload":{"n":"7"}}"#, false);
+        check(r#"{"payload":{"n":8}}"#, false);
+        check(r#"{"payload":{"quiz":"ab","on":true,"z":null}}"#, true);
+        check(r#"{"payload":{"quiz":["x","ab"]}}"#, true);
+        check(r#"{"payload":{"absent":null}}"#, false);
+        check(r#"{"payload":{"twice":1}}"#, false);
+        check(r#"{"payload":{"twice":2}}"#, true);
+        check(r#"{"exclude":{"event_types":["timer_tick"]}}"#, false);
+        check(r#"{"exclude":{"user_id":"u","session_id":["b"]}}"#, true);
+        check(r#"{"session_id":"café","exclude":{"payload":{"n":[6,7]}}}"#, false);
+        check(r#"{"exclude":{"payload":{"n":6,"absent":1}}}"#, true);
+    }
+
+    #[test]
+    fn what_does_not_pass_is_told_why() {
+        let why = |json: &str| filter(json).expect(json).mismatch(&EVENT).map(|why| why.to_string());
+        assert_eq!(why("{}"), None);
+        assert_eq!(why(r#"{"source":"x"}"#).as_deref(), Some(r#"source is not "x""#));
+        assert_eq!(why(r#"{"user_id":["a","b"]}"#).as_deref(), Some(r#"user_id is none of ["a", "b"]"#));
+        assert_eq!(
+            why(r#"{"payload":{"n":1}}"#).as_deref(),
+            Some(r#"payload key "n" is not equal to what is asked for"#)
+        );
+        assert_eq!(why(r#"{"exclude":{"source":"timer"}}"#).as_deref(), Some("source is excluded"));
+    }
+
+    #[test]
+    fn what_is_no_filter_is_refused() {
+        for bad in [
+            r#"{"event_types":"a"}"#,
+            r#"{"event_types":[1]}"#,
+            r#"{"session_id":7}"#,
+            r#"{"source":[null]}"#,
+            r#"{"payload":[]}"#,
+            r#"{"payload":{"a":{}}}"#,
+            r#"{"payload":{"a":[]}}"#,
+            r#"{"payload":{"a":[[1]]}}"#,
+            r#"{"exclude":[]}"#,
+            r#"{"exclude":{"sesion_id":"a"}}"#,
+            &format!(r#"{{"user_id":{}}}"#, Value::from(vec!["u"; VALUES_MAX + 1])),
+        ] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn equal_filters_are_equal_however_they_are_spelled() {
+        assert_eq!(
+            filter(r#"{"session_id":["b","a","b"],"payload":{"x":1,"y":[2]}}"#),
+            filter(r#"{"payload":{"y":2,"x":[1]},"session_id":["a","b"],"user_id":null,"other":1}"#)
+        );
+        assert!(
+            filter(r#"{"event_types":[],"session_id":"","user_id":null,"exclude":{},"payload":{}}"#)
+                .expect("empty")
+                .is_any()
+        );
     }
 }

@@ -6,7 +6,7 @@ mod parse;
 mod time;
 mod types;
 
-pub use filter::Filter;
+pub use filter::{Field, Filter, Mismatch};
 pub use parse::{Fault, Parsed, Parser, Rejection};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};
@@ -23,6 +23,30 @@ pub struct Event<'a> {
     pub user_id: Option<&'a str>,
     /// The payload object, byte for byte as it came except for insignificant whitespace.
     pub payload: &'a str,
+}
+
+/// What is stored of one event and looked at by filters, as UTF-8. The type is a name: history may hold
+/// types that are not registered any more.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'b> {
+    pub event_type: &'b [u8],
+    pub source: &'b [u8],
+    pub session_id: Option<&'b [u8]>,
+    pub user_id: Option<&'b [u8]>,
+    pub payload: &'b [u8],
+}
+
+impl<'b> Columns<'b> {
+    /// The value of a field, if it has one.
+    #[inline]
+    pub fn field(&self, field: Field) -> Option<&'b [u8]> {
+        match field {
+            Field::Type => Some(self.event_type),
+            Field::Source => Some(self.source),
+            Field::Session => self.session_id,
+            Field::User => self.user_id,
+        }
+    }
 }
 
 /// The limits on a payload that an operator may set.

@@ -1,22 +1,59 @@
 //! Answers as hyper sends them: bodies, problems, and the headers that every answer has.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::Full;
+use hyper::body::{Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::export::Export;
+use super::export::{BrokenOff, Export};
+use super::live::Live;
 use crate::wire::Refusal;
 
-/// The bytes of an answer: there already, or read from storage as they are taken.
-pub(super) type Body = Either<Full<Bytes>, Export>;
+/// The bytes of an answer.
+pub(super) enum Body {
+    /// There already.
+    Whole(Full<Bytes>),
+    /// Read from storage as they are taken.
+    Export(Export),
+    /// As events come.
+    Live(Live),
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Export(body) => Pin::new(body).poll_frame(cx),
+            Self::Live(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(body) if body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Export(_) | Self::Live(_) => SizeHint::default(),
+        }
+    }
+}
+
 pub(super) type Answer = Result<Response<Body>, Refusal>;
 
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(super) const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(body.into())));
+    let mut response = Response::new(Body::Whole(Full::new(body.into())));
     *response.status_mut() = status;
     // Room for the common headers too, so that the map grows once.
     response.headers_mut().reserve(EVERYWHERE.len() + 4);
@@ -29,7 +66,7 @@ pub(super) fn json(body: impl Into<Bytes>) -> Response<Body> {
 }
 
 pub(super) fn no_content() -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::default()));
+    let mut response = Response::new(Body::Whole(Full::default()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
@@ -70,7 +107,10 @@ static EVERYWHERE: [(HeaderName, HeaderValue); 6] = [
     (header::X_XSS_PROTECTION, HeaderValue::from_static("1; mode=block")),
     (header::REFERRER_POLICY, HeaderValue::from_static("strict-origin-when-cross-origin")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'self'")),
-    (header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Link, Retry-After, Idempotent-Replayed")),
+    (
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Link, Retry-After, Idempotent-Replayed, Event-Gap, Ack-Level"),
+    ),
 ];
 
 /// Which origin may read an answer.
@@ -104,7 +144,8 @@ pub(super) fn preflight(asked: &HeaderMap) -> Response<Body> {
     /// Browsers ask again after this at the latest; most after two hours.
     const MAX_AGE: HeaderValue = HeaderValue::from_static("86400");
     const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, DELETE, OPTIONS");
-    const HEADERS: HeaderValue = HeaderValue::from_static("Authorization, Content-Type, X-API-Key, Idempotency-Key");
+    const HEADERS: HeaderValue =
+        HeaderValue::from_static("Authorization, Content-Type, X-API-Key, Idempotency-Key, Last-Event-ID");
     let mut response = no_content();
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);

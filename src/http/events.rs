@@ -7,25 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Either;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::answer::{Answer, JSON, answer, json};
+use super::answer::{Answer, Body, JSON, answer, json};
 use super::export::Export;
-use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, next_page};
-use super::reading;
-use crate::event::{Fault, Parser, Rejection, Seq, Timestamp};
+use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, is_of_filter, next_page};
+use super::{reading, unreadable};
+use crate::event::{Fault, Parser, Rejection, Seq, Timestamp, TimestampText};
+use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
 use crate::store::{Order, Receipt, Store};
-use crate::wire::message::write_ids;
+use crate::wire::answer::write_ids;
 use crate::wire::refusal::{Place, Problem};
-use crate::wire::{Batch, Failure, Refusal};
+use crate::wire::subscription::Gap;
+use crate::wire::{Batch, Failure, Refusal, cloud_event};
 
 /// How long a request waits for room in a full queue before it is told 503. Sockets that pipeline fill the
 /// queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
@@ -40,6 +41,10 @@ const PARSED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
 enum Form {
     Json,
     Lines,
+    CloudEvent,
+    CloudEvents,
+    /// One CloudEvent: its data is the body, the rest is in the headers.
+    BinaryCloudEvent,
 }
 
 /// `POST /events`: all of the body in one transaction, or nothing.
@@ -49,10 +54,11 @@ pub(super) async fn publish(
     headers: &HeaderMap,
     body: Incoming,
 ) -> Answer {
-    let form = Form::of(headers.get(header::CONTENT_TYPE))?;
+    let form = Form::of(headers)?;
     let config = &pipeline.config;
     let body =
         timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
+    let (body, form) = own(form, headers, body)?;
     let (batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
         parse(form, &body, pipeline, &mut parser.lock())?
     } else {
@@ -71,15 +77,40 @@ pub(super) async fn publish(
 }
 
 impl Form {
-    fn of(content_type: Option<&HeaderValue>) -> Result<Self, Refusal> {
-        let Some(content_type) = content_type else { return Ok(Self::Json) };
-        match media_type(content_type.as_bytes()) {
+    fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let is_binary = headers.contains_key("ce-specversion");
+        match media_type(content_type) {
+            one if one.eq_ignore_ascii_case(cloud_event::MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvent),
+            many if many.eq_ignore_ascii_case(cloud_event::BATCH_MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvents),
+            _ if is_binary => Ok(Self::BinaryCloudEvent),
+            b"" => Ok(Self::Json),
             json if json.eq_ignore_ascii_case(JSON.as_bytes()) => Ok(Self::Json),
             lines if lines.eq_ignore_ascii_case(NDJSON.as_bytes()) => Ok(Self::Lines),
             other if other.to_ascii_lowercase().ends_with(b"+json") => Ok(Self::Json),
             _ => Err(Refusal::UnsupportedMediaType),
         }
     }
+}
+
+/// The body in our own words, and its form.
+fn own(form: Form, headers: &HeaderMap, body: Bytes) -> Result<(Bytes, Form), Refusal> {
+    if matches!(form, Form::Json | Form::Lines) {
+        return Ok((body, form));
+    }
+    let not_utf8 = || Refusal::BadRequest("The body is not valid UTF-8".to_owned());
+    let text = str::from_utf8(&body).map_err(|_| not_utf8())?;
+    let is_named = |name: &HeaderName| name.as_str().starts_with("ce-") || name == header::CONTENT_TYPE;
+    if headers.iter().any(|(name, value)| is_named(name) && str::from_utf8(value.as_bytes()).is_err()) {
+        return Err(Refusal::BadRequest("A header is not valid UTF-8".to_owned()));
+    }
+    let of_header = |name: &str| headers.get(name).and_then(|value| str::from_utf8(value.as_bytes()).ok());
+    let json = match form {
+        Form::CloudEvents => cloud_event::to_events(text)?,
+        Form::CloudEvent => cloud_event::to_event(text)?,
+        Form::BinaryCloudEvent | Form::Json | Form::Lines => cloud_event::of_headers(of_header, text)?,
+    };
+    Ok((json.into(), Form::Json))
 }
 
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
@@ -136,7 +167,7 @@ fn parse(form: Form, body: &[u8], pipeline: &Pipeline, parser: &mut Parser) -> R
     let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
     let mut batch = Batch::default();
     let many = match form {
-        Form::Json => {
+        Form::Json | Form::CloudEvent | Form::CloudEvents | Form::BinaryCloudEvent => {
             let parsed = parser.parse(text, |event| batch.push(&event, &pipeline.types));
             parsed.outcome.map_err(|rejection| Refusal::of(&rejection))?.is_some()
         }
@@ -171,77 +202,187 @@ fn summary(first: Seq, count: usize) -> Vec<u8> {
     json
 }
 
-/// `GET /events`: a page of the newest, or all of them as lines.
-pub(super) async fn list(pipeline: &Pipeline, headers: &HeaderMap, uri: &Uri) -> Answer {
+/// `GET /events`: a page, or all of them as lines.
+pub(super) async fn list(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri) -> Answer {
     let parameters = Parameters::of(uri);
-    let mut response = match accepts_lines(headers) {
+    let mut response = match accepts(headers, NDJSON.as_bytes()) {
         true => export(&pipeline.store, &parameters).await?,
-        false => page(&pipeline.store, uri.path(), &parameters).await?,
+        false => page(pipeline, uri.path(), &parameters, Shape::accepted(headers)).await?,
     };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
 }
 
-fn accepts_lines(headers: &HeaderMap) -> bool {
+/// Whether a client accepts a media type, by its own name.
+fn accepts(headers: &HeaderMap, media: &[u8]) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    accepted.into_iter().any(|range| media_type(range).eq_ignore_ascii_case(NDJSON.as_bytes()))
+    accepted.into_iter().any(|range| media_type(range).eq_ignore_ascii_case(media))
+}
+
+/// How events look in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Own,
+    CloudEvent,
+}
+
+impl Shape {
+    fn accepted(headers: &HeaderMap) -> Self {
+        let cloud = [cloud_event::MEDIA_TYPE, cloud_event::BATCH_MEDIA_TYPE];
+        let wanted = cloud.into_iter().any(|media| accepts(headers, media.as_bytes()));
+        if wanted { Self::CloudEvent } else { Self::Own }
+    }
+
+    /// The media type of one event, or of a list.
+    fn media_type(self, is_list: bool) -> HeaderValue {
+        match (self, is_list) {
+            (Self::Own, _) => JSON,
+            (Self::CloudEvent, false) => HeaderValue::from_static(cloud_event::MEDIA_TYPE),
+            (Self::CloudEvent, true) => HeaderValue::from_static(cloud_event::BATCH_MEDIA_TYPE),
+        }
+    }
+
+    /// Appends a delivered event.
+    fn write(self, event: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Self::Own => out.extend_from_slice(event),
+            Self::CloudEvent => cloud_event::of_event(event, out),
+        }
+    }
 }
 
 async fn export(store: &Store, parameters: &Parameters<'_>) -> Answer {
     let listing = Listing::of(parameters, usize::MAX)?;
     let events_max = listing.limit.unwrap_or(usize::MAX);
-    let query = reading(store, move |store| listing.query(store, Order::OldestFirst)).await??;
+    let (query, gap) = reading(store, move |store| listing.query(store, Order::OldestFirst)).await??;
     let mut response = answer(StatusCode::OK, NDJSON, Bytes::new());
-    *response.body_mut() = Either::Right(Export::new(store.clone(), query, events_max));
+    *response.body_mut() = Body::Export(Export::new(store.clone(), query, events_max));
+    tell_gap(response.headers_mut(), gap);
     Ok(response)
 }
 
-async fn page(store: &Store, path: &str, parameters: &Parameters<'_>) -> Answer {
-    let listing = Listing::of(parameters, LIMIT_MAX)?;
-    let limit = listing.limit.unwrap_or(LIMIT_DEFAULT);
-    let page = move |store: &Store| {
-        let query = match listing.query(store, Order::NewestFirst)? {
-            Ok(query) => query,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let (mut json, mut shown, mut last) = (vec![b'['], 0, Seq::ZERO);
-        // One more than is shown tells whether older ones remain.
-        let more = store.scan(&query, |event| {
-            if shown == limit {
+/// What a cursor cannot get any more, as JSON.
+const EVENT_GAP: HeaderName = HeaderName::from_static("event-gap");
+
+fn tell_gap(headers: &mut HeaderMap, gap: Option<Gap>) {
+    // An id that does not fit into a header is none that we gave out.
+    headers.extend(gap.and_then(|gap| HeaderValue::try_from(gap.json().to_string()).ok()).map(|gap| (EVENT_GAP, gap)));
+}
+
+/// Times that a page goes on reading because too few of the events it looked at pass: some 2 s. Then it ends
+/// short, and its `Link` leads on.
+const READS_PER_PAGE: usize = 32;
+
+/// What was found for one page.
+struct Page {
+    json: Vec<u8>,
+    shown: usize,
+    /// Where the next page goes on, if there may be more.
+    rest: Option<Seq>,
+    /// Nothing that passes was committed up to here but what is shown.
+    reached: Seq,
+    gap: Option<Gap>,
+}
+
+fn read_page(store: &Store, listing: Listing, shape: Shape) -> rusqlite::Result<Result<Page, Refusal>> {
+    let (limit, order) = (listing.limit.unwrap_or(LIMIT_DEFAULT), listing.order());
+    let reached = store.committed();
+    let (mut query, gap) = match listing.query(store, order)? {
+        Ok(found) => found,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let (mut json, mut shown, mut last, mut is_full) = (vec![b'['], 0, Seq::ZERO, false);
+    let (mut event_json, mut time) = (Vec::new(), TimestampText::default());
+    let mut reads = READS_PER_PAGE;
+    let rest = loop {
+        // One more than is shown tells whether more remain.
+        let broken_off = store.scan_some(&query, |event| {
+            is_full = shown == limit;
+            if is_full {
                 return ControlFlow::Break(());
             }
             if shown > 0 {
                 json.push(b',');
             }
-            event.write_json(&mut json);
+            event_json.clear();
+            event.write_json(&mut event_json, &mut time);
+            shape.write(&event_json, &mut json);
             (shown, last) = (shown + 1, event.seq);
             ControlFlow::Continue(())
         })?;
-        json.push(b']');
-        Ok(Ok((json, more.map(|_| last))))
+        reads -= 1;
+        match broken_off {
+            None => break None,
+            Some(_) if is_full => break Some(last),
+            Some(looked_at) if reads == 0 => break Some(looked_at),
+            Some(looked_at) => query.go_on_after(looked_at),
+        }
     };
-    let (events, older_than) = reading(store, page).await??;
-    let mut response = json(events);
-    if let Some(last) = older_than {
-        let link = HeaderValue::try_from(next_page(path, parameters, last)).expect("percent-encoded text is ASCII");
+    json.push(b']');
+    Ok(Ok(Page { json, shown, rest, reached, gap }))
+}
+
+async fn page(pipeline: &Arc<Pipeline>, path: &str, parameters: &Parameters<'_>, shape: Shape) -> Answer {
+    let listing = Listing::of(parameters, LIMIT_MAX)?;
+    let order = listing.order();
+    let deadline = Instant::now() + listing.wait.unwrap_or_default();
+    let page = loop {
+        let asked = listing.clone();
+        let page = reading(&pipeline.store, move |store| read_page(store, asked, shape)).await??;
+        if page.shown > 0 || page.rest.is_some() || !comes_in_time(pipeline, &listing, page.reached, deadline).await? {
+            break page;
+        }
+    };
+    let mut response = answer(StatusCode::OK, shape.media_type(true), page.json);
+    if let Some(last) = page.rest {
+        let link = next_page(path, parameters, order, last);
+        let link = HeaderValue::try_from(link).expect("percent-encoded text is ASCII");
         response.headers_mut().insert(header::LINK, link);
     }
+    tell_gap(response.headers_mut(), page.gap);
     Ok(response)
 }
 
+/// Whether an event that passes is committed after `reached`, before the deadline and the end of the server.
+async fn comes_in_time(
+    pipeline: &Arc<Pipeline>,
+    listing: &Listing,
+    reached: Seq,
+    deadline: Instant,
+) -> Result<bool, Refusal> {
+    let mut feed = Feed::new(pipeline.store.clone(), pipeline.hub.clone(), listing.filter().clone(), reached);
+    let mut shutting_down = pipeline.producer();
+    let chunk = tokio::select! {
+        chunk = timeout_at(deadline, feed.next()) => chunk,
+        () = shutting_down.shutting_down() => return Ok(false),
+    };
+    match chunk {
+        Err(_) => Ok(false),
+        Ok(Ok(chunk)) => Ok(matches!(chunk, Chunk::Events(_))),
+        Ok(Err(error)) => Err(unreadable(&error)),
+    }
+}
+
 /// `GET /events/{id}`.
-pub(super) async fn one(store: &Store, id: &str) -> Answer {
+pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer {
     let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
-    let event = reading(store, move |store| store.event(&id)).await?;
-    event.map(json).ok_or(Refusal::NotFound("Event not found"))
+    let event = reading(store, move |store| store.event(&id)).await?.ok_or(Refusal::NotFound("Event not found"))?;
+    let (shape, mut shown) = (Shape::accepted(headers), Vec::new());
+    shape.write(&event, &mut shown);
+    Ok(answer(StatusCode::OK, shape.media_type(false), shown))
 }
 
 /// `DELETE /events`. Here a parameter that means nothing is refused: somebody meant it to spare something.
 pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
     let parameters = Parameters::of(uri);
-    if let Some(name) = parameters.names().find(|name| *name != "before") {
-        return Err(Refusal::BadRequest(format!("Unknown parameter '{name}': only 'before' selects what is deleted")));
+    if let Some(name) = parameters.names().find(|name| *name != "before" && !is_of_filter(name)) {
+        let known = "only 'before' and what selects events can be given";
+        return Err(Refusal::BadRequest(format!("Unknown parameter '{name}': {known}")));
     }
-    let deleted = store.delete(parameters.time("before", Timestamp::parse_ceil)?).await?;
+    if let Some(name) = parameters.names().find(|name| parameters.get(name) == Some("") && *name != "before") {
+        return Err(Refusal::BadRequest(format!("'{name}' is empty: say which events are meant")));
+    }
+    let before = parameters.time("before", Timestamp::parse_ceil)?;
+    let deleted = store.delete(before, parameters.filter()?).await?;
     Ok(json(format!(r#"{{"deleted":{deleted}}}"#)))
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::event::TimestampText;
 use crate::store::{Query, Store};
 
 /// A body that reads the record page by page, as fast as the client takes it and one page ahead. When reading
@@ -54,9 +55,9 @@ fn start(store: &Store, rest: Rest) -> JoinHandle<rusqlite::Result<Page>> {
 }
 
 fn read(store: &Store, Rest { mut query, mut events_max }: Rest) -> rusqlite::Result<Page> {
-    let mut lines = Vec::with_capacity(PAGE_BYTES);
-    let last = store.scan(&query, |event| {
-        event.write_json(&mut lines);
+    let (mut lines, mut time) = (Vec::with_capacity(PAGE_BYTES), TimestampText::default());
+    let last = store.scan_some(&query, |event| {
+        event.write_json(&mut lines, &mut time);
         lines.push(b'\n');
         events_max -= 1;
         if lines.len() >= PAGE_BYTES || events_max == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -73,19 +74,23 @@ impl Body for Export {
     type Error = BrokenOff;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Some(page) = &mut self.page else { return Poll::Ready(None) };
-        let read = ready!(Pin::new(page).poll(cx));
-        self.page = None;
-        let Page { lines, rest } = match read {
-            Ok(Ok(page)) => page,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "read events for an export");
-                return Poll::Ready(Some(Err(BrokenOff)));
+        // A page can be empty: when few events pass, and when the one before it took the last.
+        loop {
+            let Some(page) = &mut self.page else { return Poll::Ready(None) };
+            let read = ready!(Pin::new(page).poll(cx));
+            self.page = None;
+            let Page { lines, rest } = match read {
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "read events for an export");
+                    return Poll::Ready(Some(Err(BrokenOff)));
+                }
+                Err(died) => std::panic::resume_unwind(died.into_panic()),
+            };
+            self.page = rest.map(|rest| start(&self.store, rest));
+            if !lines.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(lines.into()))));
             }
-            Err(died) => std::panic::resume_unwind(died.into_panic()),
-        };
-        self.page = rest.map(|rest| start(&self.store, rest));
-        // Only a last page can be empty, when the one before it took the last event.
-        Poll::Ready((!lines.is_empty()).then(|| Ok(Frame::data(lines.into()))))
+        }
     }
 }

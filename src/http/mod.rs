@@ -8,6 +8,7 @@
 mod answer;
 mod events;
 mod export;
+mod live;
 mod query;
 mod socket;
 
@@ -35,7 +36,7 @@ use crate::auth::{Class, Place};
 use crate::event::{Parser, Timestamp};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Store;
-use crate::wire::message::AckMode;
+use crate::wire::answer::AckMode;
 use crate::wire::refusal::Ending;
 use crate::wire::{Failure, Refusal};
 use crate::ws;
@@ -121,6 +122,7 @@ enum Purpose {
 enum Route<'p> {
     Events,
     Event(&'p str),
+    Stream,
     Stats,
     EventTypes,
     Health,
@@ -135,6 +137,7 @@ impl<'p> Route<'p> {
         let path = path.strip_prefix("/api/v1").unwrap_or(path);
         Some(match path {
             "/events" => Self::Events,
+            "/events/stream" => Self::Stream,
             "/stats" => Self::Stats,
             "/event-types" => Self::EventTypes,
             "/health" => Self::Health,
@@ -156,8 +159,9 @@ impl<'p> Route<'p> {
         matches!(self, Self::Health | Self::Readiness | Self::EventTypes)
     }
 
-    fn is_socket(self) -> bool {
-        matches!(self, Self::Publish | Self::Subscribe)
+    /// Browsers cannot add a header to what these are opened with.
+    fn takes_key_in_url(self) -> bool {
+        matches!(self, Self::Publish | Self::Subscribe | Self::Stream)
     }
 }
 
@@ -191,7 +195,7 @@ impl Connection {
         }
         let route = Route::of(parts.uri.path());
         if !route.is_some_and(Route::is_open) {
-            let parameters = route.filter(|route| route.is_socket()).map(|_| Parameters::of(&parts.uri));
+            let parameters = route.filter(|route| route.takes_key_in_url()).map(|_| Parameters::of(&parts.uri));
             access.authorize(&parts.headers, parameters.as_ref().and_then(|parameters| parameters.get("api_key")))?;
         }
         let route = route.ok_or(Refusal::NotFound("Not Found"))?;
@@ -212,7 +216,11 @@ impl Connection {
             }
             (Route::Event(id), &Method::GET) => {
                 access.check(Class::Query, ip)?;
-                events::one(&pipeline.store, id).await
+                events::one(&pipeline.store, &parts.headers, id).await
+            }
+            (Route::Stream, &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                live::stream(pipeline, &parts.headers, &parts.uri).await
             }
             (Route::Stats, &Method::GET) => {
                 access.check(Class::Query, ip)?;
@@ -265,7 +273,7 @@ impl Connection {
             Some(place) => Purpose::Subscribe(place),
         };
         *self.accepted.lock() = Some(Accepted { upgrade, purpose });
-        Ok(response.map(|_| Body::Left(http_body_util::Full::default())))
+        Ok(response.map(|_| Body::Whole(http_body_util::Full::default())))
     }
 
     async fn stats(&self) -> Answer {
@@ -353,10 +361,13 @@ async fn reading<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let store = store.clone();
     let read = spawn_blocking(move || read(&store)).await;
-    read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())).map_err(|error| {
-        tracing::error!(%error, "read stored events");
-        Refusal::Unreadable
-    })
+    read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())).map_err(|error| unreadable(&error))
+}
+
+/// What SQLite says is for the operator.
+fn unreadable(error: &rusqlite::Error) -> Refusal {
+    tracing::error!(%error, "read stored events");
+    Refusal::Unreadable
 }
 
 #[cfg(test)]

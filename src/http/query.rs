@@ -1,13 +1,18 @@
 //! What stands behind the `?` of a URL.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use hyper::http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde_json::{Map, Value};
 
 use crate::event::{EventId, Filter, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
+use crate::wire::refusal::{Place, Problem};
+use crate::wire::subscription::{Gap, LAST_MAX, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
@@ -43,14 +48,153 @@ impl<'u> Parameters<'u> {
         read(&with_offset(text)).map(Some).map_err(|error| Refusal::BadRequest(format!("'{name}' is {error}")))
     }
 
-    /// The same URL, but with the page that begins before `before`.
-    fn page_before(&self, path: &str, before: EventId) -> String {
+    /// The whole number of this name, if it is there.
+    ///
+    /// # Errors
+    /// `Invalid` when it is none of the range.
+    fn number(&self, name: &'static str, range: RangeInclusive<usize>) -> Result<Option<usize>, Refusal> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let number = number.filter(|number| range.contains(number));
+        let what = || format!("'{name}' must be a number from {} to {}", range.start(), range.end());
+        number.map(Some).ok_or_else(|| Refusal::parameter(name, what(), "out_of_range"))
+    }
+
+    /// What the parameters ask of an event, in the words of a filter: `filter` is one as JSON; the others say
+    /// one thing each, and what is empty says nothing. In `event_type` and `source` commas separate several.
+    ///
+    /// # Errors
+    /// `Invalid` when `filter` is no JSON object, or says what another parameter says too.
+    fn asked(&self) -> Result<Map<String, Value>, Refusal> {
+        let mut asked = match self.get("filter").filter(|text| !text.is_empty()).map(serde_json::from_str) {
+            None => Map::new(),
+            Some(Ok(Value::Object(filter))) if filter.keys().all(|key| Filter::is_key(key)) => filter,
+            Some(_) => {
+                let keys = "event_types, source, session_id, user_id, payload and exclude";
+                let what = format!("'filter' must be a JSON object with nothing but {keys}");
+                return Err(Refusal::parameter("filter", what, "json_invalid"));
+            }
+        };
+        let twice = |name: &'static str| {
+            Refusal::parameter("filter", format!("'filter' and '{name}' ask for the same field"), "conflict")
+        };
+        for (name, key) in FIELDS {
+            let Some(value) = self.get(name).and_then(|text| values(key, text)) else { continue };
+            if asked.insert(key.to_owned(), value).is_some() {
+                return Err(twice(name));
+            }
+        }
+        for (name, key) in EXCLUDED_FIELDS {
+            let Some(value) = self.get(name).and_then(|text| values(key, text)) else { continue };
+            if inner(&mut asked, "exclude").is_none_or(|exclude| exclude.insert(key.to_owned(), value).is_some()) {
+                return Err(twice(name));
+            }
+        }
+        for (name, value) in &self.0 {
+            let Some(key) = name.strip_prefix(PAYLOAD_PREFIX) else { continue };
+            let value = Value::from(&**value);
+            if inner(&mut asked, "payload").is_none_or(|payload| payload.insert(key.to_owned(), value).is_some()) {
+                return Err(Refusal::parameter("payload", format!("'{name}' is asked for twice"), "conflict"));
+            }
+        }
+        Ok(asked)
+    }
+
+    /// The filter that the parameters ask for.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(super) fn filter(&self) -> Result<Filter, Refusal> {
+        Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
+    }
+
+    /// The subscription that the parameters of an event stream ask for. A browser that connects again says in a
+    /// header where it was; it cannot change the URL, so the header counts.
+    ///
+    /// # Errors
+    /// `BadRequest` for what is no time; `Invalid` for the rest.
+    pub(super) fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
+        let mut asked = self.asked()?;
+        let text = |name| self.get(name).filter(|value| !value.is_empty());
+        let until = self.time("until", Timestamp::parse_ceil)?.map(|time| time.to_string());
+        match last_event_id.or(text("after")) {
+            Some(after) => drop(asked.insert("after".to_owned(), after.into())),
+            None => {
+                let since = self.time("since", Timestamp::parse_floor)?.map(|time| time.to_string());
+                asked.extend(since.map(|since| ("since".to_owned(), since.into())));
+                let last = self.number("last", 0..=LAST_MAX as usize)?;
+                asked.extend(last.map(|last| ("last".to_owned(), last.into())));
+            }
+        }
+        asked.extend(until.map(|until| ("until".to_owned(), until.into())));
+        for name in ["on_lag", "epoch"] {
+            asked.extend(text(name).map(|value| (name.to_owned(), value.into())));
+        }
+        if let Some(speed) = text("speed") {
+            asked.insert("speed".to_owned(), speed.parse::<f64>().map_or(Value::from(speed), Value::from));
+        }
+        asked.extend(text("signals").map(|value| ("signals".to_owned(), switch(value))));
+        if let Some(key) = text("conflate") {
+            let interval = self.number("interval_ms", 0..=usize::MAX)?.map_or(Value::Null, Value::from);
+            let skipped = text("skipped").map_or(Value::Null, switch);
+            let conflate = serde_json::json!({ "key": key, "interval_ms": interval, "skipped": skipped });
+            asked.insert("conflate".to_owned(), conflate);
+        }
+        // Where a browser was is later than the snapshot it began with.
+        if let Some(key) = text("latest_by").filter(|_| last_event_id.is_none()) {
+            asked.insert("snapshot".to_owned(), serde_json::json!({ "latest_by": key }));
+        }
+        Subscribe::of(&asked)
+            .map_err(|why| Refusal::Invalid(Problem { loc: vec![Place::Name("query")], msg: why, kind: "invalid" }))
+    }
+
+    /// The same URL, but with another cursor.
+    fn page(&self, path: &str, cursor: &str, id: EventId) -> String {
         let mut url = format!("{path}?");
-        for (name, value) in self.0.iter().filter(|(name, _)| name != "before_id") {
+        for (name, value) in self.0.iter().filter(|(name, _)| name != cursor && name != "wait") {
             url.extend(utf8_percent_encode(name, RESERVED).chain(["="]));
             url.extend(utf8_percent_encode(value, RESERVED).chain(["&"]));
         }
-        url + "before_id=" + &before.to_string()
+        format!("{url}{cursor}={id}")
+    }
+}
+
+/// The parameters that ask for a field, and its key in a filter.
+const FIELDS: [(&str, &str); 4] =
+    [("event_type", "event_types"), ("source", "source"), ("session_id", "session_id"), ("user_id", "user_id")];
+const EXCLUDED_FIELDS: [(&str, &str); 4] = [
+    ("exclude_event_type", "event_types"),
+    ("exclude_source", "source"),
+    ("exclude_session_id", "session_id"),
+    ("exclude_user_id", "user_id"),
+];
+/// `payload.quiz_id=demo` asks for a text; for numbers there is `filter`.
+const PAYLOAD_PREFIX: &str = "payload.";
+
+/// Whether a parameter asks something of an event.
+pub(super) fn is_of_filter(name: &str) -> bool {
+    let named = |fields: &[(&str, &str)]| fields.iter().any(|(known, _)| *known == name);
+    name == "filter" || named(&FIELDS) || named(&EXCLUDED_FIELDS) || name.starts_with(PAYLOAD_PREFIX)
+}
+
+/// What a parameter says of a field; nothing if it is empty. Types and sources have no commas, ids may.
+fn values(key: &str, text: &str) -> Option<Value> {
+    let values = match key {
+        "event_types" | "source" => text.split(',').filter(|name| !name.is_empty()).map(Value::from).collect(),
+        _ => Value::from(text),
+    };
+    (!matches!(&values, Value::Array(list) if list.is_empty()) && !text.is_empty()).then_some(values)
+}
+
+fn inner<'m>(asked: &'m mut Map<String, Value>, key: &str) -> Option<&'m mut Map<String, Value>> {
+    asked.entry(key).or_insert_with(|| Map::new().into()).as_object_mut()
+}
+
+fn switch(text: &str) -> Value {
+    match text {
+        "true" | "1" => true.into(),
+        "false" | "0" => false.into(),
+        other => other.into(),
     }
 }
 
@@ -74,69 +218,106 @@ fn with_offset(text: &str) -> Cow<'_, str> {
 }
 
 /// Which events a `GET /events` asks for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Listing {
     filter: Filter,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
     before_id: Option<String>,
     after_id: Option<String>,
+    /// The life of the database that the cursor is from, if the client says so.
+    epoch: Option<String>,
     pub(super) limit: Option<usize>,
+    /// How long to wait for the first event.
+    pub(super) wait: Option<Duration>,
 }
 
 /// Most events of one answer that is a JSON array.
 pub(super) const LIMIT_MAX: usize = 1000;
 /// As many if nobody says.
 pub(super) const LIMIT_DEFAULT: usize = 100;
+/// Proxies commonly give up on an answer after a minute.
+const WAIT_MAX: Duration = Duration::from_secs(55);
 
 impl Listing {
     /// # Errors
-    /// `BadRequest` for what is no time; `Invalid` for a limit that is not from 1 to `limit_max`.
+    /// `BadRequest` for what is no time; `Invalid` for a limit that is not from 1 to `limit_max`, and for what is
+    /// no filter.
     pub(super) fn of(parameters: &Parameters<'_>, limit_max: usize) -> Result<Self, Refusal> {
-        let text = |name| parameters.get(name).filter(|value| !value.is_empty());
-        let types = text("event_type").unwrap_or_default().split(',').filter(|name| !name.is_empty());
-        let mut filter = Filter::default().with_types(types);
-        filter.source = text("source").map(Into::into);
-        filter.session_id = text("session_id").map(Into::into);
-        filter.user_id = text("user_id").map(Into::into);
-        let limit = parameters.get("limit").map(|text| limit(text, limit_max)).transpose()?;
+        let text = |name| parameters.get(name).map(str::to_owned);
+        let wait = parameters.get("wait").filter(|wait| !wait.is_empty()).map(wait).transpose()?;
+        if wait.is_some() && parameters.get("after_id").is_none() {
+            return Err(Refusal::parameter(
+                "wait",
+                "'wait' needs 'after_id': what to wait for the successor of",
+                "missing",
+            ));
+        }
         Ok(Self {
-            filter,
+            filter: parameters.filter()?,
             since: parameters.time("since", Timestamp::parse_floor)?,
             until: parameters.time("until", Timestamp::parse_ceil)?,
-            before_id: parameters.get("before_id").map(str::to_owned),
-            after_id: parameters.get("after_id").map(str::to_owned),
-            limit,
+            before_id: text("before_id"),
+            after_id: text("after_id"),
+            epoch: text("epoch"),
+            limit: parameters.number("limit", 1..=limit_max)?,
+            wait,
         })
     }
 
-    /// The reading of the record that this is. Blocks: ids are looked up.
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// The order of a page: who says where it goes on from wants what follows, everybody else the newest.
+    pub(super) fn order(&self) -> Order {
+        if self.after_id.is_some() { Order::OldestFirst } else { Order::NewestFirst }
+    }
+
+    /// The reading of the record that this is, and what of it is missing. Blocks: ids are looked up.
     ///
     /// # Errors
     /// What SQLite reports; within, `BadRequest` when an id is none.
-    pub(super) fn query(self, store: &Store, order: Order) -> rusqlite::Result<Result<Query, Refusal>> {
-        let position = |name: &str, id: Option<String>| {
+    pub(super) fn query(self, store: &Store, order: Order) -> rusqlite::Result<Result<(Query, Option<Gap>), Refusal>> {
+        let position = |name: &str, id: &Option<String>| {
             let Some(id) = id else { return Ok(Ok(None)) };
             let bad = || Refusal::BadRequest(format!("'{name}' is not an event id"));
-            store.position(&id).map(|seq| seq.map(Some).ok_or_else(bad))
+            store.position(id).map(|seq| seq.map(Some).ok_or_else(bad))
         };
-        let (before, after) = (position("before_id", self.before_id)?, position("after_id", self.after_id)?);
+        let (before, after) = (position("before_id", &self.before_id)?, position("after_id", &self.after_id)?);
+        let (before, after) = match before.and_then(|before| Ok((before, after?))) {
+            Ok(cursors) => cursors,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let gap = match after.zip(self.after_id.as_ref()) {
+            None => None,
+            Some((place, id)) => Gap::of(id, place, self.epoch.as_deref(), &store.extent()?),
+        };
         let Self { filter, since, until, .. } = self;
-        Ok(before
-            .and_then(|before| Ok(Query { filter, after: after?.unwrap_or(Seq::ZERO), before, since, until, order })))
+        Ok(Ok((Query { filter, after: after.unwrap_or(Seq::ZERO), before, since, until, order }, gap)))
     }
 }
 
-fn limit(text: &str, max: usize) -> Result<usize, Refusal> {
-    let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    number
-        .filter(|n| (1..=max).contains(n))
-        .ok_or_else(|| Refusal::parameter("limit", format!("'limit' must be a number from 1 to {max}"), "out_of_range"))
+/// A time to wait: `30s`, `500ms`, or a number of seconds. Longer than anybody waits is as long as possible.
+fn wait(text: &str) -> Result<Duration, Refusal> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let wait = number.parse().ok().and_then(|number| match unit {
+        "" | "s" => Some(Duration::from_secs(number)),
+        "ms" => Some(Duration::from_millis(number)),
+        _ => None,
+    });
+    let wait =
+        wait.ok_or_else(|| Refusal::parameter("wait", "'wait' must be a time such as 30s or 500ms", "invalid"))?;
+    Ok(wait.min(WAIT_MAX))
 }
 
-/// The value of a `Link` header that leads to the events before `before`.
-pub(super) fn next_page(path: &str, parameters: &Parameters<'_>, before: Seq) -> String {
-    format!("<{}>; rel=\"next\"", parameters.page_before(path, before.id()))
+/// The value of a `Link` header that leads to the events that follow in this order after one.
+pub(super) fn next_page(path: &str, parameters: &Parameters<'_>, order: Order, last: Seq) -> String {
+    let cursor = match order {
+        Order::NewestFirst => "before_id",
+        Order::OldestFirst => "after_id",
+    };
+    format!("<{}>; rel=\"next\"", parameters.page(path, cursor, last.id()))
 }
 
 #[cfg(test)]
@@ -169,24 +350,57 @@ mod tests {
     fn a_listing_takes_every_filter() {
         let uri = uri("event_type=b,a,,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z");
         let listing = Listing::of(&Parameters::of(&uri), LIMIT_MAX).unwrap();
-        assert_eq!(listing.filter.event_types(), ["a".into(), "b".into()]);
-        assert_eq!(listing.filter.source.as_deref(), Some("s"));
-        assert_eq!(listing.filter.session_id.as_deref(), Some("x&y"));
-        assert_eq!(listing.filter.user_id, None, "empty means any");
+        let asked = serde_json::json!({"event_types": ["a", "b"], "source": "s", "session_id": "x&y"});
+        assert_eq!(listing.filter, Filter::parse(asked.as_object().unwrap()).unwrap(), "an empty user means any");
         assert_eq!((listing.limit, listing.until), (Some(7), None));
         assert_eq!(listing.since.unwrap().to_string(), "2026-01-15T10:30:00.000000Z");
     }
 
     #[test]
     fn limits_are_whole_numbers_in_their_range() {
-        for (text, expected) in [("1", Some(1)), ("1000", Some(1000)), ("007", Some(7))] {
-            assert_eq!(limit(text, LIMIT_MAX).ok(), expected, "{text}");
+        let limit = |text: &str, max| Parameters::of(&uri(&format!("limit={text}"))).number("limit", 1..=max);
+        for (text, expected) in [("1", 1), ("1000", 1000), ("007", 7)] {
+            assert_eq!(limit(text, LIMIT_MAX), Ok(Some(expected)), "{text}");
         }
-        for text in ["", "0", "1001", "-1", "+1", " 1", "1.5", "1e2", "99999999999999999999", "ten"] {
+        for text in ["", "0", "1001", "-1", "+1", "%201", "1.5", "1e2", "99999999999999999999", "ten"] {
             let Err(Refusal::Invalid(problem)) = limit(text, LIMIT_MAX) else { panic!("{text}") };
             assert_eq!(problem.kind, "out_of_range");
         }
-        assert_eq!(limit("18446744073709551615", usize::MAX).unwrap(), usize::MAX);
+        assert_eq!(limit("18446744073709551615", usize::MAX), Ok(Some(usize::MAX)));
+    }
+
+    #[test]
+    fn parameters_and_json_make_one_filter() {
+        let filter = |query: &str| Parameters::of(&uri(query)).filter();
+        let json = |text: &str| Filter::parse(&serde_json::from_str(text).unwrap()).unwrap();
+        assert_eq!(
+            filter("event_type=a&exclude_user_id=u,v&payload.quiz_id=demo%2Cx&payload.n=7"),
+            Ok(json(r#"{"event_types":["a"],"exclude":{"user_id":"u,v"},"payload":{"quiz_id":"demo,x","n":"7"}}"#))
+        );
+        assert_eq!(
+            filter("filter=%7B%22session_id%22:[%22a%22,%22b%22],%22payload%22:%7B%22n%22:7%7D%7D&source=x,y"),
+            Ok(json(r#"{"session_id":["a","b"],"payload":{"n":7},"source":["x","y"]}"#))
+        );
+        for bad in [
+            "filter=x",
+            "filter=[]",
+            "filter=%7B%22sesion_id%22:1%7D",
+            "filter=%7B%22source%22:%22x%22%7D&source=y",
+            "filter=%7B%22exclude%22:7%7D&exclude_source=y",
+            "payload.n=1&payload.n=2",
+        ] {
+            assert!(matches!(filter(bad), Err(Refusal::Invalid(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_to_wait() {
+        for (text, expected) in [("30s", 30_000), ("500ms", 500), ("2", 2_000), ("0", 0), ("99999s", 55_000)] {
+            assert_eq!(wait(text), Ok(Duration::from_millis(expected)), "{text}");
+        }
+        for text in ["", "s", "1m", "-1s", "1.5s", "99999999999999999999s"] {
+            assert!(wait(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -206,7 +420,7 @@ mod tests {
     #[test]
     fn the_next_page_keeps_what_was_asked() {
         let check = |query: &str, expected: &str| {
-            let link = next_page("/api/v1/events", &Parameters::of(&uri(query)), Seq(0xabc));
+            let link = next_page("/api/v1/events", &Parameters::of(&uri(query)), Order::NewestFirst, Seq(0xabc));
             assert_eq!(link, format!("</api/v1/events?{expected}before_id=evt_000000000abc>; rel=\"next\""));
         };
         check("", "");

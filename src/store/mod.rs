@@ -3,6 +3,7 @@
 //! One thread writes; it takes what waits in a bounded queue, stores it in one transaction, and then
 //! resolves the receipts and hands the commit on. Readers use connections of their own.
 
+mod epoch;
 mod read;
 mod receipt;
 mod schema;
@@ -11,6 +12,7 @@ mod upgrade;
 mod writer;
 
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,11 +30,13 @@ pub use receipt::Receipt;
 
 use crate::audience::Audience;
 use crate::config::Config;
-use crate::event::{Seq, Timestamp};
+use crate::event::{Columns, EventId, Filter, Seq, Timestamp};
 use crate::wire::Failure;
 use crate::wire::batch::{Batch, Commit};
+use crate::wire::subscription::Epoch;
+use epoch::Witness;
 use schema::meta;
-use segments::{Keys, Recent, Segment};
+use segments::{Recent, Segment};
 use writer::{Append, Command, Writer};
 
 /// A handle to the record; clones are cheap and share it.
@@ -53,6 +57,7 @@ struct Shared {
     audience: Audience,
     readers: read::Readers,
     has_legacy_ids: bool,
+    epoch: Epoch,
     /// Where the file is, to look for free space.
     folder: PathBuf,
     queue: Queue,
@@ -72,6 +77,17 @@ struct Queue {
 struct Room {
     _events: OwnedSemaphorePermit,
     _kibibytes: OwnedSemaphorePermit,
+}
+
+/// A durable subscription as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub name: String,
+    /// As they were asked for, in JSON.
+    pub filters: String,
+    /// Everything up to this event is confirmed.
+    pub position: Seq,
+    pub last_seen: String,
 }
 
 /// The threads of an open store, and what they hand on.
@@ -148,7 +164,9 @@ impl Store {
         }
         schema::create(&connection).map_err(database)?;
         let state = State::read(&connection).map_err(database)?;
-        assemble(config, folder, connection, state, lock).map_err(database)
+        let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
+        let witness = Witness::hear(beside, &connection, path, state.last, config.durability).map_err(database)?;
+        assemble(config, folder, connection, state, witness, lock).map_err(database)
     }
 
     /// Who follows the commits.
@@ -200,15 +218,110 @@ impl Store {
         let _ = self.commands.send(Command::Append(Append { batch, receipt, room }));
     }
 
-    /// Deletes every event before `before`, or all of them, and returns how many there were. Their
-    /// numbers are not used again.
+    /// Deletes every event before `before`, or all of them, that passes a filter, and returns how many there
+    /// were. Their numbers are not used again.
     ///
     /// # Errors
     /// When the writer cannot do it; a part of the events, the oldest, may be gone then.
-    pub async fn delete(&self, before: Option<Timestamp>) -> Result<u64, Failure> {
-        let (reply, deleted) = oneshot::channel();
-        self.commands.send(Command::Delete { before, reply }).map_err(|_| Failure::Unavailable)?;
-        deleted.await.unwrap_or(Err(Failure::Unavailable))
+    pub async fn delete(&self, before: Option<Timestamp>, filter: Filter) -> Result<u64, Failure> {
+        if filter.is_any() {
+            return self.ask(|reply| Command::Delete { before, reply }).await;
+        }
+        let (mut deleted, mut after, last) = (0, Seq::ZERO, self.committed());
+        loop {
+            let (store, filter) = (self.clone(), filter.clone());
+            let chosen = tokio::task::spawn_blocking(move || store.choose(filter, after, last, before)).await;
+            let chosen = chosen.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+            let (chosen, reached) = chosen.map_err(|error| {
+                tracing::error!(%error, "find what to delete");
+                Failure::Unavailable
+            })?;
+            if !chosen.is_empty() {
+                deleted += self.ask(|reply| Command::DeleteThese { chosen, reply }).await?;
+            }
+            match reached {
+                Some(reached) => after = reached,
+                None => return Ok(deleted),
+            }
+        }
+    }
+
+    /// The durable subscriptions that are stored.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub fn kept_subscriptions(&self) -> rusqlite::Result<Vec<Kept>> {
+        self.shared.readers.with(|transaction| {
+            let mut all = transaction.prepare("SELECT name, filters, position, last_seen FROM subscriptions")?;
+            let kept = all.query_map([], |row| {
+                let position = Seq(row.get::<_, i64>(2)? as u64);
+                Ok(Kept { name: row.get(0)?, filters: row.get(1)?, position, last_seen: row.get(3)? })
+            })?;
+            kept.collect()
+        })
+    }
+
+    /// Keeps a durable subscription as it is now. It is written with others within `KEEP_INTERVAL`.
+    pub fn keep(&self, subscription: Kept) {
+        // The writer is gone only when the process is ending; then its events come again.
+        let _ = self.commands.send(Command::Keep { subscription, reply: None });
+    }
+
+    /// Like [`Store::keep`], but it is stored when this returns.
+    ///
+    /// # Errors
+    /// When the writer cannot do it.
+    pub async fn keep_now(&self, subscription: Kept) -> Result<(), Failure> {
+        self.ask(|reply| Command::Keep { subscription, reply: Some(reply) }).await
+    }
+
+    /// Removes a durable subscription.
+    ///
+    /// # Errors
+    /// When the writer cannot do it.
+    pub async fn forget(&self, name: String) -> Result<(), Failure> {
+        self.ask(|reply| Command::Forget { name, reply }).await
+    }
+
+    /// The place of an id, for whoever may not block; `None` when it is none.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub async fn place_of(&self, id: String) -> rusqlite::Result<Option<Seq>> {
+        if !self.shared.has_legacy_ids {
+            return Ok(id.parse().ok().map(|EventId(seq)| seq));
+        }
+        let store = self.clone();
+        let found = tokio::task::spawn_blocking(move || store.position(&id)).await;
+        found.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
+    }
+
+    /// Some events that pass, the oldest first, and how far it looked; `None` when to the end. Blocks.
+    fn choose(
+        &self,
+        filter: Filter,
+        after: Seq,
+        last: Seq,
+        until: Option<Timestamp>,
+    ) -> rusqlite::Result<(Vec<Seq>, Option<Seq>)> {
+        let mut chosen = Vec::new();
+        let query = Query { filter, after, before: Some(last.next()), until, ..Query::default() };
+        let reached = self.scan_some(&query, |event| {
+            chosen.push(event.seq);
+            if chosen.len() < writer::CHOSEN_EVENTS_PER_COMMIT {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        Ok((chosen, reached))
+    }
+
+    /// Has the writer do something and tell.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| Failure::Unavailable)?;
+        answer.await.unwrap_or(Err(Failure::Unavailable))
     }
 
     /// Events waiting to be written.
@@ -303,13 +416,14 @@ impl State {
             .prepare("SELECT seq, event_type, source, session_id, user_id FROM events WHERE seq >= ?1 ORDER BY seq")?;
         let mut rows = statement.query([segments::first_of(sealed_before as u64).0 as i64])?;
         while let Some(row) = rows.next()? {
-            let keys = Keys {
+            let event = Columns {
                 event_type: row.get_ref(1)?.as_bytes()?,
                 source: row.get_ref(2)?.as_bytes()?,
                 session_id: row.get_ref(3)?.as_bytes_or_null()?,
                 user_id: row.get_ref(4)?.as_bytes_or_null()?,
+                payload: b"",
             };
-            recent.note(Seq(row.get::<_, i64>(0)? as u64), keys);
+            recent.note(Seq(row.get::<_, i64>(0)? as u64), &event);
         }
         let has_legacy_ids = connection.query_row(
             "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = 'events_legacy_id')",
@@ -363,6 +477,7 @@ fn assemble(
     folder: PathBuf,
     mut connection: Connection,
     state: State,
+    witness: Witness,
     lock: File,
 ) -> rusqlite::Result<(Store, Parts)> {
     let State { last, last_time, recent, has_legacy_ids } = state;
@@ -377,6 +492,7 @@ fn assemble(
         audience: Audience::default(),
         readers: read::Readers::new(config.database_path.clone()),
         has_legacy_ids,
+        epoch: witness.epoch(),
         folder,
         queue: Queue::new(config),
     });
@@ -393,7 +509,6 @@ fn assemble(
     let writer = Writer {
         connection,
         shared: shared.clone(),
-        types: Arc::new(config.event_types.clone()),
         commands: queue,
         commits: commit_sender,
         sealer: full_sender,
@@ -401,6 +516,7 @@ fn assemble(
         last,
         last_time,
         free_space_min_bytes: config.free_space_min_bytes,
+        witness,
         work: writer::Work::default(),
     };
     let sealer = Sealer { full, commands: commands.clone() };
@@ -485,7 +601,7 @@ fn lock(database: &Path) -> Result<File, OpenError> {
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
     let path = PathBuf::from(name);
-    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
     let file = open.map_err(|error| OpenError::File(path.clone(), error))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

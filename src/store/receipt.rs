@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use crate::doorbell::{Home, Wakes};
 use crate::outbox::Outbox;
 use crate::wire::Failure;
+use crate::wire::answer::{Answered, Answers, ToPublisher};
 use crate::wire::batch::Committed;
-use crate::wire::message::{Answered, Answers, ToPublisher};
 
 /// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
 /// whoever held it died, as unavailable. Nobody waits for ever.

@@ -23,7 +23,8 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 ///
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
 /// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
-/// 3 source.
+/// 3 source. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
+/// segment.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -49,6 +50,10 @@ CREATE TABLE IF NOT EXISTS event_index (
     offsets BLOB NOT NULL,
     PRIMARY KEY (segment, kind, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holes (
+    segment INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS event_stats (
     event_type TEXT PRIMARY KEY,
     count INTEGER NOT NULL,
@@ -72,6 +77,10 @@ pub mod meta {
     pub const LAST_SEQ: &str = "last_seq";
     /// The time of the event `LAST_SEQ`; later events have later times.
     pub const LAST_TIME_US: &str = "last_time_us";
+    /// Which life of the database this is.
+    pub const EPOCH: &str = "epoch";
+    /// The file it is stored in.
+    pub const INODE: &str = "inode";
     /// Segments before this one have all their rows in `event_index`.
     pub const SEALED_BEFORE: &str = "sealed_before";
 }

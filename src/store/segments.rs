@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::event::{Filter, Seq};
+use crate::event::{Columns, Field, Filter, Seq};
 
 /// Events of a segment: an offset within one fits 16 bits, and a segment's lists a few MiB.
 #[cfg(not(test))]
@@ -27,6 +27,16 @@ pub enum Kind {
 
 impl Kind {
     const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
+
+    /// The kind of the lists about a field.
+    pub fn of(field: Field) -> Self {
+        match field {
+            Field::Type => Kind::Type,
+            Field::Session => Kind::Session,
+            Field::User => Kind::User,
+            Field::Source => Kind::Source,
+        }
+    }
 }
 
 /// The segment an event belongs to. Segment 0 begins with event 1.
@@ -41,15 +51,6 @@ pub fn first_of(segment: u64) -> Seq {
 
 fn offset_of(seq: Seq) -> u16 {
     ((seq.0 - 1) % SEGMENT_EVENTS) as u16
-}
-
-/// The indexed fields of an event, as UTF-8.
-#[derive(Debug, Clone, Copy)]
-pub struct Keys<'b> {
-    pub event_type: &'b [u8],
-    pub source: &'b [u8],
-    pub session_id: Option<&'b [u8]>,
-    pub user_id: Option<&'b [u8]>,
 }
 
 /// Lists of one segment in memory, ascending.
@@ -72,9 +73,9 @@ impl Segment {
 
     /// Notes one event of this segment. Events come in order.
     #[inline]
-    pub fn note(&mut self, seq: Seq, keys: Keys<'_>) {
+    pub fn note(&mut self, seq: Seq, event: &Columns<'_>) {
         let offset = offset_of(seq);
-        let keys = [Some(keys.event_type), keys.session_id, keys.user_id, Some(keys.source)];
+        let keys = [Some(event.event_type), event.session_id, event.user_id, Some(event.source)];
         for (lists, key) in self.lists.iter_mut().zip(keys) {
             let Some(key) = key else { continue };
             match lists.get_mut(key) {
@@ -122,15 +123,20 @@ pub struct Recent {
 impl Recent {
     /// Notes an event. The first of a new segment opens it; the one before is returned, now full.
     #[inline]
-    pub fn note(&mut self, seq: Seq, keys: Keys<'_>) -> Option<Arc<Segment>> {
+    pub fn note(&mut self, seq: Seq, event: &Columns<'_>) -> Option<Arc<Segment>> {
         let number = segment_of(seq);
         let filled = (number != self.open.number).then(|| {
             let full = Arc::new(std::mem::replace(&mut self.open, Segment::new(number)));
             self.full.push(full.clone());
             full
         });
-        self.open.note(seq, keys);
+        self.open.note(seq, event);
         filled
+    }
+
+    /// The oldest segment in memory; all before it are in the table.
+    pub fn lowest(&self) -> u64 {
+        self.full.first().map_or(self.open.number, |full| full.number)
     }
 
     /// The offsets that pass a filter, for every segment in memory; see [`select`].
@@ -147,33 +153,31 @@ impl Recent {
     }
 }
 
-/// The offsets within one segment that pass a filter which asks for something, ascending. `list` finds
-/// the list of a key. The rarest kinds are asked first, so a segment without the session costs one look.
+/// The offsets within one segment whose events have the field values that a filter asks for, ascending; the
+/// filter must ask for some. `list` finds the list of a key. The rarest kinds are asked first, so a segment
+/// without the session costs one look.
 pub fn select<E>(
     filter: &Filter,
     mut list: impl FnMut(Kind, &str) -> Result<Option<Vec<u16>>, E>,
 ) -> Result<Vec<u16>, E> {
+    const BY_RARITY: [Field; 4] = [Field::Session, Field::User, Field::Source, Field::Type];
     let mut passing: Option<Vec<u16>> = None;
-    let single = [(Kind::Session, &filter.session_id), (Kind::User, &filter.user_id), (Kind::Source, &filter.source)];
-    for (kind, key) in single {
-        let Some(key) = key else { continue };
-        let found = list(kind, key)?.unwrap_or_default();
+    for field in BY_RARITY.into_iter().filter(|field| !filter.wanted(*field).is_empty()) {
+        let (kind, mut found) = (Kind::of(field), Vec::new());
+        for key in filter.wanted(field) {
+            found.extend(list(kind, key)?.unwrap_or_default());
+        }
+        if filter.wanted(field).len() > 1 {
+            // An event has one value of a field, so the lists share no offset.
+            found.sort_unstable();
+        }
         let both = passing.map_or_else(|| found.clone(), |passing| intersect(&passing, &found));
         if both.is_empty() {
             return Ok(both);
         }
         passing = Some(both);
     }
-    if filter.event_types().is_empty() {
-        return Ok(passing.unwrap_or_default());
-    }
-    let mut of_types = Vec::new();
-    for key in filter.event_types() {
-        of_types.extend(list(Kind::Type, key)?.unwrap_or_default());
-    }
-    // An event has one type, so the lists share no offset.
-    of_types.sort_unstable();
-    Ok(passing.map_or_else(|| of_types.clone(), |passing| intersect(&passing, &of_types)))
+    Ok(passing.unwrap_or_default())
 }
 
 /// What both ascending lists hold. A short list looks its offsets up in a long one.

@@ -10,8 +10,8 @@ use rusqlite::{Connection, Row, TransactionBehavior};
 use serde_json::value::RawValue;
 
 use super::schema::{self, meta};
-use super::segments::{Keys, SEGMENT_EVENTS, Segment};
-use crate::event::{EventTypes, Limits, Parser, Seq, Timestamp};
+use super::segments::{SEGMENT_EVENTS, Segment};
+use crate::event::{Columns, EventTypes, Limits, Parser, Seq, Timestamp};
 
 /// Whether the file is one of the Python service: its `events` table has that service's columns, and
 /// not our `seq`.
@@ -186,13 +186,14 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
         insert.execute((&id, &event_type, &source, &session_id, &user_id, payload, seq.0 as i64, time.0))?;
 
         let (event_type, source) = (event_type.unwrap_or_default(), source.unwrap_or_default());
-        let keys = Keys {
+        let event = Columns {
             event_type: event_type.as_bytes(),
             source: source.as_bytes(),
             session_id: session_id.as_deref().map(str::as_bytes),
             user_id: user_id.as_deref().map(str::as_bytes),
+            payload: b"",
         };
-        segment.note(seq, keys);
+        segment.note(seq, &event);
         if seq.0 % SEGMENT_EVENTS == 0 {
             store_segment(connection, &segment)?;
             segment = Segment::new(segment.number() + 1);
@@ -458,7 +459,7 @@ mod tests {
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"),
-                ["event_index", "event_stats", "events", "meta", "subscriptions"]
+                ["event_index", "event_stats", "events", "holes", "meta", "subscriptions"]
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"),

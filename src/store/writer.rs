@@ -1,24 +1,25 @@
 //! The one thread that writes: it drains the queue into one transaction, commits, and only then lets
 //! anyone know.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, Statement, ToSql};
+use rusqlite::{Connection, OptionalExtension, Statement, ToSql};
 use tokio::sync::oneshot;
 
+use super::epoch::Witness;
 use super::receipt::Receipt;
 use super::schema::meta;
-use super::segments::{self, IndexRow, Keys, SEGMENT_EVENTS, Segment};
-use super::{Shared, read};
+use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
+use super::{Kept, Shared, read};
 use crate::doorbell::Wakes;
-use crate::event::{EventType, EventTypes, Seq, Timestamp, TimestampText};
+use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::wire::Failure;
-use crate::wire::batch::{Batch, Columns, Commit};
+use crate::wire::batch::{Batch, Commit};
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -27,6 +28,21 @@ pub(super) enum Command {
     Delete {
         before: Option<Timestamp>,
         reply: oneshot::Sender<Result<u64, Failure>>,
+    },
+    /// Delete these events, ascending.
+    DeleteThese {
+        chosen: Vec<Seq>,
+        reply: oneshot::Sender<Result<u64, Failure>>,
+    },
+    /// Store a durable subscription as it is now.
+    Keep {
+        subscription: Kept,
+        reply: Option<oneshot::Sender<Result<(), Failure>>>,
+    },
+    /// Remove a durable subscription.
+    Forget {
+        name: String,
+        reply: oneshot::Sender<Result<(), Failure>>,
     },
     /// A full segment's rows, ready to be stored.
     Encoded {
@@ -49,7 +65,6 @@ pub(super) struct Append {
 pub(super) struct Writer {
     pub connection: Connection,
     pub shared: Arc<Shared>,
-    pub types: Arc<EventTypes>,
     pub commands: Receiver<Command>,
     pub commits: Sender<Arc<Commit>>,
     pub sealer: Sender<Arc<Segment>>,
@@ -57,6 +72,7 @@ pub(super) struct Writer {
     pub last: Seq,
     pub last_time: Timestamp,
     pub free_space_min_bytes: u64,
+    pub witness: Witness,
     pub work: Work,
 }
 
@@ -65,6 +81,7 @@ pub(super) struct Writer {
 pub(super) struct Work {
     sealing: VecDeque<Sealing>,
     deletions: VecDeque<Deletion>,
+    subscriptions: Changes,
     checkpoint: Checkpoint,
     wakes: Wakes,
     time_text: TimestampText,
@@ -72,6 +89,37 @@ pub(super) struct Work {
     /// When an operator was last told of a full disk.
     warned: Option<Instant>,
 }
+
+/// Durable subscriptions that changed and are not stored yet: of each the last state, nothing if it is gone.
+#[derive(Default)]
+struct Changes {
+    by_name: HashMap<String, Option<Kept>>,
+    /// When they are to be stored at the latest.
+    due: Option<Instant>,
+    replies: Vec<oneshot::Sender<Result<(), Failure>>>,
+}
+
+impl Changes {
+    fn add(&mut self, name: String, state: Option<Kept>, reply: Option<oneshot::Sender<Result<(), Failure>>>) {
+        self.by_name.insert(name, state);
+        let now = Instant::now();
+        if reply.is_some() {
+            self.due = Some(now);
+        }
+        self.due.get_or_insert(now + KEEP_INTERVAL);
+        self.replies.extend(reply);
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
+    }
+}
+
+/// Confirmations of so long share a write. Lost ones only bring events again.
+const KEEP_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
+
+/// A full disk is asked again so seldom.
+const KEEP_WHEN_FULL: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
 
 /// A full segment on its way into `event_index`, a slice with every commit.
 struct Sealing {
@@ -82,9 +130,15 @@ struct Sealing {
 
 /// A deletion under way: the oldest events go first, a slice with every commit.
 struct Deletion {
-    through: Seq,
+    what: Doomed,
     deleted: u64,
     reply: oneshot::Sender<Result<u64, Failure>>,
+}
+
+enum Doomed {
+    Through(Seq),
+    /// As many as go in one commit.
+    These(Vec<Seq>),
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -114,6 +168,9 @@ static INSERT_MANY: LazyLock<String> =
 /// Events deleted in one commit: some 2 ms of work.
 const DELETED_EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 
+/// Events chosen out of the middle deleted in one commit: each touches a page of its own at worst.
+pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
+
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
 const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
@@ -137,6 +194,7 @@ impl Writer {
         let mut appends = Vec::new();
         while self.turn(&mut appends)? {}
         self.truncate_log();
+        self.witness.note(self.last, true);
         Ok(())
     }
 
@@ -149,9 +207,16 @@ impl Writer {
 
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
+        let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
-        } else if self.shared.wal_pages.load(Ordering::Relaxed) > 0 {
+        } else if let Some(due) = self.work.subscriptions.due {
+            match self.commands.recv_deadline(due) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        } else if has_log {
             match self.commands.recv_timeout(IDLE_BEFORE_TRUNCATE) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Disconnected) => return true,
@@ -183,14 +248,26 @@ impl Writer {
                     self.work.sealing.push_back(Sealing { segment, rows: rows.into_iter(), len });
                 }
                 Command::Delete { before, reply } => match self.deletion_end(before) {
-                    Ok(through) => self.work.deletions.push_back(Deletion { through, deleted: 0, reply }),
+                    Ok(last) => {
+                        self.work.deletions.push_back(Deletion { what: Doomed::Through(last), deleted: 0, reply });
+                    }
                     Err(error) => {
                         tracing::error!(%error, "find where to delete to");
                         let _ = reply.send(Err(Failure::Unavailable));
                     }
                 },
+                Command::DeleteThese { chosen, reply } => {
+                    self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
+                }
+                Command::Keep { subscription, reply } => {
+                    self.work.subscriptions.add(subscription.name.clone(), Some(subscription), reply);
+                }
+                Command::Forget { name, reply } => self.work.subscriptions.add(name, None, Some(reply)),
                 Command::Checkpointed => self.finish_checkpoint(),
-                Command::Close => return true,
+                Command::Close => {
+                    self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now());
+                    return true;
+                }
             }
             next = self.commands.try_recv().ok();
         }
@@ -199,7 +276,9 @@ impl Writer {
 
     pub fn has_housekeeping(&self) -> bool {
         // On a full disk deleting is what helps; the index can wait.
-        !self.work.deletions.is_empty() || (!self.work.sealing.is_empty() && !self.work.storage_full)
+        !self.work.deletions.is_empty()
+            || self.work.subscriptions.is_due()
+            || (!self.work.sealing.is_empty() && !self.work.storage_full)
     }
 
     /// One transaction for all that was taken. Returns an error only when going on is unsafe.
@@ -249,6 +328,11 @@ impl Writer {
             for deletion in self.work.deletions.drain(..) {
                 let _ = deletion.reply.send(Err(failure));
             }
+            // What is not stored now is tried again later, but nobody waits for it.
+            for reply in self.work.subscriptions.replies.drain(..) {
+                let _ = reply.send(Err(failure));
+            }
+            self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_FULL);
         }
     }
 
@@ -300,6 +384,7 @@ impl Writer {
         self.insert_events(appends, &mut written)?;
         self.seal_some(&mut written)?;
         self.delete_some(&mut written)?;
+        self.keep_subscriptions(&mut written)?;
         self.connection.prepare_cached("COMMIT")?.raw_execute()?;
         Ok(written)
     }
@@ -323,23 +408,22 @@ impl Writer {
                 written.last = written.last.next();
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
-                let event_type = &**self.types.name(columns.event_type);
                 match (inserted.checked_sub(1), &mut many, &mut one) {
                     (None, ..) => {
                         first.raw_bind_parameter(COLUMNS + 1, written.last.0 as i64)?;
-                        bind(&mut first, 0, time, event_type, &columns)?;
+                        bind(&mut first, 0, time, &columns)?;
                         first.raw_execute()?;
                     }
                     (Some(nth), Some(many), _) if nth < in_many => {
                         let row = nth % ROWS_PER_INSERT;
-                        bind(many, row, time, event_type, &columns)?;
+                        bind(many, row, time, &columns)?;
                         if row + 1 == ROWS_PER_INSERT {
                             many.raw_execute()?;
                         }
                     }
                     (_, _, one) => {
                         let one = one.as_mut().expect("prepared for what is left");
-                        bind(one, 0, time, event_type, &columns)?;
+                        bind(one, 0, time, &columns)?;
                         one.raw_execute()?;
                     }
                 }
@@ -354,8 +438,8 @@ impl Writer {
         const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
                              (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
         let mut count = self.connection.prepare_cached(COUNT)?;
-        for &(event_type, events, last_seen) in &written.by_type {
-            count.execute((&**self.types.name(event_type), events as i64, last_seen.to_string()))?;
+        for (event_type, events, last_seen) in &written.by_type {
+            count.execute((Text(Some(event_type)), *events as i64, last_seen.to_string()))?;
         }
         written.events = (written.last.0 - self.last.0) as usize;
         Ok(())
@@ -384,24 +468,57 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes a slice of the oldest events, and keeps the statistics true to what remains.
+    /// Stores what became of durable subscriptions, once it is time.
+    fn keep_subscriptions(&self, written: &mut Written) -> rusqlite::Result<()> {
+        written.kept = self.work.subscriptions.is_due();
+        if !written.kept {
+            return Ok(());
+        }
+        const KEEP: &str = "INSERT INTO subscriptions (name, filters, position, last_seen) VALUES (?1, ?2, ?3, ?4) \
+                            ON CONFLICT (name) DO UPDATE SET filters = excluded.filters, \
+                            position = excluded.position, last_seen = excluded.last_seen";
+        for (name, state) in &self.work.subscriptions.by_name {
+            match state {
+                Some(kept) => {
+                    let columns = (name, &kept.filters, kept.position.0 as i64, &kept.last_seen);
+                    self.connection.prepare_cached(KEEP)?.execute(columns)?;
+                }
+                None => {
+                    self.connection.prepare_cached("DELETE FROM subscriptions WHERE name = ?1")?.execute([name])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a slice of what is to be deleted, and keeps the statistics true to what remains.
     fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
         let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
+        match &deletion.what {
+            Doomed::Through(last) => self.delete_oldest(*last, written)?,
+            Doomed::These(chosen) => self.delete_chosen(chosen, written)?,
+        }
+        if written.deleted > 0 {
+            self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
+            // The rows that would say so are gone: what numbers and times are used up is noted.
+            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
+            set_meta(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
+        }
+        Ok(())
+    }
+
+    fn delete_oldest(&self, last: Seq, written: &mut Written) -> rusqlite::Result<()> {
         let first: Option<i64> =
             self.connection.prepare_cached("SELECT min(seq) FROM events")?.query_row([], |row| row.get(0))?;
-        let first = first.map_or(deletion.through.next(), |first| Seq(first as u64));
-        let through = deletion.through.min(Seq(first.0 + DELETED_EVENTS_PER_COMMIT - 1));
+        let first = first.map_or(last.next(), |first| Seq(first as u64));
+        let through = last.min(Seq(first.0 + DELETED_EVENTS_PER_COMMIT - 1));
         if first <= through {
             let counts = "UPDATE event_stats SET count = count - gone.n FROM (SELECT event_type AS type, count(*) AS n \
                           FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone WHERE event_type = gone.type";
             self.connection.prepare_cached(counts)?.execute([through.0 as i64])?;
-            self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
             let deleted =
                 self.connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
             written.deleted = deleted as u64;
-            // The rows that would say so are gone: what numbers and times are used up is noted.
-            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
-            set_meta(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
         }
         const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                                kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
@@ -409,7 +526,34 @@ impl Writer {
         let kept_from = segments::segment_of(through.max(Seq(1)).next());
         let orphans =
             self.connection.prepare_cached(ORPHANS)?.execute((kept_from as i64, DELETED_EVENTS_PER_COMMIT as i64))?;
-        written.deletion_done = through == deletion.through && (orphans as u64) < DELETED_EVENTS_PER_COMMIT;
+        self.connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([kept_from as i64])?;
+        written.deletion_done = through == last && (orphans as u64) < DELETED_EVENTS_PER_COMMIT;
+        Ok(())
+    }
+
+    /// Deletes events out of the middle. The index keeps their numbers, which then lead nowhere.
+    fn delete_chosen(&self, chosen: &[Seq], written: &mut Written) -> rusqlite::Result<()> {
+        let mut find = self.connection.prepare_cached("SELECT event_type FROM events WHERE seq = ?1")?;
+        let mut delete = self.connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
+        const HOLE: &str = "INSERT INTO holes (segment, count) VALUES (?1, 1) \
+                            ON CONFLICT (segment) DO UPDATE SET count = count + 1";
+        let mut hole = self.connection.prepare_cached(HOLE)?;
+        let mut by_type = BTreeMap::<String, i64>::new();
+        for seq in chosen {
+            let Some(event_type) = find.query_row([seq.0 as i64], |row| row.get(0)).optional()? else { continue };
+            delete.execute([seq.0 as i64])?;
+            hole.execute([segments::segment_of(*seq) as i64])?;
+            *by_type.entry(event_type).or_default() += 1;
+            written.deleted += 1;
+        }
+        for (event_type, deleted) in by_type {
+            let newest = read::newest_of_type(&self.connection, &self.shared, &event_type)?;
+            const COUNT: &str =
+                "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
+            let last_seen = newest.map(|time| time.to_string());
+            self.connection.prepare_cached(COUNT)?.execute((event_type, deleted, last_seen))?;
+        }
+        written.deletion_done = true;
         Ok(())
     }
 
@@ -441,6 +585,13 @@ impl Writer {
         }
         self.finish_sealing(written.sealed_rows);
         self.finish_deletion(&written);
+        if written.kept {
+            let changes = std::mem::take(&mut self.work.subscriptions);
+            // Whoever asked may be gone.
+            for reply in changes.replies {
+                let _ = reply.send(Ok(()));
+            }
+        }
     }
 
     fn note_in_segments(&self, appends: &[Append], before: Seq) {
@@ -449,9 +600,7 @@ impl Writer {
         for Append { batch, .. } in appends {
             for index in 0..batch.len() {
                 seq = seq.next();
-                let Columns { event_type, source, session_id, user_id, .. } = batch.columns(index);
-                let event_type = self.types.name(event_type).as_bytes();
-                if let Some(full) = recent.note(seq, Keys { event_type, source, session_id, user_id }) {
+                if let Some(full) = recent.note(seq, &batch.columns(index)) {
                     self.sealer.send(full).expect("the sealer lives as long as the writer");
                 }
             }
@@ -473,7 +622,7 @@ impl Writer {
         deletion.deleted += written.deleted;
         if written.deletion_done {
             let deletion = self.work.deletions.pop_front().expect("just looked at");
-            tracing::info!(events = deletion.deleted, through = %deletion.through.id(), "deleted events");
+            tracing::info!(events = deletion.deleted, "deleted events");
             // Whoever asked may be gone.
             let _ = deletion.reply.send(Ok(deletion.deleted));
         }
@@ -513,7 +662,8 @@ impl Writer {
         self.checkpoint("TRUNCATE");
     }
 
-    fn checkpoint(&self, mode: &str) {
+    fn checkpoint(&mut self, mode: &str) {
+        self.witness.note(self.last, false);
         match super::checkpoint(&self.connection, mode) {
             Ok(pages_left) => self.shared.wal_pages.store(pages_left, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "checkpoint"),
@@ -528,21 +678,22 @@ struct Written {
     last_time: Timestamp,
     events: usize,
     /// Types of the new events, with their number and last time. A handful: searched, not hashed.
-    by_type: Vec<(EventType, u64, Timestamp)>,
+    by_type: Vec<(Box<[u8]>, u64, Timestamp)>,
     sealed_rows: usize,
     deleted: u64,
     deletion_done: bool,
+    kept: bool,
 }
 
 impl Written {
     #[inline]
-    fn count(&mut self, event_type: EventType, time: Timestamp) {
-        match self.by_type.iter_mut().find(|(of, ..)| *of == event_type) {
+    fn count(&mut self, event_type: &[u8], time: Timestamp) {
+        match self.by_type.iter_mut().find(|(of, ..)| **of == *event_type) {
             Some((_, events, last_seen)) => {
                 *events += 1;
                 *last_seen = time;
             }
-            None => self.by_type.push((event_type, 1, time)),
+            None => self.by_type.push((event_type.into(), 1, time)),
         }
     }
 }
@@ -555,16 +706,10 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqli
 
 /// Binds the parameters of row number `row` of a statement.
 #[inline]
-fn bind(
-    insert: &mut Statement<'_>,
-    row: usize,
-    time: Timestamp,
-    event_type: &str,
-    columns: &Columns<'_>,
-) -> rusqlite::Result<()> {
+fn bind(insert: &mut Statement<'_>, row: usize, time: Timestamp, columns: &Columns<'_>) -> rusqlite::Result<()> {
     let before = row * COLUMNS;
     insert.raw_bind_parameter(before + 1, time.0)?;
-    insert.raw_bind_parameter(before + 2, event_type)?;
+    insert.raw_bind_parameter(before + 2, Text(Some(columns.event_type)))?;
     insert.raw_bind_parameter(before + 3, Text(Some(columns.source)))?;
     insert.raw_bind_parameter(before + 4, Text(columns.session_id))?;
     insert.raw_bind_parameter(before + 5, Text(columns.user_id))?;

@@ -2,12 +2,13 @@
 //! delivery, with two holes of fixed width; the writer fills in 12 digits of id and 27 bytes of time.
 //! From then on the bytes are shared: by the 201 body, by every subscriber's socket, by everyone.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::frame::{self, OpCode};
-use crate::event::{Event, EventId, EventType, EventTypes, Seq, Timestamp};
+use crate::event::{Columns, Event, EventId, EventTypes, Seq, Timestamp, TimestampText};
 
 /// Events of one read or one request, encoded but neither numbered nor stored. Frames lie in one run
 /// without gaps, so an unfiltered subscriber costs one slice a batch.
@@ -24,7 +25,7 @@ pub struct Batch {
 struct Row {
     json: u32,
     end: u32,
-    event_type: EventType,
+    event_type: Span,
     source: Span,
     session_id: Span,
     user_id: Span,
@@ -51,16 +52,6 @@ impl Span {
         let start = (self.start & !Self::DECODED) as usize;
         Some(&home[start..start + self.len as usize])
     }
-}
-
-/// What is stored of one event, as UTF-8.
-#[derive(Debug, Clone, Copy)]
-pub struct Columns<'b> {
-    pub event_type: EventType,
-    pub source: &'b [u8],
-    pub session_id: Option<&'b [u8]>,
-    pub user_id: Option<&'b [u8]>,
-    pub payload: &'b [u8],
 }
 
 impl Batch {
@@ -103,7 +94,7 @@ impl Batch {
         self.frames.extend_from_slice(SKELETON[0]);
         self.frames.extend_from_slice(&[0; EventId::DIGITS]);
         self.frames.extend_from_slice(SKELETON[1]);
-        self.frames.extend_from_slice(event_type.as_bytes());
+        let event_type = self.plain(event_type);
         self.frames.extend_from_slice(SKELETON[2]);
         let source = self.plain(event.source);
         self.frames.extend_from_slice(SKELETON[3]);
@@ -117,7 +108,31 @@ impl Batch {
         self.frames.extend_from_slice(SKELETON[7]);
         let end = self.frames.len() as u32;
         debug_assert_eq!((end - json) as usize, json_len);
-        self.rows.push(Row { json, end, event_type: event.event_type, source, session_id, user_id, payload });
+        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
+    }
+
+    /// Encodes an event that was read back, complete, at the end. Returns the bytes of its frame.
+    pub fn push_stored(&mut self, event: &StoredEvent<'_>, text: &mut StoredText) -> usize {
+        text.json.clear();
+        event.write_json(&mut text.json, &mut text.time);
+        self.frames.reserve(frame::head_len(text.json.len()) + text.json.len());
+        frame::write_head(&mut self.frames, OpCode::Text, text.json.len());
+        let json = self.frames.len() as u32;
+        self.frames.extend_from_slice(&text.json);
+        let end = self.frames.len() as u32;
+        let after_payload = SKELETON[6].len() + Timestamp::LEN + SKELETON[7].len();
+        let payload_len = event.payload.len() as u32;
+        let payload = Span { start: end - after_payload as u32 - payload_len, len: payload_len };
+        let mut decoded = |text: &str| {
+            let start = self.decoded.len() as u32 | Span::DECODED;
+            self.decoded.extend_from_slice(text.as_bytes());
+            Span { start, len: text.len() as u32 }
+        };
+        let (event_type, source) = (decoded(event.event_type), decoded(event.source));
+        let session_id = event.session_id.map_or(Span::NULL, &mut decoded);
+        let user_id = event.user_id.map_or(Span::NULL, &mut decoded);
+        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
+        frame::head_len(text.json.len()) + text.json.len()
     }
 
     #[inline]
@@ -167,8 +182,25 @@ impl Batch {
     /// The batch after its commit, for sharing. Every event must have been stamped, with `first` and
     /// the numbers that follow it.
     pub fn committed(self, first: Seq) -> Committed {
-        Committed { first, frames: self.frames.into(), decoded: self.decoded, rows: self.rows }
+        self.shared(Seqs::From(first))
     }
+
+    /// The batch for sharing, when its events were read back: those of these numbers.
+    pub fn read_back(self, seqs: Vec<Seq>) -> Committed {
+        assert_eq!(seqs.len(), self.len(), "each event has its number");
+        self.shared(Seqs::Each(seqs))
+    }
+
+    fn shared(self, seqs: Seqs) -> Committed {
+        Committed { seqs, frames: self.frames.into(), decoded: self.decoded, rows: self.rows }
+    }
+}
+
+/// Room to work in for [`Batch::push_stored`].
+#[derive(Debug, Default)]
+pub struct StoredText {
+    json: Vec<u8>,
+    time: TimestampText,
 }
 
 impl Row {
@@ -176,7 +208,7 @@ impl Row {
     fn columns<'b>(&self, frames: &'b [u8], decoded: &'b [u8]) -> Columns<'b> {
         let text = |span: Span| span.text(frames, decoded);
         Columns {
-            event_type: self.event_type,
+            event_type: text(self.event_type).expect("every event has a type"),
             source: text(self.source).expect("every event has a source"),
             session_id: text(self.session_id),
             user_id: text(self.user_id),
@@ -188,16 +220,33 @@ impl Row {
 /// A batch that is on disk: numbered, immutable, its bytes shared by all who deliver it.
 #[derive(Debug)]
 pub struct Committed {
-    first: Seq,
+    seqs: Seqs,
     frames: Bytes,
     decoded: Vec<u8>,
     rows: Vec<Row>,
 }
 
+/// The numbers of a batch's events.
+#[derive(Debug)]
+enum Seqs {
+    /// Just committed: this one and those that follow it.
+    From(Seq),
+    /// Read back through a filter.
+    Each(Vec<Seq>),
+}
+
 impl Committed {
-    /// The number of the first event; the others follow it without gap.
+    /// The number of the first event; there must be one, or the batch be just committed.
     pub fn first(&self) -> Seq {
-        self.first
+        self.seq(0)
+    }
+
+    /// The number of an event. Those of a batch just committed follow each other without gap.
+    pub fn seq(&self, index: usize) -> Seq {
+        match &self.seqs {
+            Seqs::From(first) => first.plus(index),
+            Seqs::Each(seqs) => seqs[index],
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -215,8 +264,12 @@ impl Committed {
 
     /// The WebSocket frames of the events `from..to`.
     pub fn frames_between(&self, from: usize, to: usize) -> Bytes {
+        self.frames.slice(self.frames_range(from, to))
+    }
+
+    fn frames_range(&self, from: usize, to: usize) -> Range<usize> {
         let start = from.checked_sub(1).map_or(0, |before| self.rows[before].end as usize);
-        self.frames.slice(start..self.rows[to - 1].end as usize)
+        start..self.rows[to - 1].end as usize
     }
 
     /// The event itself, as JSON.
@@ -225,9 +278,68 @@ impl Committed {
         self.frames.slice(row.json as usize..row.end as usize)
     }
 
+    /// When the event was stored.
+    pub fn time(&self, index: usize) -> Timestamp {
+        let end = self.rows[index].end as usize - SKELETON[7].len();
+        let text = std::str::from_utf8(&self.frames[end - Timestamp::LEN..end]).expect("digits are ASCII");
+        Timestamp::parse_floor(text).expect("the writer spells times")
+    }
+
     #[inline]
     pub fn columns(&self, index: usize) -> Columns<'_> {
         self.rows[index].columns(&self.frames, &self.decoded)
+    }
+}
+
+/// Neighbouring events of a batch, shared.
+#[derive(Debug, Clone)]
+pub struct Run {
+    batch: Arc<Committed>,
+    from: u32,
+    to: u32,
+}
+
+impl Run {
+    /// The events `from..to`, at least one.
+    pub fn new(batch: Arc<Committed>, from: usize, to: usize) -> Self {
+        debug_assert!(from < to && to <= batch.len());
+        Self { batch, from: from as u32, to: to as u32 }
+    }
+
+    /// All events of a batch that has any.
+    pub fn whole(batch: Arc<Committed>) -> Self {
+        let len = batch.len();
+        Self::new(batch, 0, len)
+    }
+
+    /// Their WebSocket frames.
+    pub fn frames(&self) -> Bytes {
+        self.batch.frames_between(self.from as usize, self.to as usize)
+    }
+
+    pub fn batch(&self) -> &Arc<Committed> {
+        &self.batch
+    }
+
+    /// Their places in the batch.
+    pub fn range(&self) -> Range<usize> {
+        self.from as usize..self.to as usize
+    }
+
+    /// Bytes of their frames.
+    pub fn bytes(&self) -> usize {
+        self.batch.frames_range(self.from as usize, self.to as usize).len()
+    }
+
+    /// Whether the event `next` of `batch` follows the last of these.
+    pub fn is_before(&self, batch: &Arc<Committed>, next: usize) -> bool {
+        Arc::ptr_eq(&self.batch, batch) && self.to as usize == next
+    }
+
+    /// Makes the run longer, up to the event before `to`.
+    pub fn extend(&mut self, to: usize) {
+        debug_assert!((self.to as usize) < to && to <= self.batch.len());
+        self.to = to as u32;
     }
 }
 
@@ -254,8 +366,18 @@ pub struct StoredEvent<'r> {
 }
 
 impl StoredEvent<'_> {
+    pub fn columns(&self) -> Columns<'_> {
+        Columns {
+            event_type: self.event_type.as_bytes(),
+            source: self.source.as_bytes(),
+            session_id: self.session_id.map(str::as_bytes),
+            user_id: self.user_id.map(str::as_bytes),
+            payload: self.payload.as_bytes(),
+        }
+    }
+
     /// Appends the delivered JSON: the bytes a live subscriber got.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
+    pub fn write_json(&self, out: &mut Vec<u8>, time: &mut TimestampText) {
         match self.legacy_id {
             None => {
                 out.extend_from_slice(SKELETON[0]);
@@ -283,15 +405,8 @@ impl StoredEvent<'_> {
         out.extend_from_slice(SKELETON[5]);
         out.extend_from_slice(self.payload.as_bytes());
         out.extend_from_slice(SKELETON[6]);
-        out.extend_from_slice(self.time.to_string().as_bytes());
+        out.extend_from_slice(&time.render(self.time));
         out.extend_from_slice(SKELETON[7]);
-    }
-
-    /// Appends the WebSocket frame of the delivered JSON. `scratch` is only room to work in.
-    pub fn write_frame(&self, out: &mut Vec<u8>, scratch: &mut Vec<u8>) {
-        scratch.clear();
-        self.write_json(scratch);
-        frame::text(out, scratch);
     }
 }
 
@@ -392,7 +507,7 @@ mod tests {
         let events: Vec<_> =
             sessions.iter().flat_map(|s| ["{}", r#"{"a":1}"#, &long].map(|p| event(&types, *s, p))).collect();
         let committed = stamped(&events, &types);
-        let mut all_frames = Vec::new();
+        let (mut read_back, mut text) = (Batch::default(), StoredText::default());
         for (i, event) in events.iter().enumerate() {
             let stored = StoredEvent {
                 seq: Seq(7).plus(i),
@@ -404,17 +519,24 @@ mod tests {
                 payload: event.payload,
                 legacy_id: None,
             };
-            let (mut json, mut scratch) = (Vec::new(), Vec::new());
-            stored.write_json(&mut json);
+            let mut json = Vec::new();
+            stored.write_json(&mut json, &mut TimestampText::default());
             assert_eq!(committed.json(i), json);
             let value: serde_json::Value = serde_json::from_slice(&json).expect("valid JSON");
             assert_eq!(value["session_id"].as_str(), event.session_id);
             assert_eq!(committed.columns(i).session_id, event.session_id.map(str::as_bytes));
             assert_eq!(committed.columns(i).payload, event.payload.as_bytes());
-            stored.write_frame(&mut all_frames, &mut scratch);
+            read_back.push_stored(&stored, &mut text);
         }
-        assert_eq!(committed.frames(), all_frames);
-        assert_eq!(committed.frames_between(0, events.len()), all_frames);
+        let read_back = read_back.read_back((0..events.len()).map(|i| Seq(7).plus(i)).collect());
+        assert_eq!(committed.frames(), read_back.frames());
+        assert_eq!(committed.frames_between(0, events.len()), read_back.frames());
+        for i in 0..events.len() {
+            let (one, other) = (committed.columns(i), read_back.columns(i));
+            assert_eq!((one.event_type, one.source), (other.event_type, other.source));
+            assert_eq!((one.session_id, one.user_id, one.payload), (other.session_id, other.user_id, other.payload));
+            assert_eq!((committed.seq(i), committed.time(i)), (read_back.seq(i), Timestamp(i as i64)));
+        }
     }
 
     #[test]

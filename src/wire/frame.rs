@@ -469,6 +469,20 @@ fn write_start(buf: &mut Vec<u8>, opcode: OpCode, payload_len: usize, mask_bit: 
     }
 }
 
+/// The payloads of frames that this side wrote: whole and unmasked, one after the other.
+pub fn payloads(mut frames: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (head, len) = match *frames.get(1)? {
+            126 => (4, usize::from(u16::from_be_bytes([frames[2], frames[3]]))),
+            127 => (10, u64::from_be_bytes(frames[2..10].try_into().expect("eight bytes")) as usize),
+            len => (2, usize::from(len)),
+        };
+        let (payload, rest) = frames[head..].split_at(len);
+        frames = rest;
+        Some(payload)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::Message::*;

@@ -48,6 +48,8 @@ pub enum Refusal {
     Unreadable,
     #[error("The server has as many connections as it takes, try again")]
     TooManyConnections,
+    #[error("Server at subscriber capacity")]
+    TooManySubscribers,
 }
 
 /// What is wrong with a request that was understood, and where; an item of a 422's `detail`.
@@ -95,7 +97,7 @@ impl Refusal {
             Self::UpgradeRequired => 426,
             Self::RateLimited(_) => 429,
             Self::Failed(Failure::StorageFull) => 507,
-            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections => 503,
+            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections | Self::TooManySubscribers => 503,
         }
     }
 
@@ -123,7 +125,9 @@ impl Refusal {
         match self {
             Self::RateLimited(wait) => Some(*wait),
             Self::Failed(Failure::StorageFull) => Some(Duration::from_secs(30)),
-            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections => Some(Duration::from_secs(1)),
+            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections | Self::TooManySubscribers => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -164,6 +168,14 @@ pub enum Ending {
     NotUnderstood,
     Capacity,
     TooManyConnections,
+    /// Everything that was asked for was sent.
+    Complete,
+    /// The subscriber asked for this when it is too slow.
+    TooSlow,
+    /// Another connection goes on with the durable subscription.
+    TakenOver,
+    /// The durable subscription was deleted.
+    Deleted,
     Failed,
 }
 
@@ -178,7 +190,11 @@ impl Ending {
             Self::NoFirstMessage | Self::NotUnderstood => Some(1008),
             Self::Failed => Some(1011),
             Self::Capacity => Some(1013),
+            Self::Complete => Some(1000),
             Self::TooManyConnections => Some(4002),
+            Self::TooSlow => Some(4008),
+            Self::TakenOver => Some(4009),
+            Self::Deleted => Some(4010),
         }
     }
 
@@ -191,6 +207,10 @@ impl Ending {
             Self::NotUnderstood => "The message was not understood".to_owned(),
             Self::Capacity => "Server at subscriber capacity".to_owned(),
             Self::TooManyConnections => "Too many connections from this address".to_owned(),
+            Self::Complete => "Everything was sent".to_owned(),
+            Self::TooSlow => "Too slow for the live stream".to_owned(),
+            Self::Deleted => "The subscription was deleted".to_owned(),
+            Self::TakenOver => "Another connection goes on with this subscription".to_owned(),
             Self::Failed => "Internal error, reconnect".to_owned(),
         }
     }

@@ -18,8 +18,8 @@ use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Receipt;
 use crate::wire::Batch;
+use crate::wire::answer::{AckMode, AnswerWriter, Answers, ToPublisher};
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
-use crate::wire::message::{AckMode, AnswerWriter, Answers, ToPublisher};
 use crate::wire::refusal::Ending;
 
 /// Bytes that may wait for a publisher that does not read its answers. They are bounded by its events

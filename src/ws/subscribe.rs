@@ -7,18 +7,21 @@ use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{goodbye, linger, write_all, write_slices};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
-use crate::feed::{Chunk, Feed};
+use crate::feed::{Said, Stream};
+use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
-use crate::pipeline::{Pipeline, Producer};
-use crate::store::Store;
+use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
+use crate::subscriptions::Subscription;
+use crate::wire::answer::error;
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
-use crate::wire::message::{self, Filters, FromSubscriber, Start, Subscribe};
 use crate::wire::refusal::Ending;
+use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, Subscribe};
 
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
@@ -64,10 +67,10 @@ impl Socket<'_> {
     async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>, producer: Producer) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
         let refuse = async |write: &mut WriteHalf<'_>, why: &str, ending| {
-            write_all(write, &text(&message::error(why, None)), patience).await?;
+            write_all(write, &text(&error(why, None)), patience).await?;
             Ok(ending)
         };
-        let Some(place) = self.pipeline.subscriber() else {
+        let Some(place) = self.pipeline.place() else {
             return refuse(write, &Ending::Capacity.reason(), Ending::Capacity).await;
         };
         let request = match self.first_message(&mut reader, write, producer).await? {
@@ -75,26 +78,73 @@ impl Socket<'_> {
             Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
-        let (position, last) = match start(&self.pipeline.store, &request).await {
-            Ok(Ok(start)) => start,
-            Ok(Err(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
-            Err(error) => {
-                tracing::error!(%error, "find where a subscription starts");
-                return Ok(Ending::Failed);
-            }
+        let (served, opening, filters) = match self.open(&place, request).await {
+            Ok(opened) => opened,
+            Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
+            Err(Declined::Ended(ending)) => return Ok(ending),
         };
-        write_all(write, &text(&message::subscribed(place.id, &request.filters, last)), patience).await?;
-        let feed = Feed::new(self.pipeline.store.clone(), self.pipeline.hub.clone(), request.filters.filter, position);
+        write_all(write, &text(&subscription::subscribed(place.id(), &filters, &opening)), patience).await?;
+        let Served { source, durable, mut taken_over } = served;
+        let member = match &source {
+            Source::Stream(_) => None,
+            Source::Member(member) => Some(member.clone()),
+        };
         let reading = async {
-            let ending = self.read(reader).await;
+            let ending = self.read(reader, durable.as_deref(), member.as_deref()).await;
             self.reply(Reply::End(ending));
             std::future::pending().await
         };
+        let taken_over = async {
+            match &mut taken_over {
+                Some(taken_over) => taken_over.await.unwrap_or(Ending::TakenOver),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
-            ending = self.write(write, feed) => ending,
+            ending = taken_over => Ok(ending),
+            ending = self.write(write, source, &place, durable.as_deref()) => ending,
             ending = reading => ending,
         }
+    }
+
+    /// Finds what is to be served, and where it begins.
+    async fn open(
+        &self,
+        place: &SubscriberPlace,
+        mut request: Subscribe,
+    ) -> Result<(Served, Opening, Filters), Declined> {
+        let failed = |error| {
+            tracing::error!(%error, "find where a subscription starts");
+            Declined::Ended(Ending::Failed)
+        };
+        let Pipeline { store, hub, subscriptions, config, .. } = &**self.pipeline;
+        let known = request.durable.as_ref().and_then(|durable| subscriptions.find(durable));
+        if let Some(known) = &known {
+            request.start = Start::Place(known.position());
+            if request.filters.asked().is_empty() {
+                request.filters = known.filters();
+            }
+        }
+        let opened = Stream::open(store, hub, &request, config.max_subscriber_bytes).await.map_err(failed)?;
+        let (stream, opening) = opened.map_err(Declined::Refused)?;
+        let name = request.durable.as_ref().map(|durable| durable.name.clone());
+        place.tell(Subscriber { filter: request.filters.filter.clone(), name });
+        let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };
+        if let Some(durable) = &request.durable {
+            let Source::Stream(stream) = &served.source else { unreachable!("just made") };
+            let opened = subscriptions.open(durable, &request.filters, stream.position()).await;
+            let subscription = opened.map_err(|denied| Declined::Refused(denied.to_string()))?;
+            if durable.is_group {
+                let member = subscriptions.join(&subscription, &request, place.id());
+                served.source =
+                    Source::Member(Arc::new(member.map_err(|denied| Declined::Refused(denied.to_string()))?));
+            } else {
+                served.taken_over = Some(subscription.take_over(&request.filters));
+            }
+            served.durable = Some(subscription);
+        }
+        Ok((served, opening, request.filters))
     }
 
     /// The filters, in time. From then on the subscriber holds up no shutdown: it is served to its end.
@@ -138,7 +188,7 @@ impl Socket<'_> {
     }
 
     /// Reads what the subscriber says later, until the socket ends, and says how.
-    async fn read(&self, mut reader: Reader<'_>) -> Ending {
+    async fn read(&self, mut reader: Reader<'_>, durable: Option<&Subscription>, member: Option<&Member>) -> Ending {
         loop {
             loop {
                 let said = match reader.decoder.next() {
@@ -154,13 +204,17 @@ impl Socket<'_> {
                     Err(violation) => return Ending::Violated(violation),
                 };
                 match said {
-                    Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(message::PONG))),
+                    Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(subscription::PONG))),
+                    Ok(FromSubscriber::UpdateFilters(_)) if member.is_some() => {
+                        self.refuse("The filters of a group do not change while it has members");
+                    }
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
                     }
+                    Ok(FromSubscriber::Confirm(id)) => self.confirm(id, durable, member).await,
                     Ok(FromSubscriber::Other) => {}
                     // The former filters stay.
-                    Err(why) => self.reply(Reply::Frame(text(&message::error(&why, None)))),
+                    Err(why) => self.refuse(&why),
                 }
             }
             match reader.read.read_buf(reader.decoder.space()).await {
@@ -170,12 +224,37 @@ impl Socket<'_> {
         }
     }
 
+    /// Takes note that a client is done with everything up to an event.
+    async fn confirm(&self, id: String, durable: Option<&Subscription>, member: Option<&Member>) {
+        // To whom nothing is kept, a confirmation means nothing.
+        let Some(durable) = durable else { return };
+        let store = &self.pipeline.store;
+        match store.place_of(id).await {
+            Ok(Some(seq)) if seq <= store.committed() => match member {
+                Some(member) => member.confirm(seq).await,
+                None => durable.confirm(seq),
+            },
+            Ok(Some(_)) => self.refuse("An event that is yet to come cannot be confirmed"),
+            Ok(None) => self.refuse("'id' is not an event id"),
+            Err(error) => {
+                // The event is sent again one day.
+                tracing::error!(%error, "find a confirmed event");
+            }
+        }
+    }
+
     /// Writes events, replies and keep-alives until the socket ends, and says how.
-    async fn write(&self, write: &mut WriteHalf<'_>, mut feed: Feed) -> io::Result<Ending> {
+    async fn write(
+        &self,
+        write: &mut WriteHalf<'_>,
+        mut source: Source,
+        place: &SubscriberPlace,
+        durable: Option<&Subscription>,
+    ) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
         let silence = self.pipeline.config.keepalive_interval;
         let mut replies = Vec::new();
-        let mut changing = std::collections::VecDeque::new();
+        let mut changing = std::collections::VecDeque::<Filters>::new();
         let mut keepalive = std::pin::pin!(sleep_until(Instant::now() + silence));
         loop {
             tokio::select! {
@@ -188,29 +267,42 @@ impl Socket<'_> {
                         match reply {
                             Reply::Frame(frame) => write_all(write, &frame, patience).await?,
                             Reply::Filters(filters, last) => {
-                                feed.change_filter(filters.filter.clone(), last);
-                                changing.push_back(filters);
+                                if let Source::Stream(stream) = &mut source {
+                                    stream.change_filter(filters.filter.clone(), last);
+                                    changing.push_back(filters);
+                                }
                             }
                             Reply::End(ending) => return Ok(ending),
                         }
                     }
                 }
-                chunk = feed.next() => match chunk {
-                    Ok(Chunk::Frames(mut frames)) => write_slices(write, &mut frames, patience).await?,
-                    Ok(Chunk::FilterChanged) => {
+                said = source.next() => match said {
+                    Ok(Said::Events(mut frames)) => write_slices(write, &mut frames, patience).await?,
+                    Ok(Said::Note(note)) => write_all(write, &text(&note.json()), patience).await?,
+                    Ok(Said::FilterChanged) => {
                         let filters = changing.pop_front().expect("one change is announced for each asked for");
-                        write_all(write, &text(&message::filters_updated(&filters)), patience).await?;
+                        write_all(write, &text(&subscription::filters_updated(&filters)), patience).await?;
+                        let name = durable.map(|durable| durable.name().to_owned());
+                        place.tell(Subscriber { filter: filters.filter.clone(), name });
+                        if let Some(durable) = durable {
+                            durable.change_filters(&filters);
+                        }
                     }
-                    Ok(Chunk::End) => return Ok(Ending::GoingAway),
+                    Ok(Said::Ended(ending)) => return Ok(ending),
                     Err(error) => {
                         tracing::error!(%error, "read events for a subscriber");
                         return Ok(Ending::Failed);
                     }
                 },
-                () = &mut keepalive => write_all(write, &text(message::KEEPALIVE), patience).await?,
+                () = &mut keepalive => write_all(write, &text(subscription::KEEPALIVE), patience).await?,
             }
             keepalive.as_mut().reset(Instant::now() + silence);
         }
+    }
+
+    /// Says that what the subscriber asked for is not done. Nothing else changes.
+    fn refuse(&self, why: &str) {
+        self.reply(Reply::Frame(text(&error(why, None))));
     }
 
     fn reply(&self, reply: Reply) {
@@ -231,22 +323,33 @@ enum Declined {
     Ended(Ending),
 }
 
-/// Where the subscription starts, and the last event stored then; or a sentence for the client.
-async fn start(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<(Seq, Seq), String>> {
-    let last = store.committed();
-    if request.start == Start::Now {
-        return Ok(Ok((last, last)));
+/// What a subscriber is served.
+struct Served {
+    source: Source,
+    durable: Option<Arc<Subscription>>,
+    /// Resolves when somebody else is served it.
+    taken_over: Option<oneshot::Receiver<Ending>>,
+}
+
+/// Where its events come from.
+enum Source {
+    /// Its own way through the record.
+    Stream(Box<Stream>),
+    /// What the others of its group do not get.
+    Member(Arc<Member>),
+}
+
+impl Source {
+    /// As [`Stream::next`].
+    async fn next(&mut self) -> rusqlite::Result<Said> {
+        match self {
+            Self::Stream(stream) => stream.next().await,
+            Self::Member(member) => Ok(match member.next().await {
+                Ok(frames) => Said::Events(frames),
+                Err(ending) => Said::Ended(ending),
+            }),
+        }
     }
-    let (store, start, filter) = (store.clone(), request.start.clone(), request.filters.filter.clone());
-    let found = tokio::task::spawn_blocking(move || match start {
-        Start::Now => Ok(Some(last)),
-        Start::After(id) => store.position(&id),
-        Start::Since(time) => store.before_time(time).map(Some),
-        Start::Last(count) => store.before_last(&filter, count).map(Some),
-    });
-    let position = found.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
-    // An id that was not given out yet is no reason to leave out the events before it.
-    Ok(position.map(|seq| (seq.min(last), last)).ok_or_else(|| "'after' is not an event id".to_owned()))
 }
 
 fn text(message: &str) -> Vec<u8> {

@@ -1,10 +1,10 @@
-//! The messages of the two WebSockets, as values and as bytes.
+//! What a publisher is answered, as values and as bytes.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::frame;
 use super::refusal::{self, Ending, Failure};
-use crate::event::{EventId, Filter, Parsed, Seq, Timestamp};
+use crate::event::{EventId, Parsed, Seq};
 
 /// What a publisher wants to hear (`?ack=` of its URL).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -202,138 +202,6 @@ pub fn write_ids(first: Seq, len: usize, out: &mut Vec<u8>) {
 const OK_FRAME: [u8; 47] = *b"\x81\x2d{\"status\":\"ok\",\"event_id\":\"evt_000000000000\"}";
 const OK_DIGITS_AT: usize = OK_FRAME.len() - 2 - EventId::DIGITS;
 
-/// A subscriber's first message.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Subscribe {
-    pub filters: Filters,
-    pub start: Start,
-}
-
-/// Filters, and how they were asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Filters {
-    pub filter: Filter,
-    asked: Map<String, Value>,
-}
-
-/// Where a subscription begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
-    Now,
-    /// After the event of this id.
-    After(String),
-    /// After this time.
-    Since(Timestamp),
-    /// With the last so many events that pass.
-    Last(usize),
-}
-
-/// What a subscriber says later.
-#[derive(Debug, Clone, PartialEq)]
-pub enum FromSubscriber {
-    Ping,
-    UpdateFilters(Filters),
-    /// Not understood, and therefore without effect.
-    Other,
-}
-
-/// Most events of the past that `last` can ask for: they are looked for before the first is sent.
-pub const LAST_MAX: u64 = 100_000;
-
-const FILTER_KEYS: [&str; 4] = ["event_types", "session_id", "user_id", "source"];
-
-impl Subscribe {
-    /// # Errors
-    /// A sentence for the client.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let Ok(Value::Object(message)) = serde_json::from_slice(text) else {
-            return Err("The first message must be a JSON object with the filters".to_owned());
-        };
-        let given = |key: &str| message.get(key).filter(|value| !value.is_null());
-        let mut starts = Vec::new();
-        if let Some(after) = given("after") {
-            let id = after.as_str().ok_or("'after' must be an event id")?;
-            starts.push(Start::After(id.to_owned()));
-        }
-        if let Some(since) = given("since") {
-            let time = since.as_str().ok_or("'since' must be an RFC 3339 time in a string")?;
-            starts.push(Start::Since(Timestamp::parse_floor(time).map_err(|error| format!("'since' is {error}"))?));
-        }
-        if let Some(last) = given("last") {
-            let count = last
-                .as_u64()
-                .filter(|n| *n <= LAST_MAX)
-                .ok_or(format!("'last' must be a number from 0 to {LAST_MAX}"))?;
-            starts.push(Start::Last(count as usize));
-        }
-        if starts.len() > 1 {
-            return Err("Only one of 'after', 'since' and 'last' can say where to start".to_owned());
-        }
-        Ok(Self { filters: Filters::parse(&message)?, start: starts.pop().unwrap_or(Start::Now) })
-    }
-}
-
-impl Filters {
-    fn parse(message: &Map<String, Value>) -> Result<Self, String> {
-        let text = |key: &str| match message.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok((!text.is_empty()).then(|| Box::from(text.as_str()))),
-            Some(_) => Err(format!("Filter '{key}' must be a string or null")),
-        };
-        let types: Vec<&str> = match message.get("event_types") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(types)) => types
-                .iter()
-                .map(|name| name.as_str().ok_or("Filter 'event_types' must be a list of strings"))
-                .collect::<Result<_, _>>()?,
-            Some(_) => return Err("Filter 'event_types' must be a list of strings or null".to_owned()),
-        };
-        let mut filter = Filter::default().with_types(types);
-        filter.session_id = text("session_id")?;
-        filter.user_id = text("user_id")?;
-        filter.source = text("source")?;
-        let asked = message.iter().filter(|(key, _)| FILTER_KEYS.contains(&key.as_str()));
-        Ok(Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() })
-    }
-}
-
-impl FromSubscriber {
-    /// # Errors
-    /// A sentence for the client, when it asks for new filters that are none.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let Ok(Value::Object(mut message)) = serde_json::from_slice(text) else { return Ok(Self::Other) };
-        match message.get("type").and_then(Value::as_str) {
-            Some("ping") => Ok(Self::Ping),
-            Some("update_filters") => match message.get_mut("filters").map(Value::take) {
-                None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
-                Some(Value::Object(filters)) => Filters::parse(&filters).map(Self::UpdateFilters),
-                Some(_) => Err("'filters' must be an object".to_owned()),
-            },
-            _ => Ok(Self::Other),
-        }
-    }
-}
-
-/// The first answer to a subscriber.
-pub fn subscribed(subscriber: u32, filters: &Filters, last: Seq) -> String {
-    let last = if last == Seq::ZERO { Value::Null } else { last.id().to_string().into() };
-    serde_json::json!({
-        "status": "subscribed",
-        "subscriber_id": format!("sub_{subscriber:08x}"),
-        "filters": filters.asked,
-        "last_event_id": last,
-    })
-    .to_string()
-}
-
-/// From here on only events that pass the new filters follow.
-pub fn filters_updated(filters: &Filters) -> String {
-    serde_json::json!({ "status": "filters_updated", "filters": filters.asked }).to_string()
-}
-
-pub const PONG: &str = r#"{"type":"pong"}"#;
-pub const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,47 +265,5 @@ mod tests {
         assert!(batch[1].starts_with(r#"{"status":"error""#));
         assert_eq!(batch[2], r#"{"status":"ok","count":3,"last_event_id":"evt_00000000000e"}"#);
         assert_eq!(batch.len(), 3);
-    }
-
-    #[test]
-    fn a_subscriber_says_what_it_wants() {
-        let parse = |text: &str| Subscribe::parse(text.as_bytes());
-        let any = parse("{}").expect("an empty filter");
-        assert_eq!((any.filters.filter.is_any(), any.start), (true, Start::Now));
-        let nothing = r#"{"event_types":[],"session_id":"","user_id":null,"after":null}"#;
-        assert!(parse(nothing).expect("empty and null mean any").filters.filter.is_any());
-        let some = parse(r#"{"event_types":["b","a","b"],"user_id":"u","last":5}"#).expect("a filter");
-        assert_eq!(some.filters.filter.event_types(), ["a".into(), "b".into()]);
-        assert_eq!(some.start, Start::Last(5));
-        for bad in [
-            "",
-            "[]",
-            "7",
-            r#"{"event_types":"a"}"#,
-            r#"{"event_types":[1]}"#,
-            r#"{"session_id":7}"#,
-            r#"{"source":[]}"#,
-            r#"{"last":-1}"#,
-            r#"{"last":100001}"#,
-            r#"{"since":"yesterday"}"#,
-            r#"{"after":1}"#,
-            r#"{"after":"evt_000000000001","last":1}"#,
-        ] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_a_subscriber_says_later_has_a_meaning_or_none() {
-        let parse = |text: &str| FromSubscriber::parse(text.as_bytes());
-        assert_eq!(parse(r#"{"type":"ping"}"#), Ok(FromSubscriber::Ping));
-        for other in ["", "hello", "[]", "{}", r#"{"type":7}"#, r#"{"type":"dance"}"#] {
-            assert_eq!(parse(other), Ok(FromSubscriber::Other), "{other}");
-        }
-        assert!(parse(r#"{"type":"update_filters","filters":[]}"#).is_err());
-        assert!(parse(r#"{"type":"update_filters","filters":{"source":1}}"#).is_err());
-        let updated = parse(r#"{"type":"update_filters","filters":{"source":"s","x":1}}"#);
-        let Ok(FromSubscriber::UpdateFilters(filters)) = updated else { panic!("{updated:?}") };
-        assert_eq!(filters_updated(&filters), r#"{"status":"filters_updated","filters":{"source":"s"}}"#);
     }
 }

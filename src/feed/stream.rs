@@ -1,0 +1,217 @@
+//! A feed, and what its subscriber asked for besides.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use super::conflate::Conflator;
+use super::film::Film;
+use super::{Chunk, Feed};
+use crate::event::{Filter, Seq, Timestamp};
+use crate::hub::Hub;
+use crate::store::{Order, Query, Store};
+use crate::wire::batch::Run;
+use crate::wire::refusal::Ending;
+use crate::wire::subscription::{Gap, Note, Opening, Start, Subscribe};
+
+/// What one subscriber gets, whatever it is sent through.
+#[derive(Debug)]
+pub struct Stream {
+    feed: Feed,
+    film: Option<Film>,
+    conflator: Option<Conflator>,
+    signals: bool,
+    /// To be said before anything else.
+    next: VecDeque<Said>,
+}
+
+/// What is to be sent.
+#[derive(Debug)]
+pub enum Said {
+    /// WebSocket frames of events, whole ones in order.
+    Events(Vec<Bytes>),
+    Note(Note),
+    /// Everything for the former filter was said; what follows passes the new one.
+    FilterChanged,
+    /// That was all, because of this.
+    Ended(Ending),
+}
+
+/// Most events of a snapshot: they are looked for before the first is sent, and their numbers kept.
+const SNAPSHOT_EVENTS_MAX: usize = 100_000;
+
+impl Stream {
+    /// Finds where a subscription begins, and what its subscriber has to know about that. A sentence when it
+    /// asked for a place that is none.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub async fn open(
+        store: &Store,
+        hub: &Arc<Hub>,
+        request: &Subscribe,
+        waiting_bytes_max: usize,
+    ) -> rusqlite::Result<Result<(Self, Opening), String>> {
+        let (reader, asked) = (store.clone(), request.clone());
+        let found = tokio::task::spawn_blocking(move || place(&reader, &asked)).await;
+        let place = match found.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))? {
+            Ok(place) => place,
+            Err(why) => return Ok(Err(why)),
+        };
+        let filter = request.filters.filter.clone();
+        let mut feed = Feed::new(store.clone(), hub.clone(), filter, place.after).on_lag(request.on_lag);
+        if request.start != Start::Now || request.snapshot.is_some() {
+            feed = feed.from_history();
+        }
+        if let Some(last) = place.last {
+            feed = feed.up_to(last);
+        }
+        let stream = Self {
+            feed: feed.after_snapshot(place.snapshot),
+            film: request.speed.map(Film::new),
+            conflator: request.conflate.map(|rule| Conflator::new(rule, waiting_bytes_max)),
+            signals: request.signals,
+            next: VecDeque::new(),
+        };
+        Ok(Ok((stream, place.opening)))
+    }
+
+    /// As [`Feed::position`].
+    pub fn position(&self) -> Seq {
+        self.feed.position()
+    }
+
+    /// As [`Feed::change_filter`].
+    pub fn change_filter(&mut self, filter: Filter, last: Seq) {
+        self.feed.change_filter(filter, last);
+    }
+
+    /// What is to be sent next. Cancel-safe: what was not said comes again.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub async fn next(&mut self) -> rusqlite::Result<Said> {
+        loop {
+            if let Some(said) = self.next.pop_front() {
+                return Ok(said);
+            }
+            let due = self.conflator.as_ref().and_then(Conflator::due);
+            let chunk = tokio::select! {
+                biased;
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if let Some(said) = self.flush() {
+                        return Ok(said);
+                    }
+                    continue;
+                }
+                chunk = in_rhythm(&mut self.feed, &mut self.film) => chunk?,
+            };
+            let said = match chunk {
+                Chunk::Events(runs) => match &mut self.conflator {
+                    Some(conflator) => {
+                        conflator.push(&runs);
+                        continue;
+                    }
+                    None => Said::Events(runs.iter().map(Run::frames).collect()),
+                },
+                Chunk::FilterChanged => Said::FilterChanged,
+                Chunk::FellBehind if self.signals => Said::Note(Note::FellBehind(self.feed.position())),
+                Chunk::CaughtUp if self.signals => Said::Note(Note::CaughtUp),
+                Chunk::FellBehind | Chunk::CaughtUp => continue,
+                Chunk::Lagged { missed, last } => Said::Note(Note::Lagged { missed, last }),
+                Chunk::TooSlow => Said::Ended(Ending::TooSlow),
+                Chunk::Complete => Said::Ended(Ending::Complete),
+                Chunk::End => Said::Ended(Ending::GoingAway),
+            };
+            // What is held back comes before it.
+            match self.flush() {
+                Some(held_back) => {
+                    self.next.push_back(said);
+                    return Ok(held_back);
+                }
+                None => return Ok(said),
+            }
+        }
+    }
+
+    /// What the conflator holds back.
+    fn flush(&mut self) -> Option<Said> {
+        let conflator = self.conflator.as_mut().filter(|conflator| conflator.due().is_some())?;
+        let (frames, skipped) = conflator.flush();
+        self.next.extend(skipped.map(|count| Said::Note(Note::Skipped(count))));
+        Some(Said::Events(vec![frames]))
+    }
+}
+
+/// The feed's next chunk, its events not before their time. Cancel-safe.
+async fn in_rhythm(feed: &mut Feed, film: &mut Option<Film>) -> rusqlite::Result<Chunk> {
+    let Some(film) = film else { return feed.next().await };
+    loop {
+        if let Some(due) = film.due() {
+            sleep_until(due).await;
+            return Ok(Chunk::Events(film.take_due(Instant::now())));
+        }
+        match feed.next().await? {
+            Chunk::Events(runs) => film.push(runs),
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Where a subscription begins and ends.
+struct Place {
+    after: Seq,
+    last: Option<Seq>,
+    snapshot: Vec<Seq>,
+    opening: Opening,
+}
+
+/// Blocks.
+fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, String>> {
+    let extent = store.extent()?;
+    let (newest, filter) = (extent.newest, &request.filters.filter);
+    let mut gap = None;
+    let after = match &request.start {
+        Start::Now => newest,
+        Start::Since(time) => store.before_time(*time)?,
+        Start::Last(count) => store.before_last(filter, *count)?,
+        Start::Place(confirmed) => {
+            gap = (confirmed.next() < extent.oldest).then(|| Gap::MissingThrough(extent.oldest.prev()));
+            *confirmed
+        }
+        Start::After(id) => {
+            let Some(asked) = store.position(id)? else { return Ok(Err("'after' is not an event id".to_owned())) };
+            gap = Gap::of(id, asked, request.epoch.as_deref(), &extent);
+            match gap {
+                // Its events are not ours: what it has not seen cannot be told.
+                Some(Gap::Unknown(_)) => newest,
+                _ => asked,
+            }
+        }
+    };
+    let last = match request.until {
+        None => None,
+        Some(until) => Some(last_before(store, until, newest)?),
+    };
+    let snapshot = match request.snapshot {
+        None => Vec::new(),
+        Some(field) => store.latest_by(field, filter, newest, SNAPSHOT_EVENTS_MAX)?,
+    };
+    let opening = Opening { extent, gap };
+    Ok(Ok(Place { after, last, snapshot, opening }))
+}
+
+/// The last stored event before a time.
+fn last_before(store: &Store, until: Timestamp, newest: Seq) -> rusqlite::Result<Seq> {
+    let query =
+        Query { until: Some(until), before: Some(newest.next()), order: Order::NewestFirst, ..Query::default() };
+    let mut last = Seq::ZERO;
+    store.scan(&query, |event| {
+        last = event.seq;
+        ControlFlow::Break(())
+    })?;
+    Ok(last)
+}

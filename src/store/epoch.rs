@@ -1,0 +1,111 @@
+//! Which life of the database this is. Ids count up within one life; a copy put in its place, or a database that
+//! lost its end, gives ids out again. Then the epoch is another one, and who resumes with an old id is told.
+//!
+//! What the database cannot know of itself stands in the file beside it that keeps other servers out.
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+use super::schema::meta;
+use super::writer::set_meta;
+use crate::config::Durability;
+use crate::event::Seq;
+use crate::wire::subscription::Epoch;
+
+/// The file beside the database, and what it says at the moment.
+#[derive(Debug)]
+pub(super) struct Witness {
+    file: File,
+    testimony: Testimony,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Testimony {
+    epoch: u32,
+    /// The database had come at least so far.
+    last_seq: u64,
+    /// Which start of the system that was.
+    boot: String,
+    /// Whether every acknowledged event was synced.
+    is_synced: bool,
+    /// Whether the server ended in order, everything synced.
+    has_ended: bool,
+}
+
+impl Witness {
+    /// Looks whether the database is the one that was left behind, and gives it another epoch if it is not: it
+    /// is a file of its own, it ends earlier than it did, or the system went down while not everything was synced.
+    ///
+    /// # Errors
+    /// What SQLite reports. What the file beside it cannot tell stands in nobody's way.
+    pub fn hear(
+        file: File,
+        connection: &Connection,
+        path: &Path,
+        last: Seq,
+        durability: Durability,
+    ) -> rusqlite::Result<Self> {
+        let noted = |key: &str| {
+            let sql = "SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)";
+            connection.query_row(sql, [key], |row| row.get::<_, i64>(0))
+        };
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino()) as i64;
+        let (mut epoch, known_inode) = (noted(meta::EPOCH)? as u32, noted(meta::INODE)?);
+        let is_other = testimony(&file).is_some_and(|before| {
+            let lost_its_end = before.last_seq > last.0;
+            let went_down = !before.is_synced && !before.has_ended && before.boot != boot;
+            before.epoch == epoch && (lost_its_end || went_down)
+        });
+        if epoch == 0 || known_inode != inode || is_other {
+            let former = epoch;
+            while epoch == former || epoch == 0 {
+                epoch = RandomState::new().hash_one(former) as u32;
+            }
+            if former != 0 {
+                tracing::info!(epoch = %Epoch(epoch), former = %Epoch(former), "the database begins a new epoch");
+            }
+            set_meta(connection, meta::EPOCH, epoch.into())?;
+            set_meta(connection, meta::INODE, inode)?;
+        }
+        let is_synced = durability == Durability::Full;
+        let mut witness =
+            Self { file, testimony: Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false } };
+        witness.tell();
+        Ok(witness)
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.testimony.epoch)
+    }
+
+    /// The database has come so far. Costs one write of some hundred bytes, so it is for now and then.
+    pub fn note(&mut self, last: Seq, has_ended: bool) {
+        if self.testimony.last_seq != last.0 || self.testimony.has_ended != has_ended {
+            (self.testimony.last_seq, self.testimony.has_ended) = (last.0, has_ended);
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        // A disk that is full keeps the former word, which is as true.
+        let text = serde_json::to_string(&self.testimony).expect("numbers and names") + "\n";
+        let told = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
+        // Where not every commit is synced, this must not be younger than the database either.
+        let kept = told.and_then(|()| if self.testimony.is_synced { Ok(()) } else { self.file.sync_data() });
+        if let Err(error) = kept {
+            tracing::debug!(%error, "note how far the database has come");
+        }
+    }
+}
+
+fn testimony(file: &File) -> Option<Testimony> {
+    let mut text = vec![0; 1_024];
+    let len = file.read_at(&mut text, 0).ok()?;
+    serde_json::from_slice(&text[..len]).ok()
+}

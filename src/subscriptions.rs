@@ -1,0 +1,313 @@
+//! Durable subscriptions: filters and a confirmed position that are kept under a name, and who is served under
+//! it now.
+//!
+//! The table in the database is read once, at start; from then on the truth is here, and the writer is told of
+//! changes. Confirmations reach the disk some at a time: after a crash events come again, none is left out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::event::{Filter, Seq, Timestamp};
+use crate::feed::Feed;
+use crate::group::{Dispatcher, Group, Member, Progress};
+use crate::hub::Hub;
+use crate::store::{Kept, Store};
+use crate::wire::Failure;
+use crate::wire::refusal::Ending;
+use crate::wire::subscription::{Durable, Filters, Subscribe};
+
+/// All durable subscriptions.
+#[derive(Debug)]
+pub struct Subscriptions {
+    store: Store,
+    hub: Arc<Hub>,
+    by_name: Mutex<HashMap<String, Arc<Subscription>>>,
+    names_max: usize,
+    window_bytes: usize,
+    /// Where groups get a task; gone once the server ends.
+    dispatchers: Mutex<Option<mpsc::UnboundedSender<Dispatcher>>>,
+}
+
+/// One durable subscription.
+#[derive(Debug)]
+pub struct Subscription {
+    name: String,
+    store: Store,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    filters: Filters,
+    /// Everything up to this event is confirmed.
+    position: Seq,
+    last_seen: Timestamp,
+    served: Served,
+    /// It was deleted: nothing of it is stored any more.
+    is_gone: bool,
+}
+
+/// Who is served under a name.
+#[derive(Debug)]
+enum Served {
+    Nobody,
+    /// One connection, which is told when another takes over or the subscription is deleted.
+    One(oneshot::Sender<Ending>),
+    Members(Group),
+}
+
+/// What `GET /subscriptions` tells of one.
+#[derive(Debug)]
+pub struct Listed {
+    pub name: String,
+    pub filters: Map<String, Value>,
+    pub filter: Filter,
+    pub position: Seq,
+    pub last_seen: Timestamp,
+    /// Connections that are served.
+    pub connected: usize,
+    /// Events sent to members of a group and not confirmed.
+    pub unconfirmed: usize,
+}
+
+/// Why there is no such subscription, in words for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("There are as many durable subscriptions as the server keeps")]
+    TooMany,
+    #[error("The group '{0}' has other filters: leave yours out, or join when it is empty")]
+    OtherFilters(String),
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// What groups are stored under, which no name can begin with.
+const GROUP_PREFIX: &str = "group:";
+
+impl Subscriptions {
+    /// The subscriptions of a store, and where their groups ask for tasks.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub fn load(
+        store: &Store,
+        hub: &Arc<Hub>,
+        names_max: usize,
+        window_bytes: usize,
+    ) -> rusqlite::Result<(Self, mpsc::UnboundedReceiver<Dispatcher>)> {
+        let mut by_name = HashMap::new();
+        for kept in store.kept_subscriptions()? {
+            let asked = serde_json::from_str(&kept.filters).ok();
+            let Some(filters) = asked.and_then(|asked| Filters::parse(&asked).ok()) else {
+                tracing::warn!(name = kept.name, "the filters of a durable subscription are damaged: it is left out");
+                continue;
+            };
+            let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
+            let state = State { filters, position: kept.position, last_seen, served: Served::Nobody, is_gone: false };
+            let subscription = Subscription { name: kept.name.clone(), store: store.clone(), state: Mutex::new(state) };
+            by_name.insert(kept.name, Arc::new(subscription));
+        }
+        let (dispatchers, started) = mpsc::unbounded_channel();
+        let (store, hub, by_name) = (store.clone(), hub.clone(), Mutex::new(by_name));
+        Ok((Self { store, hub, by_name, names_max, window_bytes, dispatchers: Mutex::new(Some(dispatchers)) }, started))
+    }
+
+    /// The subscription that a request names, if it is known.
+    pub fn find(&self, durable: &Durable) -> Option<Arc<Subscription>> {
+        self.by_name.lock().get(&key(durable)).cloned()
+    }
+
+    /// The subscription that a request names: known, or new and stored before this returns, beginning after
+    /// `position`.
+    ///
+    /// # Errors
+    /// When there are too many, or the store cannot keep it.
+    pub async fn open(&self, durable: &Durable, filters: &Filters, position: Seq) -> Result<Arc<Subscription>, Denied> {
+        let name = key(durable);
+        let subscription = {
+            let mut by_name = self.by_name.lock();
+            if let Some(known) = by_name.get(&name) {
+                return Ok(known.clone());
+            }
+            if by_name.len() >= self.names_max {
+                return Err(Denied::TooMany);
+            }
+            let (filters, last_seen) = (filters.clone(), Timestamp::now());
+            let state = State { filters, position, last_seen, served: Served::Nobody, is_gone: false };
+            let new =
+                Arc::new(Subscription { name: name.clone(), store: self.store.clone(), state: Mutex::new(state) });
+            by_name.insert(name.clone(), new.clone());
+            new
+        };
+        let kept = subscription.state.lock().kept(&name);
+        if let Err(failure) = self.store.keep_now(kept).await {
+            self.by_name.lock().remove(&name);
+            return Err(failure.into());
+        }
+        Ok(subscription)
+    }
+
+    /// A member more of a group, which gets a task when this is the first.
+    ///
+    /// # Errors
+    /// When it asks for other events than those who are there.
+    pub fn join(&self, subscription: &Arc<Subscription>, request: &Subscribe, id: u32) -> Result<Member, Denied> {
+        let mut state = subscription.state.lock();
+        let asks = !request.filters.asked().is_empty();
+        let is_other = asks && request.filters.filter != state.filters.filter;
+        if let Served::Members(group) = &state.served {
+            if let Some(member) = group.join(id) {
+                return match is_other {
+                    true => Err(Denied::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
+                    false => Ok(member),
+                };
+            }
+        }
+        if is_other {
+            state.filters = request.filters.clone();
+        }
+        let ack_wait = request.durable.as_ref().map(|durable| durable.ack_wait).unwrap_or_default();
+        let feed = Feed::new(self.store.clone(), self.hub.clone(), state.filters.filter.clone(), state.position);
+        let confirmed = subscription.clone();
+        let report = move |progress| match progress {
+            Progress::Confirmed(position) => confirmed.confirm(position),
+            Progress::Over => confirmed.left(),
+        };
+        let (group, member, dispatcher) = Group::start(feed, report, ack_wait, self.window_bytes, id);
+        // Without somebody to run it the server is ending, and so does the member.
+        if let Some(dispatchers) = &*self.dispatchers.lock() {
+            let _ = dispatchers.send(dispatcher);
+        }
+        state.served = Served::Members(group);
+        Ok(member)
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<Listed> {
+        let all: Vec<_> = self.by_name.lock().values().cloned().collect();
+        let mut list: Vec<_> = all.iter().map(|subscription| subscription.listed()).collect();
+        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    /// Forgets one and ends who is served under it. Returns whether it was known.
+    ///
+    /// # Errors
+    /// When the store cannot: then it is still known.
+    pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
+        let Some(subscription) = self.by_name.lock().get(name).cloned() else { return Ok(false) };
+        self.store.forget(name.to_owned()).await?;
+        self.by_name.lock().remove(name);
+        let mut state = subscription.state.lock();
+        state.is_gone = true;
+        match std::mem::replace(&mut state.served, Served::Nobody) {
+            Served::Nobody => {}
+            Served::One(end) => drop(end.send(Ending::Deleted)),
+            Served::Members(group) => group.end(),
+        }
+        Ok(true)
+    }
+
+    /// No group gets a task any more: those that run end with the stream.
+    pub fn close(&self) {
+        self.dispatchers.lock().take();
+    }
+}
+
+/// What a subscription is kept under.
+fn key(durable: &Durable) -> String {
+    if durable.is_group { format!("{GROUP_PREFIX}{}", durable.name) } else { durable.name.clone() }
+}
+
+impl Subscription {
+    /// What it is kept under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Everything up to this event is confirmed.
+    pub fn position(&self) -> Seq {
+        self.state.lock().position
+    }
+
+    /// The filters it is served by.
+    pub fn filters(&self) -> Filters {
+        self.state.lock().filters.clone()
+    }
+
+    /// Serves it over one more connection; whoever had it hears of that. New filters replace the former ones.
+    pub fn take_over(&self, filters: &Filters) -> oneshot::Receiver<Ending> {
+        let (end, ended) = oneshot::channel();
+        let mut state = self.state.lock();
+        if !filters.asked().is_empty() {
+            state.filters = filters.clone();
+        }
+        if let Served::One(former) = std::mem::replace(&mut state.served, Served::One(end)) {
+            // It may have gone by itself.
+            let _ = former.send(Ending::TakenOver);
+        }
+        self.tell(&mut state);
+        ended
+    }
+
+    /// New filters, by the connection that is served.
+    pub fn change_filters(&self, filters: &Filters) {
+        let mut state = self.state.lock();
+        state.filters = filters.clone();
+        self.tell(&mut state);
+    }
+
+    /// Everything up to an event is done with. Confirmations may come late and out of order.
+    pub fn confirm(&self, seq: Seq) {
+        let mut state = self.state.lock();
+        if seq > state.position {
+            state.position = seq;
+            self.tell(&mut state);
+        }
+    }
+
+    /// The group's task has ended. Another one may have begun already.
+    fn left(&self) {
+        let mut state = self.state.lock();
+        if matches!(&state.served, Served::Members(group) if group.has_ended()) {
+            state.served = Served::Nobody;
+        }
+        self.tell(&mut state);
+    }
+
+    fn tell(&self, state: &mut State) {
+        state.last_seen = Timestamp::now();
+        if !state.is_gone {
+            self.store.keep(state.kept(&self.name));
+        }
+    }
+
+    fn listed(&self) -> Listed {
+        let state = self.state.lock();
+        let (connected, unconfirmed) = match &state.served {
+            Served::Nobody => (0, 0),
+            Served::One(end) => (usize::from(!end.is_closed()), 0),
+            Served::Members(group) => group.counts(),
+        };
+        Listed {
+            name: self.name.clone(),
+            filters: state.filters.asked().clone(),
+            filter: state.filters.filter.clone(),
+            position: state.position,
+            last_seen: state.last_seen,
+            connected,
+            unconfirmed,
+        }
+    }
+}
+
+impl State {
+    fn kept(&self, name: &str) -> Kept {
+        let filters = Value::Object(self.filters.asked().clone()).to_string();
+        Kept { name: name.to_owned(), filters, position: self.position, last_seen: self.last_seen.to_string() }
+    }
+}

@@ -1,0 +1,549 @@
+//! CloudEvents 1.0 and what they are here: the JSON format one by one (*structured*) and many (*batch*),
+//! and the headers of HTTP's *binary* mode. No input or output.
+//!
+//! | CloudEvent | here | on the way in | on the way out |
+//! |---|---|---|---|
+//! | `specversion` | | must be `1.0` | `1.0` |
+//! | `type` | `event_type` | required | always |
+//! | `source` | `source` | required | always |
+//! | `id` | `id` | required; with the source it becomes `idempotency_key`, `<source>/<id>` | the event's own id |
+//! | `sessionid`, else `subject` | `session_id` | optional | `sessionid`, left out if the event has none |
+//! | `userid` | `user_id` | optional | left out if the event has none |
+//! | `datacontenttype` | | `application/json`, another `…+json`, or absent | `application/json` |
+//! | `data` | `payload` | an object; absent and null are no payload | always, byte for byte |
+//! | `time` | `timestamp` | not kept | the time of the commit |
+//! | all others | | not kept | |
+//!
+//! `source` and `id` identify a CloudEvent, so the same pair again is a duplicate. Our ids number events in
+//! commit order, so a producer cannot choose them; nor its `time`, because timestamps follow that order too
+//! and a cursor would miss an event dated back. A producer that needs its own time puts it into `data`.
+//!
+//! Only the rules of CloudEvents are checked here. What comes out is the text of an event, or of an array of
+//! them, and [`Parser`](crate::event::Parser) checks it as it checks all others.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Refusal;
+use super::refusal::{Place, Problem};
+
+/// The content type of one CloudEvent.
+pub const MEDIA_TYPE: &str = "application/cloudevents+json";
+/// The content type of an array of CloudEvents.
+pub const BATCH_MEDIA_TYPE: &str = "application/cloudevents-batch+json";
+
+const SPEC_VERSION: &str = "1.0";
+const DATA_CONTENT_TYPE: &str = "application/json";
+
+/// The event that a structured CloudEvent is, as JSON.
+pub fn to_event(json: &str) -> Result<String, NotACloudEvent> {
+    structured(json).map_err(|fault| NotACloudEvent { part: Part::Body, index: None, fault })
+}
+
+/// The array of events that a batch of CloudEvents is, as JSON. An empty batch becomes an empty array.
+pub fn to_events(json: &str) -> Result<String, NotACloudEvent> {
+    let refused = |index, fault| NotACloudEvent { part: Part::Body, index, fault };
+    let items: Vec<&RawValue> =
+        serde_json::from_str(json).map_err(|error| refused(None, Fault::reading(&error, Fault::NotAnArray)))?;
+    // Most events differ little from the CloudEvents they come from.
+    let mut events = String::with_capacity(json.len());
+    events.push('[');
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            events.push(',');
+        }
+        events.push_str(&structured(item.get()).map_err(|fault| refused(Some(index), fault))?);
+    }
+    events.push(']');
+    Ok(events)
+}
+
+/// The event that a binary-mode request is, as JSON: `get` gives the value of a header by its lower-case
+/// name, `body` is the data.
+pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, NotACloudEvent> {
+    binary(get, body).map_err(|fault| {
+        let part = if fault.field().is_some() { Part::Header } else { Part::Body };
+        NotACloudEvent { part, index: None, fault }
+    })
+}
+
+/// Appends the structured CloudEvent of a delivered event's JSON.
+pub fn of_event(json: &[u8], out: &mut Vec<u8>) {
+    let event: Delivered<'_> = serde_json::from_slice(json).expect("delivered events are JSON of our own making");
+    let cloud_event = CloudEvent {
+        specversion: SPEC_VERSION,
+        id: event.id,
+        event_type: event.event_type,
+        source: event.source,
+        time: event.timestamp,
+        sessionid: event.session_id,
+        userid: event.user_id,
+        datacontenttype: DATA_CONTENT_TYPE,
+        data: event.payload,
+    };
+    serde_json::to_writer(out, &cloud_event).expect("JSON goes into memory as it is");
+}
+
+/// Why something is not a CloudEvent we take, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{fault}", .index.map(|index| format!("Event {index}: ")).unwrap_or_default())]
+pub struct NotACloudEvent {
+    pub part: Part,
+    /// The place in a batch, from 0.
+    pub index: Option<usize>,
+    pub fault: Fault,
+}
+
+/// The part of a request that is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Header,
+    Body,
+}
+
+/// What can be wrong with a CloudEvent. The text of each is for the client that sent it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("Not valid JSON: {0}")]
+    NotJson(String),
+    #[error("A CloudEvent is a JSON object")]
+    NotAnObject,
+    #[error("A batch of CloudEvents is a JSON array")]
+    NotAnArray,
+    #[error("Attribute '{0}' is required")]
+    Missing(&'static str),
+    #[error("Attribute '{0}' must not be empty")]
+    Empty(&'static str),
+    #[error("Attribute '{0}' must be a string")]
+    NotAString(&'static str),
+    #[error("Attribute '{0}' is not percent-encoded UTF-8")]
+    NotUtf8(&'static str),
+    #[error("Attribute 'specversion' must be '{SPEC_VERSION}', no other version is understood")]
+    OtherVersion,
+    #[error("Attribute 'datacontenttype' must be application/json or end in +json, no other data is kept")]
+    DataNotJson,
+    #[error("Binary data is not kept: send a JSON object as 'data' instead of 'data_base64'")]
+    BinaryData,
+}
+
+impl Fault {
+    /// What serde_json found: text that is no JSON, or JSON of another shape than the `expected` one.
+    fn reading(error: &serde_json::Error, expected: Fault) -> Self {
+        if error.is_data() { expected } else { Self::NotJson(error.to_string()) }
+    }
+
+    /// The attribute at fault, if it is one.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing(name) | Self::Empty(name) | Self::NotAString(name) | Self::NotUtf8(name) => Some(name),
+            Self::OtherVersion => Some("specversion"),
+            Self::DataNotJson => Some("datacontenttype"),
+            Self::BinaryData => Some("data_base64"),
+            Self::NotJson(_) | Self::NotAnObject | Self::NotAnArray => None,
+        }
+    }
+
+    /// A stable word for programs; those that events have too are the same.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => "json_invalid",
+            Self::NotAnObject => "object_type",
+            Self::NotAnArray => "list_type",
+            Self::Missing(_) => "missing",
+            Self::Empty(_) => "string_too_short",
+            Self::NotAString(_) => "wrong_type",
+            Self::NotUtf8(_) => "string_unicode",
+            Self::OtherVersion | Self::DataNotJson => "enum",
+            Self::BinaryData => "extra_forbidden",
+        }
+    }
+}
+
+impl From<NotACloudEvent> for Refusal {
+    fn from(refused: NotACloudEvent) -> Self {
+        let part = match refused.part {
+            Part::Header => "header",
+            Part::Body => "body",
+        };
+        let mut loc = vec![Place::Name(part)];
+        loc.extend(refused.index.map(Place::Index));
+        loc.extend(refused.fault.field().map(Place::Name));
+        Self::Invalid(Problem { loc, msg: refused.to_string(), kind: refused.fault.kind() })
+    }
+}
+
+/// An event as it is published.
+#[derive(Serialize)]
+struct Published<'a> {
+    event_type: &'a str,
+    source: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a RawValue>,
+    idempotency_key: &'a str,
+}
+
+/// An event as it is delivered. Nothing in it is decoded, so nothing can come out spelled otherwise.
+#[derive(Deserialize)]
+struct Delivered<'a> {
+    #[serde(borrow)]
+    id: &'a RawValue,
+    event_type: &'a RawValue,
+    source: &'a RawValue,
+    session_id: Option<&'a RawValue>,
+    user_id: Option<&'a RawValue>,
+    payload: &'a RawValue,
+    timestamp: &'a RawValue,
+}
+
+/// A delivered event as a structured CloudEvent.
+#[derive(Serialize)]
+struct CloudEvent<'a> {
+    specversion: &'static str,
+    id: &'a RawValue,
+    #[serde(rename = "type")]
+    event_type: &'a RawValue,
+    source: &'a RawValue,
+    time: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessionid: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    userid: Option<&'a RawValue>,
+    datacontenttype: &'static str,
+    data: &'a RawValue,
+}
+
+fn structured(json: &str) -> Result<String, Fault> {
+    // A map, because of two equal keys the last wins, as everywhere here; a derived struct would refuse them.
+    let members: BTreeMap<String, &RawValue> =
+        serde_json::from_str(json).map_err(|error| Fault::reading(&error, Fault::NotAnObject))?;
+    // The JSON format lets an attribute that is not set be null.
+    let member = |name| members.get(name).copied().filter(|value| value.get() != "null");
+    if member("data_base64").is_some() {
+        return Err(Fault::BinaryData);
+    }
+    let attribute = |name| match member(name).map(RawValue::get) {
+        None => Ok(None),
+        Some(string) if string.starts_with('"') => {
+            let text: String = serde_json::from_str(string).map_err(|error| Fault::NotJson(error.to_string()))?;
+            Ok(Some(text.into()))
+        }
+        Some(_) => Err(Fault::NotAString(name)),
+    };
+    translate(attribute, member("data"))
+}
+
+fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Fault> {
+    let attribute = |name| match name {
+        // The one attribute that is a header of HTTP itself, and spelled as HTTP says.
+        "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
+        _ => get(&format!("ce-{name}")).map(|value| decoded(value).ok_or(Fault::NotUtf8(name))).transpose(),
+    };
+    // The body has to be one whole value: text that ends the object it is put into could add fields to it.
+    let data: Option<&RawValue> = match body.trim_ascii() {
+        "" | "null" => None,
+        _ => Some(serde_json::from_str(body).map_err(|error| Fault::NotJson(error.to_string()))?),
+    };
+    translate(attribute, data)
+}
+
+/// A header's value: first out of its double quotes, which senders of before percent-encoding use, then out of
+/// its percent-encoding. `None` if no UTF-8 comes out.
+fn decoded(value: &str) -> Option<Cow<'_, str>> {
+    let Some(quoted) = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return percent_decode_str(value).decode_utf8().ok();
+    };
+    let mut plain = String::with_capacity(quoted.len());
+    let mut chars = quoted.chars();
+    while let Some(char) = chars.next() {
+        plain.push(if char == '\\' { chars.next().unwrap_or(char) } else { char });
+    }
+    percent_decode_str(&plain).decode_utf8().ok().map(|text| text.into_owned().into())
+}
+
+/// The mapping itself, wherever the attributes come from.
+fn translate<'a>(
+    attribute: impl Fn(&'static str) -> Result<Option<Cow<'a, str>>, Fault>,
+    data: Option<&RawValue>,
+) -> Result<String, Fault> {
+    let filled = |name| match attribute(name)? {
+        Some(text) if text.is_empty() => Err(Fault::Empty(name)),
+        text => Ok(text),
+    };
+    let required = |name| filled(name)?.ok_or(Fault::Missing(name));
+    if required("specversion")? != SPEC_VERSION {
+        return Err(Fault::OtherVersion);
+    }
+    let (id, source, event_type) = (required("id")?, required("source")?, required("type")?);
+    if attribute("datacontenttype")?.is_some_and(|media_type| !is_json(&media_type)) {
+        return Err(Fault::DataNotJson);
+    }
+    for not_kept in ["time", "dataschema"] {
+        filled(not_kept)?;
+    }
+    let subject = filled("subject")?;
+    let (session_id, user_id) = (attribute("sessionid")?.or(subject), attribute("userid")?);
+    let event = Published {
+        event_type: &event_type,
+        source: &source,
+        session_id: session_id.as_deref(),
+        user_id: user_id.as_deref(),
+        payload: data,
+        // No two pairs share a key: a source that is an event's has no '/', others are refused later.
+        idempotency_key: &format!("{source}/{id}"),
+    };
+    Ok(serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON"))
+}
+
+/// Whether data of this content type, whatever its parameters, is JSON.
+fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    essence == DATA_CONTENT_TYPE || essence.ends_with("+json")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::event::{EventTypes, Limits, Parser};
+
+    const MINIMAL: &str = r#""specversion":"1.0","id":"1","source":"s","type":"timer_tick""#;
+
+    #[track_caller]
+    fn check(cloud_event: &str, event: &str) {
+        assert_eq!(to_event(cloud_event).as_deref(), Ok(event));
+        assert_eq!(to_events(&format!(" [{cloud_event},\n{cloud_event}]")), Ok(format!("[{event},{event}]")));
+    }
+
+    #[track_caller]
+    fn check_refused(cloud_event: &str, fault: Fault) {
+        let refused = |index| Err(NotACloudEvent { part: Part::Body, index, fault: fault.clone() });
+        assert_eq!(to_event(cloud_event), refused(None));
+        assert_eq!(to_events(&format!("[{{{MINIMAL}}},{cloud_event}]")), refused(Some(1)));
+    }
+
+    #[track_caller]
+    fn binary_mode(headers: &[(&str, &str)], body: &str) -> Result<String, NotACloudEvent> {
+        let minimal = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "timer_tick")];
+        let get =
+            |name: &str| headers.iter().chain(&minimal).find(|(known, _)| *known == name).map(|(_, value)| *value);
+        of_headers(get, body)
+    }
+
+    #[test]
+    fn a_cloud_event_becomes_an_event() {
+        check(&format!("{{{MINIMAL}}}"), r#"{"event_type":"timer_tick","source":"s","idempotency_key":"s/1"}"#);
+        check(
+            r#"{ "data" : { "n":1e400, "f":0.10, "b":1,"a":2 }, "userid":"u", "sessionid":"x \"é\"", "subject":"no",
+                "type":"quiz_started", "source":"quiz.web", "id":"a/b", "specversion":"1\u002e0", "other":[1],
+                "time":"2026-01-15T10:30:00Z", "datacontenttype":"application/json; charset=utf-8" }"#,
+            r#"{"event_type":"quiz_started","source":"quiz.web","session_id":"x \"é\"","user_id":"u","payload":{ "n":1e400, "f":0.10, "b":1,"a":2 },"idempotency_key":"quiz.web/a/b"}"#,
+        );
+        for (more, becomes) in [
+            (r#""subject":"t""#, r#""session_id":"t","#),
+            (r#""sessionid":null,"subject":"t""#, r#""session_id":"t","#),
+            (r#""sessionid":"","subject":"t""#, r#""session_id":"","#),
+            (r#""userid":"v""#, r#""user_id":"v","#),
+            (r#""userid":"v","userid":"w""#, r#""user_id":"w","#),
+            (r#""data":null"#, ""),
+            (r#""data":{},"data_base64":null"#, r#""payload":{},"#),
+            (r#""data":[1]"#, r#""payload":[1],"#),
+            (r#""datacontenttype":"Application/Vnd.Quiz+JSON""#, ""),
+            (r#""time":null,"dataschema":"https://example.com/s""#, ""),
+        ] {
+            check(
+                &format!("{{{MINIMAL},{more}}}"),
+                &format!(r#"{{"event_type":"timer_tick","source":"s",{becomes}"idempotency_key":"s/1"}}"#),
+            );
+        }
+        assert_eq!(to_events("[]").as_deref(), Ok("[]"));
+    }
+
+    #[test]
+    fn what_breaks_a_rule_of_cloud_events_is_refused() {
+        for text in ["[]", "1", "null", "\"x\""] {
+            check_refused(text, Fault::NotAnObject);
+        }
+        for name in ["specversion", "id", "source", "type"] {
+            let with = |value: &str| format!("{{{MINIMAL},\"{name}\":{value}}}");
+            check_refused(&with("null"), Fault::Missing(name));
+            check_refused(&with("\"\""), Fault::Empty(name));
+        }
+        for name in [
+            "specversion",
+            "id",
+            "source",
+            "type",
+            "subject",
+            "sessionid",
+            "userid",
+            "time",
+            "dataschema",
+            "datacontenttype",
+        ] {
+            for value in ["1", "true", "{}", "[\"x\"]", "1e400"] {
+                check_refused(&format!("{{{MINIMAL},\"{name}\":{value}}}"), Fault::NotAString(name));
+            }
+        }
+        for name in ["subject", "time", "dataschema"] {
+            check_refused(&format!("{{{MINIMAL},\"{name}\":\"\"}}"), Fault::Empty(name));
+        }
+        for version in ["0.3", "1", "1.0.2", " 1.0"] {
+            check_refused(&format!(r#"{{{MINIMAL},"specversion":"{version}"}}"#), Fault::OtherVersion);
+        }
+        for media_type in ["", "text/plain", "application/xml; x=+json", "application/jsonx", "json"] {
+            check_refused(&format!(r#"{{{MINIMAL},"datacontenttype":"{media_type}"}}"#), Fault::DataNotJson);
+        }
+        check_refused(&format!(r#"{{{MINIMAL},"data_base64":"e30="}}"#), Fault::BinaryData);
+        for text in ["", "{", "{}{}", "{\"id\":NaN}", r#"{"specversion":"\ud800"}"#] {
+            assert!(matches!(to_event(text).map_err(|e| e.fault), Err(Fault::NotJson(_))), "{text}");
+        }
+        for text in ["{}", "1"] {
+            assert_eq!(to_events(text).map_err(|e| e.fault), Err(Fault::NotAnArray), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_become_an_event() {
+        let check = |headers: &[(&str, &str)], body: &str, becomes: &str| {
+            let event = format!(r#"{{"event_type":"timer_tick","source":"s",{becomes}}}"#);
+            assert_eq!(binary_mode(headers, body), Ok(event), "{headers:?} {body}");
+        };
+        check(&[], "", r#""idempotency_key":"s/1""#);
+        check(&[], " null\n", r#""idempotency_key":"s/1""#);
+        check(&[("ce-id", "a%2Fb")], r#" {"f":0.10} "#, r#""payload":{"f":0.10},"idempotency_key":"s/a/b""#);
+        check(&[("content-type", "application/json; charset=utf-8")], "{}", r#""payload":{},"idempotency_key":"s/1""#);
+        for (sent, meant) in [
+            ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+            ("%e2%82%ac", "€"),
+            ("%41%2525", "A%25"),
+            ("100%", "100%"),
+            ("€", "€"),
+            (r#""a b""#, "a b"),
+            (r#""a%20\%41""#, "a A"),
+            (r#"x"y"#, r#"x\"y"#),
+            (r#""x\"y""#, r#"x\"y"#),
+            ("\"", "\\\""),
+        ] {
+            let session = format!(r#""session_id":"{meant}","idempotency_key":"s/1""#);
+            check(&[("ce-sessionid", sent), ("ce-subject", "t")], "", &session);
+            check(&[("ce-subject", sent)], "", &session);
+            check(&[("ce-userid", sent)], "", &session.replace("session_id", "user_id"));
+        }
+    }
+
+    #[test]
+    fn headers_that_break_a_rule_are_refused() {
+        let check = |headers: &[(&str, &str)], fault| {
+            let refused = NotACloudEvent { part: Part::Header, index: None, fault };
+            assert_eq!(binary_mode(headers, "{}"), Err(refused), "{headers:?}");
+        };
+        check(&[("ce-specversion", "0.3")], Fault::OtherVersion);
+        check(&[("ce-id", "")], Fault::Empty("id"));
+        check(&[("ce-userid", "%C0%A0")], Fault::NotUtf8("userid"));
+        check(&[("ce-type", "\"%ff\"")], Fault::NotUtf8("type"));
+        check(&[("ce-time", "%ff")], Fault::NotUtf8("time"));
+        check(&[("content-type", "text/plain")], Fault::DataNotJson);
+        let missing = NotACloudEvent { part: Part::Header, index: None, fault: Fault::Missing("specversion") };
+        assert_eq!(of_headers(|_| None, "{}"), Err(missing));
+        for body in [r#"{},"event_type":"quiz_started""#, "{", "NaN", "{} {}"] {
+            let refused = binary_mode(&[], body).expect_err(body);
+            assert!(
+                matches!(refused, NotACloudEvent { part: Part::Body, fault: Fault::NotJson(_), .. }),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_delivered_event_becomes_a_cloud_event() {
+        let check = |session_id: &str, user_id: &str, ids: &str| {
+            let event = format!(
+                r#"{{"id":"evt_00000000000a","event_type":"timer_tick","source":"s","session_id":{session_id},"user_id":{user_id},"payload":{{ "n":1e400 }},"timestamp":"2026-01-15T10:30:00.000000Z"}}"#
+            );
+            let mut out = b"[".to_vec();
+            of_event(event.as_bytes(), &mut out);
+            assert_eq!(
+                String::from_utf8(out).expect("UTF-8"),
+                format!(
+                    r#"[{{"specversion":"1.0","id":"evt_00000000000a","type":"timer_tick","source":"s","time":"2026-01-15T10:30:00.000000Z",{ids}"datacontenttype":"application/json","data":{{ "n":1e400 }}}}"#
+                )
+            );
+        };
+        check("null", "null", "");
+        check(r#""\"\u0001é""#, "null", r#""sessionid":"\"\u0001é","#);
+        check("null", r#""""#, r#""userid":"","#);
+        check(r#""a""#, r#""b""#, r#""sessionid":"a","userid":"b","#);
+    }
+
+    #[test]
+    fn what_went_out_can_come_in_again() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
+        let payloads =
+            ["{}", r#"{"n":1e400,"f":0.10,"b":1,"a":2}"#, r#"{"b":1,"b":2,"\u0062":"\/\ud83d\ude00"}"#, &deep];
+        let limits = Limits { payload_keys_max: 50, payload_bytes_max: 65_536 };
+        let mut parser = Parser::new(Arc::new(EventTypes::builtin()), limits);
+        for (session_id, user_id) in [(None, None), (Some("s \\ \"\u{1}\n😀"), Some("")), (None, Some("u"))] {
+            for payload in payloads {
+                let text = |id: Option<&str>| serde_json::json!(id).to_string();
+                let delivered = format!(
+                    r#"{{"id":"evt_000000000001","event_type":"quiz_started","source":"quiz.web-1","session_id":{},"user_id":{},"payload":{payload},"timestamp":"2026-01-15T10:30:00.000000Z"}}"#,
+                    text(session_id),
+                    text(user_id)
+                );
+                let mut cloud_event = Vec::new();
+                of_event(delivered.as_bytes(), &mut cloud_event);
+                let event = to_event(str::from_utf8(&cloud_event).expect("UTF-8")).expect("a CloudEvent");
+                let mut count = 0;
+                let parsed = parser.parse(&event, |event| {
+                    count += 1;
+                    assert_eq!(&**EventTypes::builtin().name(event.event_type), "quiz_started");
+                    assert_eq!(event.source, "quiz.web-1");
+                    assert_eq!((event.session_id, event.user_id, event.payload), (session_id, user_id, payload));
+                });
+                assert_eq!((parsed.outcome, count), (Ok(None), 1));
+                assert!(event.ends_with(r#""idempotency_key":"quiz.web-1/evt_000000000001"}"#), "{event}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_and_where() {
+        let check = |part, index, fault, problem: serde_json::Value| {
+            let refusal = Refusal::from(NotACloudEvent { part, index, fault });
+            assert_eq!(refusal.status(), 422);
+            let Refusal::Invalid(found) = refusal else { panic!("{refusal:?}") };
+            assert_eq!(serde_json::json!(found), problem);
+        };
+        check(
+            Part::Body,
+            Some(2),
+            Fault::Missing("id"),
+            serde_json::json!({ "loc": ["body", 2, "id"], "msg": "Event 2: Attribute 'id' is required", "type": "missing" }),
+        );
+        check(
+            Part::Header,
+            None,
+            Fault::OtherVersion,
+            serde_json::json!({
+                "loc": ["header", "specversion"],
+                "msg": "Attribute 'specversion' must be '1.0', no other version is understood",
+                "type": "enum",
+            }),
+        );
+        check(
+            Part::Body,
+            None,
+            Fault::NotAnObject,
+            serde_json::json!({ "loc": ["body"], "msg": "A CloudEvent is a JSON object", "type": "object_type" }),
+        );
+    }
+}

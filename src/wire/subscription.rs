@@ -1,0 +1,477 @@
+//! What a subscriber asks for and what it is told besides events, as values and as JSON.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::event::{Field, Filter, Seq, Timestamp};
+
+/// A subscriber's first message, or the parameters of an event stream's URL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscribe {
+    pub filters: Filters,
+    pub start: Start,
+    /// The epoch that the id of `start` comes from, if the client says so.
+    pub epoch: Option<String>,
+    /// The stream ends with what is stored before this time.
+    pub until: Option<Timestamp>,
+    /// Events come in their recorded rhythm, so many times faster.
+    pub speed: Option<f64>,
+    pub on_lag: OnLag,
+    /// Whether the client understands notes on how its stream is served.
+    pub signals: bool,
+    pub conflate: Option<Conflate>,
+    /// First the latest event of each value of this field.
+    pub snapshot: Option<Field>,
+    pub durable: Option<Durable>,
+}
+
+/// Filters, and how they were asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Filters {
+    pub filter: Filter,
+    asked: Map<String, Value>,
+}
+
+/// Where a subscription begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    Now,
+    /// After the event of this id.
+    After(String),
+    /// After this place, which a durable subscription has come to.
+    Place(Seq),
+    /// After this time.
+    Since(Timestamp),
+    /// With the last so many events that pass.
+    Last(usize),
+}
+
+/// What becomes of a subscriber that is too slow for the live stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnLag {
+    /// It gets everything, from storage until it has caught up.
+    #[default]
+    CatchUp,
+    /// It goes on live, and is told how many events it missed.
+    Skip,
+    /// It is disconnected, with close code 4008.
+    Disconnect,
+}
+
+/// Only the latest event of each type and value of a field, once an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflate {
+    pub key: Field,
+    pub interval: Duration,
+    /// Whether the client wants to know how many were left out.
+    pub tells_skipped: bool,
+}
+
+/// A subscription that is remembered under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Durable {
+    pub name: String,
+    /// Its members share the stream: each event goes to one of them.
+    pub is_group: bool,
+    /// An event that is not confirmed so long after it was sent goes to another member.
+    pub ack_wait: Duration,
+}
+
+/// What a subscriber says later.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FromSubscriber {
+    Ping,
+    UpdateFilters(Filters),
+    /// Everything up to the event of this id is done with.
+    Confirm(String),
+    /// Not understood, and therefore without effect.
+    Other,
+}
+
+/// Most events of the past that `last` can ask for: they are looked for before the first is sent.
+pub const LAST_MAX: u64 = 100_000;
+
+/// Shorter intervals are no rest for a server, longer ones no live stream.
+const CONFLATE_MS: RangeInclusive<u64> = 10..=60_000;
+/// A hundred times slower or ten thousand times faster than life.
+const SPEED: RangeInclusive<f64> = 0.01..=10_000.0;
+/// Who needs an hour for an event asks for it; less than a tenth of a second is the network's jitter.
+const ACK_WAIT_MS: RangeInclusive<u64> = 100..=3_600_000;
+/// What an event may take if the group does not say: longer than a slow handler, shorter than a user's patience.
+const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(30);
+const NAME_CHARS_MAX: usize = 100;
+
+impl Subscribe {
+    /// # Errors
+    /// A sentence for the client.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        match serde_json::from_slice(text) {
+            Ok(Value::Object(message)) => Self::of(&message),
+            _ => Err("The first message must be a JSON object with the filters".to_owned()),
+        }
+    }
+
+    /// # Errors
+    /// A sentence for the client.
+    pub fn of(message: &Map<String, Value>) -> Result<Self, String> {
+        let text = |key: &str| match given(message, key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(format!("'{key}' must be a string")),
+        };
+        let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match text(key) {
+            Ok(None) => Ok(None),
+            Ok(Some(text)) => read(text).map(Some).map_err(|error| format!("'{key}' is {error}")),
+            Err(_) => Err(format!("'{key}' must be an RFC 3339 time in a string")),
+        };
+        let mut starts = Vec::new();
+        if let Some(after) = given(message, "after") {
+            let id = after.as_str().ok_or("'after' must be an event id")?;
+            starts.push(Start::After(id.to_owned()));
+        }
+        starts.extend(time("since", Timestamp::parse_floor)?.map(Start::Since));
+        starts.extend(number(message, "last", 0..=LAST_MAX)?.map(|count| Start::Last(count as usize)));
+        if starts.len() > 1 {
+            return Err("Only one of 'after', 'since' and 'last' can say where to start".to_owned());
+        }
+        let speed = match given(message, "speed") {
+            None => None,
+            Some(speed) => {
+                let known = speed.as_f64().filter(|speed| SPEED.contains(speed));
+                Some(known.ok_or(format!("'speed' must be a number from {} to {}", SPEED.start(), SPEED.end()))?)
+            }
+        };
+        let on_lag = match text("on_lag")? {
+            None | Some("catch_up") => OnLag::CatchUp,
+            Some("skip") => OnLag::Skip,
+            Some("disconnect") => OnLag::Disconnect,
+            Some(_) => return Err("'on_lag' must be catch_up, skip or disconnect".to_owned()),
+        };
+        let subscribe = Self {
+            filters: Filters::parse(message)?,
+            start: starts.pop().unwrap_or(Start::Now),
+            epoch: text("epoch")?.map(str::to_owned),
+            until: time("until", Timestamp::parse_ceil)?,
+            speed,
+            on_lag,
+            signals: flag(message, "signals")?,
+            conflate: Conflate::parse(message)?,
+            snapshot: snapshot(message)?,
+            durable: Durable::parse(message)?,
+        };
+        subscribe.is_sensible().map(|()| subscribe)
+    }
+
+    /// Refuses what cannot be meant together.
+    fn is_sensible(&self) -> Result<(), String> {
+        let starts = self.start != Start::Now;
+        let confirms = self.durable.is_some();
+        let excluding = [
+            (self.snapshot.is_some() && starts, "A snapshot starts now: leave out 'after', 'since' and 'last'"),
+            (self.snapshot.is_some() && self.until.is_some(), "A snapshot has no 'until'"),
+            (self.until.is_some() && !starts, "'until' needs 'after', 'since' or 'last'"),
+            (confirms && self.conflate.is_some(), "What is conflated cannot be confirmed: leave out 'name' or 'group'"),
+            (confirms && self.snapshot.is_some(), "A durable subscription has no 'snapshot'"),
+            (confirms && self.until.is_some(), "A durable subscription has no 'until'"),
+            (confirms && self.on_lag == OnLag::Skip, "A durable subscription skips nothing: leave out 'on_lag'"),
+            (self.is_group() && self.speed.is_some(), "A group has no 'speed'"),
+        ];
+        match excluding.into_iter().find(|(is_so, _)| *is_so) {
+            Some((_, why)) => Err(why.to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    fn is_group(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| durable.is_group)
+    }
+}
+
+/// A value that is there and says something.
+fn given<'m>(message: &'m Map<String, Value>, key: &str) -> Option<&'m Value> {
+    message.get(key).filter(|value| !value.is_null())
+}
+
+fn number(message: &Map<String, Value>, key: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, String> {
+    let Some(value) = given(message, key) else { return Ok(None) };
+    let number = value.as_u64().filter(|number| range.contains(number));
+    number.map(Some).ok_or(format!("'{key}' must be a number from {} to {}", range.start(), range.end()))
+}
+
+fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
+    match given(message, key) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(_) => Err(format!("'{key}' must be true or false")),
+    }
+}
+
+/// The field that a key of a message names.
+fn field(name: &Value, fields: &[(&str, Field)], what: &str) -> Result<Field, String> {
+    let known = fields.iter().find(|(known, _)| name.as_str() == Some(known));
+    let names = || fields.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
+    known.map(|(_, field)| *field).ok_or_else(|| format!("{what} must be one of {}", names()))
+}
+
+const KEYS: &[(&str, Field)] =
+    &[("session_id", Field::Session), ("user_id", Field::User), ("event_type", Field::Type), ("source", Field::Source)];
+
+fn snapshot(message: &Map<String, Value>) -> Result<Option<Field>, String> {
+    match given(message, "snapshot") {
+        None => Ok(None),
+        Some(Value::Object(asked)) => {
+            field(asked.get("latest_by").unwrap_or(&Value::Null), KEYS, "'snapshot': 'latest_by'").map(Some)
+        }
+        Some(_) => Err("'snapshot' must be an object with 'latest_by'".to_owned()),
+    }
+}
+
+impl Conflate {
+    fn parse(message: &Map<String, Value>) -> Result<Option<Self>, String> {
+        let asked = match given(message, "conflate") {
+            None => return Ok(None),
+            Some(Value::Object(asked)) => asked,
+            Some(_) => return Err("'conflate' must be an object with 'key' and 'interval_ms'".to_owned()),
+        };
+        let key = field(asked.get("key").unwrap_or(&Value::Null), KEYS, "'conflate': 'key'")?;
+        let interval_ms = number(asked, "interval_ms", CONFLATE_MS)?.ok_or("'conflate' needs 'interval_ms'")?;
+        let interval = Duration::from_millis(interval_ms);
+        Ok(Some(Self { key, interval, tells_skipped: flag(asked, "skipped")? }))
+    }
+}
+
+impl Durable {
+    fn parse(message: &Map<String, Value>) -> Result<Option<Self>, String> {
+        let (key, is_group) = match (given(message, "name"), given(message, "group")) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err("A subscription has a 'name' or belongs to a 'group', not both".to_owned());
+            }
+            (Some(_), None) => ("name", false),
+            (None, Some(_)) => ("group", true),
+        };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        let name = message[key].as_str().filter(|name| (1..=NAME_CHARS_MAX).contains(&name.len()));
+        let name = name
+            .filter(|name| name.chars().all(allowed))
+            .ok_or(format!("'{key}' must be 1 to {NAME_CHARS_MAX} characters of A-Z, a-z, 0-9, '_', '.' and '-'"))?;
+        let ack_wait = number(message, "ack_wait_ms", ACK_WAIT_MS)?.map_or(ACK_WAIT_DEFAULT, Duration::from_millis);
+        Ok(Some(Self { name: name.to_owned(), is_group, ack_wait }))
+    }
+}
+
+impl Filters {
+    /// # Errors
+    /// A sentence for the client.
+    pub fn parse(message: &Map<String, Value>) -> Result<Self, String> {
+        let filter = Filter::parse(message)?;
+        let asked = message.iter().filter(|(key, _)| Filter::is_key(key));
+        Ok(Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() })
+    }
+
+    /// How they were asked for.
+    pub fn asked(&self) -> &Map<String, Value> {
+        &self.asked
+    }
+}
+
+impl FromSubscriber {
+    /// # Errors
+    /// A sentence for the client, when it asks for new filters that are none.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let Ok(Value::Object(mut message)) = serde_json::from_slice(text) else { return Ok(Self::Other) };
+        match message.get("type").and_then(Value::as_str) {
+            Some("ping") => Ok(Self::Ping),
+            Some("ack") => match message.get("id") {
+                Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
+                _ => Ok(Self::Other),
+            },
+            Some("update_filters") => match message.get_mut("filters").map(Value::take) {
+                None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
+                Some(Value::Object(filters)) => Filters::parse(&filters).map(Self::UpdateFilters),
+                Some(_) => Err("'filters' must be an object".to_owned()),
+            },
+            _ => Ok(Self::Other),
+        }
+    }
+}
+
+/// The events that are kept, and the life they belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first event that is kept, or the next one to come.
+    pub oldest: Seq,
+    /// The last event that was stored, whether it is kept or not.
+    pub newest: Seq,
+    /// Which life of the database: another one after it was restored, replaced, or may have lost its end.
+    pub epoch: Epoch,
+}
+
+/// Names a life of the database: ids mean the same events as long as it stays the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch(pub u32);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// What a client that resumes cannot get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gap {
+    /// What followed its cursor, up to and including this event, is deleted.
+    MissingThrough(Seq),
+    /// Its cursor is of another life of the database, or was never given out.
+    Unknown(String),
+}
+
+impl Gap {
+    /// What is missing after a cursor: an id, its place, and the epoch it is from if the client knows.
+    pub fn of(id: &str, place: Seq, epoch: Option<&str>, extent: &Extent) -> Option<Self> {
+        if place > extent.newest || epoch.is_some_and(|epoch| epoch != extent.epoch.to_string()) {
+            return Some(Self::Unknown(id.to_owned()));
+        }
+        (place.next() < extent.oldest).then(|| Self::MissingThrough(extent.oldest.prev()))
+    }
+
+    /// As it is told to clients.
+    pub fn json(&self) -> Value {
+        match self {
+            Self::MissingThrough(last) => serde_json::json!({ "missing_through": last.id().to_string() }),
+            Self::Unknown(id) => serde_json::json!({ "unknown_cursor": id }),
+        }
+    }
+}
+
+/// What a subscriber is told of where it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    pub extent: Extent,
+    pub gap: Option<Gap>,
+}
+
+/// The first answer to a subscriber.
+pub fn subscribed(subscriber: u32, filters: &Filters, opening: &Opening) -> String {
+    let Extent { oldest, newest, epoch } = opening.extent;
+    let id = |seq: Seq, is_there: bool| if is_there { seq.id().to_string().into() } else { Value::Null };
+    let mut answer = serde_json::json!({
+        "status": "subscribed",
+        "subscriber_id": subscriber_id(subscriber),
+        "filters": filters.asked,
+        "last_event_id": id(newest, newest > Seq::ZERO),
+        "oldest_id": id(oldest, oldest <= newest),
+        "epoch": epoch.to_string(),
+    });
+    if let Some(gap) = &opening.gap {
+        answer["gap"] = gap.json();
+    }
+    answer.to_string()
+}
+
+/// How a subscriber is called.
+pub fn subscriber_id(subscriber: u32) -> String {
+    format!("sub_{subscriber:08x}")
+}
+
+/// What a subscriber is told about how it is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// It was too slow for the live stream: after this event storage serves it.
+    FellBehind(Seq),
+    /// What follows is live.
+    CaughtUp,
+    /// It was too slow: so many events that pass, up to this one, are left out.
+    Lagged {
+        missed: u64,
+        last: Seq,
+    },
+    /// So many events were replaced by later ones since the last time.
+    Skipped(u64),
+    Gap(Gap),
+}
+
+impl Note {
+    /// Its `type`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::FellBehind(_) => "fell_behind",
+            Self::CaughtUp => "caught_up",
+            Self::Lagged { .. } => "lagged",
+            Self::Skipped(_) => "skipped",
+            Self::Gap(_) => "gap",
+        }
+    }
+
+    /// The message.
+    pub fn json(&self) -> String {
+        let name = self.name();
+        match self {
+            Self::FellBehind(after) => format!(r#"{{"type":"{name}","after":"{}"}}"#, after.id()),
+            Self::CaughtUp => format!(r#"{{"type":"{name}"}}"#),
+            Self::Lagged { missed, last } => {
+                format!(r#"{{"type":"{name}","missed":{missed},"last_event_id":"{}"}}"#, last.id())
+            }
+            Self::Skipped(count) => format!(r#"{{"type":"{name}","count":{count}}}"#),
+            Self::Gap(gap) => format!(r#"{{"type":"{name}","gap":{}}}"#, gap.json()),
+        }
+    }
+}
+
+/// From here on only events that pass the new filters follow.
+pub fn filters_updated(filters: &Filters) -> String {
+    serde_json::json!({ "status": "filters_updated", "filters": filters.asked }).to_string()
+}
+
+pub const PONG: &str = r#"{"type":"pong"}"#;
+pub const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscriber_says_what_it_wants() {
+        let parse = |text: &str| Subscribe::parse(text.as_bytes());
+        let any = parse("{}").expect("an empty filter");
+        assert_eq!((any.filters.filter.is_any(), any.start), (true, Start::Now));
+        let nothing = r#"{"event_types":[],"session_id":"","user_id":null,"after":null}"#;
+        assert!(parse(nothing).expect("empty and null mean any").filters.filter.is_any());
+        let some = parse(r#"{"event_types":["b","a","b"],"user_id":"u","last":5}"#).expect("a filter");
+        assert_eq!(some.filters.filter.wanted(Field::Type), ["a".into(), "b".into()]);
+        assert_eq!(some.start, Start::Last(5));
+        for bad in [
+            "",
+            "[]",
+            "7",
+            r#"{"event_types":"a"}"#,
+            r#"{"event_types":[1]}"#,
+            r#"{"session_id":7}"#,
+            r#"{"source":[1]}"#,
+            r#"{"last":-1}"#,
+            r#"{"last":100001}"#,
+            r#"{"since":"yesterday"}"#,
+            r#"{"after":1}"#,
+            r#"{"after":"evt_000000000001","last":1}"#,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_subscriber_says_later_has_a_meaning_or_none() {
+        let parse = |text: &str| FromSubscriber::parse(text.as_bytes());
+        assert_eq!(parse(r#"{"type":"ping"}"#), Ok(FromSubscriber::Ping));
+        for other in ["", "hello", "[]", "{}", r#"{"type":7}"#, r#"{"type":"dance"}"#] {
+            assert_eq!(parse(other), Ok(FromSubscriber::Other), "{other}");
+        }
+        assert!(parse(r#"{"type":"update_filters","filters":[]}"#).is_err());
+        assert!(parse(r#"{"type":"update_filters","filters":{"source":1}}"#).is_err());
+        let updated = parse(r#"{"type":"update_filters","filters":{"source":"s","x":1}}"#);
+        let Ok(FromSubscriber::UpdateFilters(filters)) = updated else { panic!("{updated:?}") };
+        assert_eq!(filters_updated(&filters), r#"{"status":"filters_updated","filters":{"source":"s"}}"#);
+    }
+}
