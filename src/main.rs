@@ -39,10 +39,10 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 }
 
 fn log_to_stderr(config: &Config) {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&config.log_level))
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+    // h2 warns of what any client can cause. Who asks for its words still gets them: the later directive counts.
+    let filter = EnvFilter::new(format!("h2=off,{}", config.log_level));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

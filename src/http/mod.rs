@@ -1,4 +1,5 @@
-//! The HTTP interface: one route table under two prefixes, and the handshakes of the WebSockets.
+//! The HTTP interface: one route table under two prefixes, and the handshakes of the WebSockets. HTTP/2 has the
+//! same routes, but for the handshakes (see `h2`).
 //!
 //! Requests that are no HTTP are answered by hyper itself, with a bare 400, 414 or 431 and without our
 //! headers; a connection whose next request does not come complete within the header timeout, which
@@ -8,6 +9,7 @@
 mod answer;
 mod events;
 mod export;
+mod h2;
 mod live;
 mod query;
 mod socket;
@@ -41,6 +43,7 @@ use crate::wire::refusal::Ending;
 use crate::wire::{Failure, Refusal};
 use crate::ws;
 use answer::{Answer, Body, PROBLEM, Reader};
+use h2::Protocol;
 use query::Parameters;
 use socket::Socket;
 
@@ -54,14 +57,25 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Serves one connection until it ends, first as HTTP and then, if it is upgraded, as a WebSocket. When the
 /// server shuts down, the request in hand is finished.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>, mut producer: Producer) {
+    let protocol = tokio::select! {
+        biased;
+        protocol = Protocol::of(&stream, pipeline.config.header_timeout) => protocol,
+        () = producer.shutting_down() => return,
+    };
     let connection = Connection {
         parser: Mutex::new(pipeline.parser()),
         pipeline: pipeline.clone(),
         peer,
         accepted: Mutex::new(None),
     };
+    let socket = Socket::new(stream, pipeline.config.write_timeout);
+    match protocol {
+        Protocol::Nothing => return,
+        // Boxed, so that the other connections do not carry its room.
+        Protocol::Http2 => return Box::pin(h2::serve(socket, connection, producer)).await,
+        Protocol::Http1 => {}
+    }
     {
-        let socket = Socket::new(stream, pipeline.config.write_timeout);
         let mut http = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -336,13 +350,20 @@ impl Connection {
 const HEALTH: &str =
     concat!(r#"{"status":"ok","service":"event-pipeline","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
 
-/// A request of HTTP/1.1 names its host, once (RFC 9112, 3.2).
+/// A request names its host, once (RFC 9112, 3.2). HTTP/2 has a place of its own for it, with which a `Host` agrees
+/// (RFC 9113, 8.3.1).
 fn check_host(parts: &Parts) -> Result<(), Refusal> {
-    let hosts = parts.headers.get_all(header::HOST).iter().count();
-    if hosts == 1 || (hosts == 0 && parts.version == Version::HTTP_10) {
-        return Ok(());
+    let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let named = match (hosts.next(), authority) {
+        (Some(host), Some(authority)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        (None, None) => parts.version == Version::HTTP_10,
+        _ => true,
+    };
+    match named && hosts.next().is_none() {
+        true => Ok(()),
+        false => Err(Refusal::BadRequest("A request has one Host header".to_owned())),
     }
-    Err(Refusal::BadRequest("A request has one Host header".to_owned()))
 }
 
 /// A browser asks whether a page may send something. It never shows a key with it.

@@ -38,7 +38,7 @@ pub enum Refusal {
     UnsupportedMediaType,
     #[error("{}", .0.msg)]
     Invalid(Problem),
-    #[error("This path is a WebSocket: connect with an Upgrade request")]
+    #[error("This path is a WebSocket: connect over HTTP/1.1 with an Upgrade request")]
     UpgradeRequired,
     #[error("Rate limit exceeded, try again in {} s", .0.as_secs().max(1))]
     RateLimited(Duration),

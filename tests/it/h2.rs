@@ -1,0 +1,375 @@
+//! HTTP/2 on the same port: the same answers, many at once on one connection, and no patience for less.
+//!
+//! What a client in its right mind does is done with hyper's client, the rest with frames made by hand.
+
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::runtime::{self, Runtime};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::support::*;
+
+/// One connection of HTTP/2.
+struct Client {
+    runtime: Runtime,
+    sender: SendRequest<Full<Bytes>>,
+    ended: JoinHandle<hyper::Result<()>>,
+    addr: std::net::SocketAddr,
+}
+
+type Asked<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8]);
+
+impl Client {
+    fn connect(server: &Server) -> Client {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (sender, ended) = runtime.block_on(async {
+            let stream = TcpStream::connect(server.addr).await.unwrap();
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+            (sender, tokio::spawn(connection))
+        });
+        Client { runtime, sender, ended, addr: server.addr }
+    }
+
+    fn call(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        self.call_all([(method, target, headers, body)]).remove(0)
+    }
+
+    /// All of them at once; the answers in the same order.
+    fn call_all<'a>(&mut self, all: impl IntoIterator<Item = Asked<'a>>) -> Vec<Response> {
+        let mut answers = JoinSet::new();
+        let _runtime = self.runtime.enter();
+        for (n, (method, target, headers, body)) in all.into_iter().enumerate() {
+            let mut request = hyper::Request::builder().method(method).uri(format!("http://{}{target}", self.addr));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
+            let mut sender = self.sender.clone();
+            answers.spawn(async move {
+                sender.ready().await.unwrap();
+                let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+                let text = |value: &hyper::header::HeaderValue| value.to_str().unwrap().to_string();
+                let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+                let body = body.collect().await.unwrap().to_bytes().to_vec();
+                (n, Response { status: head.status.as_u16(), headers, body })
+            });
+        }
+        let answered = async { timeout(DEADLINE, answers.join_all()).await.expect("answers in time") };
+        let mut answers = self.runtime.block_on(answered);
+        answers.sort_by_key(|(n, _)| *n);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// Waits for the server to end the connection, in order.
+    fn await_end(self) {
+        let ended = async { timeout(DEADLINE, self.ended).await.expect("an end in time") };
+        self.runtime.block_on(ended).unwrap().expect("an orderly end");
+    }
+}
+
+const AS_JSON: &[(&str, &str)] = &[JSON];
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Kinds of frames (RFC 9113, 6).
+const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = &(payload.len() as u32).to_be_bytes()[1..];
+    [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A frame as it was read: kind, flags, payload; nothing when the peer has closed.
+fn read_frame(wire: &mut Wire) -> Option<(u8, u8, Vec<u8>)> {
+    let head = wire.take(9, "a frame")?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    Some((head[3], head[4], wire.take(length as usize, "a frame's payload")?))
+}
+
+/// The head of a request in the plainest form: no compression, no table but the fixed one (RFC 7541, 6.2.2).
+fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", method), (":scheme", "http"), (":path", path)];
+    let field = |(name, value): &(&str, &str)| {
+        [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
+    };
+    pseudo.iter().chain(headers).flat_map(field).collect()
+}
+
+/// A connection after the preface and both sides' settings.
+fn connect(server: &Server) -> Wire {
+    let mut wire = Wire::connect(server.addr);
+    wire.send([PREFACE, &frame(SETTINGS, 0, 0, b"")].concat());
+    let (kind, flags, _) = read_frame(&mut wire).expect("settings");
+    assert_eq!((kind, flags), (SETTINGS, 0));
+    wire.send(frame(SETTINGS, ACK, 0, b""));
+    wire
+}
+
+/// Waits until the server has read all that was sent.
+fn await_pong(wire: &mut Wire) -> Option<()> {
+    wire.send(frame(PING, 0, 0, b"are you?"));
+    loop {
+        let (kind, flags, _) = read_frame(wire)?;
+        if (kind, flags) == (PING, ACK) {
+            return Some(());
+        }
+    }
+}
+
+/// The head of the next answer, compressed.
+fn answer(wire: &mut Wire) -> Vec<u8> {
+    loop {
+        let (kind, _, payload) = read_frame(wire).expect("an answer");
+        if kind == HEADERS {
+            return payload;
+        }
+    }
+}
+
+#[test]
+fn answers_are_those_of_http_1() {
+    let server = Server::start();
+    let mut client = Client::connect(&server);
+    let id = text_of(&client.call("POST", "/events", &[JSON], tick("s", 0).as_bytes()).json()["id"]);
+    let one = format!("/api/v1/events/{id}");
+    let asked = [("Origin", "https://dashboard.example"), ("Access-Control-Request-Method", "POST")];
+    let table: [Asked; 14] = [
+        ("GET", "/events", &[], b""),
+        ("GET", "/events", &[ACCEPT_NDJSON], b""),
+        ("GET", "/events?limit=x", &[], b""),
+        ("GET", &one, &[], b""),
+        ("GET", "/events/evt_0000000000ff", &[], b""),
+        ("GET", "/nowhere", &[], b""),
+        ("GET", "/event-types", &[], b""),
+        ("GET", "/health", &[], b""),
+        ("DELETE", "/health", &[], b""),
+        ("OPTIONS", "/events", &[], b""),
+        ("OPTIONS", "/events", &asked, b""),
+        ("POST", "/events", &[JSON], b"{}"),
+        ("POST", "/events", &[("Content-Type", "text/plain")], b"{}"),
+        ("GET", "/ws/publish", &[], b""),
+    ];
+    let of_2 = client.call_all(table);
+    for ((method, target, headers, body), of_2) in table.into_iter().zip(of_2) {
+        let of_1 = server.call(method, target, headers, body);
+        assert_eq!((of_2.status, of_2.text()), (of_1.status, of_1.text()), "{method} {target}");
+        for (name, value) in of_1.headers {
+            // These are no business of HTTP/2: a body says itself where it ends.
+            if !matches!(name.as_str(), "connection" | "upgrade" | "transfer-encoding" | "content-length" | "date") {
+                assert!(of_2.header(&name).is_some_and(|of_2| value.contains(of_2)), "{method} {target}: {name}");
+            }
+        }
+    }
+    let socket = client.call("GET", "/ws/subscribe", &[], b"");
+    assert!(text_of(&socket.refusal(426)).contains("HTTP/1.1"), "it is said how to connect");
+}
+
+#[test]
+fn head_is_answered_without_a_body() {
+    let server = Server::start();
+    let mut client = Client::connect(&server);
+    for path in ["/events", "/health", "/event-types", "/nowhere"] {
+        let [get, head] = ["GET", "HEAD"].map(|method| client.call(method, path, &[], b""));
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "HEAD {path}");
+        for name in ["content-type", "content-length"] {
+            assert_eq!(head.header(name), get.header(name), "HEAD {path}");
+        }
+    }
+}
+
+#[test]
+fn many_requests_share_a_connection() {
+    let server = Server::start();
+    let mut client = Client::connect(&server);
+    let events = ticks("s", 100);
+    let published = client.call_all(events.iter().map(|event| ("POST", "/events", AS_JSON, event.as_bytes())));
+    let mut stored: Vec<_> = published.iter().map(|answer| sequence(&answer.json()["id"])).collect();
+    stored.sort_unstable();
+    assert_eq!(stored, (1..=100).collect::<Vec<_>>());
+    for answer in client.call_all(
+        (0..300).map(|n| ("GET", if n % 2 == 0 { "/events" } else { "/stats" }, [].as_slice(), b"".as_slice())),
+    ) {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+#[test]
+fn large_bodies_pass_both_ways() {
+    let server = Server::with(&[("MAX_BODY_BYTES", "3000000")]);
+    let mut client = Client::connect(&server);
+    let lines = ticks("s", 20_000).join("\n");
+    assert!(lines.len() > 1 << 20);
+    let answers = client.call_all([("POST", "/events", [NDJSON].as_slice(), lines.as_bytes()); 4]);
+    assert!(answers.iter().all(|answer| answer.status == 201));
+    let exports = client.call_all([("GET", "/events", [ACCEPT_NDJSON].as_slice(), b"".as_slice()); 4]);
+    for export in exports {
+        let events: Vec<Value> = export.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(sequences(&events), (1..=80_000).collect::<Vec<_>>());
+    }
+    // Only the stream ends with a body that is refused.
+    for _ in 0..3 {
+        client.call("POST", "/events", &[NDJSON], &vec![b' '; 3_000_001]).refusal(413);
+    }
+    assert_eq!(client.call("GET", "/stats", &[], b"").json()["total_events"], 80_000);
+}
+
+#[test]
+fn first_bytes_may_come_one_by_one() {
+    let server = Server::start();
+    let send_slowly = |bytes: &[u8]| {
+        let mut wire = Wire::connect(server.addr);
+        for byte in bytes {
+            wire.send([*byte]);
+            thread::sleep(Duration::from_millis(15));
+        }
+        wire
+    };
+    let mut wire = send_slowly(PREFACE);
+    assert_eq!(read_frame(&mut wire).expect("a frame").0, SETTINGS);
+
+    let event = request("POST", "/events", &[JSON], tick("s", 0).as_bytes());
+    let mut wire = send_slowly(&event[..5]);
+    wire.send(&event[5..]);
+    assert_eq!(wire.response().expect("an answer").status, 201, "POST begins like the preface");
+
+    let mut wire = Wire::connect(server.addr);
+    wire.send("PRI * HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(wire.response().expect("an answer").status, 404, "this does, too");
+}
+
+#[test]
+fn silence_ends_a_connection() {
+    let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "0.3"), ("BODY_TIMEOUT_SECONDS", "1")]);
+    for part in [&b"P"[..], b"PRI", &PREFACE[..23]] {
+        let mut wire = Wire::connect(server.addr);
+        wire.send(part);
+        assert_eq!(wire.take(1, "the end"), None, "{part:?}");
+    }
+    let mut idle = Client::connect(&server);
+    assert_eq!(idle.call("GET", "/health", &[], b"").status, 200);
+    idle.await_end();
+
+    let mut wire = connect(&server);
+    await_pong(&mut wire).unwrap();
+    // A request in hand is no silence; its body has a time of its own.
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    answer(&mut wire);
+    let kinds: Vec<_> = std::iter::from_fn(|| read_frame(&mut wire)).map(|(kind, ..)| kind).collect();
+    assert!(kinds.contains(&GOAWAY), "a word before the end: {kinds:?}");
+}
+
+#[test]
+fn a_peer_that_is_gone_is_found() {
+    let server = Server::with(&[("KEEPALIVE_SECONDS", "0.1"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
+    let mut wire = connect(&server);
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    let kinds: Vec<_> = std::iter::from_fn(|| read_frame(&mut wire)).map(|(kind, ..)| kind).collect();
+    assert!(kinds.contains(&PING), "the server asks before it gives up: {kinds:?}");
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_closed() {
+    let server = Server::with(&[("KEEPALIVE_SECONDS", "600"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
+    server.publish(&tick("s", 0));
+    let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", "/events", &[("host", "x")]));
+    // No byte fits into the one window, and a single one into the other.
+    for window in [0, 1] {
+        let mut wire = connect(&server);
+        wire.send(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, window]));
+        wire.send([ask(1), ask(3)].concat());
+        answer(&mut wire);
+        while read_frame(&mut wire).is_some() {}
+    }
+}
+
+#[test]
+fn a_request_names_one_host() {
+    let server = Server::start();
+    let table: [(&[(&str, &str)], bool); 6] = [
+        (&[(":authority", "x:1")], true),
+        (&[("host", "x:1")], true),
+        (&[(":authority", "x:1"), ("host", "X:1")], true),
+        (&[], false),
+        (&[(":authority", "x:1"), ("host", "y:1")], false),
+        (&[("host", "x:1"), ("host", "x:1")], false),
+    ];
+    for (hosts, right) in table {
+        let mut wire = connect(&server);
+        wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET", "/health", hosts)));
+        // 200 and 400 are the fields 8 and 12 of HPACK's fixed table.
+        assert_eq!(answer(&mut wire)[0], 0x80 | if right { 8 } else { 12 }, "{hosts:?}");
+    }
+}
+
+#[test]
+fn floods_of_resets_end_their_connection() {
+    let server = Server::with(&[("LOG_LEVEL", "debug")]);
+    server.publish_lines(&ticks("s", 20_000));
+    let path = "/events?limit=1000&source=it";
+    let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", path, &[("host", "x")]));
+    let take_back = |stream| frame(RESET, 0, stream, &8_u32.to_be_bytes());
+    let streams = |round: u32| (0..100).map(move |n| (round * 100 + n) * 2 + 1);
+
+    // Before the server has seen them.
+    let mut wire = connect(&server);
+    wire.send(streams(0).flat_map(|stream| [ask(stream), take_back(stream)].concat()).collect::<Vec<_>>());
+    let last = std::iter::from_fn(|| read_frame(&mut wire)).last().expect("a word before the end");
+    assert_eq!(last.0, GOAWAY);
+
+    // While it works on them.
+    let mut wire = connect(&server);
+    let rounds = (0..1000).take_while(|round| {
+        wire.send(streams(*round).flat_map(ask).collect::<Vec<_>>());
+        let heard = await_pong(&mut wire);
+        wire.send(streams(*round).flat_map(take_back).collect::<Vec<_>>());
+        heard.and_then(|()| await_pong(&mut wire)).is_some()
+    });
+    let rounds = rounds.count();
+    assert!(rounds < 1000, "nobody may go on like this");
+    server.await_log("Flooded");
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn a_shutdown_ends_it_in_order() {
+    let mut server = Server::start();
+    let mut client = Client::connect(&server);
+    let idle = Client::connect(&server);
+    assert_eq!(client.call("POST", "/events", &[JSON], tick("s", 0).as_bytes()).status, 201);
+    // A request in hand is finished.
+    let mut wire = connect(&server);
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    await_pong(&mut wire).unwrap();
+    server.signal("TERM");
+    client.await_end();
+    idle.await_end();
+    wire.send(frame(0, END_STREAM, 1, tick("s", 1).as_bytes()));
+    let mut answered = false;
+    while let Some((kind, flags, payload)) = read_frame(&mut wire) {
+        match kind {
+            PING if flags & ACK == 0 => wire.send(frame(PING, ACK, 0, &payload)),
+            HEADERS => answered = true,
+            _ => {}
+        }
+    }
+    assert!(answered);
+    server.await_exit_0();
+    server.restart();
+    assert_eq!(server.get_json("/stats")["total_events"], 2);
+}
