@@ -13,6 +13,7 @@ mod h2;
 mod live;
 mod query;
 mod socket;
+mod subscriptions;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -137,6 +138,8 @@ enum Route<'p> {
     Events,
     Event(&'p str),
     Stream,
+    Subscriptions,
+    Subscription(&'p str),
     Stats,
     EventTypes,
     Health,
@@ -145,6 +148,9 @@ enum Route<'p> {
     Subscribe,
 }
 
+/// Under `/subscriptions`, a question and not a name.
+const EXPLAIN: &str = "explain";
+
 impl<'p> Route<'p> {
     /// The same under both prefixes.
     fn of(path: &'p str) -> Option<Self> {
@@ -152,19 +158,25 @@ impl<'p> Route<'p> {
         Some(match path {
             "/events" => Self::Events,
             "/events/stream" => Self::Stream,
+            "/subscriptions" => Self::Subscriptions,
             "/stats" => Self::Stats,
             "/event-types" => Self::EventTypes,
             "/health" => Self::Health,
             "/readiness" => Self::Readiness,
             "/ws/publish" => Self::Publish,
             "/ws/subscribe" => Self::Subscribe,
-            _ => Self::Event(path.strip_prefix("/events/").filter(|id| !id.is_empty() && !id.contains('/'))?),
+            _ => {
+                let last = |before| path.strip_prefix(before).filter(|last| !last.is_empty() && !last.contains('/'));
+                last("/events/").map(Self::Event).or_else(|| last("/subscriptions/").map(Self::Subscription))?
+            }
         })
     }
 
     fn methods(self) -> &'static str {
         match self {
             Self::Events => "GET, HEAD, POST, DELETE, OPTIONS",
+            Self::Subscription(EXPLAIN) => "GET, HEAD, DELETE, OPTIONS",
+            Self::Subscription(_) => "DELETE, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -235,6 +247,18 @@ impl Connection {
             (Route::Stream, &Method::GET) => {
                 access.check(Class::Query, ip)?;
                 live::stream(pipeline, &parts.headers, &parts.uri).await
+            }
+            (Route::Subscriptions, &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                subscriptions::list(pipeline).await
+            }
+            (Route::Subscription(EXPLAIN), &Method::GET) => {
+                access.check(Class::Query, ip)?;
+                subscriptions::explain(pipeline, &parts.uri).await
+            }
+            (Route::Subscription(name), &Method::DELETE) => {
+                access.check(Class::Admin, ip)?;
+                subscriptions::delete(pipeline, name).await
             }
             (Route::Stats, &Method::GET) => {
                 access.check(Class::Query, ip)?;

@@ -34,7 +34,7 @@ pub enum Refusal {
     TooSlow,
     #[error("The body is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("Content type must be application/json or application/x-ndjson")]
+    #[error("Content type must be application/json, application/x-ndjson or one of CloudEvents")]
     UnsupportedMediaType,
     #[error("{}", .0.msg)]
     Invalid(Problem),
