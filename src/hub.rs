@@ -333,6 +333,7 @@ mod tests {
                     session_id: optional(session),
                     user_id: optional(user),
                     payload: "{}",
+                    idempotency_key: None,
                 };
                 batch.push(&event, types);
             }

@@ -22,7 +22,7 @@ use crate::config::{Config, Durability};
 use crate::event::{Columns, Event, EventId, EventTypes, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed, PAGE_BYTES, Page, PageRequest, Step};
 use crate::hub::{FanOut, Hub};
-use crate::store::{Order, Parts, Query, Receipt, Store, TypeStats};
+use crate::store::{Order, Parts, Query, Receipt, Store, Stored, TypeStats};
 use crate::wire::batch::{Commit, Run};
 use crate::wire::{Batch, Committed, Failure, frame};
 
@@ -512,8 +512,8 @@ impl Model {
         while let Some(Ok(answer)) = self.unanswered.front_mut().map(|batch| batch.answer.try_recv()) {
             let Unanswered { events, witness, .. } = self.unanswered.pop_front().expect("just looked at");
             match answer {
-                Ok(batch) if batch.is_empty() => assert!(events.is_empty()),
-                Ok(batch) => {
+                Ok(Stored { batch, .. }) if batch.is_empty() => assert!(events.is_empty()),
+                Ok(Stored { batch, .. }) => {
                     self.acknowledged(events, &batch);
                     let saw = witness.saw.lock().take().expect("whoever waits for an answer is woken");
                     let stored = saw.newest == Some(saw.committed) && saw.committed >= self.last();
@@ -587,7 +587,7 @@ impl ModelEvent {
     fn push_to(&self, batch: &mut Batch, types: &EventTypes) {
         let Self { source, session_id, user_id, ref payload, .. } = *self;
         let event_type = types.get(self.event_type).expect("built in");
-        batch.push(&Event { event_type, source, session_id, user_id, payload }, types);
+        batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key: None }, types);
     }
 
     fn passes(&self, filter: &Filter) -> bool {
@@ -630,7 +630,7 @@ struct Unanswered {
     witness: Arc<Witness>,
 }
 
-type Answer = oneshot::Receiver<Result<Arc<Committed>, Failure>>;
+type Answer = oneshot::Receiver<Result<Stored, Failure>>;
 
 impl Unanswered {
     fn new(events: Vec<ModelEvent>, cost: (usize, usize), mut answer: Answer, server: &Server) -> Self {

@@ -159,13 +159,13 @@ impl Subscriptions {
         let mut state = subscription.state.lock();
         let asks = !request.filters.asked().is_empty();
         let is_other = asks && request.filters.filter != state.filters.filter;
-        if let Served::Members(group) = &state.served {
-            if let Some(member) = group.join(id) {
-                return match is_other {
-                    true => Err(Denied::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
-                    false => Ok(member),
-                };
-            }
+        if let Served::Members(group) = &state.served
+            && let Some(member) = group.join(id)
+        {
+            return match is_other {
+                true => Err(Denied::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
+                false => Ok(member),
+            };
         }
         if is_other {
             state.filters = request.filters.clone();

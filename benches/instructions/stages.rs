@@ -10,7 +10,7 @@ use event_pipeline::event::{Event, Filter, Parsed, Seq};
 use event_pipeline::hub::{FanOut, Hub};
 use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::answer::{AckMode, AnswerWriter, Answered, Answers};
+use event_pipeline::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcome};
 use event_pipeline::wire::batch::StoredText;
 use event_pipeline::wire::frame::{Decoder, Role};
 
@@ -119,6 +119,7 @@ fn encode(events: usize, done: Done<'_>) {
             session_id: event["session_id"].as_str(),
             user_id: event["user_id"].as_str(),
             payload,
+            idempotency_key: None,
         })
         .collect();
     counted(&mut || {
@@ -159,8 +160,8 @@ fn seal(events: usize, done: Done<'_>) {
 fn answer(events: usize, done: Done<'_>) {
     let mut answers = Answers::default();
     (0..BATCH_EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
-    let answered = Answered { outcome: Ok(Seq(1)), answers };
-    let (mut writer, mut out) = (AnswerWriter::new(AckMode::Each), Vec::new());
+    let answered = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
+    let (mut writer, mut out) = (AnswerWriter::new(Ack::default()), Vec::new());
     let mut answer = |_| {
         out.clear();
         writer.write(&answered, &mut out);

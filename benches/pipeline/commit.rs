@@ -1,4 +1,4 @@
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
@@ -34,6 +34,34 @@ pub fn commit_filled(c: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(len), |b| {
                 let copy = copy.get_or_init(|| filled::Copy::of(rows));
                 commits(b, &Record::at(copy.path()), &events[..len]);
+            });
+        }
+    }
+}
+
+/// The same when each event has an idempotency key of its own, which nobody can foresee: what keys cost, by how many
+/// there are already.
+pub fn commit_keyed(c: &mut Criterion) {
+    let events = workload::school(1_000);
+    let mut group = c.benchmark_group("commit with keys");
+    group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for present in filled::sizes() {
+        let record = OnceCell::new();
+        let next = Cell::new(0);
+        let keyed = |len: usize| {
+            let batch = workload::keyed(&events[..len], next.get());
+            next.set(next.get() + len);
+            batch
+        };
+        for len in [1, 1_000] {
+            group.throughput(Throughput::Elements(len as u64));
+            group.bench_function(BenchmarkId::new(format!("{present} keys"), len), |b| {
+                let record = record.get_or_init(|| {
+                    let record = Record::new();
+                    (0..present.div_ceil(1_000)).for_each(|_| record.store(keyed(1_000)));
+                    record
+                });
+                b.iter_batched(|| keyed(len), |batch| record.store(batch), BatchSize::PerIteration);
             });
         }
     }

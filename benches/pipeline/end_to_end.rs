@@ -75,7 +75,7 @@ impl Server {
         }
         let (receipt, answer) = Receipt::new();
         self.pipeline.store.append(batch, receipt).await;
-        let mut due = answer.await.expect("an answer").expect("stored").frames().len();
+        let mut due = answer.await.expect("an answer").expect("stored").batch.frames().len();
         while due > 0 {
             match feed.next().await.expect("readable") {
                 Chunk::Events(runs) => due -= runs.iter().map(Run::bytes).sum::<usize>(),

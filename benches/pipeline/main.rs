@@ -34,6 +34,7 @@ criterion_group!(
     queue::queue,
     commit::commit,
     commit::commit_filled,
+    commit::commit_keyed,
     seal::seal,
     hub::deliver,
     query::query,

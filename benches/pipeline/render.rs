@@ -4,7 +4,7 @@ use criterion::{Criterion, Throughput};
 use event_pipeline::event::{Parsed, Seq, TimestampText};
 use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::answer::{AckMode, AnswerWriter, Answered, Answers, write_ids};
+use event_pipeline::wire::answer::{Ack, AckLevel, AckMode, AnswerWriter, Answered, Answers, Outcome, write_ids};
 use event_pipeline::wire::batch::StoredText;
 
 use crate::workload::{self, Record};
@@ -14,10 +14,10 @@ pub fn answers(c: &mut Criterion) {
     const EVENTS: usize = workload::BATCH_EVENTS;
     let mut answers = Answers::default();
     (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
-    let single = Answered { outcome: Ok(Seq(1)), answers };
+    let single = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
     let mut answers = Answers::default();
     (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: Some("12345"), outcome: Ok(None) }));
-    let referring = Answered { outcome: Ok(Seq(1)), answers };
+    let referring = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
 
     let mut out = Vec::new();
     let mut group = c.benchmark_group("render");
@@ -28,7 +28,7 @@ pub fn answers(c: &mut Criterion) {
         ("one acknowledgement for all", AckMode::Batch, &single),
     ];
     for (name, mode, answered) in each {
-        let mut writer = AnswerWriter::new(mode);
+        let mut writer = AnswerWriter::new(Ack { mode, level: None });
         group.bench_function(name, |b| {
             b.iter(|| {
                 out.clear();
@@ -40,7 +40,7 @@ pub fn answers(c: &mut Criterion) {
     group.bench_function("ids of an array", |b| {
         b.iter(|| {
             out.clear();
-            write_ids(Seq(1), EVENTS, &mut out);
+            write_ids((0..EVENTS).map(|n| Seq(1).plus(n)), &mut out);
         });
     });
 }

@@ -114,6 +114,23 @@ pub fn batch<'t>(events: impl IntoIterator<Item = &'t String>) -> Batch {
     batch
 }
 
+/// Events with an idempotency key each, encoded; the keys begin with number `first` of a series without order.
+pub fn keyed(events: &[String], first: usize) -> Batch {
+    let (mut parser, mut batch) = (parser(), Batch::default());
+    let types = parser.types().clone();
+    for (n, text) in events.iter().enumerate() {
+        // splitmix64: as far apart as the keys that clients make up.
+        let mut key = ((first + n) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let key = format!("{:016x}-{:016x}", key ^ (key >> 31), key);
+        let (before, text) = (batch.len(), format!("{},\"idempotency_key\":\"{key}\"}}", &text[..text.len() - 1]));
+        parser.parse(&text, |event| batch.push(&event, &types)).outcome.expect("a valid event");
+        batch.end_message(before);
+    }
+    batch
+}
+
 /// Fills the holes that the record leaves to its writer.
 pub fn stamp(batch: &mut Batch, first: Seq) {
     let mut time = TimestampText::default();

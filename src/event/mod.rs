@@ -7,7 +7,7 @@ mod time;
 mod types;
 
 pub use filter::{Field, Filter, Mismatch};
-pub use parse::{Fault, Parsed, Parser, Rejection};
+pub use parse::{Fault, Parsed, Parser, Rejection, is_key};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};
 
@@ -23,6 +23,8 @@ pub struct Event<'a> {
     pub user_id: Option<&'a str>,
     /// The payload object, byte for byte as it came except for insignificant whitespace.
     pub payload: &'a str,
+    /// Under which the event is stored once, however often it is sent.
+    pub idempotency_key: Option<&'a str>,
 }
 
 /// What is stored of one event and looked at by filters, as UTF-8. The type is a name: history may hold
@@ -62,6 +64,8 @@ pub struct Limits {
 pub const SOURCE_CHARS_MAX: usize = 100;
 /// Longest `session_id` and `user_id`, in Unicode characters.
 pub const REFERENCE_CHARS_MAX: usize = 200;
+/// Longest idempotency key, in Unicode characters.
+pub const KEY_CHARS_MAX: usize = 200;
 /// Deepest nesting of a payload; the payload object itself is level 1.
 pub const PAYLOAD_DEPTH_MAX: usize = 128;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
 
-use super::{Event, EventTypes, Limits, PAYLOAD_DEPTH_MAX, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
+use super::{Event, EventTypes, KEY_CHARS_MAX, Limits, PAYLOAD_DEPTH_MAX, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
 
 /// Longest `ref` of a message, in bytes of JSON: it waits in memory until its answer leaves.
 const REF_BYTES_MAX: usize = 256;
@@ -50,6 +50,8 @@ pub enum Fault {
     BadSource,
     #[error("Field '{0}' is longer than {REFERENCE_CHARS_MAX} characters")]
     TooLong(&'static str),
+    #[error("Field 'idempotency_key' must be a string of 1 to {KEY_CHARS_MAX} characters")]
+    BadKey,
     #[error("Field 'ref' is longer than {REF_BYTES_MAX} bytes of JSON")]
     RefTooLong,
     #[error("Payload has {found} top-level keys, at most {max} are allowed")]
@@ -67,6 +69,7 @@ impl Fault {
             Self::Missing(field) | Self::TooLong(field) | Self::WrongType { field, .. } => Some(field),
             Self::UnknownType(_) => Some("event_type"),
             Self::BadSource => Some("source"),
+            Self::BadKey => Some("idempotency_key"),
             Self::RefTooLong => Some("ref"),
             Self::PayloadKeys { .. } | Self::PayloadBytes { .. } => Some("payload"),
             Self::NotJson(_) | Self::NotAnObject | Self::NoEvents | Self::TooDeep => None,
@@ -80,7 +83,7 @@ impl Fault {
             Self::NotAnObject => "object_type",
             Self::NoEvents => "too_short",
             Self::Missing(_) => "missing",
-            Self::WrongType { .. } => "wrong_type",
+            Self::WrongType { .. } | Self::BadKey => "wrong_type",
             Self::UnknownType(_) => "enum",
             Self::BadSource => "string_pattern_mismatch",
             Self::TooLong(_) | Self::RefTooLong => "string_too_long",
@@ -295,6 +298,7 @@ struct Fields<'n, 't> {
     session_id: Option<Node<'n>>,
     user_id: Option<Node<'n>>,
     payload: Option<(Node<'n>, &'t str)>,
+    idempotency_key: Option<Node<'n>>,
     reference: Option<&'t str>,
     /// The deepest nesting of any value, also of a field that is ignored.
     depth: usize,
@@ -335,6 +339,7 @@ impl<'a, 'n, 't> Cursor<'a, 'n, 't> {
                 "session_id" => fields.session_id = Some(value),
                 "user_id" => fields.user_id = Some(value),
                 "payload" => fields.payload = Some((value, raw)),
+                "idempotency_key" => fields.idempotency_key = Some(value),
                 "ref" => fields.reference = Some(raw),
                 _ => {}
             }
@@ -410,7 +415,12 @@ impl Rules<'_> {
         if fields.reference.is_some_and(|raw| raw.len() > REF_BYTES_MAX) {
             return Err(Fault::RefTooLong);
         }
-        Ok(Event { event_type, source, session_id, user_id, payload })
+        let idempotency_key = match fields.idempotency_key {
+            None | Some(Node::Static(StaticNode::Null)) => None,
+            Some(Node::String(key)) if is_key(key) => Some(key),
+            Some(_) => return Err(Fault::BadKey),
+        };
+        Ok(Event { event_type, source, session_id, user_id, payload, idempotency_key })
     }
 
     fn check_payload<'e>(&self, keys: usize, raw: &'e str, compact: &'e mut String) -> Result<&'e str, Fault> {
@@ -449,6 +459,11 @@ fn optional<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<Option<&'
         Some(Node::String(_)) => Err(Fault::TooLong(field)),
         Some(_) => Err(Fault::WrongType { field, expected: "a string or null" }),
     }
+}
+
+/// Whether a text can be an idempotency key.
+pub fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.chars().take(KEY_CHARS_MAX + 1).count() <= KEY_CHARS_MAX
 }
 
 /// What an error message repeats of a client's text.
@@ -645,6 +660,10 @@ mod tests {
             Fault::WrongType { field: "session_id", expected: "a string or null" },
         );
         check(r#"{"event_type":"nope","source":"s"}"#, Fault::UnknownType("nope".into()));
+        for key in ["7", "\"\"", "[]", &format!("\"{}\"", "k".repeat(KEY_CHARS_MAX + 1))] {
+            let event = format!(r#"{{"event_type":"timer_tick","source":"s","idempotency_key":{key}}}"#);
+            check(&event, Fault::BadKey);
+        }
         for value in ["null", "[]", "1", "\"{}\""] {
             assert_eq!(payload(value), Err(Fault::WrongType { field: "payload", expected: "an object" }));
         }

@@ -11,6 +11,7 @@ use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
+use hyper::http::request::Parts;
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -19,11 +20,12 @@ use super::answer::{Answer, Body, JSON, answer, json};
 use super::export::Export;
 use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, is_of_filter, next_page};
 use super::{reading, unreadable};
-use crate::event::{Fault, Parser, Rejection, Seq, Timestamp, TimestampText};
+use crate::event::{Fault, KEY_CHARS_MAX, Parser, Rejection, Seq, Timestamp, TimestampText, is_key};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
-use crate::store::{Order, Receipt, Store};
-use crate::wire::answer::write_ids;
+use crate::store::{Order, Receipt, Store, Stored};
+use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
+use crate::wire::batch::Fate;
 use crate::wire::refusal::{Place, Problem};
 use crate::wire::subscription::Gap;
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
@@ -48,32 +50,121 @@ enum Form {
 }
 
 /// `POST /events`: all of the body in one transaction, or nothing.
-pub(super) async fn publish(
-    pipeline: &Arc<Pipeline>,
-    parser: &Mutex<Parser>,
-    headers: &HeaderMap,
-    body: Incoming,
-) -> Answer {
+pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, parts: &Parts, body: Incoming) -> Answer {
+    let headers = &parts.headers;
+    let asked = level(&parts.uri)?;
+    let key = key(headers)?;
     let form = Form::of(headers)?;
     let config = &pipeline.config;
     let body =
         timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
     let (body, form) = own(form, headers, body)?;
-    let (batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
+    let (mut batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
         parse(form, &body, pipeline, &mut parser.lock())?
     } else {
         let pipeline = pipeline.clone();
         let parsed = spawn_blocking(move || parse(form, &body, &pipeline, &mut pipeline.parser()));
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
     };
-    let (receipt, committed) = Receipt::new();
-    pipeline.store.append_within(QUEUE_PATIENCE, batch, receipt).await?;
-    let committed = committed.await.unwrap_or(Err(Failure::Unavailable))?;
-    let created = match many {
-        false => committed.json(0),
-        true => summary(committed.first(), committed.len()).into(),
+    batch.end_message(0);
+    if let Some(key) = key {
+        if !batch.keyed().is_empty() {
+            let why = "A request has an Idempotency-Key or its events have keys of their own, not both";
+            return Err(bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why.to_owned()));
+        }
+        batch.set_key(key);
+    }
+    let count = batch.len();
+    let mut response = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
+        AckLevel::Queued => {
+            pipeline.store.append_within(QUEUE_PATIENCE, batch, Receipt::for_nobody()).await?;
+            answer(StatusCode::ACCEPTED, JSON, format!(r#"{{"status":"queued","count":{count}}}"#))
+        }
+        level => {
+            let (receipt, stored) = Receipt::at(level);
+            pipeline.store.append_within(QUEUE_PATIENCE, batch, receipt).await?;
+            let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
+            let mut response = created(&pipeline.store, &stored, many, key.is_some()).await?;
+            if asked.is_some() {
+                let reached = HeaderValue::from_static(stored.outcome.level().name());
+                response.headers_mut().insert(ACK_LEVEL, reached);
+            }
+            response
+        }
     };
-    Ok(answer(StatusCode::CREATED, JSON, created))
+    if asked == Some(AckLevel::Queued) {
+        response.headers_mut().insert(ACK_LEVEL, HeaderValue::from_static(AckLevel::Queued.name()));
+    }
+    Ok(response)
+}
+
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// How safe the events were when they were acknowledged, for whoever asked.
+const ACK_LEVEL: HeaderName = HeaderName::from_static("ack-level");
+
+/// How safe events are to be, if the URL says so.
+fn level(uri: &Uri) -> Result<Option<AckLevel>, Refusal> {
+    if uri.query().is_none() {
+        return Ok(None);
+    }
+    let Some(word) = Parameters::of(uri).get("ack").map(str::to_owned) else { return Ok(None) };
+    let level = AckLevel::ALL.into_iter().find(|level| level.name() == word);
+    level.map(Some).ok_or_else(|| Refusal::parameter("ack", "'ack' must be queued, stored or synced", "enum"))
+}
+
+/// The key under which the events of a request are stored once.
+fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
+    let why = || format!("{IDEMPOTENCY_KEY} must be 1 to {KEY_CHARS_MAX} characters");
+    valid.map(Some).ok_or_else(|| bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why()))
+}
+
+fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
+    Refusal::Invalid(Problem { loc, msg, kind: "idempotency_key" })
+}
+
+/// The answer to events that are stored. Where none is new it says so, and is that of the first time.
+async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -> Answer {
+    let fates = match &stored.outcome {
+        Outcome::Each(fates, _) => fates,
+        Outcome::From(..) | Outcome::Queued => {
+            let body =
+                if many { summary(stored.batch.first(), stored.batch.len()).into() } else { stored.batch.json(0) };
+            return Ok(answer(StatusCode::CREATED, JSON, body));
+        }
+    };
+    let mut seqs = Vec::with_capacity(fates.len());
+    for fate in fates.iter() {
+        match fate {
+            Fate::Stored(seq) | Fate::Replayed(seq) => seqs.push(*seq),
+            Fate::Refused(place) => {
+                let of = |place| vec![Place::Name("body"), Place::Index(place), Place::Name("idempotency_key")];
+                let (loc, index) = match (key_of_all, many) {
+                    (true, _) => (vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], None),
+                    (false, true) => (of(*place), Some(*place)),
+                    (false, false) => (vec![Place::Name("body"), Place::Name("idempotency_key")], None),
+                };
+                return Err(bad_key(loc, key_reused(index)));
+            }
+        }
+    }
+    let is_replay = fates.iter().all(|fate| matches!(fate, Fate::Replayed(_)));
+    let body = match many {
+        true => ids(&seqs),
+        false => {
+            let id = seqs[0];
+            // It may have been deleted since: then it can be stored again.
+            let event = reading(store, move |store| store.event_at(id)).await?;
+            event.ok_or(Refusal::Failed(Failure::Unavailable))?
+        }
+    };
+    let mut response = answer(if is_replay { StatusCode::OK } else { StatusCode::CREATED }, JSON, body);
+    if is_replay {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 impl Form {
@@ -194,10 +285,19 @@ fn parse(form: Form, body: &[u8], pipeline: &Pipeline, parser: &mut Parser) -> R
 
 /// The answer to many events: how many they are and their ids, which follow each other.
 fn summary(first: Seq, count: usize) -> Vec<u8> {
-    let last = first.plus(count - 1);
+    summary_of(first, first.plus(count - 1), (0..count).map(|n| first.plus(n)), count)
+}
+
+/// The same for events of which some were stored before.
+fn ids(seqs: &[Seq]) -> Vec<u8> {
+    let (first, last) = (seqs[0], seqs[seqs.len() - 1]);
+    summary_of(first, last, seqs.iter().copied(), seqs.len())
+}
+
+fn summary_of(first: Seq, last: Seq, seqs: impl Iterator<Item = Seq>, count: usize) -> Vec<u8> {
     let mut json =
         format!(r#"{{"count":{count},"first_id":"{}","last_id":"{}","ids":["#, first.id(), last.id()).into_bytes();
-    write_ids(first, count, &mut json);
+    write_ids(seqs, &mut json);
     json.extend_from_slice(b"]}");
     json
 }

@@ -87,13 +87,11 @@ impl Speaker {
             return (Some(first.into()), Some(self));
         }
         let mut text = Vec::new();
-        let said = loop {
-            tokio::select! {
-                biased;
-                () = self.producer.shutting_down() => return (None, None),
-                said = self.stream.next() => break said,
-                () = sleep(self.heartbeat) => return (Some(Bytes::from_static(b": keep-alive\n\n")), Some(self)),
-            }
+        let said = tokio::select! {
+            biased;
+            () = self.producer.shutting_down() => return (None, None),
+            said = self.stream.next() => said,
+            () = sleep(self.heartbeat) => return (Some(Bytes::from_static(b": keep-alive\n\n")), Some(self)),
         };
         match said {
             Ok(Said::Events(frames)) => frames.iter().for_each(|frames| write_events(frames, &mut text)),

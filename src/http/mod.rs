@@ -15,6 +15,7 @@ mod query;
 mod socket;
 mod subscriptions;
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -39,7 +40,7 @@ use crate::auth::{Class, Place};
 use crate::event::{Parser, Timestamp};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Store;
-use crate::wire::answer::AckMode;
+use crate::wire::answer::{Ack, AckLevel};
 use crate::wire::refusal::Ending;
 use crate::wire::{Failure, Refusal};
 use crate::ws;
@@ -127,7 +128,7 @@ struct Accepted {
 
 /// What a WebSocket is for.
 enum Purpose {
-    Publish(AckMode, Place),
+    Publish(Ack, Place),
     Subscribe(Place),
     Refuse(Ending),
 }
@@ -230,7 +231,7 @@ impl Connection {
         match (route, method) {
             (Route::Events, &Method::POST) => {
                 access.check(Class::Publish, ip)?;
-                events::publish(pipeline, parser, &parts.headers, body).await
+                events::publish(pipeline, parser, &parts, body).await
             }
             (Route::Events, &Method::GET) => {
                 access.check(Class::Query, ip)?;
@@ -295,19 +296,14 @@ impl Connection {
         if !access.origin_allowed(parts.headers.get(header::ORIGIN)) {
             return Err(Refusal::ForbiddenOrigin);
         }
-        let mode = match Parameters::of(&parts.uri).get("ack") {
-            None | Some("each") => AckMode::Each,
-            Some("batch") => AckMode::Batch,
-            Some("none") => AckMode::None,
-            Some(_) => return Err(Refusal::BadRequest("'ack' must be each, batch or none".to_owned())),
-        };
+        let ack = Parameters::of(&parts.uri).get("ack").map(Ack::parse).transpose().map_err(Refusal::BadRequest)?;
         let (response, _) = fastwebsockets::upgrade::upgrade(request).map_err(|error| match error {
             fastwebsockets::WebSocketError::InvalidSecWebsocketVersion => Refusal::UpgradeRequired,
             _ => Refusal::BadRequest("A WebSocket handshake has a Sec-WebSocket-Key".to_owned()),
         })?;
         let purpose = match access.connection(self.peer.ip()) {
             None => Purpose::Refuse(Ending::TooManyConnections),
-            Some(place) if publishes => Purpose::Publish(mode, place),
+            Some(place) if publishes => Purpose::Publish(ack.unwrap_or_default(), place),
             Some(place) => Purpose::Subscribe(place),
         };
         *self.accepted.lock() = Some(Accepted { upgrade, purpose });
@@ -339,6 +335,8 @@ impl Connection {
             "queue_size": store.queue_len(),
             "max_queue_size": config.max_queue_size,
             "wal_pages": store.wal_pages(),
+            "acknowledged": AckLevel::ALL.iter().map(|l| (l.name(), store.counts().at(*l))).collect::<HashMap<_, _>>(),
+            "queued_and_lost": store.counts().queued_and_lost(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! resolves the receipts and hands the commit on. Readers use connections of their own.
 
 mod epoch;
+mod keys;
 mod read;
 mod receipt;
 mod schema;
@@ -26,12 +27,13 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use read::{Order, Query, Stats, TypeStats};
-pub use receipt::Receipt;
+pub use receipt::{Receipt, Stored};
 
 use crate::audience::Audience;
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::event::{Columns, EventId, Filter, Seq, Timestamp};
 use crate::wire::Failure;
+use crate::wire::answer::AckLevel;
 use crate::wire::batch::{Batch, Commit};
 use crate::wire::subscription::Epoch;
 use epoch::Witness;
@@ -55,12 +57,41 @@ struct Shared {
     wal_pages: AtomicUsize,
     recent: RwLock<Recent>,
     audience: Audience,
+    usual_level: AckLevel,
+    counts: Counts,
     readers: read::Readers,
     has_legacy_ids: bool,
     epoch: Epoch,
     /// Where the file is, to look for free space.
     folder: PathBuf,
     queue: Queue,
+}
+
+/// Events acknowledged since the start, by how safe they were then.
+#[derive(Debug, Default)]
+pub struct Counts {
+    by_level: [AtomicU64; 3],
+    lost: AtomicU64,
+}
+
+impl Counts {
+    fn acknowledged(&self, level: AckLevel, events: usize) {
+        self.by_level[level as usize].fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    fn lost(&self, events: usize) {
+        self.lost.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// How many were acknowledged at a level.
+    pub fn at(&self, level: AckLevel) -> u64 {
+        self.by_level[level as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many were acknowledged as queued and could not be stored then.
+    pub fn queued_and_lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
 }
 
 /// Room for what waits to be written. The channel itself has no bound: who has no room does not send.
@@ -214,8 +245,11 @@ impl Store {
     }
 
     fn hand_in(&self, batch: Batch, receipt: Receipt, room: Room) {
+        if receipt.level() == AckLevel::Queued {
+            self.shared.counts.acknowledged(AckLevel::Queued, batch.len());
+        }
         // The writer is gone only when the process is ending; the dropped receipt says so.
-        let _ = self.commands.send(Command::Append(Append { batch, receipt, room }));
+        let _ = self.commands.send(Command::Append(Append { batch, receipt, room, fates: None }));
     }
 
     /// Deletes every event before `before`, or all of them, that passes a filter, and returns how many there
@@ -322,6 +356,16 @@ impl Store {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| Failure::Unavailable)?;
         answer.await.unwrap_or(Err(Failure::Unavailable))
+    }
+
+    /// How safe an event is when it is acknowledged, if its producer does not say.
+    pub fn usual_level(&self) -> AckLevel {
+        self.shared.usual_level
+    }
+
+    /// What was acknowledged since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.shared.counts
     }
 
     /// Events waiting to be written.
@@ -490,6 +534,8 @@ fn assemble(
         wal_pages: AtomicUsize::new(0),
         recent: RwLock::new(recent),
         audience: Audience::default(),
+        usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
+        counts: Counts::default(),
         readers: read::Readers::new(config.database_path.clone()),
         has_legacy_ids,
         epoch: witness.epoch(),
@@ -517,6 +563,8 @@ fn assemble(
         last_time,
         free_space_min_bytes: config.free_space_min_bytes,
         witness,
+        durability: config.durability,
+        syncs: config.durability == Durability::Full,
         work: writer::Work::default(),
     };
     let sealer = Sealer { full, commands: commands.clone() };

@@ -253,6 +253,19 @@ impl super::Store {
         })
     }
 
+    /// The event of this number, as JSON.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub fn event_at(&self, seq: Seq) -> rusqlite::Result<Option<Vec<u8>>> {
+        let mut json = Vec::new();
+        self.scan_these(&[seq], |event| {
+            event.write_json(&mut json, &mut TimestampText::default());
+            ControlFlow::Break(())
+        })?;
+        Ok(Some(json).filter(|json| !json.is_empty()))
+    }
+
     /// The place of an id in the order, whether its event is stored, deleted, or yet to come; `None`
     /// when it is no id at all.
     ///

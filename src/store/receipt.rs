@@ -7,48 +7,75 @@ use tokio::sync::oneshot;
 use crate::doorbell::{Home, Wakes};
 use crate::outbox::Outbox;
 use crate::wire::Failure;
-use crate::wire::answer::{Answered, Answers, ToPublisher};
+use crate::wire::answer::{AckLevel, Answered, Answers, Outcome, ToPublisher};
 use crate::wire::batch::Committed;
 
 /// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
 /// whoever held it died, as unavailable. Nobody waits for ever.
 #[derive(Debug)]
-pub struct Receipt(Option<To>);
+pub struct Receipt {
+    /// How safe the events are to be before it resolves.
+    level: AckLevel,
+    to: Option<To>,
+}
 
 #[derive(Debug)]
 enum To {
-    One(Home, oneshot::Sender<Result<Arc<Committed>, Failure>>),
+    One(Home, oneshot::Sender<Result<Stored, Failure>>),
     Socket(Arc<Outbox<ToPublisher>>, Answers),
 }
 
+/// A batch that is stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its new events.
+    pub batch: Arc<Committed>,
+    /// What became of each that was handed in.
+    pub outcome: Outcome,
+}
+
 impl Receipt {
+    /// For a single request of the task that asks, once its events are synced.
+    pub fn new() -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
+        Self::at(AckLevel::Synced)
+    }
+
     /// For a single request of the task that asks.
-    pub fn new() -> (Self, oneshot::Receiver<Result<Arc<Committed>, Failure>>) {
+    pub fn at(level: AckLevel) -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
         let (sender, receiver) = oneshot::channel();
-        (Self(Some(To::One(Home::here(), sender))), receiver)
+        (Self { level, to: Some(To::One(Home::here(), sender)) }, receiver)
     }
 
     /// For a socket that answers many messages: the answers go into its outbox, in the order in which
     /// their batches were handed in.
-    pub fn for_socket(outbox: Arc<Outbox<ToPublisher>>, answers: Answers) -> Self {
-        Self(Some(To::Socket(outbox, answers)))
+    pub fn for_socket(outbox: Arc<Outbox<ToPublisher>>, answers: Answers, level: AckLevel) -> Self {
+        Self { level, to: Some(To::Socket(outbox, answers)) }
     }
 
-    pub(super) fn resolve(mut self, outcome: Result<&Arc<Committed>, Failure>, wakes: &mut Wakes) {
+    /// For nobody: whoever handed in the events was told that they wait.
+    pub fn for_nobody() -> Self {
+        Self { level: AckLevel::Queued, to: None }
+    }
+
+    /// How safe the events are to be before it resolves.
+    pub(super) fn level(&self) -> AckLevel {
+        self.level
+    }
+
+    pub(super) fn resolve(mut self, outcome: Result<Stored, Failure>, wakes: &mut Wakes) {
         self.settle(outcome, wakes);
     }
 
-    fn settle(&mut self, outcome: Result<&Arc<Committed>, Failure>, wakes: &mut Wakes) {
-        match self.0.take() {
+    fn settle(&mut self, outcome: Result<Stored, Failure>, wakes: &mut Wakes) {
+        match self.to.take() {
             None => {}
             Some(To::One(home, sender)) => {
-                let outcome = outcome.cloned();
                 // Whoever asked may be gone.
                 wakes.call(home, move || drop(sender.send(outcome)));
             }
             Some(To::Socket(outbox, answers)) => {
                 let bytes = answers.bytes();
-                let answered = Answered { outcome: outcome.map(|batch| batch.first()), answers };
+                let answered = Answered { outcome: outcome.map(|stored| stored.outcome), answers };
                 outbox.push(ToPublisher::Answered(answered), bytes, wakes);
             }
         }
@@ -57,7 +84,7 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if self.0.is_some() {
+        if self.to.is_some() {
             let mut wakes = Wakes::default();
             self.settle(Err(Failure::Unavailable), &mut wakes);
             wakes.wake_all();

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::config::Durability;
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// Written into `PRAGMA application_id`: "EvPl".
 pub const APPLICATION_ID: i64 = 0x4576_506c;
@@ -23,7 +23,7 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 ///
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
 /// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
-/// 3 source. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
+/// 3 source. `idempotency_keys` has for a key the first of the `count` events that were stored under it. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
 /// segment.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
@@ -50,6 +50,11 @@ CREATE TABLE IF NOT EXISTS event_index (
     offsets BLOB NOT NULL,
     PRIMARY KEY (segment, kind, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    seq INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    key TEXT NOT NULL UNIQUE
+);
 CREATE TABLE IF NOT EXISTS holes (
     segment INTEGER PRIMARY KEY,
     count INTEGER NOT NULL

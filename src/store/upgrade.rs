@@ -459,7 +459,7 @@ mod tests {
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"),
-                ["event_index", "event_stats", "events", "holes", "meta", "subscriptions"]
+                ["event_index", "event_stats", "events", "holes", "idempotency_keys", "meta", "subscriptions"]
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"),

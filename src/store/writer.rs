@@ -2,6 +2,7 @@
 //! anyone know.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -12,14 +13,17 @@ use rusqlite::{Connection, OptionalExtension, Statement, ToSql};
 use tokio::sync::oneshot;
 
 use super::epoch::Witness;
-use super::receipt::Receipt;
+use super::keys::{self, Known, Verdict};
+use super::receipt::{Receipt, Stored};
 use super::schema::meta;
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, Shared, read};
+use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::wire::Failure;
-use crate::wire::batch::{Batch, Commit};
+use crate::wire::answer::{AckLevel, Outcome};
+use crate::wire::batch::{Batch, Commit, Fate};
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -60,6 +64,8 @@ pub(super) struct Append {
     pub receipt: Receipt,
     /// What it took of the queue's room, given back once the writer has it in hand.
     pub room: super::Room,
+    /// What became of each event, when some had idempotency keys and not all are new.
+    pub fates: Option<Arc<[Fate]>>,
 }
 
 pub(super) struct Writer {
@@ -73,6 +79,9 @@ pub(super) struct Writer {
     pub last_time: Timestamp,
     pub free_space_min_bytes: u64,
     pub witness: Witness,
+    pub durability: Durability,
+    /// Whether commits are synced at the moment.
+    pub syncs: bool,
     pub work: Work,
 }
 
@@ -297,10 +306,11 @@ impl Writer {
             // Deleting is what helps, and it needs the log's room for its next slice.
             self.truncate_log();
         }
+        let level = self.sync_as_asked(appends)?;
         match self.write(appends) {
             Ok(written) => {
                 self.work.storage_full = false;
-                self.publish(appends, written);
+                self.publish(appends, written, level);
                 self.start_checkpoint_if_due();
                 Ok(())
             }
@@ -319,8 +329,26 @@ impl Writer {
         }
     }
 
+    /// Has the next commit synced if anybody in it wants that, and returns how safe it will be. What was committed
+    /// without is synced with the next one that is.
+    fn sync_as_asked(&mut self, appends: &[Append]) -> rusqlite::Result<AckLevel> {
+        let others_want = !self.work.deletions.is_empty() || !self.work.subscriptions.replies.is_empty();
+        let wanted = appends.iter().any(|append| append.receipt.level() == AckLevel::Synced)
+            || (others_want && self.durability == Durability::Full);
+        // Where nothing is ever synced, one commit that is would stand on nothing.
+        let syncs = wanted && self.durability != Durability::Off;
+        if syncs != self.syncs && self.durability != Durability::Off {
+            self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
+            self.syncs = syncs;
+        }
+        Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
+    }
+
     fn refuse(&mut self, appends: &mut Vec<Append>, failure: Failure) {
-        for Append { receipt, .. } in appends.drain(..) {
+        for Append { receipt, batch, .. } in appends.drain(..) {
+            if receipt.level() == AckLevel::Queued {
+                self.shared.counts.lost(batch.len());
+            }
             receipt.resolve(Err(failure), &mut self.work.wakes);
         }
         self.work.wakes.wake_all();
@@ -389,10 +417,81 @@ impl Writer {
         Ok(written)
     }
 
-    /// Inserts the events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next
-    /// ones from SQLite, which then appends without searching the table for each.
     fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
-        let after_first = appends.iter().map(|append| append.batch.len()).sum::<usize>().saturating_sub(1);
+        // All events of a commit are from one moment, a microsecond apart so that times increase.
+        written.next_time = Timestamp(Timestamp::now().0.max(self.last_time.0 + 1));
+        let has_keys = |append: &Append| !append.batch.keyed().is_empty();
+        for appends in appends.chunk_by_mut(|one, other| !has_keys(one) && !has_keys(other)) {
+            match appends {
+                [append] if has_keys(append) => self.insert_keyed(append, written)?,
+                appends => {
+                    let len = appends.iter().map(|append| append.batch.len()).sum();
+                    let events = appends.iter_mut().map(|append| (0..append.batch.len(), &mut append.batch));
+                    self.insert_run(events, len, written)?;
+                }
+            }
+        }
+        const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
+                             (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
+        let mut count = self.connection.prepare_cached(COUNT)?;
+        for (event_type, events, last_seen) in &written.by_type {
+            count.execute((Text(Some(event_type)), *events as i64, last_seen.to_string()))?;
+        }
+        written.events = (written.last.0 - self.last.0) as usize;
+        Ok(())
+    }
+
+    /// Inserts those events of a batch with idempotency keys that are new, message by message.
+    fn insert_keyed(&mut self, append: &mut Append, written: &mut Written) -> rusqlite::Result<()> {
+        let Append { batch, fates, .. } = append;
+        let mut known = Vec::with_capacity(batch.len());
+        for (message, keys) in keys::messages(batch) {
+            let accepted = match keys::judge(&self.connection, batch, &message, &keys)? {
+                Verdict::Accepted(accepted) => accepted,
+                Verdict::Refused(place) => {
+                    known.extend(message.map(|_| Fate::Refused(place)));
+                    continue;
+                }
+            };
+            let mut index = message.start;
+            for alike in accepted.chunk_by(|one, other| (*one == Known::New) == (*other == Known::New)) {
+                let events = index..index + alike.len();
+                index = events.end;
+                if alike[0] == Known::New {
+                    known.extend((0..events.len()).map(|n| Fate::Stored(written.last.next().plus(n))));
+                    self.insert_run([(events.clone(), &mut *batch)].into_iter(), events.len(), written)?;
+                } else {
+                    for before in alike {
+                        let seq = match *before {
+                            Known::Stored(seq) => seq,
+                            Known::Like(place) => match known[place] {
+                                Fate::Stored(seq) | Fate::Replayed(seq) => seq,
+                                Fate::Refused(_) => unreachable!("a message is refused as a whole"),
+                            },
+                            Known::New => unreachable!("chunks are of one kind"),
+                        };
+                        known.push(Fate::Replayed(seq));
+                    }
+                }
+            }
+            keys::keep(&self.connection, &keys, &known)?;
+        }
+        if known.iter().any(|fate| !matches!(fate, Fate::Stored(_))) {
+            batch.retain(|index| matches!(known[index], Fate::Stored(_)));
+            *fates = Some(known.into());
+        }
+        Ok(())
+    }
+
+    /// Inserts `len` events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next
+    /// ones from SQLite, which then appends without searching the table for each.
+    fn insert_run<'b>(
+        &mut self,
+        events: impl Iterator<Item = (Range<usize>, &'b mut Batch)>,
+        len: usize,
+        written: &mut Written,
+    ) -> rusqlite::Result<()> {
+        let after_first = len.saturating_sub(1);
         let in_many = after_first / ROWS_PER_INSERT * ROWS_PER_INSERT;
         // Finding a statement costs a small commit as much as running it: only those that are needed.
         let prepare = |sql, is_needed: bool| is_needed.then(|| self.connection.prepare_cached(sql)).transpose();
@@ -400,11 +499,9 @@ impl Writer {
         let mut many = prepare(&INSERT_MANY, in_many > 0)?;
         let mut one = prepare(INSERT_ONE, in_many < after_first)?;
         let mut inserted = 0_usize;
-        // All events of a commit are from one moment, a microsecond apart so that times increase.
-        let now = Timestamp::now();
-        let mut time = Timestamp(now.0.max(self.last_time.0 + 1));
-        for Append { batch, .. } in appends {
-            for index in 0..batch.len() {
+        for (events, batch) in events {
+            for index in events {
+                let time = written.next_time;
                 written.last = written.last.next();
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
@@ -430,18 +527,11 @@ impl Writer {
                 inserted += 1;
                 written.count(columns.event_type, time);
                 written.last_time = time;
-                time.0 += 1;
+                written.next_time.0 += 1;
             }
         }
         let numbered_as_stamped = inserted == 0 || self.connection.last_insert_rowid() as u64 == written.last.0;
         assert!(numbered_as_stamped, "SQLite numbers events as they are stamped");
-        const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
-                             (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
-        let mut count = self.connection.prepare_cached(COUNT)?;
-        for (event_type, events, last_seen) in &written.by_type {
-            count.execute((Text(Some(event_type)), *events as i64, last_seen.to_string()))?;
-        }
-        written.events = (written.last.0 - self.last.0) as usize;
         Ok(())
     }
 
@@ -519,6 +609,7 @@ impl Writer {
             let deleted =
                 self.connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
             written.deleted = deleted as u64;
+            keys::forget_through(&self.connection, through)?;
         }
         const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                                kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
@@ -542,6 +633,7 @@ impl Writer {
         for seq in chosen {
             let Some(event_type) = find.query_row([seq.0 as i64], |row| row.get(0)).optional()? else { continue };
             delete.execute([seq.0 as i64])?;
+            keys::forget(&self.connection, *seq)?;
             hole.execute([segments::segment_of(*seq) as i64])?;
             *by_type.entry(event_type).or_default() += 1;
             written.deleted += 1;
@@ -559,7 +651,7 @@ impl Writer {
 
     /// Lets the world know of what is now on disk, in this order: queries see it, producers hear of it,
     /// subscribers get it.
-    fn publish(&mut self, appends: &mut Vec<Append>, written: Written) {
+    fn publish(&mut self, appends: &mut Vec<Append>, written: Written, level: AckLevel) {
         let before = self.last;
         (self.last, self.last_time) = (written.last, written.last_time);
         self.note_in_segments(appends, before);
@@ -568,11 +660,18 @@ impl Writer {
         let mut first = before.next();
         let has_audience = self.shared.audience.is_there();
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
-        for Append { batch, receipt, room } in appends.drain(..) {
+        for Append { batch, receipt, room, fates } in appends.drain(..) {
             drop(room);
+            let outcome = match fates {
+                None => Outcome::From(first, level),
+                Some(fates) => Outcome::Each(fates, level),
+            };
             let batch = Arc::new(batch.committed(first));
             first = first.plus(batch.len());
-            receipt.resolve(Ok(&batch), &mut self.work.wakes);
+            if receipt.level() != AckLevel::Queued {
+                self.shared.counts.acknowledged(level, batch.len());
+            }
+            receipt.resolve(Ok(Stored { batch: batch.clone(), outcome }), &mut self.work.wakes);
             if has_audience && !batch.is_empty() {
                 batches.push(batch);
             }
@@ -676,6 +775,7 @@ impl Writer {
 struct Written {
     last: Seq,
     last_time: Timestamp,
+    next_time: Timestamp,
     events: usize,
     /// Types of the new events, with their number and last time. A handful: searched, not hashed.
     by_type: Vec<(Box<[u8]>, u64, Timestamp)>,

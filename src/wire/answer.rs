@@ -1,7 +1,11 @@
 //! What a publisher is answered, as values and as bytes.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use serde_json::Value;
 
+use super::batch::Fate;
 use super::frame;
 use super::refusal::{self, Ending, Failure};
 use crate::event::{EventId, Parsed, Seq};
@@ -16,6 +20,61 @@ pub enum AckMode {
     Batch,
     /// No answer at all, not even to what is refused.
     None,
+}
+
+/// How safe an event is when it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AckLevel {
+    /// It waits to be stored, and has no id yet. If that fails nobody is told.
+    Queued,
+    /// It is committed: it survives the end of the process, and queries find it.
+    Stored,
+    /// It is synced to the disk: it survives a power cut.
+    Synced,
+}
+
+impl AckLevel {
+    pub const ALL: [AckLevel; 3] = [AckLevel::Queued, AckLevel::Stored, AckLevel::Synced];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Stored => "stored",
+            Self::Synced => "synced",
+        }
+    }
+}
+
+/// What a publisher asks of its acknowledgements: the words of `?ack=`, separated by commas, at most one of each
+/// kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ack {
+    pub mode: AckMode,
+    pub level: Option<AckLevel>,
+}
+
+impl Ack {
+    /// # Errors
+    /// A sentence for the client.
+    pub fn parse(words: &str) -> Result<Self, String> {
+        let (mut mode, mut level) = (None, None);
+        for word in words.split(',') {
+            let known_mode = match word {
+                "each" => Some(AckMode::Each),
+                "batch" => Some(AckMode::Batch),
+                "none" => Some(AckMode::None),
+                _ => None,
+            };
+            let known_level = AckLevel::ALL.into_iter().find(|level| level.name() == word);
+            let is_new = known_mode.is_some() && mode.is_none() || known_level.is_some() && level.is_none();
+            if !is_new {
+                let levels = AckLevel::ALL.map(AckLevel::name).join(", ");
+                return Err(format!("'ack' must be one of {levels}, and for a WebSocket one of each, batch, none"));
+            }
+            (mode, level) = (mode.or(known_mode), level.or(known_level));
+        }
+        Ok(Self { mode: mode.unwrap_or_default(), level })
+    }
 }
 
 /// What the messages of one read will be answered once their batch is committed, in their order.
@@ -38,11 +97,22 @@ enum Answer {
     },
 }
 
-/// Answers whose outcome is known: the number of the first event of their batch, or why there is none.
+/// Answers whose outcome is known.
 #[derive(Debug)]
 pub struct Answered {
-    pub outcome: Result<Seq, Failure>,
+    pub outcome: Result<Outcome, Failure>,
     pub answers: Answers,
+}
+
+/// What became of the events of a batch.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// They are stored, the first under this number and the others after it.
+    From(Seq, AckLevel),
+    /// Some had idempotency keys: what became of each.
+    Each(Arc<[Fate]>, AckLevel),
+    /// They wait to be stored.
+    Queued,
 }
 
 /// What waits to leave a publisher's socket.
@@ -98,43 +168,51 @@ impl Answers {
 /// Renders answers as WebSocket frames, one after the other, ready for one write.
 #[derive(Debug, Default)]
 pub struct AnswerWriter {
-    mode: AckMode,
-    /// In `AckMode::Batch`: events acknowledged but not yet told, and the last of them.
+    ack: Ack,
+    /// In `AckMode::Batch`: events acknowledged but not yet told, the last of them, and how safe all are.
     untold: u64,
     last: Seq,
+    level: Option<AckLevel>,
     text: Vec<u8>,
 }
 
 impl AnswerWriter {
-    pub fn new(mode: AckMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub fn new(ack: Ack) -> Self {
+        Self { ack, ..Self::default() }
     }
 
     /// Appends the frames for `answered`.
     pub fn write(&mut self, answered: &Answered, out: &mut Vec<u8>) {
-        if self.mode == AckMode::None {
+        if self.ack.mode == AckMode::None {
             return;
         }
-        let mut next = answered.outcome;
+        let mut place = 0;
         for answer in &answered.answers.0 {
-            match (answer, next) {
-                (Answer::Error { message, reference }, _) => self.error(message, reference.as_deref(), out),
-                (Answer::Events(n), Err(failure)) => (0..*n).for_each(|_| self.error(&failure.to_string(), None, out)),
-                (Answer::Event { reference }, Err(failure)) => self.error(&failure.to_string(), Some(reference), out),
-                (Answer::Array { .. }, Err(failure)) => self.error(&failure.to_string(), None, out),
-                (Answer::Events(_) | Answer::Event { .. } | Answer::Array { .. }, Ok(first)) => {
-                    let len = match answer {
-                        Answer::Events(n) | Answer::Array { len: n } => *n,
-                        _ => 1,
-                    };
-                    if self.mode == AckMode::Batch {
-                        self.untold += u64::from(len);
-                        self.last = first.plus(len as usize - 1);
-                    } else {
-                        self.stored(answer, first, out);
-                    }
-                    next = Ok(first.plus(len as usize));
+            let (len, reference) = match answer {
+                Answer::Error { message, reference } => {
+                    self.error(message, reference.as_deref(), out);
+                    continue;
                 }
+                Answer::Events(len) => (*len as usize, None),
+                Answer::Event { reference } => (1, Some(&**reference)),
+                Answer::Array { len } => (*len as usize, None),
+            };
+            let events = place..place + len;
+            place += len;
+            match (&answered.outcome, answer) {
+                (Err(failure), Answer::Events(_)) => {
+                    events.for_each(|_| self.error(&failure.to_string(), None, out));
+                }
+                (Err(failure), _) => self.error(&failure.to_string(), reference, out),
+                (Ok(outcome), _) if self.ack.mode == AckMode::Batch => self.gather(outcome, answer, events, out),
+                (Ok(Outcome::From(first, _)), Answer::Events(_)) if self.ack.level.is_none() => {
+                    stored_in_a_row(first.plus(events.start), len, out);
+                }
+                (Ok(outcome), Answer::Events(_)) => {
+                    events.for_each(|event| self.one(outcome, event, None, out));
+                }
+                (Ok(outcome), Answer::Array { .. }) => self.many(outcome, events, out),
+                (Ok(outcome), _) => self.one(outcome, events.start, reference, out),
             }
         }
     }
@@ -142,35 +220,83 @@ impl AnswerWriter {
     /// Appends what is still untold; call it once what was taken together is written.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         if self.untold > 0 {
-            let text = format!(r#"{{"status":"ok","count":{},"last_event_id":"{}"}}"#, self.untold, self.last.id());
+            let count = self.untold;
+            let last = (self.last > Seq::ZERO).then(|| format!(r#","last_event_id":"{}""#, self.last.id()));
+            let level = self.level.take();
+            let ack = self.named(level);
+            let text = format!(r#"{{"status":"ok","count":{count}{}{ack}}}"#, last.unwrap_or_default());
             frame::text(out, text.as_bytes());
-            self.untold = 0;
+            (self.untold, self.last) = (0, Seq::ZERO);
         }
     }
 
-    fn stored(&mut self, answer: &Answer, first: Seq, out: &mut Vec<u8>) {
-        match answer {
-            Answer::Events(n) => {
-                let mut template = OK_FRAME;
-                for i in 0..*n as usize {
-                    template[OK_DIGITS_AT..OK_DIGITS_AT + EventId::DIGITS]
-                        .copy_from_slice(&first.plus(i).id().digits());
-                    out.extend_from_slice(&template);
+    /// The level that was reached, for whoever asked for one.
+    fn named(&self, level: Option<AckLevel>) -> String {
+        let level = level.filter(|_| self.ack.level.is_some());
+        level.map_or(String::new(), |level| format!(r#","ack":"{}""#, level.name()))
+    }
+
+    /// Adds the events of a message to what is told at once; what is refused is told now.
+    fn gather(&mut self, outcome: &Outcome, answer: &Answer, events: Range<usize>, out: &mut Vec<u8>) {
+        let is_array = matches!(answer, Answer::Array { .. });
+        for event in events {
+            match outcome.fate(event) {
+                Some(Fate::Refused(place)) => {
+                    let is_first_of_message =
+                        !is_array || event == 0 || outcome.fate(event - 1) != Some(Fate::Refused(place));
+                    if is_first_of_message {
+                        self.error(&key_reused(is_array.then_some(place)), None, out);
+                    }
+                    continue;
                 }
+                Some(Fate::Stored(seq) | Fate::Replayed(seq)) => self.last = self.last.max(seq),
+                None => {}
             }
-            Answer::Event { reference } => {
-                let text = format!(r#"{{"status":"ok","event_id":"{}","ref":{reference}}}"#, first.id());
-                frame::text(out, text.as_bytes());
-            }
-            Answer::Array { len } => {
-                self.text.clear();
-                self.text.extend_from_slice(br#"{"status":"ok","event_ids":["#);
-                write_ids(first, *len as usize, &mut self.text);
-                self.text.extend_from_slice(b"]}");
-                frame::text(out, &self.text);
-            }
-            Answer::Error { .. } => {}
+            self.untold += 1;
+            let level = outcome.level();
+            self.level = Some(self.level.map_or(level, |least| least.min(level)));
         }
+    }
+
+    fn one(&mut self, outcome: &Outcome, event: usize, reference: Option<&str>, out: &mut Vec<u8>) {
+        let (id, replayed) = match outcome.fate(event) {
+            Some(Fate::Refused(_)) => return self.error(&key_reused(None), reference, out),
+            Some(Fate::Stored(seq)) => (format!(r#","event_id":"{}""#, seq.id()), ""),
+            Some(Fate::Replayed(seq)) => (format!(r#","event_id":"{}""#, seq.id()), r#","replayed":true"#),
+            None => (String::new(), ""),
+        };
+        let ack = self.named(Some(outcome.level()));
+        let reference = reference.map_or(String::new(), |reference| format!(r#","ref":{reference}"#));
+        frame::text(out, format!(r#"{{"status":"ok"{id}{replayed}{ack}{reference}}}"#).as_bytes());
+    }
+
+    fn many(&mut self, outcome: &Outcome, events: Range<usize>, out: &mut Vec<u8>) {
+        let fates = events.clone().map(|event| outcome.fate(event));
+        if let Some(Some(Fate::Refused(place))) = fates.clone().next() {
+            return self.error(&key_reused(Some(place)), None, out);
+        }
+        let replayed = fates.clone().filter(|fate| matches!(fate, Some(Fate::Replayed(_)))).count();
+        self.text.clear();
+        self.text.extend_from_slice(br#"{"status":"ok""#);
+        match outcome {
+            Outcome::Queued => self.text.extend_from_slice(format!(r#","count":{}"#, events.len()).as_bytes()),
+            _ => {
+                self.text.extend_from_slice(br#","event_ids":["#);
+                let numbers = fates.filter_map(|fate| match fate {
+                    Some(Fate::Stored(seq) | Fate::Replayed(seq)) => Some(seq),
+                    Some(Fate::Refused(_)) | None => None,
+                });
+                write_ids(numbers, &mut self.text);
+                self.text.push(b']');
+            }
+        }
+        if replayed > 0 {
+            self.text.extend_from_slice(format!(r#","replayed":{replayed}"#).as_bytes());
+        }
+        let ack = self.named(Some(outcome.level()));
+        self.text.extend_from_slice(ack.as_bytes());
+        self.text.push(b'}');
+        frame::text(out, &self.text);
     }
 
     fn error(&mut self, message: &str, reference: Option<&str>, out: &mut Vec<u8>) {
@@ -178,6 +304,40 @@ impl AnswerWriter {
         self.finish(out);
         frame::text(out, error(message, reference).as_bytes());
     }
+}
+
+impl Outcome {
+    /// What became of an event; nothing is known of one that waits.
+    pub fn fate(&self, event: usize) -> Option<Fate> {
+        match self {
+            Self::From(first, _) => Some(Fate::Stored(first.plus(event))),
+            Self::Each(fates, _) => Some(fates[event]),
+            Self::Queued => None,
+        }
+    }
+
+    /// How safe the events are.
+    pub fn level(&self) -> AckLevel {
+        match self {
+            Self::From(_, level) | Self::Each(_, level) => *level,
+            Self::Queued => AckLevel::Queued,
+        }
+    }
+}
+
+/// The common case: events without anything to be said of them but their ids.
+fn stored_in_a_row(first: Seq, len: usize, out: &mut Vec<u8>) {
+    let mut template = OK_FRAME;
+    for i in 0..len {
+        template[OK_DIGITS_AT..OK_DIGITS_AT + EventId::DIGITS].copy_from_slice(&first.plus(i).id().digits());
+        out.extend_from_slice(&template);
+    }
+}
+
+/// The text for a client whose key says something else than before; in an array it names the index.
+pub fn key_reused(index: Option<usize>) -> String {
+    let of = index.map_or(String::new(), |index| format!("Event {index}: "));
+    format!("{of}The idempotency key was used for another event")
 }
 
 /// `{"status":"error","message":…}`, with the `ref` of the message if it had one.
@@ -189,11 +349,11 @@ pub fn error(message: &str, reference: Option<&str>) -> String {
     }
 }
 
-/// Appends the ids of `len` events, quoted, with commas between them.
-pub fn write_ids(first: Seq, len: usize, out: &mut Vec<u8>) {
-    for i in 0..len {
+/// Appends the ids of events, quoted, with commas between them.
+pub fn write_ids(seqs: impl IntoIterator<Item = Seq>, out: &mut Vec<u8>) {
+    for (i, seq) in seqs.into_iter().enumerate() {
         out.extend_from_slice(if i == 0 { b"\"evt_" } else { b",\"evt_" });
-        out.extend_from_slice(&first.plus(i).id().digits());
+        out.extend_from_slice(&seq.id().digits());
         out.push(b'"');
     }
 }
@@ -237,7 +397,8 @@ mod tests {
     }
 
     fn written(mode: AckMode, outcome: Result<Seq, Failure>) -> Vec<String> {
-        let (mut writer, mut out) = (AnswerWriter::new(mode), Vec::new());
+        let (mut writer, mut out) = (AnswerWriter::new(Ack { mode, level: None }), Vec::new());
+        let outcome = outcome.map(|first| Outcome::From(first, AckLevel::Synced));
         writer.write(&Answered { outcome, answers: answers() }, &mut out);
         writer.finish(&mut out);
         texts(&out)
@@ -265,5 +426,57 @@ mod tests {
         assert!(batch[1].starts_with(r#"{"status":"error""#));
         assert_eq!(batch[2], r#"{"status":"ok","count":3,"last_event_id":"evt_00000000000e"}"#);
         assert_eq!(batch.len(), 3);
+    }
+
+    fn told(ack: &str, outcome: Outcome) -> Vec<String> {
+        let ack = Ack::parse(ack).expect("words");
+        let (mut writer, mut out) = (AnswerWriter::new(ack), Vec::new());
+        writer.write(&Answered { outcome: Ok(outcome), answers: answers() }, &mut out);
+        writer.finish(&mut out);
+        texts(&out)
+    }
+
+    #[test]
+    fn who_asks_for_a_level_hears_which_was_reached() {
+        let each = told("stored", Outcome::From(Seq(10), AckLevel::Synced));
+        assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a","ack":"synced"}"#);
+        assert_eq!(each[3], r#"{"status":"ok","event_id":"evt_00000000000c","ack":"synced","ref":7}"#);
+        assert!(each[4].ends_with(r#""],"ack":"synced"}"#), "{}", each[4]);
+        let queued = told("queued,each", Outcome::Queued);
+        assert_eq!(queued[0], r#"{"status":"ok","ack":"queued"}"#);
+        assert_eq!(queued[3], r#"{"status":"ok","ack":"queued","ref":7}"#);
+        assert_eq!(queued[4], r#"{"status":"ok","count":2,"ack":"queued"}"#);
+        let batch = told("batch,queued", Outcome::Queued);
+        assert_eq!(batch[0], r#"{"status":"ok","count":2,"ack":"queued"}"#);
+    }
+
+    #[test]
+    fn repeats_are_told_apart() {
+        let (stored, replayed, refused) = (|n| Fate::Stored(Seq(n)), |n| Fate::Replayed(Seq(n)), Fate::Refused(1));
+        let fates = |fates: [Fate; 5]| Outcome::Each(fates.into(), AckLevel::Synced);
+        let each = told("each", fates([stored(10), replayed(3), refused, replayed(2), stored(11)]));
+        assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a"}"#);
+        assert_eq!(each[1], r#"{"status":"ok","event_id":"evt_000000000003","replayed":true}"#);
+        assert_eq!(each[3], r#"{"status":"error","message":"The idempotency key was used for another event","ref":7}"#);
+        assert_eq!(each[4], r#"{"status":"ok","event_ids":["evt_000000000002","evt_00000000000b"],"replayed":1}"#);
+        let each = told("each", fates([stored(10), stored(11), stored(12), refused, refused]));
+        assert_eq!(
+            each[4],
+            r#"{"status":"error","message":"Event 1: The idempotency key was used for another event"}"#
+        );
+        let batch = told("batch", fates([stored(10), replayed(3), refused, stored(11), stored(12)]));
+        assert_eq!(batch[0], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000a"}"#);
+        assert!(batch[1].contains("Field 'source'") && batch[2].contains("idempotency key"), "{batch:?}");
+        assert_eq!(batch[3], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000c"}"#);
+    }
+
+    #[test]
+    fn words_of_an_acknowledgement() {
+        let ack = |mode, level| Ok(Ack { mode, level });
+        assert_eq!(Ack::parse("each"), ack(AckMode::Each, None));
+        assert_eq!(Ack::parse("stored,batch"), ack(AckMode::Batch, Some(AckLevel::Stored)));
+        for bad in ["", "soon", "each,none", "stored,synced", "each,", "Each"] {
+            assert!(Ack::parse(bad).is_err(), "{bad}");
+        }
     }
 }

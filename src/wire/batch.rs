@@ -18,6 +18,27 @@ pub struct Batch {
     /// Strings whose JSON spelling has escapes, as they are stored: without.
     decoded: Vec<u8>,
     rows: Vec<Row>,
+    keyed: Vec<Keyed>,
+}
+
+/// Events that are stored once under an idempotency key. Hardly any batch has one.
+#[derive(Debug, Clone)]
+pub struct Keyed {
+    pub key: Box<str>,
+    /// Their places in the batch.
+    pub events: Range<usize>,
+    /// The places of all events that are stored with them or not at all.
+    pub message: Range<usize>,
+}
+
+/// What became of an event of a batch with idempotency keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Stored(Seq),
+    /// It was stored before, under this number.
+    Replayed(Seq),
+    /// The key of the event in this place of its message was used for another one.
+    Refused(usize),
 }
 
 /// Where the parts of one event lie. Its frame begins where the one before it ends.
@@ -73,7 +94,45 @@ impl Batch {
         if len < self.rows.len() {
             self.frames.truncate(len.checked_sub(1).map_or(0, |last| self.rows[last].end as usize));
             self.rows.truncate(len);
+            self.keyed.retain(|keyed| keyed.events.end <= len);
         }
+    }
+
+    /// The events with idempotency keys, in order.
+    pub fn keyed(&self) -> &[Keyed] {
+        &self.keyed
+    }
+
+    /// The events from `first` on came in one message: they are stored together or not at all.
+    #[inline]
+    pub fn end_message(&mut self, first: usize) {
+        if !self.keyed.is_empty() {
+            let message = first..self.len();
+            let of_this = self.keyed.iter_mut().rev().take_while(|keyed| keyed.events.start >= first);
+            of_this.for_each(|keyed| keyed.message = message.clone());
+        }
+    }
+
+    /// Gives one key to all events together.
+    pub fn set_key(&mut self, key: &str) {
+        let all = 0..self.len();
+        self.keyed = vec![Keyed { key: key.into(), events: all.clone(), message: all }];
+    }
+
+    /// Keeps only the events in places that pass.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut frames = Vec::with_capacity(self.frames.len());
+        let mut rows = Vec::with_capacity(self.rows.len());
+        let mut start = 0;
+        for (index, row) in self.rows.iter().enumerate() {
+            let end = row.end as usize;
+            if keep(index) {
+                rows.push(row.moved(start as u32, frames.len() as u32));
+                frames.extend_from_slice(&self.frames[start..end]);
+            }
+            start = end;
+        }
+        (self.frames, self.rows, self.keyed) = (frames, rows, Vec::new());
     }
 
     /// Encodes one event at the end.
@@ -108,6 +167,10 @@ impl Batch {
         self.frames.extend_from_slice(SKELETON[7]);
         let end = self.frames.len() as u32;
         debug_assert_eq!((end - json) as usize, json_len);
+        if let Some(key) = event.idempotency_key {
+            let events = self.rows.len()..self.rows.len() + 1;
+            self.keyed.push(Keyed { key: key.into(), message: events.clone(), events });
+        }
         self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
     }
 
@@ -204,6 +267,24 @@ pub struct StoredText {
 }
 
 impl Row {
+    /// The same row when its frame begins elsewhere.
+    fn moved(&self, from: u32, to: u32) -> Self {
+        let place = |at: u32| at - from + to;
+        let span = |span: Span| {
+            let is_in_frame = span.start & Span::DECODED == 0;
+            if is_in_frame { Span { start: place(span.start), ..span } } else { span }
+        };
+        Self {
+            json: place(self.json),
+            end: place(self.end),
+            event_type: span(self.event_type),
+            source: span(self.source),
+            session_id: span(self.session_id),
+            user_id: span(self.user_id),
+            payload: span(self.payload),
+        }
+    }
+
     #[inline]
     fn columns<'b>(&self, frames: &'b [u8], decoded: &'b [u8]) -> Columns<'b> {
         let text = |span: Span| span.text(frames, decoded);
@@ -486,7 +567,7 @@ mod tests {
 
     fn event<'a>(types: &EventTypes, session_id: Option<&'a str>, payload: &'a str) -> Event<'a> {
         let event_type = types.get("timer_tick").expect("built in");
-        Event { event_type, source: "s", session_id, user_id: Some("u"), payload }
+        Event { event_type, source: "s", session_id, user_id: Some("u"), payload, idempotency_key: None }
     }
 
     fn stamped(events: &[Event<'_>], types: &EventTypes) -> Committed {
@@ -547,6 +628,23 @@ mod tests {
             committed.json(0),
             r#"{"id":"evt_000000000007","event_type":"timer_tick","source":"s","session_id":null,"user_id":"u","payload":{},"timestamp":"1970-01-01T00:00:00.000000Z"}"#
         );
+    }
+
+    #[test]
+    fn what_is_kept_stays_as_it_was() {
+        let types = EventTypes::builtin();
+        let events: Vec<_> = [Some("a"), Some("\n"), None, Some("b\"")].map(|s| event(&types, s, "{}")).into();
+        let mut batch = Batch::default();
+        events.iter().for_each(|e| batch.push(e, &types));
+        batch.retain(|i| i % 2 == 1);
+        let kept = [events[1], events[3]];
+        let mut expected = Batch::default();
+        kept.iter().for_each(|e| expected.push(e, &types));
+        assert_eq!(batch.frames, expected.frames);
+        for (i, event) in kept.iter().enumerate() {
+            assert_eq!(batch.columns(i).session_id, event.session_id.map(str::as_bytes));
+            assert_eq!((batch.columns(i).event_type, batch.columns(i).payload), (&b"timer_tick"[..], &b"{}"[..]));
+        }
     }
 
     #[test]

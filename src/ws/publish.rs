@@ -18,7 +18,7 @@ use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::Receipt;
 use crate::wire::Batch;
-use crate::wire::answer::{AckMode, AnswerWriter, Answers, ToPublisher};
+use crate::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcome, ToPublisher};
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
 
@@ -33,12 +33,13 @@ pub async fn publish(
     peer: SocketAddr,
     pipeline: Arc<Pipeline>,
     producer: Producer,
-    mode: AckMode,
+    ack: Ack,
 ) {
     let socket = Socket {
         pipeline: &pipeline,
         peer,
         outbox: Arc::new(Outbox::new(WAITING_BYTES_MAX)),
+        level: ack.level.unwrap_or_else(|| pipeline.store.usual_level()),
         in_flight: AtomicUsize::new(0),
         answered: Notify::new(),
     };
@@ -53,7 +54,7 @@ pub async fn publish(
         };
         tokio::select! {
             biased;
-            said_goodbye = socket.write(write, mode) => said_goodbye,
+            said_goodbye = socket.write(write, ack) => said_goodbye,
             () = reading => false,
         }
     };
@@ -66,6 +67,8 @@ struct Socket<'p> {
     pipeline: &'p Pipeline,
     peer: SocketAddr,
     outbox: Arc<Outbox<ToPublisher>>,
+    /// How safe events are when they are acknowledged.
+    level: AckLevel,
     /// Messages handed in whose answers have not left.
     in_flight: AtomicUsize,
     /// Answers have left.
@@ -82,8 +85,14 @@ impl Socket<'_> {
             let (batch, answers, ending) = self.decode(&mut decoder, &mut parser);
             if !answers.is_empty() {
                 self.in_flight.fetch_add(answers.messages(), Ordering::Relaxed);
-                let receipt = Receipt::for_socket(self.outbox.clone(), answers);
-                self.pipeline.store.append(batch, receipt).await;
+                if self.level == AckLevel::Queued {
+                    self.pipeline.store.append(batch, Receipt::for_nobody()).await;
+                    let bytes = answers.bytes();
+                    self.push(ToPublisher::Answered(Answered { outcome: Ok(Outcome::Queued), answers }), bytes);
+                } else {
+                    let receipt = Receipt::for_socket(self.outbox.clone(), answers, self.level);
+                    self.pipeline.store.append(batch, receipt).await;
+                }
             }
             if let Some(ending) = ending {
                 return ending;
@@ -139,14 +148,15 @@ impl Socket<'_> {
         if parsed.outcome.is_err() {
             batch.truncate(before);
         }
+        batch.end_message(before);
         answers.note(&parsed);
     }
 
     /// Writes answers as they become due, all that are due in one write, until the socket ends. Returns
     /// whether it ended with a Close frame.
-    async fn write(&self, mut write: WriteHalf<'_>, mode: AckMode) -> bool {
+    async fn write(&self, mut write: WriteHalf<'_>, ack: Ack) -> bool {
         let patience = self.pipeline.config.write_timeout;
-        let mut answers = AnswerWriter::new(mode);
+        let mut answers = AnswerWriter::new(ack);
         let (mut items, mut out, mut ending) = (Vec::new(), Vec::new(), None);
         loop {
             if let Some(ending) = ending

@@ -7,6 +7,7 @@
 mod support;
 
 mod access;
+mod ack;
 mod class;
 mod cli;
 mod config;
@@ -16,6 +17,7 @@ mod event;
 mod h2;
 mod house;
 mod http;
+mod idempotency;
 mod publish;
 mod query;
 mod shutdown;

@@ -1,0 +1,139 @@
+//! Idempotency keys: an event, or all events of a request, stored once however often they are sent.
+//!
+//! A key is kept for as long as its events. Whether a repeat says the same is told by the stored events
+//! themselves, so nothing else is kept. A batch without keys never comes here; one with keys costs a look-up and
+//! an insert into an index of random keys for each, which is what the log itself avoids.
+
+use std::ops::Range;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::event::{Field, Seq};
+use crate::wire::batch::{Batch, Fate, Keyed};
+
+/// What is to become of the events of one message.
+pub(super) enum Verdict {
+    Accepted(Vec<Known>),
+    /// The key of the event in this place of the message was used for another one.
+    Refused(usize),
+}
+
+/// Whether an event was seen before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    New,
+    /// It is stored under this number.
+    Stored(Seq),
+    /// It stands in this place of the batch too.
+    Like(usize),
+}
+
+/// The messages of a batch, in order, each with those of its keys.
+pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
+    let mut messages: Vec<(Range<usize>, Vec<Keyed>)> = Vec::new();
+    let mut end = 0;
+    for keyed in batch.keyed() {
+        match messages.last_mut() {
+            Some((message, keys)) if *message == keyed.message => keys.push(keyed.clone()),
+            _ => {
+                // What lies between has no keys, and is one message as good as many.
+                if keyed.message.start > end {
+                    messages.push((end..keyed.message.start, Vec::new()));
+                }
+                messages.push((keyed.message.clone(), vec![keyed.clone()]));
+            }
+        }
+        end = keyed.message.end;
+    }
+    if end < batch.len() {
+        messages.push((end..batch.len(), Vec::new()));
+    }
+    messages
+}
+
+/// Looks which events of a message were stored before. Everything before it in this transaction must be in the
+/// tables.
+pub(super) fn judge(
+    connection: &Connection,
+    batch: &Batch,
+    message: &Range<usize>,
+    keys: &[Keyed],
+) -> rusqlite::Result<Verdict> {
+    let mut known = vec![Known::New; message.len()];
+    const FIND: &str = "SELECT seq, count FROM idempotency_keys WHERE key = ?1";
+    let mut find = connection.prepare_cached(FIND)?;
+    for (nth, keyed) in keys.iter().enumerate() {
+        let place = keyed.events.start - message.start;
+        if let Some(before) = keys[..nth].iter().find(|before| before.key == keyed.key) {
+            // Only keys of single events stand beside others.
+            let like = before.events.start;
+            if !is_alike(batch, like, keyed.events.start) {
+                return Ok(Verdict::Refused(place));
+            }
+            known[place] = match known[like - message.start] {
+                Known::New => Known::Like(like),
+                earlier => earlier,
+            };
+            continue;
+        }
+        let found =
+            find.query_row([&*keyed.key], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).optional()?;
+        let Some((first, count)) = found else { continue };
+        let mut is_same = count as usize == keyed.events.len();
+        for (n, index) in keyed.events.clone().enumerate() {
+            let seq = Seq(first as u64).plus(n);
+            is_same = is_same && is_stored_as(connection, seq, batch, index)?;
+            known[index - message.start] = Known::Stored(seq);
+        }
+        if !is_same {
+            return Ok(Verdict::Refused(place));
+        }
+    }
+    Ok(Verdict::Accepted(known))
+}
+
+/// Whether an event of a batch says what is stored under a number.
+fn is_stored_as(connection: &Connection, seq: Seq, batch: &Batch, index: usize) -> rusqlite::Result<bool> {
+    const FIND: &str = "SELECT event_type, source, session_id, user_id, payload FROM events WHERE seq = ?1";
+    let mut find = connection.prepare_cached(FIND)?;
+    let event = batch.columns(index);
+    let is_same = find.query_row([seq.0 as i64], |row| {
+        let text = |i: usize| Ok::<_, rusqlite::Error>(row.get_ref(i)?.as_bytes_or_null()?);
+        Ok(text(0)? == Some(event.event_type)
+            && text(1)? == Some(event.source)
+            && text(2)? == event.session_id
+            && text(3)? == event.user_id
+            && text(4)? == Some(event.payload))
+    });
+    Ok(is_same.optional()?.unwrap_or(false))
+}
+
+/// Whether two events of a batch say the same.
+fn is_alike(batch: &Batch, one: usize, other: usize) -> bool {
+    let (one, other) = (batch.columns(one), batch.columns(other));
+    Field::ALL.into_iter().all(|field| one.field(field) == other.field(field)) && one.payload == other.payload
+}
+
+/// Keeps the keys of a message whose events without a number got the next ones.
+pub(super) fn keep(connection: &Connection, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
+    const KEEP: &str = "INSERT INTO idempotency_keys (seq, count, key) VALUES (?1, ?2, ?3)";
+    let mut keep = connection.prepare_cached(KEEP)?;
+    for keyed in keys {
+        if let Fate::Stored(first) = fates[keyed.events.start] {
+            keep.execute((first.0 as i64, keyed.events.len() as i64, &*keyed.key))?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the keys of the events up to one.
+pub(super) fn forget_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM idempotency_keys WHERE seq <= ?1")?.execute([last.0 as i64]).map(drop)
+}
+
+/// Forgets the key of an event, which it may share with others.
+pub(super) fn forget(connection: &Connection, seq: Seq) -> rusqlite::Result<()> {
+    const FORGET: &str = "DELETE FROM idempotency_keys WHERE seq = (SELECT max(seq) FROM idempotency_keys \
+                          WHERE seq <= ?1) AND seq + count > ?1";
+    connection.prepare_cached(FORGET)?.execute([seq.0 as i64]).map(drop)
+}
