@@ -133,6 +133,15 @@ struct Filter {
     /// Only events of this user
     #[arg(long)]
     user: Option<String>,
+    /// Only events that pass this filter as JSON, which knows lists, payload keys and exclusions
+    #[arg(long = "filter", value_name = "JSON", value_parser = filter)]
+    json: Option<String>,
+}
+
+/// A filter that the server would take.
+fn filter(text: &str) -> Result<String, String> {
+    let asked = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    event_pipeline::event::Filter::parse(&asked).map(|_| text.to_owned())
 }
 
 fn url(text: &str) -> Result<String, String> {
@@ -167,6 +176,8 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         for line in [
             "tail --since soon",
+            "tail --filter x",
+            "query --filter {\"source\":7}",
             "tail --after 5",
             "tail --after evt_000000000001 --last 5",
             "query --limit 0",

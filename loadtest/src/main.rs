@@ -87,6 +87,7 @@ use report::Report;
 use run::Common;
 use scenario::classroom::Classroom;
 use scenario::connections::Connections;
+use scenario::dashboard::Dashboard;
 use scenario::fanout::Fanout;
 use scenario::mixed::Mixed;
 use scenario::publish::Publish;
@@ -118,6 +119,7 @@ Examples:
   loadtest baseline                                   beside the Python service that this server replaced
   loadtest peers --repeat 3                           beside NATS and Redis, in turns, with the ratios
   loadtest slow-consumer --slow 10                    what those who hang cost the others
+  loadtest dashboard --interval-ms 250                2,000 ticking sessions for 20 pairs of eyes
   loadtest fanout --out runs.json --html report.html  figures for later, and a page with plots
   loadtest compare before.json after.json             what changed; with --html FILE also as a page
   loadtest connections --storm 32                     10,000 idle subscribers, then clients that come and go
@@ -143,6 +145,7 @@ enum Scenario {
     Classroom(Classroom),
     SlowConsumer(SlowConsumer),
     Connections(Connections),
+    Dashboard(Dashboard),
     Baseline(Baseline),
     Peers(Peers),
     Compare(Compare),
@@ -162,6 +165,7 @@ impl Scenario {
             Self::Soak(soak) => vec![soak.measure(common).await?],
             Self::Classroom(classroom) => vec![classroom.measure(common).await?],
             Self::Connections(connections) => connections.measure(common).await?,
+            Self::Dashboard(dashboard) => vec![dashboard.measure(common).await?],
             Self::SlowConsumer(slow_consumer) => vec![slow_consumer.measure(common).await?],
             Self::Trial(trial) => vec![trial.measure(common).await?],
             Self::Baseline(_) | Self::Peers(_) => unreachable!("they are measured trial by trial"),

@@ -2,6 +2,7 @@
 
 pub mod classroom;
 pub mod connections;
+pub mod dashboard;
 pub mod fanout;
 pub mod mixed;
 pub mod publish;

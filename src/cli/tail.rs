@@ -19,7 +19,8 @@ use super::{Filter, Server, time};
 #[derive(Args)]
 #[command(after_help = "Examples:
   event-pipeline tail --type answer_submitted,quiz_completed --last 20
-  event-pipeline tail --session s1 --since 10m --json | jq .payload")]
+  event-pipeline tail --session s1 --since 10m --json | jq .payload
+  event-pipeline tail --filter '{\"payload\":{\"quiz_id\":\"demo-quiz\"},\"exclude\":{\"event_types\":[\"timer_tick\"]}}'")]
 pub struct Tail {
     #[command(flatten)]
     filter: Filter,
@@ -87,8 +88,13 @@ impl Tail {
     }
 
     fn first_message(&self, after: Option<&str>) -> String {
-        let Filter { types, source, session, user } = &self.filter;
-        let mut message = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
+        let Filter { types, source, session, user, json } = &self.filter;
+        let mut message: Value = json.as_ref().map_or(json!({}), |json| json.parse().expect("checked when it was read"));
+        let types = (!types.is_empty()).then_some(types);
+        let asked = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
+        for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !value.is_null()) {
+            message[key] = value.clone();
+        }
         match (after, &self.since, self.last) {
             (Some(after), _, _) => message["after"] = after.into(),
             (_, Some(since), _) => message["since"] = since.as_str().into(),

@@ -1,0 +1,134 @@
+//! The scenario `dashboard`: what it costs to show ticking sessions to people.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::answer;
+use crate::connection::{Connection, Scratch, frames};
+use crate::events::{Framing, Keys, Requests, session};
+use crate::latency::Kind;
+use crate::pace::Rate;
+use crate::pace::{Pace, Rhythm};
+use crate::producer::{Book, Dialect, Flow, Ids, Producer};
+use crate::report::{Findings, Report, grouped};
+use crate::run::{Common, PATIENCE, Run};
+use crate::subscriber::subscribe;
+use crate::target::Target;
+use crate::tasks::Tasks;
+
+/// Let sessions tick once a second each, and keep dashboards up to date
+///
+/// The CPU that an event costs is the figure to look at: run it with an interval and with --interval-ms 0, which is
+/// the plain stream. Verifies that ids only grow, and that in the end every dashboard shows the last tick of every
+/// session.
+#[derive(Args, Debug, Clone, Serialize)]
+pub struct Dashboard {
+    /// Sessions, each with a timer that ticks every second
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    sessions: u32,
+    /// Dashboards that show all of them
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    dashboards: u32,
+    /// Between two updates of a dashboard; 0 sends every event
+    #[arg(long, value_name = "N", default_value_t = 250)]
+    interval_ms: u64,
+}
+
+/// For each session the number of the last event that was shown.
+type Shown = Rc<RefCell<HashMap<Vec<u8>, u64>>>;
+
+impl Dashboard {
+    pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
+        let target = Target::new(&common.target).await?;
+        let (newest, scratch) = (target.newest().await?, Scratch::default());
+        let ticks = (0..self.sessions).map(|number| {
+            let body = json!({ "event_type": "timer_tick", "source": "loadtest", "session_id": session(number),
+                "payload": { "remaining": 3_600 } });
+            (body.to_string().into_bytes(), Keys { event_type: 0, session: number, user: 0 })
+        });
+        let requests = Rc::new(Requests::of_events(ticks, &Framing::WebSocket, 0));
+        let conflate = (self.interval_ms > 0).then(|| json!({ "key": "session_id", "interval_ms": self.interval_ms }));
+        let first_message = json!({ "event_types": ["timer_tick"], "conflate": conflate }).to_string();
+        let mut connections = Vec::new();
+        for _ in 0..self.dashboards {
+            connections.push(subscribe(&target, &first_message, &scratch).await?);
+        }
+        let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await?;
+
+        let run = Run::new(Kind::Acknowledgement, newest);
+        let rate = Rate(Some(self.sessions.into()));
+        let flow = Flow::Due(Pace::start(run.start, Rhythm::steady(self.sessions.into()))?.schedule(0, 1));
+        let ids = Ids::default();
+        let book = Book::new(run.clone(), requests, Dialect::WebSocket).keeping(ids.clone());
+        let mut tasks = Tasks::default();
+        tasks.spawn(Producer::new(connection, flow, self.sessions as usize, book).run());
+        let shown: Vec<Shown> = connections.iter().map(|_| Shown::default()).collect();
+        for (connection, shown) in connections.into_iter().zip(&shown) {
+            tasks.spawn_endless(show(connection, run.clone(), shown.clone()));
+        }
+        let measured = tasks.measure(&run, common, &target).await?;
+        tasks.finish(&run).await?;
+        self.check(&run, &ids.borrow(), &shown).await;
+        tasks.shutdown().await;
+        let sent = grouped(run.counted(Kind::Delivery) as f64 / f64::from(self.dashboards));
+        let stream = match self.interval_ms {
+            0 => "every event".to_owned(),
+            interval => format!("the latest every {interval} ms"),
+        };
+        let title = format!("{} ticking sessions, {} dashboards, {stream}", self.sessions, self.dashboards);
+        let note = format!("each dashboard was sent {sent} events");
+        let findings = Findings::new("dashboard", title, self).at(rate).noting([note]);
+        Ok(Report::new(findings, &run, measured, target.stop()?))
+    }
+
+    /// Every dashboard shows the last tick of every session in the end.
+    async fn check(&self, run: &Run, ids: &[u64], shown: &[Shown]) {
+        let last = ids.iter().enumerate().map(|(n, id)| (session(n as u32 % self.sessions).into_bytes(), *id));
+        let last: HashMap<Vec<u8>, u64> = last.collect();
+        let deadline = Instant::now() + PATIENCE;
+        for (number, shown) in shown.iter().enumerate() {
+            while *shown.borrow() != last && Instant::now() < deadline {
+                sleep(Duration::from_millis(5)).await;
+            }
+            if *shown.borrow() != last {
+                let violation = || format!("dashboard {number} does not show the last event of every session");
+                run.ledger.borrow_mut().violation(violation);
+            }
+        }
+    }
+}
+
+/// Shows what comes.
+async fn show(mut connection: Connection, run: Rc<Run>, shown: Shown) -> anyhow::Result<()> {
+    let mut last = 0;
+    loop {
+        let read = connection.exchange(|bytes, out| {
+            frames(bytes, out, |text| {
+                let Some(sequence) = answer::of_delivery(text)? else { return Ok(()) };
+                if sequence <= last {
+                    run.ledger.borrow_mut().violation(|| format!("a dashboard got event {sequence} after {last}"));
+                }
+                last = sequence;
+                run.count(Kind::Delivery, 1);
+                shown.borrow_mut().insert(session_of(text).to_vec(), sequence);
+                Ok(())
+            })
+        });
+        read.await?;
+    }
+}
+
+/// The session in a delivered event.
+fn session_of(text: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = br#""session_id":""#;
+    let start = memchr::memmem::find(text, BEFORE).map_or(text.len(), |at| at + BEFORE.len());
+    let end = memchr::memchr(b'"', &text[start..]).unwrap_or_default();
+    &text[start..start + end]
+}
