@@ -71,7 +71,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
     pub max_in_flight: usize,
-    /// Bytes waiting for one subscriber before it is served from storage instead: what a slow one costs at most.
+    /// Bytes waiting for one subscriber before it is served from storage instead. While as many are being written, a
+    /// slow one costs twice that at most.
     pub max_subscriber_bytes: usize,
 
     /// Time for the head of a request to be complete; a silent connection is closed.

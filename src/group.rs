@@ -211,6 +211,17 @@ impl Dispatcher {
         let mut wakes = Wakes::default();
         loop {
             let deadline = self.sharing.ledger.next_deadline();
+            let is_hungry = self.sharing.is_hungry();
+            let chunk = async {
+                match is_hungry {
+                    true => self.feed.next().await,
+                    // What is unconfirmed comes again after a restart, so the end waits for no confirmation.
+                    false => {
+                        self.feed.ended().await;
+                        Ok(Chunk::End)
+                    }
+                }
+            };
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
@@ -233,7 +244,7 @@ impl Dispatcher {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
                     self.sharing.ledger.expire(Instant::now());
                 }
-                chunk = self.feed.next(), if self.sharing.is_hungry() => match chunk {
+                chunk = chunk => match chunk {
                     Ok(Chunk::Events(runs)) => self.sharing.take(runs, self.feed.position()),
                     Ok(Chunk::FilterChanged | Chunk::FellBehind | Chunk::CaughtUp | Chunk::Lagged { .. }) => {}
                     Ok(Chunk::Complete | Chunk::TooSlow | Chunk::End) => return Some(Ending::GoingAway),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
 use crate::audience::Audience;
 use crate::doorbell::Wakes;
@@ -36,6 +37,8 @@ pub struct Hub {
     cohorts: Mutex<Cohorts>,
     audience: Audience,
     outbox_bytes_max: usize,
+    /// True once the last commit has been delivered.
+    ended: watch::Sender<bool>,
 }
 
 /// A write to a socket costs some 5 µs, whatever it carries. The fan-out rests after each round in
@@ -113,7 +116,14 @@ impl Hub {
             cohorts: Mutex::default(),
             audience,
             outbox_bytes_max,
+            ended: watch::Sender::new(false),
         })
+    }
+
+    /// Resolves once the last commit has been delivered, for whoever does not look into its outbox. Cancel-safe.
+    pub async fn ended(&self) {
+        // The sender is here.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// Every commit that the store's watermark does not include when this returns is delivered to the new
@@ -182,6 +192,7 @@ impl Hub {
         }
         let mut cohorts = self.cohorts.lock();
         cohorts.closed = true;
+        self.ended.send_replace(true);
         for cohort in cohorts.by_filter.values() {
             cohort.members.read().iter().for_each(|member| member.close());
         }

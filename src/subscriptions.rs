@@ -35,7 +35,7 @@ pub struct Subscriptions {
 /// One durable subscription.
 #[derive(Debug)]
 pub struct Subscription {
-    name: String,
+    name: Arc<str>,
     store: Store,
     state: Mutex<State>,
 }
@@ -43,6 +43,8 @@ pub struct Subscription {
 #[derive(Debug)]
 struct State {
     filters: Filters,
+    /// The same as they are stored.
+    filters_text: Arc<str>,
     /// Everything up to this event is confirmed.
     position: Seq,
     last_seen: Timestamp,
@@ -85,6 +87,17 @@ pub enum Denied {
     Failed(#[from] Failure),
 }
 
+impl Denied {
+    /// How the connection ends that asked: whether it may try again.
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::TooMany => Ending::Capacity,
+            Self::OtherFilters(_) => Ending::NotUnderstood,
+            Self::Failed(_) => Ending::Failed,
+        }
+    }
+}
+
 /// What groups are stored under, which no name can begin with.
 const GROUP_PREFIX: &str = "group:";
 
@@ -103,13 +116,13 @@ impl Subscriptions {
         for kept in store.kept_subscriptions()? {
             let asked = serde_json::from_str(&kept.filters).ok();
             let Some(filters) = asked.and_then(|asked| Filters::parse(&asked).ok()) else {
-                tracing::warn!(name = kept.name, "the filters of a durable subscription are damaged: it is left out");
+                tracing::warn!(name = &*kept.name, "the filters of a durable subscription are damaged: it is left out");
                 continue;
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
-            let state = State { filters, position: kept.position, last_seen, served: Served::Nobody, is_gone: false };
-            let subscription = Subscription { name: kept.name.clone(), store: store.clone(), state: Mutex::new(state) };
-            by_name.insert(kept.name, Arc::new(subscription));
+            let state = Mutex::new(State::new(filters, kept.position, last_seen));
+            let subscription = Subscription { name: kept.name.clone(), store: store.clone(), state };
+            by_name.insert(kept.name.to_string(), Arc::new(subscription));
         }
         let (dispatchers, started) = mpsc::unbounded_channel();
         let (store, hub, by_name) = (store.clone(), hub.clone(), Mutex::new(by_name));
@@ -136,14 +149,12 @@ impl Subscriptions {
             if by_name.len() >= self.names_max {
                 return Err(Denied::TooMany);
             }
-            let (filters, last_seen) = (filters.clone(), Timestamp::now());
-            let state = State { filters, position, last_seen, served: Served::Nobody, is_gone: false };
-            let new =
-                Arc::new(Subscription { name: name.clone(), store: self.store.clone(), state: Mutex::new(state) });
+            let state = Mutex::new(State::new(filters.clone(), position, Timestamp::now()));
+            let new = Arc::new(Subscription { name: name.as_str().into(), store: self.store.clone(), state });
             by_name.insert(name.clone(), new.clone());
             new
         };
-        let kept = subscription.state.lock().kept(&name);
+        let kept = subscription.state.lock().kept(&subscription.name);
         if let Err(failure) = self.store.keep_now(kept).await {
             self.by_name.lock().remove(&name);
             return Err(failure.into());
@@ -168,7 +179,7 @@ impl Subscriptions {
             };
         }
         if is_other {
-            state.filters = request.filters.clone();
+            state.set_filters(request.filters.clone());
         }
         let ack_wait = request.durable.as_ref().map(|durable| durable.ack_wait).unwrap_or_default();
         let feed = Feed::new(self.store.clone(), self.hub.clone(), state.filters.filter.clone(), state.position);
@@ -200,10 +211,14 @@ impl Subscriptions {
     /// When the store cannot: then it is still known.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
         let Some(subscription) = self.by_name.lock().get(name).cloned() else { return Ok(false) };
-        self.store.forget(name.to_owned()).await?;
+        // From here on nobody has it stored again.
+        subscription.state.lock().is_gone = true;
+        if let Err(failure) = self.store.forget(name.into()).await {
+            subscription.state.lock().is_gone = false;
+            return Err(failure);
+        }
         self.by_name.lock().remove(name);
         let mut state = subscription.state.lock();
-        state.is_gone = true;
         match std::mem::replace(&mut state.served, Served::Nobody) {
             Served::Nobody => {}
             Served::One(end) => drop(end.send(Ending::Deleted)),
@@ -244,7 +259,7 @@ impl Subscription {
         let (end, ended) = oneshot::channel();
         let mut state = self.state.lock();
         if !filters.asked().is_empty() {
-            state.filters = filters.clone();
+            state.set_filters(filters.clone());
         }
         if let Served::One(former) = std::mem::replace(&mut state.served, Served::One(end)) {
             // It may have gone by itself.
@@ -257,7 +272,7 @@ impl Subscription {
     /// New filters, by the connection that is served.
     pub fn change_filters(&self, filters: &Filters) {
         let mut state = self.state.lock();
-        state.filters = filters.clone();
+        state.set_filters(filters.clone());
         self.tell(&mut state);
     }
 
@@ -294,7 +309,7 @@ impl Subscription {
             Served::Members(group) => group.counts(),
         };
         Listed {
-            name: self.name.clone(),
+            name: self.name.to_string(),
             filters: state.filters.asked().clone(),
             filter: state.filters.filter.clone(),
             position: state.position,
@@ -306,8 +321,21 @@ impl Subscription {
 }
 
 impl State {
-    fn kept(&self, name: &str) -> Kept {
-        let filters = Value::Object(self.filters.asked().clone()).to_string();
-        Kept { name: name.to_owned(), filters, position: self.position, last_seen: self.last_seen.to_string() }
+    fn new(filters: Filters, position: Seq, last_seen: Timestamp) -> Self {
+        let filters_text = text_of(&filters);
+        Self { filters, filters_text, position, last_seen, served: Served::Nobody, is_gone: false }
     }
+
+    fn set_filters(&mut self, filters: Filters) {
+        (self.filters_text, self.filters) = (text_of(&filters), filters);
+    }
+
+    fn kept(&self, name: &Arc<str>) -> Kept {
+        let (filters, last_seen) = (self.filters_text.clone(), self.last_seen.to_string());
+        Kept { name: name.clone(), filters, position: self.position, last_seen }
+    }
+}
+
+fn text_of(filters: &Filters) -> Arc<str> {
+    Value::Object(filters.asked().clone()).to_string().into()
 }

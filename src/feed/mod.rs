@@ -343,6 +343,11 @@ impl Feed {
         }
     }
 
+    /// Resolves once nothing more will come live: for whoever has no use for the next chunk yet. Cancel-safe.
+    pub async fn ended(&self) {
+        self.hub.ended().await;
+    }
+
     /// Waits until the hub has something. Cancel-safe.
     pub async fn wait(&mut self) {
         if let Stage::Live(registration) = &self.stage {

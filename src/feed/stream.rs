@@ -151,8 +151,11 @@ async fn in_rhythm(feed: &mut Feed, film: &mut Option<Film>) -> rusqlite::Result
     let Some(film) = film else { return feed.next().await };
     loop {
         if let Some(due) = film.due() {
-            sleep_until(due).await;
-            return Ok(Chunk::Events(film.take_due(Instant::now())));
+            // The server does not wait for the end of a film.
+            tokio::select! {
+                () = sleep_until(due) => return Ok(Chunk::Events(film.take_due(Instant::now()))),
+                () = feed.ended() => return Ok(Chunk::End),
+            }
         }
         match feed.next().await? {
             Chunk::Events(runs) => film.push(runs),

@@ -429,7 +429,8 @@ async fn page(pipeline: &Arc<Pipeline>, path: &str, parameters: &Parameters<'_>,
     let page = loop {
         let asked = listing.clone();
         let page = reading(&pipeline.store, move |store| read_page(store, asked, shape)).await??;
-        if page.shown > 0 || page.rest.is_some() || !comes_in_time(pipeline, &listing, page.reached, deadline).await? {
+        let is_final = listing.wait.is_none() || page.shown > 0 || page.rest.is_some();
+        if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline).await? {
             break page;
         }
     };

@@ -22,7 +22,7 @@ use super::unreadable;
 use crate::feed::{Said, Stream};
 use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{Note, subscriber_id};
+use crate::wire::subscription::{Note, subscribed};
 use crate::wire::{Refusal, frame};
 
 /// How soon a browser connects again: a server that restarts is back by then.
@@ -36,7 +36,8 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
     place.tell(Subscriber { filter: request.filters.filter.clone(), name: None });
     let opened = Stream::open(&pipeline.store, &pipeline.hub, &request, pipeline.config.max_subscriber_bytes).await;
     let (stream, opening) = opened.map_err(|error| unreadable(&error))?.map_err(Refusal::BadRequest)?;
-    let mut first = format!(": {}\nretry: {RETRY_MS}\n\n", subscriber_id(place.id())).into_bytes();
+    let opened = subscribed(place.id(), &request.filters, &opening);
+    let mut first = format!("retry: {RETRY_MS}\nevent: subscribed\ndata: {opened}\n\n").into_bytes();
     if let Some(gap) = opening.gap {
         write_note(&Note::Gap(gap), &mut first);
     }

@@ -323,6 +323,7 @@ impl Connection {
             "total_events": stats.total_events,
             "events_last_hour": stats.events_last_hour,
             "by_type": by_type.collect::<Vec<_>>(),
+            "epoch": self.pipeline.store.epoch().to_string(),
             "router": self.router(),
         });
         Ok(answer::json(stats.to_string()))

@@ -92,6 +92,14 @@ impl Witness {
         }
     }
 
+    /// From now on something is acknowledged before it is synced.
+    pub fn is_not_synced(&mut self) {
+        if self.testimony.is_synced {
+            self.testimony.is_synced = false;
+            self.tell();
+        }
+    }
+
     fn tell(&mut self) {
         // A disk that is full keeps the former word, which is as true.
         let text = serde_json::to_string(&self.testimony).expect("numbers and names") + "\n";

@@ -12,6 +12,7 @@ mod segments;
 mod upgrade;
 mod writer;
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -22,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -59,6 +60,8 @@ struct Shared {
     audience: Audience,
     usual_level: AckLevel,
     counts: Counts,
+    /// Durable subscriptions whose last state the writer has not taken yet.
+    changed_subscriptions: Mutex<HashMap<Arc<str>, Kept>>,
     readers: read::Readers,
     has_legacy_ids: bool,
     epoch: Epoch,
@@ -113,9 +116,9 @@ struct Room {
 /// A durable subscription as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    pub name: String,
+    pub name: Arc<str>,
     /// As they were asked for, in JSON.
-    pub filters: String,
+    pub filters: Arc<str>,
     /// Everything up to this event is confirmed.
     pub position: Seq,
     pub last_seen: String,
@@ -289,16 +292,23 @@ impl Store {
             let mut all = transaction.prepare("SELECT name, filters, position, last_seen FROM subscriptions")?;
             let kept = all.query_map([], |row| {
                 let position = Seq(row.get::<_, i64>(2)? as u64);
-                Ok(Kept { name: row.get(0)?, filters: row.get(1)?, position, last_seen: row.get(3)? })
+                let (name, filters): (String, String) = (row.get(0)?, row.get(1)?);
+                Ok(Kept { name: name.into(), filters: filters.into(), position, last_seen: row.get(3)? })
             })?;
             kept.collect()
         })
     }
 
-    /// Keeps a durable subscription as it is now. It is written with others within `KEEP_INTERVAL`.
+    /// Keeps a durable subscription as it is now. It is written with others within a moment; until then only its
+    /// last state waits.
     pub fn keep(&self, subscription: Kept) {
-        // The writer is gone only when the process is ending; then its events come again.
-        let _ = self.commands.send(Command::Keep { subscription, reply: None });
+        let mut changed = self.shared.changed_subscriptions.lock();
+        let is_first = changed.is_empty();
+        changed.insert(subscription.name.clone(), subscription);
+        if is_first {
+            // The writer is gone only when the process is ending; then its events come again.
+            let _ = self.commands.send(Command::SubscriptionsChanged);
+        }
     }
 
     /// Like [`Store::keep`], but it is stored when this returns.
@@ -306,14 +316,14 @@ impl Store {
     /// # Errors
     /// When the writer cannot do it.
     pub async fn keep_now(&self, subscription: Kept) -> Result<(), Failure> {
-        self.ask(|reply| Command::Keep { subscription, reply: Some(reply) }).await
+        self.ask(|reply| Command::Keep { subscription, reply }).await
     }
 
     /// Removes a durable subscription.
     ///
     /// # Errors
     /// When the writer cannot do it.
-    pub async fn forget(&self, name: String) -> Result<(), Failure> {
+    pub async fn forget(&self, name: Arc<str>) -> Result<(), Failure> {
         self.ask(|reply| Command::Forget { name, reply }).await
     }
 
@@ -361,6 +371,11 @@ impl Store {
     /// How safe an event is when it is acknowledged, if its producer does not say.
     pub fn usual_level(&self) -> AckLevel {
         self.shared.usual_level
+    }
+
+    /// Which life of the database this is.
+    pub fn epoch(&self) -> Epoch {
+        self.shared.epoch
     }
 
     /// What was acknowledged since the start.
@@ -536,6 +551,7 @@ fn assemble(
         audience: Audience::default(),
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
         counts: Counts::default(),
+        changed_subscriptions: Mutex::default(),
         readers: read::Readers::new(config.database_path.clone()),
         has_legacy_ids,
         epoch: witness.epoch(),
@@ -565,6 +581,7 @@ fn assemble(
         witness,
         durability: config.durability,
         syncs: config.durability == Durability::Full,
+        has_unsynced: true,
         work: writer::Work::default(),
     };
     let sealer = Sealer { full, commands: commands.clone() };

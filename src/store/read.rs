@@ -175,16 +175,17 @@ impl super::Store {
         })
     }
 
-    /// How many events pass. Reads the index where it says so, and the events themselves where it does not.
+    /// How many events pass. Reads the events themselves only for what the index does not know.
     ///
     /// # Errors
     /// What SQLite reports.
     pub fn count(&self, query: &Query) -> rusqlite::Result<u64> {
-        if query.filter.is_any() {
-            let committed = self.committed();
+        if !query.filter.has_rest() {
+            let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
             return self.shared.readers.with(|transaction| match range(transaction, query, committed)? {
                 None => Ok(0),
-                Some(range) => count_between(transaction, range),
+                Some(range) if !query.filter.is_indexed() => count_between(transaction, range),
+                Some(range) => Scan { transaction, query, range, left: usize::MAX }.count(&recent),
             });
         }
         let mut count = 0;
@@ -419,14 +420,7 @@ impl Scan<'_, '_> {
                 Order::OldestFirst => lowest + step,
                 Order::NewestFirst => highest - step,
             };
-            let from_table;
-            let offsets = match recent.iter().find(|(of, _)| *of == number) {
-                Some((_, offsets)) => offsets,
-                None => {
-                    from_table = segments::select(&self.query.filter, |kind, key| self.list(number, kind, key))?;
-                    &from_table
-                }
-            };
+            let offsets = self.offsets(number, recent)?;
             let (first, range) = (segments::first_of(number), self.range.clone());
             let passing = offsets.iter().map(|&o| first.plus(o.into())).filter(|seq| range.contains(seq));
             let broken_off = match self.query.order {
@@ -438,6 +432,36 @@ impl Scan<'_, '_> {
             }
         }
         Ok(None)
+    }
+
+    /// How many events the index finds.
+    fn count(&mut self, recent: &[(u64, Vec<u16>)]) -> rusqlite::Result<u64> {
+        let (lowest, highest) = (segments::segment_of(*self.range.start()), segments::segment_of(*self.range.end()));
+        let mut has_holes =
+            self.transaction.prepare_cached("SELECT EXISTS (SELECT 1 FROM holes WHERE segment = ?1)")?;
+        let mut count = 0;
+        for number in lowest..=highest {
+            let offsets = self.offsets(number, recent)?;
+            let (first, range) = (segments::first_of(number), self.range.clone());
+            let passing = offsets.iter().map(|&o| first.plus(o.into())).filter(|seq| range.contains(seq));
+            // Lists keep the numbers of events that were chosen to be deleted.
+            match has_holes.query_row([number as i64], |row| row.get(0))? {
+                false => count += passing.count() as u64,
+                true => drop(self.rows(passing, &mut |_| {
+                    count += 1;
+                    ControlFlow::Continue(())
+                })?),
+            }
+        }
+        Ok(count)
+    }
+
+    /// The offsets within a segment whose events have the field values asked for.
+    fn offsets<'r>(&self, number: u64, recent: &'r [(u64, Vec<u16>)]) -> rusqlite::Result<Cow<'r, [u16]>> {
+        match recent.iter().find(|(of, _)| *of == number) {
+            Some((_, offsets)) => Ok(Cow::Borrowed(offsets)),
+            None => segments::select(&self.query.filter, |kind, key| self.list(number, kind, key)).map(Cow::Owned),
+        }
     }
 
     fn rows(

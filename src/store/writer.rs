@@ -41,11 +41,13 @@ pub(super) enum Command {
     /// Store a durable subscription as it is now.
     Keep {
         subscription: Kept,
-        reply: Option<oneshot::Sender<Result<(), Failure>>>,
+        reply: oneshot::Sender<Result<(), Failure>>,
     },
+    /// Durable subscriptions wait to be stored some time.
+    SubscriptionsChanged,
     /// Remove a durable subscription.
     Forget {
-        name: String,
+        name: Arc<str>,
         reply: oneshot::Sender<Result<(), Failure>>,
     },
     /// A full segment's rows, ready to be stored.
@@ -82,6 +84,9 @@ pub(super) struct Writer {
     pub durability: Durability,
     /// Whether commits are synced at the moment.
     pub syncs: bool,
+    /// Whether something may be committed that is not synced yet: true at start, because whoever ran before may
+    /// have been killed between the two.
+    pub has_unsynced: bool,
     pub work: Work,
 }
 
@@ -102,21 +107,23 @@ pub(super) struct Work {
 /// Durable subscriptions that changed and are not stored yet: of each the last state, nothing if it is gone.
 #[derive(Default)]
 struct Changes {
-    by_name: HashMap<String, Option<Kept>>,
+    by_name: HashMap<Arc<str>, Option<Kept>>,
     /// When they are to be stored at the latest.
     due: Option<Instant>,
     replies: Vec<oneshot::Sender<Result<(), Failure>>>,
 }
 
 impl Changes {
-    fn add(&mut self, name: String, state: Option<Kept>, reply: Option<oneshot::Sender<Result<(), Failure>>>) {
+    /// A change that somebody waits for.
+    fn add(&mut self, name: Arc<str>, state: Option<Kept>, reply: oneshot::Sender<Result<(), Failure>>) {
         self.by_name.insert(name, state);
-        let now = Instant::now();
-        if reply.is_some() {
-            self.due = Some(now);
-        }
-        self.due.get_or_insert(now + KEEP_INTERVAL);
-        self.replies.extend(reply);
+        self.due = Some(Instant::now());
+        self.replies.push(reply);
+    }
+
+    /// There are others that nobody waits for.
+    fn announce(&mut self) {
+        self.due.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
     }
 
     fn is_due(&self) -> bool {
@@ -271,7 +278,11 @@ impl Writer {
                 Command::Keep { subscription, reply } => {
                     self.work.subscriptions.add(subscription.name.clone(), Some(subscription), reply);
                 }
-                Command::Forget { name, reply } => self.work.subscriptions.add(name, None, Some(reply)),
+                Command::SubscriptionsChanged => self.work.subscriptions.announce(),
+                Command::Forget { name, reply } => {
+                    self.shared.changed_subscriptions.lock().remove(&name);
+                    self.work.subscriptions.add(name, None, reply);
+                }
                 Command::Checkpointed => self.finish_checkpoint(),
                 Command::Close => {
                     self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now());
@@ -310,6 +321,7 @@ impl Writer {
         match self.write(appends) {
             Ok(written) => {
                 self.work.storage_full = false;
+                self.has_unsynced = !self.syncs;
                 self.publish(appends, written, level);
                 self.start_checkpoint_if_due();
                 Ok(())
@@ -340,6 +352,9 @@ impl Writer {
         if syncs != self.syncs && self.durability != Durability::Off {
             self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
             self.syncs = syncs;
+        }
+        if !syncs && !appends.is_empty() {
+            self.witness.is_not_synced();
         }
         Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
     }
@@ -413,6 +428,10 @@ impl Writer {
         self.seal_some(&mut written)?;
         self.delete_some(&mut written)?;
         self.keep_subscriptions(&mut written)?;
+        if self.syncs && self.has_unsynced && written.events == 0 {
+            // A commit of nothing syncs nothing, and repeats of what is not synced would be told that it is.
+            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
+        }
         self.connection.prepare_cached("COMMIT")?.raw_execute()?;
         Ok(written)
     }
@@ -559,22 +578,24 @@ impl Writer {
     }
 
     /// Stores what became of durable subscriptions, once it is time.
-    fn keep_subscriptions(&self, written: &mut Written) -> rusqlite::Result<()> {
+    fn keep_subscriptions(&mut self, written: &mut Written) -> rusqlite::Result<()> {
         written.kept = self.work.subscriptions.is_due();
         if !written.kept {
             return Ok(());
         }
+        let changed = std::mem::take(&mut *self.shared.changed_subscriptions.lock());
+        self.work.subscriptions.by_name.extend(changed.into_iter().map(|(name, kept)| (name, Some(kept))));
         const KEEP: &str = "INSERT INTO subscriptions (name, filters, position, last_seen) VALUES (?1, ?2, ?3, ?4) \
                             ON CONFLICT (name) DO UPDATE SET filters = excluded.filters, \
                             position = excluded.position, last_seen = excluded.last_seen";
         for (name, state) in &self.work.subscriptions.by_name {
             match state {
                 Some(kept) => {
-                    let columns = (name, &kept.filters, kept.position.0 as i64, &kept.last_seen);
+                    let columns = (&**name, &*kept.filters, kept.position.0 as i64, &kept.last_seen);
                     self.connection.prepare_cached(KEEP)?.execute(columns)?;
                 }
                 None => {
-                    self.connection.prepare_cached("DELETE FROM subscriptions WHERE name = ?1")?.execute([name])?;
+                    self.connection.prepare_cached("DELETE FROM subscriptions WHERE name = ?1")?.execute([&**name])?;
                 }
             }
         }

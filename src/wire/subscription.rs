@@ -172,6 +172,7 @@ impl Subscribe {
         let excluding = [
             (self.snapshot.is_some() && starts, "A snapshot starts now: leave out 'after', 'since' and 'last'"),
             (self.snapshot.is_some() && self.until.is_some(), "A snapshot has no 'until'"),
+            (self.snapshot.is_some() && self.speed.is_some(), "A snapshot has no 'speed'"),
             (self.until.is_some() && !starts, "'until' needs 'after', 'since' or 'last'"),
             (confirms && self.conflate.is_some(), "What is conflated cannot be confirmed: leave out 'name' or 'group'"),
             (confirms && self.snapshot.is_some(), "A durable subscription has no 'snapshot'"),

@@ -17,7 +17,7 @@ use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
-use crate::subscriptions::Subscription;
+use crate::subscriptions::{Denied, Subscription};
 use crate::wire::answer::error;
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
@@ -76,11 +76,13 @@ impl Socket<'_> {
         let request = match self.first_message(&mut reader, write, producer).await? {
             Ok(request) => request,
             Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
+            Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
         let (served, opening, filters) = match self.open(&place, request).await {
             Ok(opened) => opened,
             Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
+            Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
         write_all(write, &text(&subscription::subscribed(place.id(), &filters, &opening)), patience).await?;
@@ -128,22 +130,21 @@ impl Socket<'_> {
         }
         let opened = Stream::open(store, hub, &request, config.max_subscriber_bytes).await.map_err(failed)?;
         let (stream, opening) = opened.map_err(Declined::Refused)?;
-        let name = request.durable.as_ref().map(|durable| durable.name.clone());
-        place.tell(Subscriber { filter: request.filters.filter.clone(), name });
         let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };
         if let Some(durable) = &request.durable {
             let Source::Stream(stream) = &served.source else { unreachable!("just made") };
             let opened = subscriptions.open(durable, &request.filters, stream.position()).await;
-            let subscription = opened.map_err(|denied| Declined::Refused(denied.to_string()))?;
+            let subscription = opened.map_err(Declined::Denied)?;
             if durable.is_group {
-                let member = subscriptions.join(&subscription, &request, place.id());
-                served.source =
-                    Source::Member(Arc::new(member.map_err(|denied| Declined::Refused(denied.to_string()))?));
+                let member = subscriptions.join(&subscription, &request, place.id()).map_err(Declined::Denied)?;
+                served.source = Source::Member(Arc::new(member));
             } else {
                 served.taken_over = Some(subscription.take_over(&request.filters));
             }
             served.durable = Some(subscription);
         }
+        let name = served.durable.as_ref().map(|durable| durable.name().to_owned());
+        place.tell(Subscriber { filter: request.filters.filter.clone(), name });
         Ok((served, opening, request.filters))
     }
 
@@ -320,6 +321,7 @@ impl Socket<'_> {
 /// Why there is no subscription.
 enum Declined {
     Refused(String),
+    Denied(Denied),
     Ended(Ending),
 }
 
