@@ -108,6 +108,13 @@ impl<'u> Parameters<'u> {
         Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
     }
 
+    /// Whether the parameter of this name leaves open what it asks of an event.
+    pub(super) fn says_nothing(&self, name: &str) -> bool {
+        let text = self.get(name).unwrap_or_default();
+        let field = FIELDS.iter().chain(&EXCLUDED_FIELDS).find(|(known, _)| *known == name);
+        field.map_or(text.is_empty(), |(_, key)| values(key, text).is_none())
+    }
+
     /// The subscription that the parameters of an event stream ask for. A browser that connects again says in a
     /// header where it was; it cannot change the URL, so the header counts.
     ///
