@@ -369,7 +369,9 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
     let event = reading(store, move |store| store.event(&id)).await?.ok_or(Refusal::NotFound("Event not found"))?;
     let (shape, mut shown) = (Shape::accepted(headers), Vec::new());
     shape.write(&event, &mut shown);
-    Ok(answer(StatusCode::OK, shape.media_type(false), shown))
+    let mut response = answer(StatusCode::OK, shape.media_type(false), shown);
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
 }
 
 /// `DELETE /events`. Here a parameter that means nothing is refused: somebody meant it to spare something.
