@@ -547,7 +547,11 @@ impl Writer {
             written.deleted += 1;
         }
         for (event_type, deleted) in by_type {
-            let newest = read::newest_of_type(&self.connection, &self.shared, &event_type)?;
+            // The index does not know the events of this transaction yet.
+            let newest = match written.by_type.iter().find(|(of, ..)| **of == *event_type.as_bytes()) {
+                Some((.., newest)) => Some(*newest),
+                None => read::newest_of_type(&self.connection, &self.shared, &event_type)?,
+            };
             const COUNT: &str =
                 "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
             let last_seen = newest.map(|time| time.to_string());
