@@ -13,6 +13,7 @@ mod config;
 mod crash;
 mod disk;
 mod event;
+mod filter;
 mod h2;
 mod house;
 mod http;
