@@ -20,5 +20,6 @@ mod http;
 mod publish;
 mod query;
 mod shutdown;
+mod sse;
 mod subscribe;
 mod upgrade;
