@@ -19,6 +19,7 @@ mod house;
 mod http;
 mod publish;
 mod query;
+mod rest_cursor;
 mod shutdown;
 mod sse;
 mod subscribe;
