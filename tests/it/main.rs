@@ -9,6 +9,7 @@ mod support;
 mod access;
 mod class;
 mod cli;
+mod cloudevents;
 mod config;
 mod crash;
 mod disk;
