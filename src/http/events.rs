@@ -470,7 +470,9 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
     let event = reading(store, move |store| store.event(&id)).await?.ok_or(Refusal::NotFound("Event not found"))?;
     let (shape, mut shown) = (Shape::accepted(headers), Vec::new());
     shape.write(&event, &mut shown);
-    Ok(answer(StatusCode::OK, shape.media_type(false), shown))
+    let mut response = answer(StatusCode::OK, shape.media_type(false), shown);
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
 }
 
 /// `DELETE /events`. Here a parameter that means nothing is refused: somebody meant it to spare something.
@@ -480,10 +482,13 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
         let known = "only 'before' and what selects events can be given";
         return Err(Refusal::BadRequest(format!("Unknown parameter '{name}': {known}")));
     }
-    if let Some(name) = parameters.names().find(|name| parameters.get(name) == Some("") && *name != "before") {
+    if let Some(name) = parameters.names().find(|name| *name != "before" && parameters.says_nothing(name)) {
         return Err(Refusal::BadRequest(format!("'{name}' is empty: say which events are meant")));
     }
-    let before = parameters.time("before", Timestamp::parse_ceil)?;
-    let deleted = store.delete(before, parameters.filter()?).await?;
+    let (before, filter) = (parameters.time("before", Timestamp::parse_ceil)?, parameters.filter()?);
+    if filter.is_any() && parameters.names().any(|name| name != "before") {
+        return Err(Refusal::BadRequest("'filter' lets every event through: say which events are meant".to_owned()));
+    }
+    let deleted = store.delete(before, filter).await?;
     Ok(json(format!(r#"{{"deleted":{deleted}}}"#)))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::event::{EventId, Filter, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
@@ -108,6 +108,13 @@ impl<'u> Parameters<'u> {
         Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
     }
 
+    /// Whether the parameter of this name leaves open what it asks of an event.
+    pub(super) fn says_nothing(&self, name: &str) -> bool {
+        let text = self.get(name).unwrap_or_default();
+        let field = FIELDS.iter().chain(&EXCLUDED_FIELDS).find(|(known, _)| *known == name);
+        field.map_or(text.is_empty(), |(_, key)| values(key, text).is_none())
+    }
+
     /// The subscription that the parameters of an event stream ask for. A browser that connects again says in a
     /// header where it was; it cannot change the URL, so the header counts.
     ///
@@ -131,7 +138,9 @@ impl<'u> Parameters<'u> {
             asked.extend(text(name).map(|value| (name.to_owned(), value.into())));
         }
         if let Some(speed) = text("speed") {
-            asked.insert("speed".to_owned(), speed.parse::<f64>().map_or(Value::from(speed), Value::from));
+            // JSON has no word for what is not finite: that stays a text, which is refused.
+            let number = speed.parse().ok().and_then(Number::from_f64);
+            asked.insert("speed".to_owned(), number.map_or(Value::from(speed), Value::from));
         }
         asked.extend(text("signals").map(|value| ("signals".to_owned(), switch(value))));
         if let Some(key) = text("conflate") {

@@ -660,7 +660,11 @@ impl Writer {
             written.deleted += 1;
         }
         for (event_type, deleted) in by_type {
-            let newest = read::newest_of_type(&self.connection, &self.shared, &event_type)?;
+            // The index does not know the events of this transaction yet.
+            let newest = match written.by_type.iter().find(|(of, ..)| **of == *event_type.as_bytes()) {
+                Some((.., newest)) => Some(*newest),
+                None => read::newest_of_type(&self.connection, &self.shared, &event_type)?,
+            };
             const COUNT: &str =
                 "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
             let last_seen = newest.map(|time| time.to_string());
@@ -751,12 +755,8 @@ impl Writer {
     /// The last event to delete.
     fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Some(before) = before else { return Ok(self.last) };
-        let first: Option<i64> = self.connection.query_row("SELECT min(seq) FROM events", [], |row| row.get(0))?;
-        match first {
-            Some(first) => {
-                let kept = Seq(first as u64)..=self.last;
-                Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev())
-            }
+        match read::kept(&self.connection, self.last)? {
+            Some(kept) => Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev()),
             None => Ok(Seq::ZERO),
         }
     }

@@ -118,24 +118,6 @@ fn what_is_stored_survives_a_restart() {
     assert_eq!(sequences(&subscriber.collect(2)), [6571, 6572]);
 }
 
-/// Counts and last timestamps by type, as they must be for these events.
-fn statistics(events: &[Value]) -> BTreeMap<String, (u64, String)> {
-    let mut statistics = BTreeMap::new();
-    for event in events {
-        let entry = statistics.entry(text_of(&event["event_type"])).or_insert((0, String::new()));
-        *entry = (entry.0 + 1, timestamp(event));
-    }
-    statistics
-}
-
-fn told_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>) {
-    let stats = server.get_json("/stats");
-    let rows = stats["by_type"].as_array().unwrap().iter();
-    let rows =
-        rows.map(|row| (text_of(&row["event_type"]), (row["count"].as_u64().unwrap(), text_of(&row["last_seen"]))));
-    (stats["total_events"].as_u64().unwrap(), rows.collect())
-}
-
 #[test]
 fn deletion_takes_what_is_older_and_keeps_the_statistics_true() {
     let mut server = Server::start();

@@ -3,11 +3,12 @@
 //!
 //! Whatever waits, waits under [`DEADLINE`] and panics with what it waited for.
 
+mod event_stream;
 mod http;
 mod server;
 mod websocket;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+pub use event_stream::*;
 pub use http::*;
 pub use server::*;
 pub use websocket::*;
@@ -72,6 +74,25 @@ pub fn timestamp(event: &Value) -> String {
 
 pub fn text_of(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_string()
+}
+
+/// Counts and last timestamps by type, as they must be for these events.
+pub fn statistics(events: &[Value]) -> BTreeMap<String, (u64, String)> {
+    let mut statistics = BTreeMap::new();
+    for event in events {
+        let entry = statistics.entry(text_of(&event["event_type"])).or_insert((0, String::new()));
+        *entry = (entry.0 + 1, timestamp(event));
+    }
+    statistics
+}
+
+/// The total and what [`statistics`] computes, as `GET /stats` tells them.
+pub fn told_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>) {
+    let stats = server.get_json("/stats");
+    let rows = stats["by_type"].as_array().unwrap().iter();
+    let rows =
+        rows.map(|row| (text_of(&row["event_type"]), (row["count"].as_u64().unwrap(), text_of(&row["last_seen"]))));
+    (stats["total_events"].as_u64().unwrap(), rows.collect())
 }
 
 /// JSON text without the whitespace that means nothing.

@@ -108,7 +108,8 @@ impl Wire {
         self.read_response(false)
     }
 
-    fn read_response(&mut self, with_body: bool) -> Option<Response> {
+    /// A response up to where its body begins; nothing when the peer closed instead.
+    pub fn response_head(&mut self) -> Option<Response> {
         let status_line = self.line("a status line")?;
         let mut words = status_line.splitn(3, ' ');
         assert!(words.next().unwrap().starts_with("HTTP/1."), "not a status line: {status_line}");
@@ -127,26 +128,38 @@ impl Wire {
             }
         }
         if status == 100 {
-            return self.read_response(with_body);
+            return self.response_head();
         }
-        let mut response = Response { status, headers, body: Vec::new() };
-        if with_body && status != 101 && status != 204 && status != 304 {
+        Some(Response { status, headers, body: Vec::new() })
+    }
+
+    fn read_response(&mut self, with_body: bool) -> Option<Response> {
+        let mut response = self.response_head()?;
+        if with_body && !matches!(response.status, 101 | 204 | 304) {
             response.body = self.body(&response);
         }
         Some(response)
     }
 
-    fn body(&mut self, head: &Response) -> Vec<u8> {
+    /// The next chunk of a chunked body, empty at its proper end; nothing when it was broken off.
+    pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        let size = self.line("a chunk size")?;
+        let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
+        let mut chunk = self.take(size + 2, "a chunk")?;
+        chunk.truncate(size);
+        Some(chunk)
+    }
+
+    /// The body that belongs to a head.
+    pub fn body(&mut self, head: &Response) -> Vec<u8> {
         if head.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
             let mut body = Vec::new();
             loop {
-                let size = self.line("a chunk size").expect("a whole chunked body");
-                let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
-                let chunk = self.take(size + 2, "a chunk").expect("a whole chunk");
-                if size == 0 {
+                let chunk = self.chunk().expect("a whole chunked body");
+                if chunk.is_empty() {
                     return body;
                 }
-                body.extend_from_slice(&chunk[..size]);
+                body.extend_from_slice(&chunk);
             }
         }
         if let Some(length) = head.header("content-length") {

@@ -161,6 +161,7 @@ impl Server {
             let response = self.get(&target);
             assert_eq!(response.status, 200, "GET {target}: {}", response.text());
             next = response.next_page();
+            assert!(next.as_ref() != Some(&target), "a page leads to itself: {target}");
             let page = response.json();
             assert!(next.is_none() || !page.as_array().unwrap().is_empty(), "an empty page with a next one");
             events.extend(page.as_array().unwrap().iter().cloned());
