@@ -16,6 +16,7 @@ mod event;
 mod h2;
 mod house;
 mod http;
+mod lag;
 mod publish;
 mod query;
 mod shutdown;
