@@ -19,6 +19,7 @@ mod http;
 mod lag;
 mod publish;
 mod query;
+mod resume;
 mod shutdown;
 mod subscribe;
 mod upgrade;
