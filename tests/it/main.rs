@@ -10,6 +10,7 @@ mod access;
 mod class;
 mod cli;
 mod config;
+mod conflate;
 mod crash;
 mod disk;
 mod event;
