@@ -9,7 +9,7 @@ use event_pipeline::event::EventId;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::printer::Printer;
+use super::printer::{Printer, plain};
 use super::{Filter, Server, time};
 
 /// Show events live, one on each line
@@ -64,8 +64,9 @@ impl Tail {
                         eprintln!("event-pipeline: connected again");
                     }
                     (connected, pause) = (true, RECONNECT_PAUSES.0);
-                    if after.is_none() && self.since.is_none() && self.last.is_none() {
-                        let answer: Value = serde_json::from_str(&answer)?;
+                    let answer: Value = serde_json::from_str(&answer)?;
+                    let begins_now = after.is_none() && self.since.is_none() && self.last.is_none();
+                    if tell_gap(&answer) || begins_now {
                         after = answer["last_event_id"].as_str().map(Into::into);
                     }
                     let Some(lost) = follow(socket, &mut out, &mut left, &mut after).await? else { break };
@@ -104,6 +105,19 @@ impl Tail {
         }
         message.to_string()
     }
+}
+
+/// Tells what of the events that were asked for cannot be shown. Returns whether the server knows nothing of the
+/// cursor, and begins now.
+fn tell_gap(answer: &Value) -> bool {
+    let gap = |what: &str| answer["gap"][what].as_str().map(plain);
+    if let Some(last) = gap("missing_through") {
+        eprintln!("event-pipeline: events up to {last} are deleted and cannot be shown");
+    }
+    if let Some(cursor) = gap("unknown_cursor") {
+        eprintln!("event-pipeline: the server does not know {cursor}; going on with what comes now");
+    }
+    gap("unknown_cursor").is_some()
 }
 
 /// Prints events until as many as were `left` have been: then `None`, else how the connection ended.

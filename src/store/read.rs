@@ -219,7 +219,8 @@ impl super::Store {
             ..Query::default()
         };
         self.scan(&query, |event| latest.note(event.columns().field(field), event.seq))?;
-        for number in (0..in_memory.min(segments::segment_of(through.next()))).rev() {
+        // The segment of `through` itself may have gone into the table since that was read.
+        for number in (0..in_memory.min(segments::segment_of(through.next()) + 1)).rev() {
             if latest.is_full() {
                 break;
             }
@@ -685,4 +686,44 @@ fn seq_of(transaction: &Transaction<'_>, id: &str, shared: &Arc<Shared>) -> rusq
         }
     }
     Ok(id.parse().ok().map(|EventId(seq)| seq))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Durability};
+    use crate::event::Event;
+    use crate::store::segments::SEGMENT_EVENTS;
+    use crate::store::{Receipt, Store};
+    use crate::wire::Batch;
+
+    #[test]
+    fn the_latest_of_each_key_stay_the_same_once_their_segment_is_in_the_table() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config {
+            database_path: folder.path().join("events.db"),
+            durability: Durability::Off,
+            free_space_min_bytes: 0,
+            ..Config::default()
+        };
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let mut batch = Batch::default();
+        for n in 0..3 * SEGMENT_EVENTS {
+            let session = (n % 5).to_string();
+            let event = Event { event_type, source: "s", session_id: Some(&session), user_id: None, payload: "{}" };
+            batch.push(&event, &config.event_types);
+        }
+        store.try_append(batch, Receipt::new().0).expect("room");
+        while parts.write() {}
+        let latest =
+            |through: u64| store.latest_by(Field::Session, &Filter::default(), Seq(through), 100).expect("read");
+        // In the middle, at the end and at the beginning of a segment.
+        let ends = [0, 3, SEGMENT_EVENTS + 7, 2 * SEGMENT_EVENTS, 2 * SEGMENT_EVENTS + 1];
+        let expected = ends.map(|end| (end.saturating_sub(4).max(1)..=end).map(Seq).collect::<Vec<_>>());
+        assert_eq!(ends.map(latest), expected);
+        while parts.seal() | parts.write() {}
+        assert_eq!(store.shared.recent.read().lowest(), 2, "two segments are in the table");
+        assert_eq!(ends.map(latest), expected);
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 /// Starts a command of the binary as a client of the server.
-fn start(server: &Server, arguments: &[&str], stdin: &str) -> Run {
+pub fn start(server: &Server, arguments: &[&str], stdin: &str) -> Run {
     let url = format!("http://{}", server.addr);
     let mut command = command(server.folder());
     Run::start(command.args(arguments).args(["--url", &url]), stdin)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 /// Runs `body` while another thread publishes without a break; `message` makes the n-th event.
-fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, body: impl FnOnce()) {
+pub fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, body: impl FnOnce()) {
     struct StopAtEnd<'a>(&'a AtomicBool);
     impl Drop for StopAtEnd<'_> {
         fn drop(&mut self) {
@@ -472,12 +472,6 @@ fn a_subscriber_that_never_reads_costs_little_and_loses_nothing() {
     }
     server.publish(&tick("s", 0));
     assert_eq!(sequence(&stuck.json()["id"]), 50_001, "and then live");
-}
-
-fn resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
 #[test]

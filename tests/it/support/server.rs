@@ -290,6 +290,13 @@ pub fn command(folder: &Path) -> Command {
     command
 }
 
+/// What of a process is in memory.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
 /// A command of the binary that runs to its end by itself.
 pub struct Run {
     child: Held,

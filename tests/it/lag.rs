@@ -1,0 +1,320 @@
+//! Subscribers that are too slow for the live stream: what `on_lag` promises, counted event by event.
+
+use std::fmt::Write;
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// What may wait for one subscriber in these tests.
+const BOUND: &str = "65536";
+/// An event of these tests is about so large when it is delivered.
+const FILLER: usize = 2_000;
+
+/// A server of which no subscriber is given up while its test lets it hang.
+fn patient(subscriber_bytes_max: &str) -> Server {
+    Server::with(&[
+        ("MAX_SUBSCRIBER_BYTES", subscriber_bytes_max),
+        ("WRITE_TIMEOUT_SECONDS", "600"),
+        ("KEEPALIVE_SECONDS", "600"),
+    ])
+}
+
+/// A subscriber whose socket takes little before it is full: the system would let it grow to 32 MiB.
+fn narrow(server: &Server, first: &Value) -> Socket {
+    let subscriber = server.subscriber(first);
+    socket2::SockRef::from(subscriber.stream()).set_recv_buffer_size(64 << 10).unwrap();
+    subscriber
+}
+
+/// The n-th event, from 1: of session "a" if it is odd, of "b" if not, and every third has `"third": true`.
+fn event(n: u64) -> String {
+    let session = if n % 2 == 1 { "a" } else { "b" };
+    let payload = json!({"third": n.is_multiple_of(3), "filler": "x".repeat(FILLER)});
+    json!({"event_type": "timer_tick", "source": "it", "session_id": session, "payload": payload}).to_string()
+}
+
+/// Publishes the events after one and up to another in one transaction.
+fn publish(server: &Server, after: u64, through: u64) {
+    let ids = server.publish_lines(&(after + 1..=through).map(event).collect::<Vec<_>>());
+    assert_eq!(ids.last(), Some(&id_of(through)), "only this test publishes");
+}
+
+/// More than a socket and an outbox hold, in transactions of about a megabyte.
+const FLOOD: u64 = 12_000;
+
+fn flood(server: &Server) {
+    flood_after(server, 0);
+}
+
+fn flood_after(server: &Server, after: u64) {
+    for after in (after..FLOOD).step_by(500) {
+        publish(server, after, FLOOD.min(after + 500));
+    }
+}
+
+#[test]
+fn who_falls_behind_is_told_and_gets_everything() {
+    let server = patient(BOUND);
+    let mut subscriber = narrow(&server, &json!({"signals": true}));
+    flood(&server);
+
+    let (mut last, mut is_behind, mut falls) = (0, false, 0);
+    while last < FLOOD || is_behind {
+        let message = subscriber.json();
+        match message["type"].as_str() {
+            None => {
+                last += 1;
+                assert_eq!(sequence(&message["id"]), last);
+            }
+            Some("fell_behind") => {
+                assert!(!is_behind, "told twice after {last}");
+                assert_eq!(message, json!({"type": "fell_behind", "after": id_of(last)}));
+                (is_behind, falls) = (true, falls + 1);
+            }
+            Some(_) => {
+                assert_eq!(message, json!({"type": "caught_up"}));
+                assert!(is_behind, "who was not behind cannot catch up");
+                is_behind = false;
+            }
+        }
+    }
+    assert!(falls > 0, "the flood was too small");
+    publish(&server, FLOOD, FLOOD + 1);
+    assert_eq!(sequence(&subscriber.json()["id"]), FLOOD + 1, "live again");
+}
+
+#[test]
+fn who_asked_for_no_signals_meets_none() {
+    let server = patient(BOUND);
+    let mut subscribers = [json!({}), json!({"signals": false, "on_lag": "catch_up"}), json!({"after": id_of(0)})]
+        .map(|first| narrow(&server, &first));
+    flood(&server);
+    for subscriber in &mut subscribers {
+        for n in 1..=FLOOD {
+            let message = subscriber.json();
+            assert_eq!(sequence(&message["id"]), n, "{message}");
+        }
+    }
+    publish(&server, FLOOD, FLOOD + 1);
+    for subscriber in &mut subscribers {
+        assert_eq!(sequence(&subscriber.json()["id"]), FLOOD + 1, "live again");
+    }
+}
+
+#[test]
+fn who_starts_in_the_past_is_told_where_live_begins() {
+    let server = patient(BOUND);
+    publish(&server, 0, 300);
+    for (first, start) in [(json!({"after": id_of(0)}), 0), (json!({"last": 3}), 297), (json!({"last": 0}), 300)] {
+        let mut asked = first.clone();
+        asked["signals"] = true.into();
+        let mut subscriber = server.subscriber(&asked);
+        for n in start + 1..=300 {
+            assert_eq!(sequence(&subscriber.json()["id"]), n, "{first}");
+        }
+        assert_eq!(subscriber.json(), json!({"type": "caught_up"}), "{first}");
+    }
+}
+
+/// A subscriber that skips, and whether the n-th event passes its filter.
+type Skipping = (Socket, fn(u64) -> bool);
+
+fn skipping(server: &Server) -> [Skipping; 4] {
+    let cases: [(Value, fn(u64) -> bool); 4] = [
+        (json!({}), |_| true),
+        (json!({"session_id": "a"}), |n| n % 2 == 1),
+        (json!({"payload": {"third": true}}), |n| n.is_multiple_of(3)),
+        (json!({"session_id": "b", "exclude": {"payload": {"third": true}}}), |n| n % 2 == 0 && !n.is_multiple_of(3)),
+    ];
+    cases.map(|(mut first, matches)| {
+        first["on_lag"] = "skip".into();
+        (narrow(server, &first), matches)
+    })
+}
+
+/// Reads what a skipping subscriber is sent of the events after one and up to another, each of which must come
+/// or be counted as missed, and returns how many were missed.
+fn account((subscriber, matches): &mut Skipping, after: u64, through: u64) -> usize {
+    let matches = *matches;
+    let matching = |after: u64, through: u64| (after + 1..=through).filter(move |n| matches(*n));
+    let (mut place, mut delivered, mut missed) = (after, 0, 0);
+    while delivered + missed < matching(after, through).count() {
+        let message = subscriber.json();
+        if message["type"] == "lagged" {
+            let last = sequence(&message["last_event_id"]);
+            assert!(last > place && last <= through, "{message} after {place}");
+            let left_out = matching(place, last).count();
+            assert_eq!(message, json!({"type": "lagged", "missed": left_out, "last_event_id": id_of(last)}));
+            (place, missed) = (last, missed + left_out);
+        } else {
+            let next = matching(place, through).next();
+            assert_eq!(Some(sequence(&message["id"])), next, "the next that matches after {place}");
+            (place, delivered) = (sequence(&message["id"]), delivered + 1);
+        }
+    }
+    assert_eq!(delivered + missed, matching(after, through).count());
+    missed
+}
+
+#[test]
+fn who_skips_while_it_hangs_is_told_exactly_how_much() {
+    let server = patient(BOUND);
+    let mut subscribers = skipping(&server);
+    flood(&server);
+    for subscriber in &mut subscribers {
+        assert!(account(subscriber, 0, FLOOD) > 0, "the flood was too small");
+    }
+    publish(&server, FLOOD, FLOOD + 6);
+    for subscriber in &mut subscribers {
+        assert_eq!(account(subscriber, FLOOD, FLOOD + 6), 0, "live again");
+    }
+}
+
+#[test]
+fn who_skips_again_and_again_is_told_exactly_how_much() {
+    let server = patient(BOUND);
+    let mut subscribers = skipping(&server);
+    // An event for each is awaited, so that each is live before anything is too much.
+    publish(&server, 0, 4);
+    for subscriber in &mut subscribers {
+        assert_eq!(account(subscriber, 0, 4), 0, "nothing is too much yet");
+    }
+    let mut dice = Dice::thrown();
+    let mut ends = vec![4, 2_004];
+    while ends[ends.len() - 1] < FLOOD {
+        // Transactions far above the bound, and some below it.
+        let most = if dice.below(3) == 0 { 500 } else { 10 };
+        ends.push(ends[ends.len() - 1] + 1 + dice.below(most));
+    }
+    let end = ends[ends.len() - 1];
+    thread::scope(|scope| {
+        for subscriber in &mut subscribers {
+            scope.spawn(move || assert!(account(subscriber, 4, end) > 0, "the second transaction was above the bound"));
+        }
+        ends.windows(2).for_each(|pair| publish(&server, pair[0], pair[1]));
+    });
+    publish(&server, end, end + 6);
+    for subscriber in &mut subscribers {
+        assert_eq!(account(subscriber, end, end + 6), 0, "live again");
+    }
+}
+
+#[test]
+fn who_asked_to_be_disconnected_is_and_comes_back_for_the_rest() {
+    let server = patient(BOUND);
+    let mut subscriber = narrow(&server, &json!({"on_lag": "disconnect", "signals": true}));
+    let mut witness = server.subscriber(&json!({}));
+    publish(&server, 0, 1);
+    assert_eq!(sequence(&subscriber.json()["id"]), 1);
+    flood_after(&server, 1);
+    let (words, code) = subscriber.last_words();
+    assert_eq!(code, 4008);
+    let mut last = 1;
+    for word in words {
+        let event: Value = serde_json::from_str(&word).unwrap();
+        assert_eq!(sequence(&event["id"]), last + 1, "{word}");
+        last += 1;
+    }
+    assert!(last < FLOOD, "the flood was too small");
+    let mut again = server.subscriber(&json!({"after": id_of(last)}));
+    for n in last + 1..=FLOOD {
+        assert_eq!(sequence(&again.json()["id"]), n, "nothing was lost");
+    }
+    for n in 1..=FLOOD {
+        assert_eq!(sequence(&witness.json()["id"]), n, "nobody else noticed");
+    }
+}
+
+#[test]
+fn a_wish_that_is_none_is_refused_in_words() {
+    let server = Server::start();
+    for first in [
+        r#"{"on_lag":"hurry"}"#,
+        r#"{"on_lag":1}"#,
+        r#"{"on_lag":["skip"]}"#,
+        r#"{"signals":1}"#,
+        r#"{"signals":"true"}"#,
+        r#"{"on_lag":"skip","name":"n"}"#,
+        r#"{"on_lag":"skip","group":"g"}"#,
+    ] {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        let answer = socket.ask(first);
+        assert_eq!(answer["status"], "error", "{first}: {answer}");
+        let named = ["on_lag", "signals"].iter().any(|key| text_of(&answer["message"]).contains(key));
+        assert!(named, "{first}: {answer}");
+        assert_eq!(socket.close_code(), 1008, "{first}");
+    }
+}
+
+const MANY: u64 = 2_000_000;
+const PER_BODY: u64 = 10_000;
+
+/// How much the server may grow by while the subscriber hangs. Its own bound is 256 KiB, beside which it holds
+/// one page of 256 KiB that it could not write, and the system some MiB of the socket, which are not the
+/// process's. The rest is for what everybody's events cost: the lists of the segments that are being filled and
+/// sealed, the caches of SQLite, the bodies. 36 bytes kept for each event would be above it.
+const GROWTH_MAX: u64 = 64 << 20;
+
+#[test]
+fn a_subscriber_that_stops_reading_costs_its_bound_and_gets_all_of_two_million() {
+    let server = patient("262144");
+    let mut stuck = narrow(&server, &json!({"signals": true}));
+    // Numbered within its body; the body is the same each time, so that making it costs nothing.
+    let mut body = String::new();
+    for n in 0..PER_BODY {
+        writeln!(
+            body,
+            r#"{{"event_type":"timer_tick","source":"it","session_id":"s{}","payload":{{"n":{n}}}}}"#,
+            n % 30
+        )
+        .unwrap();
+    }
+    let request = request("POST", "/events", &[NDJSON], body.as_bytes());
+    let mut wire = Wire::connect(server.addr);
+    let mut publish = |bodies: u64| {
+        for _ in 0..bodies {
+            wire.send(&request);
+            let response = wire.response().expect("an answer");
+            assert_eq!(response.status, 201);
+            assert!(response.body.starts_with(format!(r#"{{"count":{PER_BODY},"#).as_bytes()));
+        }
+    };
+    // Enough for two segments to be sealed and for every cache to be warm, with the subscriber hanging already.
+    publish(20);
+    let before = resident_bytes(server.pid());
+    let mut most = before;
+    for _ in 20..MANY / PER_BODY {
+        publish(1);
+        most = most.max(resident_bytes(server.pid()));
+    }
+    let growth = most - before;
+    println!("{} MiB before, {} KiB more at most", before >> 20, growth >> 10);
+    assert!(growth < GROWTH_MAX, "{} MiB grew by {} MiB", before >> 20, growth >> 20);
+
+    let (mut last, mut is_behind) = (0, false);
+    let mut expected = String::new();
+    while last < MANY || is_behind {
+        // Two million messages are looked at as text: parsing them would take longer than sending them.
+        let message = stuck.text();
+        if let Some(rest) = message.strip_prefix(r#"{"id":""#) {
+            expected.clear();
+            write!(expected, "evt_{:012x}", last + 1).unwrap();
+            assert!(rest.starts_with(&expected), "{message} after {last}");
+            expected.clear();
+            write!(expected, r#""payload":{{"n":{}}},"#, last % PER_BODY).unwrap();
+            assert!(rest.contains(&expected), "{message} after {last}");
+            last += 1;
+        } else if message.contains("caught_up") {
+            assert!(is_behind, "{message} after {last}");
+            is_behind = false;
+        } else {
+            assert!(!is_behind, "{message} after {last}");
+            assert_eq!(message, json!({"type": "fell_behind", "after": id_of(last)}).to_string());
+            is_behind = true;
+        }
+    }
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&stuck.json()["id"]), MANY + 1, "and then live");
+}
