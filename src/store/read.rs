@@ -218,7 +218,8 @@ impl super::Store {
             ..Query::default()
         };
         self.scan(&query, |event| latest.note(event.columns().field(field), event.seq))?;
-        for number in (0..in_memory.min(segments::segment_of(through.next()))).rev() {
+        let sealed = in_memory.min(segments::segment_of(through.max(Seq(1))) + 1);
+        for number in (0..sealed).rev() {
             if latest.is_full() {
                 break;
             }
