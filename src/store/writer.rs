@@ -547,7 +547,12 @@ impl Writer {
             written.deleted += 1;
         }
         for (event_type, deleted) in by_type {
-            let newest = read::newest_of_type(&self.connection, &self.shared, &event_type)?;
+            // Events of this commit are not in the lists yet; one of the type is its newest, and counted as that.
+            let is_counted = written.by_type.iter().any(|(of, ..)| **of == *event_type.as_bytes());
+            let newest = match is_counted {
+                true => None,
+                false => read::newest_of_type(&self.connection, &self.shared, &event_type)?,
+            };
             const COUNT: &str =
                 "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
             let last_seen = newest.map(|time| time.to_string());
