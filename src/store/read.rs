@@ -555,9 +555,9 @@ fn range(transaction: &Connection, query: &Query, committed: Seq) -> rusqlite::R
 
 /// The first and the last number of the stored events up to `committed`. Between them only those are missing
 /// that were chosen to be deleted.
-fn kept(transaction: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
     let mut statement =
-        transaction.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
+        connection.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
     let (first, last): (Option<i64>, Option<i64>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let range = first.zip(last).map(|(first, last)| Seq(first as u64)..=Seq(last as u64).min(committed));
     Ok(range.filter(|range| !range.is_empty()))

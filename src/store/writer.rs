@@ -636,12 +636,9 @@ impl Writer {
     /// The last event to delete.
     fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Some(before) = before else { return Ok(self.last) };
-        let first: Option<i64> = self.connection.query_row("SELECT min(seq) FROM events", [], |row| row.get(0))?;
-        match first {
-            Some(first) => {
-                let kept = Seq(first as u64)..=self.last;
-                Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev())
-            }
+        // The last events may have been deleted, so the last number is not where those end that are kept.
+        match read::kept(&self.connection, self.last)? {
+            Some(kept) => Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev()),
             None => Ok(Seq::ZERO),
         }
     }
