@@ -237,7 +237,7 @@ impl Store {
                 Failure::Unavailable
             })?;
             if !chosen.is_empty() {
-                deleted += self.ask(|reply| Command::DeleteThese { chosen, reply }).await?;
+                deleted += self.delete_these(chosen).await?;
             }
             match reached {
                 Some(reached) => after = reached,
@@ -297,7 +297,7 @@ impl Store {
     }
 
     /// Some events that pass, the oldest first, and how far it looked; `None` when to the end. Blocks.
-    fn choose(
+    pub(crate) fn choose(
         &self,
         filter: Filter,
         after: Seq,
@@ -315,6 +315,11 @@ impl Store {
             }
         })?;
         Ok((chosen, reached))
+    }
+
+    /// Deletes what was chosen, and returns how many of these events there still were.
+    pub(crate) async fn delete_these(&self, chosen: Vec<Seq>) -> Result<u64, Failure> {
+        self.ask(|reply| Command::DeleteThese { chosen, reply }).await
     }
 
     /// Has the writer do something and tell.
@@ -555,6 +560,13 @@ impl Parts {
             self.writer.turn(&mut Vec::new()).expect("the writer can go on");
         }
         can
+    }
+
+    /// The beginning of such a turn, up to the commit, of which nobody hears: what follows is a crash.
+    pub(crate) fn write_unheard(&mut self) {
+        if !self.commits.is_full() && (self.writer.has_housekeeping() || !self.writer.commands.is_empty()) {
+            self.writer.turn_unheard();
+        }
     }
 
     pub(crate) fn seal(&self) -> bool {

@@ -205,6 +205,15 @@ impl Writer {
         Ok(!closing)
     }
 
+    /// A turn that breaks off after its commit, before anyone knows.
+    #[cfg(test)]
+    pub fn turn_unheard(&mut self) {
+        let mut appends = Vec::new();
+        self.receive(&mut appends);
+        // On a full disk nothing was committed, and nobody hears of that either.
+        let _ = self.write(&mut appends);
+    }
+
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
         let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
