@@ -279,13 +279,18 @@ pub(crate) struct Sharing {
     read: Seq,
     /// Everything up to here is confirmed.
     pub(crate) position: Seq,
-    /// The sessions come from clients, so the hash is seeded.
-    keys: foldhash::fast::RandomState,
+    keys: SessionHash,
 }
+
+/// The sessions come from clients, so the hash is seeded. Not that of tests: one run is like the other.
+#[cfg(not(test))]
+type SessionHash = foldhash::fast::RandomState;
+#[cfg(test)]
+type SessionHash = foldhash::fast::FixedState;
 
 impl Sharing {
     pub(crate) fn new(position: Seq, limits: Limits) -> Self {
-        let (ledger, keys) = (Ledger::new(position, limits), foldhash::fast::RandomState::default());
+        let (ledger, keys) = (Ledger::new(position, limits), SessionHash::default());
         Self { ledger, waiting: VecDeque::new(), read: position, position, keys }
     }
 

@@ -243,10 +243,12 @@ impl Feed {
             return Step::Read(PageRequest::These(some.collect()));
         }
         if let Some((_, last)) = self.changes.front() {
-            if self.position < *last {
-                return self.read_through(*last);
+            // A change that was asked for late lies beyond the end of a feed that has one.
+            let last = self.last.map_or(*last, |end| end.min(*last));
+            if self.position < last {
+                return self.read_through(last);
             }
-            let (filter, last) = self.changes.pop_front().expect("just looked at");
+            let (filter, _) = self.changes.pop_front().expect("just looked at");
             (self.filter, self.position) = (filter, self.position.max(last));
             return Step::Give(Chunk::FilterChanged);
         }

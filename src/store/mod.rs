@@ -60,8 +60,8 @@ struct Shared {
     audience: Audience,
     usual_level: AckLevel,
     counts: Counts,
-    /// Durable subscriptions whose last state the writer has not taken yet.
-    changed_subscriptions: Mutex<HashMap<Arc<str>, Kept>>,
+    /// Durable subscriptions whose last state the writer has not taken yet; nothing stands for one that is gone.
+    changed_subscriptions: Mutex<HashMap<Arc<str>, Option<Kept>>>,
     readers: read::Readers,
     has_legacy_ids: bool,
     epoch: Epoch,
@@ -274,7 +274,7 @@ impl Store {
                 Failure::Unavailable
             })?;
             if !chosen.is_empty() {
-                deleted += self.ask(|reply| Command::DeleteThese { chosen, reply }).await?;
+                deleted += self.delete_these(chosen).await?;
             }
             match reached {
                 Some(reached) => after = reached,
@@ -302,29 +302,37 @@ impl Store {
     /// Keeps a durable subscription as it is now. It is written with others within a moment; until then only its
     /// last state waits.
     pub fn keep(&self, subscription: Kept) {
-        let mut changed = self.shared.changed_subscriptions.lock();
-        let is_first = changed.is_empty();
-        changed.insert(subscription.name.clone(), subscription);
-        if is_first {
+        if self.change(subscription.name.clone(), Some(subscription)) {
             // The writer is gone only when the process is ending; then its events come again.
-            let _ = self.commands.send(Command::SubscriptionsChanged);
+            let _ = self.commands.send(Command::SubscriptionsChanged { reply: None });
         }
     }
 
     /// Like [`Store::keep`], but it is stored when this returns.
     ///
     /// # Errors
-    /// When the writer cannot do it.
+    /// When the writer cannot do it now; it may do so later.
     pub async fn keep_now(&self, subscription: Kept) -> Result<(), Failure> {
-        self.ask(|reply| Command::Keep { subscription, reply }).await
+        self.change(subscription.name.clone(), Some(subscription));
+        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) }).await
     }
 
     /// Removes a durable subscription.
     ///
     /// # Errors
-    /// When the writer cannot do it.
+    /// When the writer cannot do it now; it may do so later.
     pub async fn forget(&self, name: Arc<str>) -> Result<(), Failure> {
-        self.ask(|reply| Command::Forget { name, reply }).await
+        self.change(name, None);
+        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) }).await
+    }
+
+    /// Puts down what a durable subscription is now, for the writer to take. Returns whether it does not know yet
+    /// that there is something to take.
+    fn change(&self, name: Arc<str>, state: Option<Kept>) -> bool {
+        let mut changed = self.shared.changed_subscriptions.lock();
+        let is_first = changed.is_empty();
+        changed.insert(name, state);
+        is_first
     }
 
     /// The place of an id, for whoever may not block; `None` when it is none.
@@ -341,7 +349,7 @@ impl Store {
     }
 
     /// Some events that pass, the oldest first, and how far it looked; `None` when to the end. Blocks.
-    fn choose(
+    pub(crate) fn choose(
         &self,
         filter: Filter,
         after: Seq,
@@ -359,6 +367,11 @@ impl Store {
             }
         })?;
         Ok((chosen, reached))
+    }
+
+    /// Deletes what was chosen, and returns how many of these events there still were.
+    pub(crate) async fn delete_these(&self, chosen: Vec<Seq>) -> Result<u64, Failure> {
+        self.ask(|reply| Command::DeleteThese { chosen, reply }).await
     }
 
     /// Has the writer do something and tell.
@@ -620,6 +633,13 @@ impl Parts {
             self.writer.turn(&mut Vec::new()).expect("the writer can go on");
         }
         can
+    }
+
+    /// The beginning of such a turn, up to the commit, of which nobody hears: what follows is a crash.
+    pub(crate) fn write_unheard(&mut self) {
+        if !self.commits.is_full() && (self.writer.has_housekeeping() || !self.writer.commands.is_empty()) {
+            self.writer.turn_unheard();
+        }
     }
 
     pub(crate) fn seal(&self) -> bool {

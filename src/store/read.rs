@@ -219,8 +219,8 @@ impl super::Store {
             ..Query::default()
         };
         self.scan(&query, |event| latest.note(event.columns().field(field), event.seq))?;
-        // The segment of `through` itself may have gone into the table since that was read.
-        for number in (0..in_memory.min(segments::segment_of(through.next()) + 1)).rev() {
+        let sealed = in_memory.min(segments::segment_of(through.max(Seq(1))) + 1);
+        for number in (0..sealed).rev() {
             if latest.is_full() {
                 break;
             }
@@ -592,9 +592,9 @@ fn range(transaction: &Connection, query: &Query, committed: Seq) -> rusqlite::R
 
 /// The first and the last number of the stored events up to `committed`. Between them only those are missing
 /// that were chosen to be deleted.
-pub(super) fn kept(transaction: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
     let mut statement =
-        transaction.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
+        connection.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
     let (first, last): (Option<i64>, Option<i64>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let range = first.zip(last).map(|(first, last)| Seq(first as u64)..=Seq(last as u64).min(committed));
     Ok(range.filter(|range| !range.is_empty()))
@@ -711,7 +711,14 @@ mod tests {
         let mut batch = Batch::default();
         for n in 0..3 * SEGMENT_EVENTS {
             let session = (n % 5).to_string();
-            let event = Event { event_type, source: "s", session_id: Some(&session), user_id: None, payload: "{}" };
+            let event = Event {
+                event_type,
+                source: "s",
+                session_id: Some(&session),
+                user_id: None,
+                payload: "{}",
+                idempotency_key: None,
+            };
             batch.push(&event, &config.event_types);
         }
         store.try_append(batch, Receipt::new().0).expect("room");

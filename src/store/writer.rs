@@ -38,17 +38,9 @@ pub(super) enum Command {
         chosen: Vec<Seq>,
         reply: oneshot::Sender<Result<u64, Failure>>,
     },
-    /// Store a durable subscription as it is now.
-    Keep {
-        subscription: Kept,
-        reply: oneshot::Sender<Result<(), Failure>>,
-    },
-    /// Durable subscriptions wait to be stored some time.
-    SubscriptionsChanged,
-    /// Remove a durable subscription.
-    Forget {
-        name: Arc<str>,
-        reply: oneshot::Sender<Result<(), Failure>>,
+    /// Durable subscriptions wait to be stored, some time or for somebody who waits.
+    SubscriptionsChanged {
+        reply: Option<oneshot::Sender<Result<(), Failure>>>,
     },
     /// A full segment's rows, ready to be stored.
     Encoded {
@@ -104,7 +96,8 @@ pub(super) struct Work {
     warned: Option<Instant>,
 }
 
-/// Durable subscriptions that changed and are not stored yet: of each the last state, nothing if it is gone.
+/// Durable subscriptions that changed and are not stored yet: of each the last state that was taken, nothing if it
+/// is gone.
 #[derive(Default)]
 struct Changes {
     by_name: HashMap<Arc<str>, Option<Kept>>,
@@ -114,16 +107,11 @@ struct Changes {
 }
 
 impl Changes {
-    /// A change that somebody waits for.
-    fn add(&mut self, name: Arc<str>, state: Option<Kept>, reply: oneshot::Sender<Result<(), Failure>>) {
-        self.by_name.insert(name, state);
-        self.due = Some(Instant::now());
-        self.replies.push(reply);
-    }
-
-    /// There are others that nobody waits for.
-    fn announce(&mut self) {
-        self.due.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
+    /// There is something to be taken, at once if somebody waits.
+    fn announce(&mut self, reply: Option<oneshot::Sender<Result<(), Failure>>>) {
+        let latest = Instant::now() + if reply.is_some() { Duration::ZERO } else { KEEP_INTERVAL };
+        self.due = Some(self.due.map_or(latest, |due| due.min(latest)));
+        self.replies.extend(reply);
     }
 
     fn is_due(&self) -> bool {
@@ -221,6 +209,15 @@ impl Writer {
         Ok(!closing)
     }
 
+    /// A turn that breaks off after its commit, before anyone knows.
+    #[cfg(test)]
+    pub fn turn_unheard(&mut self) {
+        let mut appends = Vec::new();
+        self.receive(&mut appends);
+        // On a full disk nothing was committed, and nobody hears of that either.
+        let _ = self.write(&mut appends);
+    }
+
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
         let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
@@ -275,14 +272,7 @@ impl Writer {
                 Command::DeleteThese { chosen, reply } => {
                     self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
                 }
-                Command::Keep { subscription, reply } => {
-                    self.work.subscriptions.add(subscription.name.clone(), Some(subscription), reply);
-                }
-                Command::SubscriptionsChanged => self.work.subscriptions.announce(),
-                Command::Forget { name, reply } => {
-                    self.shared.changed_subscriptions.lock().remove(&name);
-                    self.work.subscriptions.add(name, None, reply);
-                }
+                Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
                 Command::Checkpointed => self.finish_checkpoint(),
                 Command::Close => {
                     self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now());
@@ -584,7 +574,7 @@ impl Writer {
             return Ok(());
         }
         let changed = std::mem::take(&mut *self.shared.changed_subscriptions.lock());
-        self.work.subscriptions.by_name.extend(changed.into_iter().map(|(name, kept)| (name, Some(kept))));
+        self.work.subscriptions.by_name.extend(changed);
         const KEEP: &str = "INSERT INTO subscriptions (name, filters, position, last_seen) VALUES (?1, ?2, ?3, ?4) \
                             ON CONFLICT (name) DO UPDATE SET filters = excluded.filters, \
                             position = excluded.position, last_seen = excluded.last_seen";
