@@ -7,6 +7,7 @@
 mod support;
 
 mod access;
+mod browser;
 mod class;
 mod cli;
 mod config;
