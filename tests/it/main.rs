@@ -8,6 +8,7 @@ mod support;
 
 mod access;
 mod ack;
+mod browser;
 mod class;
 mod cli;
 mod cloudevents;

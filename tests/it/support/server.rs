@@ -107,6 +107,13 @@ impl Server {
         self.process = Some(process);
     }
 
+    /// Starts again on the same file and the same port, for clients that come back by themselves.
+    pub fn restart_in_place(&mut self) {
+        self.settings.retain(|(name, _)| name != "PORT");
+        self.settings.push(("PORT".to_string(), self.addr.port().to_string()));
+        self.restart();
+    }
+
     pub fn get(&self, target: &str) -> Response {
         self.call("GET", target, &[], b"")
     }
