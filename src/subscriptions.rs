@@ -145,7 +145,11 @@ impl Subscriptions {
         };
         let kept = subscription.state.lock().kept(&name);
         if let Err(failure) = self.store.keep_now(kept).await {
-            self.by_name.lock().remove(&name);
+            let mut by_name = self.by_name.lock();
+            // It may have been deleted meanwhile, and another one made.
+            if by_name.get(&name).is_some_and(|known| Arc::ptr_eq(known, &subscription)) {
+                by_name.remove(&name);
+            }
             return Err(failure.into());
         }
         Ok(subscription)
@@ -178,11 +182,17 @@ impl Subscriptions {
             Progress::Over => confirmed.left(),
         };
         let (group, member, dispatcher) = Group::start(feed, report, ack_wait, self.window_bytes, id);
+        if state.is_gone {
+            group.end();
+        }
+        state.served = Served::Members(group);
+        subscription.tell(&mut state);
+        // A dispatcher that ends reports it, for which it needs the state.
+        drop(state);
         // Without somebody to run it the server is ending, and so does the member.
         if let Some(dispatchers) = &*self.dispatchers.lock() {
             let _ = dispatchers.send(dispatcher);
         }
-        state.served = Served::Members(group);
         Ok(member)
     }
 
@@ -197,17 +207,18 @@ impl Subscriptions {
     /// Forgets one and ends who is served under it. Returns whether it was known.
     ///
     /// # Errors
-    /// When the store cannot: then it is still known.
+    /// When the store cannot: then it is known again.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
-        let Some(subscription) = self.by_name.lock().get(name).cloned() else { return Ok(false) };
-        self.store.forget(name.to_owned()).await?;
-        self.by_name.lock().remove(name);
-        let mut state = subscription.state.lock();
-        state.is_gone = true;
-        match std::mem::replace(&mut state.served, Served::Nobody) {
-            Served::Nobody => {}
-            Served::One(end) => drop(end.send(Ending::Deleted)),
-            Served::Members(group) => group.end(),
+        let Some(subscription) = self.by_name.lock().remove(name) else { return Ok(false) };
+        // Before it is forgotten: a confirmation that comes later would have it stored again.
+        subscription.end();
+        if let Err(failure) = self.store.forget(name.to_owned()).await {
+            let mut state = subscription.state.lock();
+            state.is_gone = false;
+            subscription.tell(&mut state);
+            drop(state);
+            self.by_name.lock().entry(name.to_owned()).or_insert(subscription);
+            return Err(failure);
         }
         Ok(true)
     }
@@ -246,6 +257,10 @@ impl Subscription {
         if !filters.asked().is_empty() {
             state.filters = filters.clone();
         }
+        if state.is_gone {
+            let _ = end.send(Ending::Deleted);
+            return ended;
+        }
         if let Served::One(former) = std::mem::replace(&mut state.served, Served::One(end)) {
             // It may have gone by itself.
             let _ = former.send(Ending::TakenOver);
@@ -267,6 +282,17 @@ impl Subscription {
         if seq > state.position {
             state.position = seq;
             self.tell(&mut state);
+        }
+    }
+
+    /// Nothing of it is stored from now on, and nobody is served under it.
+    fn end(&self) {
+        let mut state = self.state.lock();
+        state.is_gone = true;
+        match std::mem::replace(&mut state.served, Served::Nobody) {
+            Served::Nobody => {}
+            Served::One(end) => drop(end.send(Ending::Deleted)),
+            Served::Members(group) => group.end(),
         }
     }
 
