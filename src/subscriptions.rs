@@ -15,7 +15,7 @@ use crate::event::{Filter, Seq, Timestamp};
 use crate::feed::Feed;
 use crate::group::{Dispatcher, Group, Member, Progress};
 use crate::hub::Hub;
-use crate::store::{Kept, Store};
+use crate::store::{Kept, Latest, Store};
 use crate::wire::Failure;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Durable, Filters, Subscribe};
@@ -38,6 +38,8 @@ pub struct Subscription {
     name: String,
     store: Store,
     state: Mutex<State>,
+    /// What the writer has yet to take.
+    latest: Latest,
 }
 
 #[derive(Debug)]
@@ -108,8 +110,8 @@ impl Subscriptions {
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
             let state = State { filters, position: kept.position, last_seen, served: Served::Nobody, is_gone: false };
-            let subscription = Subscription { name: kept.name.clone(), store: store.clone(), state: Mutex::new(state) };
-            by_name.insert(kept.name, Arc::new(subscription));
+            let subscription = Subscription::new(&kept.name, store, state);
+            by_name.insert(kept.name, subscription);
         }
         let (dispatchers, started) = mpsc::unbounded_channel();
         let (store, hub, by_name) = (store.clone(), hub.clone(), Mutex::new(by_name));
@@ -138,8 +140,7 @@ impl Subscriptions {
             }
             let (filters, last_seen) = (filters.clone(), Timestamp::now());
             let state = State { filters, position, last_seen, served: Served::Nobody, is_gone: false };
-            let new =
-                Arc::new(Subscription { name: name.clone(), store: self.store.clone(), state: Mutex::new(state) });
+            let new = Subscription::new(&name, &self.store, state);
             by_name.insert(name.clone(), new.clone());
             new
         };
@@ -235,6 +236,11 @@ fn key(durable: &Durable) -> String {
 }
 
 impl Subscription {
+    fn new(name: &str, store: &Store, state: State) -> Arc<Self> {
+        let (name, store) = (name.to_owned(), store.clone());
+        Arc::new(Self { name, store, state: Mutex::new(state), latest: Latest::default() })
+    }
+
     /// What it is kept under.
     pub fn name(&self) -> &str {
         &self.name
@@ -308,7 +314,7 @@ impl Subscription {
     fn tell(&self, state: &mut State) {
         state.last_seen = Timestamp::now();
         if !state.is_gone {
-            self.store.keep(state.kept(&self.name));
+            self.store.keep(&self.latest, state.kept(&self.name));
         }
     }
 

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -89,6 +89,9 @@ pub struct Kept {
     pub position: Seq,
     pub last_seen: String,
 }
+
+/// Where the last state of a durable subscription waits for the writer.
+pub type Latest = Arc<Mutex<Option<Kept>>>;
 
 /// The threads of an open store, and what they hand on.
 #[derive(Debug)]
@@ -262,9 +265,12 @@ impl Store {
     }
 
     /// Keeps a durable subscription as it is now. It is written with others within `KEEP_INTERVAL`.
-    pub fn keep(&self, subscription: Kept) {
-        // The writer is gone only when the process is ending; then its events come again.
-        let _ = self.commands.send(Command::Keep { subscription, reply: None });
+    pub fn keep(&self, latest: &Latest, subscription: Kept) {
+        // What waits there takes this place in the queue: confirmations do not pile up behind a slow disk.
+        if latest.lock().replace(subscription).is_none() {
+            // The writer is gone only when the process is ending; then its events come again.
+            let _ = self.commands.send(Command::KeepLatest(latest.clone()));
+        }
     }
 
     /// Like [`Store::keep`], but it is stored when this returns.
@@ -272,7 +278,7 @@ impl Store {
     /// # Errors
     /// When the writer cannot do it.
     pub async fn keep_now(&self, subscription: Kept) -> Result<(), Failure> {
-        self.ask(|reply| Command::Keep { subscription, reply: Some(reply) }).await
+        self.ask(|reply| Command::Keep { subscription, reply }).await
     }
 
     /// Removes a durable subscription.

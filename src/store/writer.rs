@@ -15,7 +15,7 @@ use super::epoch::Witness;
 use super::receipt::Receipt;
 use super::schema::meta;
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
-use super::{Kept, Shared, read};
+use super::{Kept, Latest, Shared, read};
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::wire::Failure;
@@ -37,8 +37,10 @@ pub(super) enum Command {
     /// Store a durable subscription as it is now.
     Keep {
         subscription: Kept,
-        reply: Option<oneshot::Sender<Result<(), Failure>>>,
+        reply: oneshot::Sender<Result<(), Failure>>,
     },
+    /// The same with what waits there, some time soon.
+    KeepLatest(Latest),
     /// Remove a durable subscription.
     Forget {
         name: String,
@@ -260,7 +262,12 @@ impl Writer {
                     self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
                 }
                 Command::Keep { subscription, reply } => {
-                    self.work.subscriptions.add(subscription.name.clone(), Some(subscription), reply);
+                    self.work.subscriptions.add(subscription.name.clone(), Some(subscription), Some(reply));
+                }
+                Command::KeepLatest(latest) => {
+                    if let Some(kept) = latest.lock().take() {
+                        self.work.subscriptions.add(kept.name.clone(), Some(kept), None);
+                    }
                 }
                 Command::Forget { name, reply } => self.work.subscriptions.add(name, None, Some(reply)),
                 Command::Checkpointed => self.finish_checkpoint(),
