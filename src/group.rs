@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
@@ -162,10 +162,15 @@ impl Drop for Member {
 /// Runs the dispatchers that come until no more can come and all have ended.
 pub async fn run(mut started: mpsc::UnboundedReceiver<Dispatcher>) {
     let mut running = JoinSet::new();
+    let (closing, _) = watch::channel(());
+    let mut open = Some(closing);
     let serve = async {
         loop {
             tokio::select! {
-                Some(dispatcher) = started.recv() => drop(running.spawn(dispatcher.run())),
+                dispatcher = started.recv(), if open.is_some() => match (dispatcher, &open) {
+                    (Some(dispatcher), Some(closing)) => drop(running.spawn(dispatcher.run(closing.subscribe()))),
+                    _ => open = None,
+                },
                 Some(ended) = running.join_next() => {
                     if let Err(error) = ended {
                         // One group's fault is not the others'.
@@ -194,20 +199,37 @@ pub struct Dispatcher {
     report: Box<dyn Fn(Progress) + Send>,
 }
 
-impl Dispatcher {
-    async fn run(mut self) {
-        let ending = self.share().await;
+/// However it ends, also unrun or in a panic, nobody is left waiting for it.
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
         {
             let mut roll = self.shared.roll.lock();
             roll.has_ended = true;
-            roll.ending = roll.ending.or(ending);
+            if std::thread::panicking() {
+                roll.ending.get_or_insert(Ending::Failed);
+            }
         }
         self.outboxes.values().for_each(|outbox| outbox.close());
+        // Nobody can join any more, but somebody may have just before.
+        while let Ok(order) = self.orders.try_recv() {
+            if let Command::Join(_, outbox) = order {
+                outbox.close();
+            }
+        }
         (self.report)(Progress::Over);
+    }
+}
+
+impl Dispatcher {
+    /// `closing` ends once nobody will take more from the stream than is there.
+    async fn run(mut self, closing: watch::Receiver<()>) {
+        if let Some(ending) = self.share(closing).await {
+            self.shared.roll.lock().ending.get_or_insert(ending);
+        }
     }
 
     /// Shares the stream until it ends or nobody is left, and says how it is for those who are.
-    async fn share(&mut self) -> Option<Ending> {
+    async fn share(&mut self, mut closing: watch::Receiver<()>) -> Option<Ending> {
         let mut wakes = Wakes::default();
         loop {
             let deadline = self.sharing.ledger.next_deadline();
@@ -230,6 +252,11 @@ impl Dispatcher {
                         self.outboxes.insert(id, outbox);
                     }
                     Some(Command::Leave(id)) => {
+                        // What it confirmed before it left counts, also for the group that may come next.
+                        while let Ok((id, seq)) = self.confirmed.try_recv() {
+                            self.sharing.ledger.confirm(id, seq);
+                        }
+                        self.report_position();
                         self.sharing.ledger.leave(id);
                         self.outboxes.remove(&id);
                         let mut roll = self.shared.roll.lock();
@@ -253,19 +280,25 @@ impl Dispatcher {
                         return Some(Ending::Failed);
                     }
                 },
+                // Members who hold all they may would never get to the end of the stream.
+                _ = closing.changed(), if !self.sharing.is_hungry() => return Some(Ending::GoingAway),
             }
-            let before = self.sharing.position;
             for (member, frame) in self.sharing.deal(Instant::now()) {
                 if let Some(outbox) = self.outboxes.get(&member) {
-                    let bytes = frame.len();
+                    // The window lets one event stick out, so that one must not overflow the outbox.
+                    let bytes = frame.len().min(self.shared.outbox_bytes_max / 2);
                     outbox.push(frame, bytes, &mut wakes);
                 }
             }
             wakes.wake_all();
             self.shared.unconfirmed.store(self.sharing.ledger.unconfirmed(), Ordering::Relaxed);
-            if self.sharing.position > before {
-                (self.report)(Progress::Confirmed(self.sharing.position));
-            }
+            self.report_position();
+        }
+    }
+
+    fn report_position(&mut self) {
+        if self.sharing.advance() {
+            (self.report)(Progress::Confirmed(self.sharing.position));
         }
     }
 }
@@ -321,10 +354,15 @@ impl Sharing {
             let bytes = frame.len();
             self.ledger.offer(seq, key, frame, bytes);
         }
+        self.ledger.take_due(now).into_iter().map(|due| (due.member, due.item)).collect()
+    }
+
+    /// Takes note of how far everything is confirmed, and says whether that is further than before.
+    pub(crate) fn advance(&mut self) -> bool {
         if self.waiting.is_empty() {
             self.ledger.reached(self.read);
         }
-        self.position = self.ledger.position();
-        self.ledger.take_due(now).into_iter().map(|due| (due.member, due.item)).collect()
+        let before = std::mem::replace(&mut self.position, self.ledger.position());
+        self.position > before
     }
 }

@@ -125,11 +125,11 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
             fan_out_ended.await.map_err(|_| Error::Panicked("fan-out"))
         };
         timeout(patience, stored).await.map_err(|_| Error::TooSlow(patience))??;
+        pipeline.subscriptions.close();
         match timeout_at(deadline, network.ended()).await {
             Ok(ended) => ended?,
             Err(_) => tracing::warn!(producers_left, "clients that take nothing were left behind"),
         }
-        pipeline.subscriptions.close();
         Ok::<_, Error>(())
     };
     tokio::select! {

@@ -120,9 +120,8 @@ impl Subscriptions {
                 continue;
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
-            let state = Mutex::new(State::new(filters, kept.position, last_seen));
-            let subscription = Subscription { name: kept.name.clone(), store: store.clone(), state };
-            by_name.insert(kept.name.to_string(), Arc::new(subscription));
+            let state = State::new(filters, kept.position, last_seen);
+            by_name.insert(kept.name.to_string(), Subscription::new(kept.name, store, state));
         }
         let (dispatchers, started) = mpsc::unbounded_channel();
         let (store, hub, by_name) = (store.clone(), hub.clone(), Mutex::new(by_name));
@@ -149,14 +148,18 @@ impl Subscriptions {
             if by_name.len() >= self.names_max {
                 return Err(Denied::TooMany);
             }
-            let state = Mutex::new(State::new(filters.clone(), position, Timestamp::now()));
-            let new = Arc::new(Subscription { name: name.as_str().into(), store: self.store.clone(), state });
+            let state = State::new(filters.clone(), position, Timestamp::now());
+            let new = Subscription::new(name.as_str().into(), &self.store, state);
             by_name.insert(name.clone(), new.clone());
             new
         };
         let kept = subscription.state.lock().kept(&subscription.name);
         if let Err(failure) = self.store.keep_now(kept).await {
-            self.by_name.lock().remove(&name);
+            let mut by_name = self.by_name.lock();
+            // It may have been deleted meanwhile, and another one made.
+            if by_name.get(&name).is_some_and(|known| Arc::ptr_eq(known, &subscription)) {
+                by_name.remove(&name);
+            }
             return Err(failure.into());
         }
         Ok(subscription)
@@ -189,11 +192,17 @@ impl Subscriptions {
             Progress::Over => confirmed.left(),
         };
         let (group, member, dispatcher) = Group::start(feed, report, ack_wait, self.window_bytes, id);
+        if state.is_gone {
+            group.end();
+        }
+        state.served = Served::Members(group);
+        subscription.tell(&mut state);
+        // A dispatcher that ends reports it, for which it needs the state.
+        drop(state);
         // Without somebody to run it the server is ending, and so does the member.
         if let Some(dispatchers) = &*self.dispatchers.lock() {
             let _ = dispatchers.send(dispatcher);
         }
-        state.served = Served::Members(group);
         Ok(member)
     }
 
@@ -208,21 +217,18 @@ impl Subscriptions {
     /// Forgets one and ends who is served under it. Returns whether it was known.
     ///
     /// # Errors
-    /// When the store cannot: then it is still known.
+    /// When the store cannot: then it is known again.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
-        let Some(subscription) = self.by_name.lock().get(name).cloned() else { return Ok(false) };
-        // From here on nobody has it stored again.
-        subscription.state.lock().is_gone = true;
+        let Some(subscription) = self.by_name.lock().remove(name) else { return Ok(false) };
+        // Before it is forgotten: a confirmation that comes later would have it stored again.
+        subscription.end();
         if let Err(failure) = self.store.forget(name.into()).await {
-            subscription.state.lock().is_gone = false;
+            let mut state = subscription.state.lock();
+            state.is_gone = false;
+            subscription.tell(&mut state);
+            drop(state);
+            self.by_name.lock().entry(name.to_owned()).or_insert(subscription);
             return Err(failure);
-        }
-        self.by_name.lock().remove(name);
-        let mut state = subscription.state.lock();
-        match std::mem::replace(&mut state.served, Served::Nobody) {
-            Served::Nobody => {}
-            Served::One(end) => drop(end.send(Ending::Deleted)),
-            Served::Members(group) => group.end(),
         }
         Ok(true)
     }
@@ -239,6 +245,10 @@ fn key(durable: &Durable) -> String {
 }
 
 impl Subscription {
+    fn new(name: Arc<str>, store: &Store, state: State) -> Arc<Self> {
+        Arc::new(Self { name, store: store.clone(), state: Mutex::new(state) })
+    }
+
     /// What it is kept under.
     pub fn name(&self) -> &str {
         &self.name
@@ -261,6 +271,10 @@ impl Subscription {
         if !filters.asked().is_empty() {
             state.set_filters(filters.clone());
         }
+        if state.is_gone {
+            let _ = end.send(Ending::Deleted);
+            return ended;
+        }
         if let Served::One(former) = std::mem::replace(&mut state.served, Served::One(end)) {
             // It may have gone by itself.
             let _ = former.send(Ending::TakenOver);
@@ -282,6 +296,17 @@ impl Subscription {
         if seq > state.position {
             state.position = seq;
             self.tell(&mut state);
+        }
+    }
+
+    /// Nothing of it is stored from now on, and nobody is served under it.
+    fn end(&self) {
+        let mut state = self.state.lock();
+        state.is_gone = true;
+        match std::mem::replace(&mut state.served, Served::Nobody) {
+            Served::Nobody => {}
+            Served::One(end) => drop(end.send(Ending::Deleted)),
+            Served::Members(group) => group.end(),
         }
     }
 

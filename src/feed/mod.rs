@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use stream::{Said, Stream};
+use tokio::task::JoinHandle;
 
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
@@ -54,6 +55,8 @@ pub struct Feed {
     /// Filters to be changed to, and the last event that the present one is for.
     changes: VecDeque<(Filter, Seq)>,
     taken: Vec<Delivery>,
+    /// A page on its way. Who waits for it may turn to something else many times before it is there.
+    reading: Option<JoinHandle<rusqlite::Result<Page>>>,
 }
 
 #[derive(Debug)]
@@ -176,6 +179,7 @@ impl Feed {
             stage: Stage::History,
             changes: VecDeque::new(),
             taken: Vec::new(),
+            reading: None,
         }
     }
 
@@ -211,6 +215,7 @@ impl Feed {
         // What the hub delivers may pass that place; storage is read exactly up to it.
         self.stage = Stage::History;
         self.taken.clear();
+        self.reading = None;
     }
 
     /// The next chunk. Cancel-safe: what was not handed out comes again.
@@ -219,17 +224,21 @@ impl Feed {
     /// What SQLite reports.
     pub async fn next(&mut self) -> rusqlite::Result<Chunk> {
         loop {
+            if let Some(reading) = &mut self.reading {
+                let read = reading.await;
+                self.reading = None;
+                let page = read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
+                if let Some(chunk) = self.page_read(page) {
+                    return Ok(chunk);
+                }
+            }
             match self.step() {
                 Step::Give(chunk) => return Ok(chunk),
                 Step::Again => {}
                 Step::Wait => self.wait().await,
                 Step::Read(request) => {
                     let store = self.store.clone();
-                    let read = tokio::task::spawn_blocking(move || request.read(&store)).await;
-                    let page = read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
-                    if let Some(chunk) = self.page_read(page) {
-                        return Ok(chunk);
-                    }
+                    self.reading = Some(tokio::task::spawn_blocking(move || request.read(&store)));
                 }
             }
         }
@@ -369,7 +378,8 @@ impl Feed {
                 unreachable!("just looked at")
             };
             (self.stage, self.position) = (Stage::Live(registration), last);
-            return Some(Chunk::Lagged { missed: count, last });
+            // What overflowed may have been read from storage before.
+            return (count > 0).then_some(Chunk::Lagged { missed: count, last });
         } else {
             self.position = self.position.max(reached);
         }

@@ -268,7 +268,7 @@ impl Listing {
             until: parameters.time("until", Timestamp::parse_ceil)?,
             before_id: text("before_id"),
             after_id: text("after_id"),
-            epoch: text("epoch"),
+            epoch: text("epoch").filter(|epoch| !epoch.is_empty()),
             limit: parameters.number("limit", 1..=limit_max)?,
             wait,
         })

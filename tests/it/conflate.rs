@@ -51,7 +51,7 @@ fn event(n: usize) -> String {
     json!({
         "event_type": (["timer_tick", "question_viewed"][n % 2]),
         "source": format!("source{}", n % 4),
-        "session_id": if n % 7 == 0 { Value::Null } else { json!(format!("s{}", n % 3)) },
+        "session_id": if n.is_multiple_of(7) { Value::Null } else { json!(format!("s{}", n % 3)) },
         "user_id": (["u0", "u1"][n % 5 % 2]),
         "payload": {"n": n},
     })
@@ -275,7 +275,7 @@ fn a_snapshot_joins_live_without_gap_or_repeat() {
     let session = |n: u64| format!("s{}", n % SESSIONS);
     // The n-th event, from 1, is of session n modulo 50: so is whatever the other publisher adds.
     server.publish_lines(&(1..=SESSIONS).map(|n| tick(&session(n), n as usize)).collect::<Vec<_>>());
-    let cases: [(Value, fn(u64) -> bool); 4] = [
+    let cases: [(Value, Passes); 4] = [
         (json!({}), |_| true),
         (json!({"session_id": ["s3", "s7", "nobody"]}), |n| matches!(n % SESSIONS, 3 | 7)),
         (json!({"exclude": {"session_id": ["s0", "s1"]}}), |n| n % SESSIONS > 1),
@@ -314,11 +314,11 @@ fn a_snapshot_joins_live_without_gap_or_repeat() {
 fn aged(n: usize) -> String {
     let session = match n {
         _ if n % 10 == 3 => Value::Null,
-        _ if n % 1_000 == 0 => json!(format!("rare{}", n / 1_000)),
+        _ if n.is_multiple_of(1_000) => json!(format!("rare{}", n / 1_000)),
         0..70_000 => json!(format!("early{}", n % 7)),
         _ => json!(format!("s{}", n % 97)),
     };
-    let user = if n % 2 == 0 { json!(format!("u{}", n / 30_000)) } else { Value::Null };
+    let user = if n.is_multiple_of(2) { json!(format!("u{}", n / 30_000)) } else { Value::Null };
     let kind = if n % 50_000 < 5 { "quiz_started" } else { "timer_tick" };
     json!({"event_type": kind, "source": format!("source{}", n % 3), "session_id": session, "user_id": user,
         "payload": {"k": n % 1_009}})

@@ -122,7 +122,7 @@ fn who_starts_in_the_past_is_told_where_live_begins() {
 type Skipping = (Socket, fn(u64) -> bool);
 
 fn skipping(server: &Server) -> [Skipping; 4] {
-    let cases: [(Value, fn(u64) -> bool); 4] = [
+    let cases: [(Value, Passes); 4] = [
         (json!({}), |_| true),
         (json!({"session_id": "a"}), |n| n % 2 == 1),
         (json!({"payload": {"third": true}}), |n| n.is_multiple_of(3)),

@@ -25,6 +25,9 @@ pub use websocket::*;
 /// the rest is for a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Which of numbered events pass a filter.
+pub type Passes = fn(u64) -> bool;
+
 /// A small valid event: a tick of a session, numbered in its payload.
 pub fn tick(session: &str, n: usize) -> String {
     json!({"event_type": "timer_tick", "source": "it", "session_id": session, "payload": {"n": n}}).to_string()

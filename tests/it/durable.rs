@@ -1,0 +1,522 @@
+//! Durable subscriptions: what is kept under a name, who is served under it, and how it is told of and ended.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const PING_TEXT: &str = r#"{"type":"ping"}"#;
+
+fn ack(event: u64) -> String {
+    json!({"type": "ack", "id": id_of(event)}).to_string()
+}
+
+/// Confirms, and returns once the server has taken note.
+fn confirm(socket: &mut Socket, event: u64) {
+    socket.send(&ack(event));
+    assert_eq!(socket.ask(PING_TEXT), json!({"type": "pong"}));
+}
+
+/// Subscribes and returns the answer too.
+fn subscribed(server: &Server, first: &Value) -> (Socket, Value) {
+    let mut socket = Socket::open(server.addr, "/ws/subscribe");
+    let answer = socket.ask(&first.to_string());
+    assert_eq!(answer["status"], "subscribed", "{first}: {answer}");
+    (socket, answer)
+}
+
+/// Subscribes to what cannot be, and returns the words of the refusal.
+fn refused(server: &Server, first: &Value) -> String {
+    let mut socket = Socket::open(server.addr, "/ws/subscribe");
+    socket.send(&first.to_string());
+    let (words, code) = socket.last_words();
+    assert_eq!((words.len(), code), (1, 1008), "{first}: {words:?}");
+    let answer: Value = serde_json::from_str(&words[0]).unwrap();
+    assert_eq!(answer["status"], "error", "{first}");
+    text_of(&answer["message"])
+}
+
+/// What `GET /subscriptions` says of one.
+fn listed(server: &Server, name: &str) -> Value {
+    let all = server.get_json("/subscriptions");
+    all.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("{name}: {all}")).clone()
+}
+
+/// What the database holds of one: its filters and its position.
+fn stored(server: &Server, name: &str) -> Option<(Value, u64)> {
+    let database = rusqlite::Connection::open(server.db_path()).unwrap();
+    let row = database.query_row("SELECT filters, position FROM subscriptions WHERE name = ?1", [name], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+    });
+    row.ok().map(|(filters, position)| (serde_json::from_str(&filters).unwrap(), position as u64))
+}
+
+#[test]
+fn what_is_confirmed_does_not_come_again_and_the_rest_does() {
+    let server = Server::start();
+    server.publish(&tick("s", 0));
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    server.publish_lines(&ticks("s", 10));
+    assert_eq!(sequences(&board.collect(10)), (2..=11).collect::<Vec<_>>(), "a new name begins now");
+    // One confirmation stands for everything before it.
+    confirm(&mut board, 7);
+    for end in [drop as fn(Socket), Socket::reset] {
+        end(board);
+        board = server.subscriber(&json!({"name": "board"}));
+        assert_eq!(sequences(&board.collect(4)), [8, 9, 10, 11]);
+    }
+    confirm(&mut board, 11);
+    drop(board);
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&board.json()["id"]), 12);
+}
+
+#[test]
+fn a_new_name_may_begin_in_the_past_and_a_known_one_goes_on_where_it_was() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 10));
+    let mut board = server.subscriber(&json!({"name": "board", "after": id_of(4)}));
+    assert_eq!(sequences(&board.collect(6)), [5, 6, 7, 8, 9, 10]);
+    confirm(&mut board, 8);
+    for start in [json!({"after": id_of(2)}), json!({"last": 5}), json!({"since": "2020-01-01T00:00:00Z"}), json!({})] {
+        let mut first = start.clone();
+        first["name"] = json!("board");
+        assert_eq!(sequences(&server.subscriber(&first).collect(2)), [9, 10], "{start}");
+    }
+}
+
+#[test]
+fn positions_survive_an_orderly_restart() {
+    let mut server = Server::start();
+    let names = ["a", "b", "c"];
+    let mut sockets = names.map(|name| server.subscriber(&json!({"name": name})));
+    server.publish_lines(&ticks("s", 20));
+    for (socket, confirmed) in sockets.iter_mut().zip([0, 13, 20]) {
+        assert_eq!(socket.collect(20).len(), 20);
+        if confirmed > 0 {
+            confirm(socket, confirmed);
+        }
+    }
+    for _ in 0..2 {
+        server.stop();
+        server.restart();
+    }
+    server.publish(&tick("s", 0));
+    for (name, confirmed) in names.iter().zip([0, 13, 20]) {
+        let mut socket = server.subscriber(&json!({"name": name}));
+        let rest = socket.collect(21 - confirmed);
+        assert_eq!(sequences(&rest), (confirmed as u64 + 1..=21).collect::<Vec<_>>(), "{name}");
+    }
+}
+
+#[test]
+fn a_crash_leaves_nothing_out_and_no_position_beyond_what_was_confirmed() {
+    let mut dice = Dice::thrown();
+    let mut server = Server::start();
+    drop(server.subscriber(&json!({"name": "board"})));
+    let (mut published, mut confirmed) = (0, 0);
+    for life in 0..8 {
+        server.publish_lines(&ticks("s", 200));
+        published += 200;
+        let mut board = server.subscriber(&json!({"name": "board"}));
+        let events = board.collect(1 + dice.below(200) as usize);
+        let first = sequence(&events[0]["id"]);
+        assert!(first <= confirmed + 1, "{first} is the first, {confirmed} was confirmed last");
+        assert_eq!(sequences(&events), (first..first + events.len() as u64).collect::<Vec<_>>());
+        for event in sequences(&events) {
+            if dice.below(3) == 0 {
+                board.send(&ack(event));
+                confirmed = confirmed.max(event);
+            }
+        }
+        if life % 2 == 0 {
+            // What has reached the disk is there again.
+            confirmed = confirmed.max(first);
+            board.send(&ack(confirmed));
+            await_true("the position on disk", || stored(&server, "board").unwrap().1 == confirmed);
+        }
+        server.kill();
+        server.restart();
+        let position = listed(&server, "board")["position"].clone();
+        let position = if position.is_null() { 0 } else { sequence(&position) };
+        assert!(position <= confirmed, "{position} after {confirmed}");
+        assert!(life % 2 != 0 || position == confirmed, "{position} after {confirmed}");
+    }
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    let first = sequence(&board.json()["id"]);
+    assert_eq!(sequences(&board.collect((published - first) as usize)), (first + 1..=published).collect::<Vec<_>>());
+}
+
+#[test]
+fn filters_are_kept_until_others_replace_them() {
+    let mut server = Server::start();
+    let comes_back = |server: &Server, expected: &Value| {
+        let (mut socket, answer) = subscribed(server, &json!({"name": "board"}));
+        assert_eq!(answer["filters"], *expected);
+        let ids = server.publish_lines(&["a", "b", "c"].map(|session| tick(session, 0)));
+        let event = socket.json();
+        assert_eq!(event["session_id"], expected["session_id"]);
+        confirm(&mut socket, sequence(&json!(ids[2])));
+    };
+    let filters = json!({"session_id": "a", "event_types": ["timer_tick"]});
+    drop(server.subscriber(&json!({"name": "board", "session_id": "a", "event_types": ["timer_tick"]})));
+    comes_back(&server, &filters);
+    let filters = json!({"session_id": "b"});
+    drop(server.subscriber(&json!({"name": "board", "session_id": "b"})));
+    comes_back(&server, &filters);
+    server.stop();
+    server.restart();
+    comes_back(&server, &filters);
+
+    let (mut socket, _) = subscribed(&server, &json!({"name": "board"}));
+    let filters = json!({"session_id": "c", "source": "it"});
+    let update = json!({"type": "update_filters", "filters": filters}).to_string();
+    assert_eq!(socket.ask(&update)["status"], "filters_updated");
+    await_true("the filters on disk", || stored(&server, "board").unwrap().0 == filters);
+    comes_back(&server, &filters);
+    let last = listed(&server, "board")["position"].clone();
+    await_true("the position on disk", || json!(id_of(stored(&server, "board").unwrap().1)) == last);
+    server.kill();
+    server.restart();
+    comes_back(&server, &filters);
+    assert_eq!(listed(&server, "board")["filters"], filters);
+}
+
+#[test]
+fn who_comes_under_a_name_takes_it_over() {
+    let server = Server::start();
+    let mut first = server.subscriber(&json!({"name": "board"}));
+    server.publish_lines(&ticks("s", 5));
+    assert_eq!(first.collect(5).len(), 5);
+    confirm(&mut first, 2);
+    let mut second = server.subscriber(&json!({"name": "board"}));
+    assert_eq!(first.close_code(), 4009);
+    assert_eq!(sequences(&second.collect(3)), [3, 4, 5]);
+    assert_eq!(listed(&server, "board")["connected"], 1);
+    // A group and a subscription of the same name are not the same.
+    let mut member = server.subscriber(&json!({"group": "board"}));
+    server.publish(&tick("s", 0));
+    for socket in [&mut second, &mut member] {
+        assert_eq!(sequence(&socket.json()["id"]), 6);
+    }
+}
+
+#[test]
+fn taking_over_again_and_again_under_load_leaves_nothing_out() {
+    let server = Server::start();
+    drop(server.subscriber(&json!({"name": "board"})));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut publisher = server.publisher();
+            for _ in 0..100 {
+                acknowledged(&publisher.pipeline(&ticks("s", 50)));
+            }
+        });
+        let (mut confirmed, mut former) = (0, None::<Socket>);
+        for round in 0..40 {
+            let mut socket = server.subscriber(&json!({"name": "board"}));
+            if let Some(mut former) = former.take() {
+                assert_eq!(former.last_words().1, 4009);
+            }
+            let events = sequences(&socket.collect(100));
+            assert_eq!(events, (confirmed + 1..=confirmed + 100).collect::<Vec<_>>(), "round {round}");
+            confirmed += 1 + round;
+            // A pong may come behind events that are on their way.
+            socket.send(&ack(confirmed));
+            await_true("the confirmation", || listed(&server, "board")["position"] == json!(id_of(confirmed)));
+            former = Some(socket);
+        }
+    });
+}
+
+#[test]
+fn confirmations_that_mean_nothing_change_nothing() {
+    let server = Server::start();
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    server.publish_lines(&ticks("s", 10));
+    assert_eq!(board.collect(10).len(), 10);
+    confirm(&mut board, 5);
+    let ids =
+        [id_of(11), id_of(0xffff_ffff_ffff), "nonsense".to_owned(), String::new(), "evt_".to_owned(), "5".to_owned()];
+    for id in ids {
+        let answer = board.ask(&json!({"type": "ack", "id": id}).to_string());
+        assert_eq!(answer["status"], "error", "{id}: {answer}");
+        assert!(!text_of(&answer["message"]).is_empty(), "{id}");
+        assert_eq!(listed(&server, "board")["position"], json!(id_of(5)), "{id}");
+    }
+    let ignored =
+        [ack(5), ack(3), ack(0), json!({"type": "ack"}).to_string(), json!({"type": "ack", "id": 9}).to_string()];
+    for ignored in ignored {
+        board.send(&ignored);
+        assert_eq!(board.ask(PING_TEXT), json!({"type": "pong"}), "{ignored}");
+        assert_eq!(listed(&server, "board")["position"], json!(id_of(5)), "{ignored}");
+    }
+    confirm(&mut board, 6);
+    assert_eq!(sequences(&server.subscriber(&json!({"name": "board"})).collect(4)), [7, 8, 9, 10]);
+}
+
+#[test]
+fn without_a_name_confirmations_are_ignored() {
+    let server = Server::start();
+    let mut subscriber = server.subscriber(&json!({}));
+    server.publish_lines(&ticks("s", 3));
+    assert_eq!(subscriber.collect(3).len(), 3);
+    for said in [ack(2), ack(99), json!({"type": "ack", "id": "nonsense"}).to_string()] {
+        subscriber.send(&said);
+        assert_eq!(subscriber.ask(PING_TEXT), json!({"type": "pong"}), "{said}");
+    }
+    assert_eq!(server.get_json("/subscriptions"), json!([]));
+}
+
+#[test]
+fn what_cannot_be_durable_is_refused_in_words() {
+    let server = Server::start();
+    let long = "x".repeat(101);
+    for key in ["name", "group"] {
+        for name in
+            [json!(""), json!(long), json!("a b"), json!("ä"), json!("a:b"), json!("a/b"), json!(5), json!(["a"])]
+        {
+            let words = refused(&server, &json!({key: name}));
+            assert!(words.contains(key), "{name}: {words}");
+        }
+        let not_together = [
+            json!({"conflate": {"key": "session_id", "interval_ms": 100}}),
+            json!({"snapshot": {"latest_by": "session_id"}}),
+            json!({"after": id_of(0), "until": "2030-01-01T00:00:00Z"}),
+            json!({"on_lag": "skip"}),
+        ];
+        for mut first in not_together {
+            first[key] = json!("board");
+            refused(&server, &first);
+        }
+    }
+    refused(&server, &json!({"name": "a", "group": "a"}));
+    refused(&server, &json!({"group": "a", "speed": 2}));
+    for wait in [json!(99), json!(3_600_001), json!("1000"), json!(-1)] {
+        refused(&server, &json!({"group": "a", "ack_wait_ms": wait}));
+    }
+    assert_eq!(server.get_json("/subscriptions"), json!([]), "nothing was kept");
+    for name in [&long[1..], "A-Z_a.z-09", "."] {
+        drop(server.subscriber(&json!({"name": name})));
+        listed(&server, name);
+    }
+}
+
+#[test]
+fn no_more_names_are_kept_than_allowed() {
+    let server = Server::with(&[("MAX_SUBSCRIPTIONS", "2")]);
+    drop(server.subscriber(&json!({"name": "a"})));
+    drop(server.subscriber(&json!({"group": "b"})));
+    for first in [json!({"name": "c"}), json!({"group": "c"}), json!({"name": "b"})] {
+        let words = refused(&server, &first);
+        assert!(words.contains("as many"), "{words}");
+    }
+    // Who is known comes in, and who has no name.
+    drop(server.subscriber(&json!({"name": "a"})));
+    drop(server.subscriber(&json!({"group": "b"})));
+    drop(server.subscriber(&json!({})));
+    assert_eq!(server.call("DELETE", "/subscriptions/a", &[], b"").status, 204);
+    drop(server.subscriber(&json!({"name": "c"})));
+    refused(&server, &json!({"name": "a"}));
+}
+
+#[test]
+fn the_list_tells_how_far_each_is() {
+    let mut server = Server::start();
+    assert_eq!(server.get_json("/subscriptions"), json!([]));
+    let filter = json!({"name": "of-a", "session_id": "a"});
+    let mut of_a = server.subscriber(&filter);
+    let mut all = server.subscriber(&json!({"name": "all"}));
+    let fresh = listed(&server, "all");
+    assert_eq!((&fresh["position"], &fresh["lag"]), (&Value::Null, &json!(0)), "{fresh}");
+    server.publish_lines(&(0..30).map(|n| tick(["a", "b", "c"][n % 3], n)).collect::<Vec<_>>());
+    assert_eq!((of_a.collect(10).len(), all.collect(30).len()), (10, 30));
+    confirm(&mut of_a, 13);
+    confirm(&mut all, 29);
+    let check = |server: &Server, connected: usize| {
+        let list = server.get_json("/subscriptions");
+        let names: Vec<_> = list.as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        assert_eq!(names, ["all", "of-a"], "in order");
+        for (one, (filters, position, lag)) in
+            list.as_array().unwrap().iter().zip([(json!({}), 29, 1), (json!({"session_id": "a"}), 13, 5)])
+        {
+            assert_eq!(
+                (&one["filters"], &one["position"], &one["lag"]),
+                (&filters, &json!(id_of(position)), &json!(lag))
+            );
+            assert_eq!((&one["connected"], &one["unconfirmed"]), (&json!(connected), &json!(0)), "{one}");
+            timestamp(&json!({"timestamp": one["last_seen"]}));
+        }
+        list
+    };
+    check(&server, 1);
+    drop((of_a, all));
+    await_true("the end of both", || {
+        server.get_json("/subscriptions").as_array().unwrap().iter().all(|one| one["connected"] == 0)
+    });
+    let before = check(&server, 0);
+    server.stop();
+    server.restart();
+    assert_eq!(check(&server, 0), before, "a restart forgets nothing of it");
+}
+
+#[test]
+fn what_is_deleted_ends_and_begins_anew() {
+    let mut server = Server::start();
+    let mut board = server.subscriber(&json!({"name": "board", "session_id": "a"}));
+    let mut members = [(); 2].map(|()| server.subscriber(&json!({"group": "board"})));
+    server.publish_lines(&ticks("a", 5));
+    assert_eq!(board.collect(5).len(), 5);
+    assert_eq!(server.call("DELETE", "/subscriptions/board", &[], b"").status, 204);
+    assert_eq!(board.close_code(), 4010);
+    assert_eq!(server.call("DELETE", "/subscriptions/group%3Aboard", &[], b"").status, 204);
+    for member in &mut members {
+        assert_eq!(member.last_words().1, 4010);
+    }
+    assert_eq!(server.get_json("/subscriptions"), json!([]));
+    for unknown in ["/subscriptions/board", "/subscriptions/group:board", "/subscriptions/%ff"] {
+        server.call("DELETE", unknown, &[], b"").refusal(404);
+    }
+    server.kill();
+    server.restart();
+    assert_eq!(server.get_json("/subscriptions"), json!([]), "it is deleted on disk");
+
+    for first in [json!({"name": "board"}), json!({"group": "board"})] {
+        let (mut socket, answer) = subscribed(&server, &first);
+        assert_eq!(answer["filters"], json!({}));
+        let id = server.publish(&tick("b", 0))["id"].clone();
+        assert_eq!(socket.json()["id"], id, "{first}");
+    }
+}
+
+#[test]
+fn a_deletion_wins_over_confirmations_on_their_way() {
+    let mut dice = Dice::thrown();
+    let mut server = Server::start();
+    server.publish_lines(&ticks("s", 20_000));
+    for round in 0..20 {
+        let name = format!("board{round}");
+        let mut board = server.subscriber(&json!({"name": name, "after": id_of(0), "session_id": "nobody"}));
+        let (confirmed, enough) = (AtomicU64::new(0), 1 + dice.below(200));
+        thread::scope(|scope| {
+            // One after the other until the deletion, so that it always comes between two of them.
+            scope.spawn(|| {
+                for event in 1..=20_000 {
+                    board.send(&ack(event));
+                    board.send(PING_TEXT);
+                    confirmed.store(event, Ordering::Relaxed);
+                    match board.hear() {
+                        Said::Text(_) => {}
+                        said => return assert_eq!(said, Said::Close(4010)),
+                    }
+                }
+            });
+            await_true("some confirmations", || confirmed.load(Ordering::Relaxed) >= enough);
+            assert_eq!(server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").status, 204);
+        });
+    }
+    assert_eq!(server.get_json("/subscriptions"), json!([]));
+    server.stop();
+    server.restart();
+    assert_eq!(server.get_json("/subscriptions"), json!([]), "nothing wrote it again");
+}
+
+#[test]
+fn history_deleted_before_it_was_confirmed_is_a_gap() {
+    let server = Server::start();
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    server.publish_lines(&ticks("s", 10));
+    let time = text_of(&board.collect(10)[3]["timestamp"]);
+    confirm(&mut board, 3);
+    server.call("DELETE", &format!("/events?before={}", encode(&time)), &[], b"");
+    let (mut board, answer) = subscribed(&server, &json!({"name": "board"}));
+    assert_eq!(answer["gap"], Value::Null, "all that is gone was confirmed");
+    assert_eq!(sequences(&board.collect(7)), (4..=10).collect::<Vec<_>>());
+    server.call("DELETE", "/events", &[], b"");
+    let (mut board, answer) = subscribed(&server, &json!({"name": "board"}));
+    assert_eq!(answer["gap"], json!({"missing_through": id_of(10)}));
+    server.publish(&tick("s", 0));
+    assert_eq!(sequence(&board.json()["id"]), 11);
+}
+
+#[test]
+fn thousands_of_confirmations_are_a_handful_of_commits() {
+    const ACKS: u64 = 5_000;
+    let server = Server::start();
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    server.publish_lines(&ticks("s", ACKS as usize));
+    assert_eq!(board.collect(ACKS as usize).len(), ACKS as usize);
+    // SQLite counts transactions at this place of the log's index.
+    let commits = || {
+        let (mut index, mut count) = (server.db_path().into_os_string(), [0; 4]);
+        index.push("-shm");
+        File::open(index).unwrap().read_exact_at(&mut count, 8).unwrap();
+        u32::from_ne_bytes(count)
+    };
+    let before = commits();
+    let acks: Vec<_> = (1..=ACKS).map(ack).collect();
+    send_all(board.stream(), &acks);
+    await_true("the last position on disk", || stored(&server, "board").unwrap().1 == ACKS);
+    let commits = u64::from(commits().wrapping_sub(before));
+    // One each would be as many; one each fifth of a second never comes near this before the deadline.
+    assert!((1..ACKS / 10).contains(&commits), "{commits} commits");
+}
+
+#[test]
+fn who_gets_an_event_and_why_not_is_explained() {
+    let server = Server::start();
+    let mut live = Vec::new();
+    for first in [json!({}), json!({"session_id": "b"}), json!({"name": "board", "source": "it"})] {
+        let (socket, answer) = subscribed(&server, &first);
+        live.push((socket, answer["subscriber_id"].clone()));
+    }
+    drop(server.subscriber(&json!({"name": "away", "event_types": ["quiz_started"]})));
+    drop(server.subscriber(&json!({"group": "graders", "session_id": "a"})));
+    await_true("the two to be gone", || {
+        server.get_json("/subscriptions").as_array().unwrap().iter().filter(|one| one["connected"] != 0).count() == 1
+    });
+    let id = text_of(&server.publish(&tick("a", 0))["id"]);
+    let ask = || server.get_json(&format!("/subscriptions/explain?event_id={id}"));
+    // The places of those who left are given up a moment after their names.
+    await_true("the live ones", || ask()["subscribers"].as_array().unwrap().len() == 3);
+    let explained = ask();
+    assert_eq!(explained["event_id"], json!(id));
+    let subscribers = explained["subscribers"].as_array().unwrap();
+    for (one, ((_, subscriber_id), (name, matched))) in
+        subscribers.iter().zip(live.iter().zip([(Value::Null, true), (Value::Null, false), (json!("board"), true)]))
+    {
+        assert_eq!((&one["subscriber_id"], &one["name"], &one["matched"]), (subscriber_id, &name, &json!(matched)));
+        assert_eq!(one.get("why").is_some(), !matched, "{one}");
+    }
+    assert!(text_of(&subscribers[1]["why"]).contains("session_id"), "{explained}");
+    let durable = explained["durable"].as_array().unwrap();
+    let verdicts: Vec<_> = durable.iter().map(|one| (text_of(&one["name"]), one["matched"] == true)).collect();
+    assert_eq!(verdicts, [("away".into(), false), ("board".into(), true), ("group:graders".into(), true)]);
+    assert!(text_of(&durable[0]["why"]).contains("event_type"), "{explained}");
+
+    server.get(&format!("/subscriptions/explain?event_id={}", id_of(2))).refusal(404);
+    server.get("/subscriptions/explain?event_id=nonsense").refusal(404);
+    for target in ["/subscriptions/explain", "/subscriptions/explain?event_id="] {
+        server.get(target).refusal(422);
+    }
+}
+
+#[test]
+fn many_names_are_served_side_by_side() {
+    let server = Server::start();
+    in_parallel(8, |n| {
+        let mut socket = server.subscriber(&json!({"name": format!("n{n}"), "session_id": format!("s{n}")}));
+        server.publish_lines(&ticks(&format!("s{n}"), 50));
+        let last = sequence(&socket.collect(50)[49]["id"]);
+        confirm(&mut socket, last);
+    });
+    assert_eq!(server.get_json("/subscriptions").as_array().unwrap().len(), 8);
+    for one in server.get_json("/subscriptions").as_array().unwrap() {
+        assert_eq!(one["lag"], 0, "{one}");
+    }
+}
