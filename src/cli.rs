@@ -135,7 +135,7 @@ struct Filter {
     user: Option<String>,
     /// Only events that pass this filter as JSON, which knows lists, payload keys and exclusions
     #[arg(long = "filter", value_name = "JSON", value_parser = filter)]
-    json: Option<String>,
+    expression: Option<String>,
 }
 
 /// A filter that the server would take.

@@ -71,7 +71,7 @@ impl Query {
     }
 
     pub(super) fn path(&self) -> String {
-        let Filter { types, source, session, user, json } = &self.filter;
+        let Filter { types, source, session, user, expression } = &self.filter;
         let types = (!types.is_empty()).then(|| types.join(","));
         let limit = (!self.all).then(|| self.limit.to_string());
         let parameters = [
@@ -79,7 +79,7 @@ impl Query {
             ("source", source),
             ("session_id", session),
             ("user_id", user),
-            ("filter", json),
+            ("filter", expression),
             ("since", &self.since),
             ("until", &self.until),
             ("limit", &limit),

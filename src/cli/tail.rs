@@ -89,9 +89,9 @@ impl Tail {
     }
 
     fn first_message(&self, after: Option<&str>) -> String {
-        let Filter { types, source, session, user, json } = &self.filter;
-        let mut message: Value =
-            json.as_ref().map_or(json!({}), |json| json.parse().expect("checked when it was read"));
+        let Filter { types, source, session, user, expression } = &self.filter;
+        let asked = expression.as_ref().map(|json| json.parse().expect("checked when it was read"));
+        let mut message: Value = asked.unwrap_or_else(|| json!({}));
         let types = (!types.is_empty()).then_some(types);
         let asked = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
         for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !value.is_null()) {

@@ -23,8 +23,8 @@ use crate::wire::refusal::Ending;
 /// reset the connection and could take the goodbye away from the peer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Most bytes read while lingering.
-const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Most bytes read while lingering: what a producer under full load may still have under way.
+const LINGER_BYTES_MAX: usize = 64 << 20;
 
 /// Slices of one vectored write; the system takes 1,024.
 const SLICES_MAX: usize = 256;

@@ -192,7 +192,7 @@ fn stream(server: &Server, query: &str, headers: &[(&str, &str)]) -> Vec<String>
     let text = response.text();
     let mut blocks: Vec<_> = text.split_terminator("\n\n").map(str::to_owned).collect();
     let first = blocks.remove(0);
-    assert!(first.starts_with(": sub_"), "{first}");
+    assert!(first.starts_with("retry: 1000\nevent: subscribed\n"), "{first}");
     blocks
 }
 

@@ -30,10 +30,11 @@ fn a_stream_has_the_form_that_browsers_read() {
         assert_eq!(head.header("content-length"), None);
 
         let greeting = String::from_utf8(wire.chunk().expect("a chunk")).unwrap();
-        let (comment, retry) = greeting.split_once('\n').expect("two lines");
-        let digits = comment.strip_prefix(": sub_").expect("its name");
-        assert!(digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{comment}");
-        assert_eq!(retry, "retry: 1000\n\n");
+        let subscribed = greeting.strip_prefix("retry: 1000\nevent: subscribed\ndata: ").expect("a greeting");
+        let subscribed: serde_json::Value =
+            serde_json::from_str(subscribed.strip_suffix("\n\n").expect("its end")).unwrap();
+        assert_eq!((&subscribed["status"], &subscribed["last_event_id"]), (&json!("subscribed"), &json!(id_of(2))));
+        assert!(text_of(&subscribed["subscriber_id"]).starts_with("sub_") && subscribed["epoch"].is_string());
 
         let expected: String = (1..=2)
             .map(|n| format!("id: {}\ndata: {}\n\n", id_of(n), server.get(&format!("/events/{}", id_of(n))).text()))

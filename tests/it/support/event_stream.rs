@@ -93,7 +93,7 @@ impl EventStream {
         let opened = EventStream::ask(addr, &format!("/events/stream?{query}"), headers);
         let mut stream = opened.unwrap_or_else(|refusal| panic!("{query}: {} {}", refusal.status, refusal.text()));
         let greeting = stream.block();
-        assert!(greeting.comment.is_some_and(|subscriber| subscriber.starts_with("sub_")), "the greeting names it");
+        assert_eq!(greeting.event.as_deref(), Some("subscribed"), "the greeting comes first");
         assert!(greeting.retry.is_some(), "the greeting says when to come back");
         stream
     }
