@@ -15,7 +15,6 @@ mod query;
 mod socket;
 mod subscriptions;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -331,12 +330,14 @@ impl Connection {
 
     fn router(&self) -> Value {
         let Pipeline { store, config, .. } = &*self.pipeline;
+        let at = |level: AckLevel| (level.name().to_owned(), store.counts().at(level).into());
+        let acknowledged: Map<String, Value> = AckLevel::ALL.into_iter().map(at).collect();
         serde_json::json!({
             "active_subscribers": self.pipeline.subscribers(),
             "queue_size": store.queue_len(),
             "max_queue_size": config.max_queue_size,
             "wal_pages": store.wal_pages(),
-            "acknowledged": AckLevel::ALL.iter().map(|l| (l.name(), store.counts().at(*l))).collect::<HashMap<_, _>>(),
+            "acknowledged": acknowledged,
             "queued_and_lost": store.counts().queued_and_lost(),
         })
     }

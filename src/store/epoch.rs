@@ -12,7 +12,6 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::schema::meta;
-use super::writer::set_meta;
 use crate::config::Durability;
 use crate::event::Seq;
 use crate::wire::subscription::Epoch;
@@ -50,13 +49,10 @@ impl Witness {
         last: Seq,
         durability: Durability,
     ) -> rusqlite::Result<Self> {
-        let noted = |key: &str| {
-            let sql = "SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)";
-            connection.query_row(sql, [key], |row| row.get::<_, i64>(0))
-        };
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino()) as i64;
-        let (mut epoch, known_inode) = (noted(meta::EPOCH)? as u32, noted(meta::INODE)?);
+        let (mut epoch, known_inode) =
+            (meta::get(connection, meta::EPOCH)? as u32, meta::get(connection, meta::INODE)?);
         let is_other = testimony(&file).is_some_and(|before| {
             let lost_its_end = before.last_seq > last.0;
             let went_down = !before.is_synced && !before.has_ended && before.boot != boot;
@@ -70,8 +66,8 @@ impl Witness {
             if former != 0 {
                 tracing::info!(epoch = %Epoch(epoch), former = %Epoch(former), "the database begins a new epoch");
             }
-            set_meta(connection, meta::EPOCH, epoch.into())?;
-            set_meta(connection, meta::INODE, inode)?;
+            meta::set(connection, meta::EPOCH, epoch.into())?;
+            meta::set(connection, meta::INODE, inode)?;
         }
         let is_synced = durability == Durability::Full;
         let mut witness =

@@ -3,6 +3,7 @@
 //! One thread writes; it takes what waits in a bounded queue, stores it in one transaction, and then
 //! resolves the receipts and hands the commit on. Readers use connections of their own.
 
+mod deletion;
 mod epoch;
 mod keys;
 mod read;
@@ -360,7 +361,7 @@ impl Store {
         let query = Query { filter, after, before: Some(last.next()), until, ..Query::default() };
         let reached = self.scan_some(&query, |event| {
             chosen.push(event.seq);
-            if chosen.len() < writer::CHOSEN_EVENTS_PER_COMMIT {
+            if chosen.len() < deletion::CHOSEN_EVENTS_PER_COMMIT {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
@@ -468,11 +469,7 @@ impl State {
     /// Numbers and times go on from the larger of what is noted and what is stored. Lists of segments
     /// that are not in the table yet are built again from their rows.
     fn read(connection: &Connection) -> rusqlite::Result<State> {
-        let noted = |key: &str| {
-            connection.query_row("SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)", [key], |row| {
-                row.get::<_, i64>(0)
-            })
-        };
+        let noted = |key| meta::get(connection, key);
         let (stored, stored_time): (i64, i64) = connection.query_row(
             "SELECT coalesce(max(seq), 0), coalesce((SELECT time_us FROM events ORDER BY seq DESC LIMIT 1), 0) FROM events",
             [],

@@ -78,6 +78,8 @@ CREATE TABLE IF NOT EXISTS meta (
 
 /// Rows of `meta`.
 pub mod meta {
+    use rusqlite::Connection;
+
     /// Numbers up to this one are used up, also when their events are deleted.
     pub const LAST_SEQ: &str = "last_seq";
     /// The time of the event `LAST_SEQ`; later events have later times.
@@ -88,6 +90,18 @@ pub mod meta {
     pub const INODE: &str = "inode";
     /// Segments before this one have all their rows in `event_index`.
     pub const SEALED_BEFORE: &str = "sealed_before";
+
+    /// The value of a row, 0 if there is none.
+    pub fn get(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
+        const SQL: &str = "SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)";
+        connection.prepare_cached(SQL)?.query_row([key], |row| row.get(0))
+    }
+
+    pub fn set(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+        const SQL: &str =
+            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
+    }
 }
 
 /// The read-write connection, which has changed nothing yet.

@@ -1,7 +1,7 @@
 //! The one thread that writes: it drains the queue into one transaction, commits, and only then lets
 //! anyone know.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Statement, ToSql};
+use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
+use super::deletion::{self, Deleted};
 use super::epoch::Witness;
 use super::keys::{self, Known, Verdict};
 use super::receipt::{Receipt, Stored};
 use super::schema::meta;
-use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
+use super::segments::{IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, Shared, read};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
@@ -168,12 +169,6 @@ const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, sessi
                           VALUES (?, ?, ?, ?, ?, ?)";
 static INSERT_MANY: LazyLock<String> =
     LazyLock::new(|| INSERT_ONE.to_owned() + &", (?, ?, ?, ?, ?, ?)".repeat(ROWS_PER_INSERT - 1));
-
-/// Events deleted in one commit: some 2 ms of work.
-const DELETED_EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
-
-/// Events chosen out of the middle deleted in one commit: each touches a page of its own at worst.
-pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
@@ -420,7 +415,7 @@ impl Writer {
         self.keep_subscriptions(&mut written)?;
         if self.syncs && self.has_unsynced && written.events == 0 {
             // A commit of nothing syncs nothing, and repeats of what is not synced would be told that it is.
-            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
+            meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
         }
         self.connection.prepare_cached("COMMIT")?.raw_execute()?;
         Ok(written)
@@ -562,7 +557,7 @@ impl Writer {
         }
         written.sealed_rows = slice.len();
         if slice.len() == sealing.rows.len() {
-            set_meta(&self.connection, meta::SEALED_BEFORE, sealing.segment as i64 + 1)?;
+            meta::set(&self.connection, meta::SEALED_BEFORE, sealing.segment as i64 + 1)?;
         }
         Ok(())
     }
@@ -595,72 +590,19 @@ impl Writer {
     /// Deletes a slice of what is to be deleted, and keeps the statistics true to what remains.
     fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
         let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
-        match &deletion.what {
-            Doomed::Through(last) => self.delete_oldest(*last, written)?,
-            Doomed::These(chosen) => self.delete_chosen(chosen, written)?,
-        }
-        if written.deleted > 0 {
+        let Deleted { events, is_done } = match &deletion.what {
+            Doomed::Through(last) => deletion::oldest(&self.connection, *last)?,
+            Doomed::These(chosen) => {
+                deletion::chosen(&self.connection, &self.shared, chosen, |of| written.newest_of(of))?
+            }
+        };
+        (written.deleted, written.deletion_done) = (events, is_done);
+        if events > 0 {
             self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
             // The rows that would say so are gone: what numbers and times are used up is noted.
-            set_meta(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
-            set_meta(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
+            meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
+            meta::set(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
         }
-        Ok(())
-    }
-
-    fn delete_oldest(&self, last: Seq, written: &mut Written) -> rusqlite::Result<()> {
-        let first: Option<i64> =
-            self.connection.prepare_cached("SELECT min(seq) FROM events")?.query_row([], |row| row.get(0))?;
-        let first = first.map_or(last.next(), |first| Seq(first as u64));
-        let through = last.min(Seq(first.0 + DELETED_EVENTS_PER_COMMIT - 1));
-        if first <= through {
-            let counts = "UPDATE event_stats SET count = count - gone.n FROM (SELECT event_type AS type, count(*) AS n \
-                          FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone WHERE event_type = gone.type";
-            self.connection.prepare_cached(counts)?.execute([through.0 as i64])?;
-            let deleted =
-                self.connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
-            written.deleted = deleted as u64;
-            keys::forget_through(&self.connection, through)?;
-        }
-        const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
-                               kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
-                               LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
-        let kept_from = segments::segment_of(through.max(Seq(1)).next());
-        let orphans =
-            self.connection.prepare_cached(ORPHANS)?.execute((kept_from as i64, DELETED_EVENTS_PER_COMMIT as i64))?;
-        self.connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([kept_from as i64])?;
-        written.deletion_done = through == last && (orphans as u64) < DELETED_EVENTS_PER_COMMIT;
-        Ok(())
-    }
-
-    /// Deletes events out of the middle. The index keeps their numbers, which then lead nowhere.
-    fn delete_chosen(&self, chosen: &[Seq], written: &mut Written) -> rusqlite::Result<()> {
-        let mut find = self.connection.prepare_cached("SELECT event_type FROM events WHERE seq = ?1")?;
-        let mut delete = self.connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
-        const HOLE: &str = "INSERT INTO holes (segment, count) VALUES (?1, 1) \
-                            ON CONFLICT (segment) DO UPDATE SET count = count + 1";
-        let mut hole = self.connection.prepare_cached(HOLE)?;
-        let mut by_type = BTreeMap::<String, i64>::new();
-        for seq in chosen {
-            let Some(event_type) = find.query_row([seq.0 as i64], |row| row.get(0)).optional()? else { continue };
-            delete.execute([seq.0 as i64])?;
-            keys::forget(&self.connection, *seq)?;
-            hole.execute([segments::segment_of(*seq) as i64])?;
-            *by_type.entry(event_type).or_default() += 1;
-            written.deleted += 1;
-        }
-        for (event_type, deleted) in by_type {
-            // The index does not know the events of this transaction yet.
-            let newest = match written.by_type.iter().find(|(of, ..)| **of == *event_type.as_bytes()) {
-                Some((.., newest)) => Some(*newest),
-                None => read::newest_of_type(&self.connection, &self.shared, &event_type)?,
-            };
-            const COUNT: &str =
-                "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
-            let last_seen = newest.map(|time| time.to_string());
-            self.connection.prepare_cached(COUNT)?.execute((event_type, deleted, last_seen))?;
-        }
-        written.deletion_done = true;
         Ok(())
     }
 
@@ -797,6 +739,12 @@ struct Written {
 }
 
 impl Written {
+    /// The time of the newest event of a type that this transaction stored.
+    fn newest_of(&self, event_type: &str) -> Option<Timestamp> {
+        let counted = self.by_type.iter().find(|(of, ..)| **of == *event_type.as_bytes());
+        counted.map(|(_, _, last_seen)| *last_seen)
+    }
+
     #[inline]
     fn count(&mut self, event_type: &[u8], time: Timestamp) {
         match self.by_type.iter_mut().find(|(of, ..)| **of == *event_type) {
@@ -807,12 +755,6 @@ impl Written {
             None => self.by_type.push((event_type.into(), 1, time)),
         }
     }
-}
-
-pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
-    const SQL: &str =
-        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-    connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
 }
 
 /// Binds the parameters of row number `row` of a statement.
