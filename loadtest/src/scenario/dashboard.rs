@@ -75,15 +75,16 @@ impl Dashboard {
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
-        self.check(&run, &ids.borrow(), &shown).await;
+        let sent = ids.take();
+        self.check(&run, &sent, &shown).await;
         tasks.shutdown().await;
-        let sent = grouped(run.counted(Kind::Delivery) as f64 / f64::from(self.dashboards));
+        let each = grouped(run.counted(Kind::Delivery) as f64 / f64::from(self.dashboards));
         let stream = match self.interval_ms {
             0 => "every event".to_owned(),
             interval => format!("the latest every {interval} ms"),
         };
         let title = format!("{} ticking sessions, {} dashboards, {stream}", self.sessions, self.dashboards);
-        let note = format!("each dashboard was sent {sent} events");
+        let note = format!("each dashboard was sent {each} events");
         let findings = Findings::new("dashboard", title, self).at(rate).noting([note]);
         Ok(Report::new(findings, &run, measured, target.stop()?))
     }
