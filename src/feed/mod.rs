@@ -373,15 +373,16 @@ impl Feed {
         if !self.first.is_empty() {
             let read = self.first.partition_point(|seq| *seq <= reached);
             self.first.drain(..read);
-        } else if let Stage::Counting(_, last) = self.stage {
-            let Stage::Counting(registration, _) = std::mem::replace(&mut self.stage, Stage::History) else {
-                unreachable!("just looked at")
-            };
-            (self.stage, self.position) = (Stage::Live(registration), last);
-            // What overflowed may have been read from storage before.
-            return (count > 0).then_some(Chunk::Lagged { missed: count, last });
-        } else {
-            self.position = self.position.max(reached);
+            return events.map(|events| Chunk::Events(vec![Run::whole(events)]));
+        }
+        self.position = self.position.max(reached);
+        match std::mem::replace(&mut self.stage, Stage::History) {
+            Stage::Counting(registration, last) => {
+                self.stage = Stage::Live(registration);
+                // What overflowed may have been read from storage before.
+                return (count > 0).then_some(Chunk::Lagged { missed: count, last });
+            }
+            stage => self.stage = stage,
         }
         events.map(|events| Chunk::Events(vec![Run::whole(events)]))
     }

@@ -50,6 +50,7 @@ impl hyper::body::Body for Body {
 pub(super) type Answer = Result<Response<Body>, Refusal>;
 
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 pub(super) const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
@@ -154,4 +155,9 @@ pub(super) fn preflight(asked: &HeaderMap) -> Response<Body> {
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     headers.append(header::VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
     response
+}
+
+/// A media type without its parameters.
+pub(super) fn media_type(value: &[u8]) -> &[u8] {
+    value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii()
 }

@@ -11,6 +11,7 @@ mod events;
 mod export;
 mod h2;
 mod live;
+mod publish;
 mod query;
 mod socket;
 mod subscriptions;
@@ -230,7 +231,7 @@ impl Connection {
         match (route, method) {
             (Route::Events, &Method::POST) => {
                 access.check(Class::Publish, ip)?;
-                events::publish(pipeline, parser, &parts, body).await
+                publish::publish(pipeline, parser, &parts, body).await
             }
             (Route::Events, &Method::GET) => {
                 access.check(Class::Query, ip)?;

@@ -1,0 +1,290 @@
+//! `POST /events`: bodies in all their forms, stored once, answered when they are as safe as was asked.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::Uri;
+use hyper::http::request::Parts;
+use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::answer::{Answer, JSON, NDJSON, answer, media_type};
+use super::query::Parameters;
+use super::reading;
+use crate::event::{Fault, KEY_CHARS_MAX, Parser, Rejection, Seq, is_key};
+use crate::pipeline::Pipeline;
+use crate::store::{Receipt, Store, Stored};
+use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
+use crate::wire::batch::Fate;
+use crate::wire::refusal::{Place, Problem};
+use crate::wire::{Batch, Failure, Refusal, cloud_event};
+
+/// How long a request waits for room in a full queue before it is told 503. Sockets that pipeline fill the
+/// queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bodies beyond this are read on a thread of their own: one of 1 MiB takes some 4 ms, and everybody else on
+/// the network thread would wait for it.
+const PARSED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
+
+/// What a body holds, by its content type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Json,
+    Lines,
+    CloudEvent,
+    CloudEvents,
+    /// One CloudEvent: its data is the body, the rest is in the headers.
+    BinaryCloudEvent,
+}
+
+/// `POST /events`: all of the body in one transaction, or nothing.
+pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, parts: &Parts, body: Incoming) -> Answer {
+    let headers = &parts.headers;
+    let asked = level(&parts.uri)?;
+    let key = key(headers)?;
+    let form = Form::of(headers)?;
+    let config = &pipeline.config;
+    let body =
+        timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
+    let (mut batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
+        parse(form, headers, &body, pipeline, &mut parser.lock())?
+    } else {
+        let (pipeline, headers) = (pipeline.clone(), headers.clone());
+        let parsed = spawn_blocking(move || parse(form, &headers, &body, &pipeline, &mut pipeline.parser()));
+        parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
+    };
+    batch.end_message(0);
+    if let Some(key) = key {
+        if !batch.keyed().is_empty() {
+            let why = "A request has an Idempotency-Key or its events have keys of their own, not both";
+            return Err(bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why.to_owned()));
+        }
+        batch.set_key(key);
+    }
+    let count = batch.len();
+    let (mut response, reached) = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
+        AckLevel::Queued => {
+            pipeline.store.append_within(QUEUE_PATIENCE, batch, Receipt::for_nobody()).await?;
+            let waits = format!(r#"{{"status":"queued","count":{count}}}"#);
+            (answer(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
+        }
+        level => {
+            let (receipt, stored) = Receipt::at(level);
+            pipeline.store.append_within(QUEUE_PATIENCE, batch, receipt).await?;
+            let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
+            (created(&pipeline.store, &stored, many, key.is_some()).await?, stored.outcome.level())
+        }
+    };
+    if asked.is_some() {
+        response.headers_mut().insert(ACK_LEVEL, HeaderValue::from_static(reached.name()));
+    }
+    Ok(response)
+}
+
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// How safe the events were when they were acknowledged, for whoever asked.
+const ACK_LEVEL: HeaderName = HeaderName::from_static("ack-level");
+
+/// How safe events are to be, if the URL says so.
+fn level(uri: &Uri) -> Result<Option<AckLevel>, Refusal> {
+    if uri.query().is_none() {
+        return Ok(None);
+    }
+    let Some(word) = Parameters::of(uri).get("ack").map(str::to_owned) else { return Ok(None) };
+    let level = AckLevel::ALL.into_iter().find(|level| level.name() == word);
+    level.map(Some).ok_or_else(|| Refusal::parameter("ack", "'ack' must be queued, stored or synced", "enum"))
+}
+
+/// The key under which the events of a request are stored once.
+fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
+    let why = || format!("{IDEMPOTENCY_KEY} must be 1 to {KEY_CHARS_MAX} characters");
+    valid.map(Some).ok_or_else(|| bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why()))
+}
+
+fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
+    Refusal::Invalid(Problem { loc, msg, kind: "idempotency_key" })
+}
+
+/// The answer to events that are stored. Where none is new it says so, and is that of the first time.
+async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -> Answer {
+    let fates = match &stored.outcome {
+        Outcome::Each(fates, _) => fates,
+        Outcome::From(..) | Outcome::Queued => {
+            let body =
+                if many { summary(stored.batch.first(), stored.batch.len()).into() } else { stored.batch.json(0) };
+            return Ok(answer(StatusCode::CREATED, JSON, body));
+        }
+    };
+    let mut seqs = Vec::with_capacity(fates.len());
+    for fate in fates.iter() {
+        match fate {
+            Fate::Stored(seq) | Fate::Replayed(seq) => seqs.push(*seq),
+            Fate::Refused(place) => {
+                let of = |place| vec![Place::Name("body"), Place::Index(place), Place::Name("idempotency_key")];
+                let (loc, index) = match (key_of_all, many) {
+                    (true, _) => (vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], None),
+                    (false, true) => (of(*place), Some(*place)),
+                    (false, false) => (vec![Place::Name("body"), Place::Name("idempotency_key")], None),
+                };
+                return Err(bad_key(loc, key_reused(index)));
+            }
+        }
+    }
+    let is_replay = fates.iter().all(|fate| matches!(fate, Fate::Replayed(_)));
+    let body = match many {
+        true => ids(&seqs),
+        false => {
+            let id = seqs[0];
+            // It may have been deleted since: then it can be stored again.
+            let event = reading(store, move |store| store.event_at(id)).await?;
+            event.ok_or(Refusal::Failed(Failure::Unavailable))?
+        }
+    };
+    let mut response = answer(if is_replay { StatusCode::OK } else { StatusCode::CREATED }, JSON, body);
+    if is_replay {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+impl Form {
+    fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let is_binary = headers.contains_key("ce-specversion");
+        match media_type(content_type) {
+            one if one.eq_ignore_ascii_case(cloud_event::MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvent),
+            many if many.eq_ignore_ascii_case(cloud_event::BATCH_MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvents),
+            _ if is_binary => Ok(Self::BinaryCloudEvent),
+            b"" => Ok(Self::Json),
+            json if json.eq_ignore_ascii_case(JSON.as_bytes()) => Ok(Self::Json),
+            lines if lines.eq_ignore_ascii_case(NDJSON.as_bytes()) => Ok(Self::Lines),
+            other if other.to_ascii_lowercase().ends_with(b"+json") => Ok(Self::Json),
+            _ => Err(Refusal::UnsupportedMediaType),
+        }
+    }
+}
+
+/// A CloudEvent, or several, in our own words.
+fn in_our_words(form: Form, headers: &HeaderMap, text: &str) -> Result<String, Refusal> {
+    let is_read = |name: &HeaderName| name.as_str().starts_with("ce-") || name == header::CONTENT_TYPE;
+    if headers.iter().any(|(name, value)| is_read(name) && str::from_utf8(value.as_bytes()).is_err()) {
+        return Err(Refusal::BadRequest("A header is not valid UTF-8".to_owned()));
+    }
+    let of_header = |name: &str| headers.get(name).and_then(|value| str::from_utf8(value.as_bytes()).ok());
+    Ok(match form {
+        Form::CloudEvent => cloud_event::to_event(text)?,
+        Form::CloudEvents => cloud_event::to_events(text)?,
+        Form::BinaryCloudEvent => cloud_event::of_headers(of_header, text)?,
+        Form::Json | Form::Lines => text.to_owned(),
+    })
+}
+
+/// The whole body. One that came in one piece, as small ones do, is not copied.
+async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let announced = body.size_hint().lower();
+    if announced > bytes_max as u64 {
+        return Err(Refusal::TooLarge(bytes_max));
+    }
+    let first = chunk(&mut body).await?;
+    if first.len() > bytes_max {
+        return Err(Refusal::TooLarge(bytes_max));
+    }
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    // Room grows as bytes come: an announcement alone costs no memory.
+    let mut whole = Vec::from(first);
+    loop {
+        let more = chunk(&mut body).await?;
+        if more.is_empty() {
+            return Ok(whole.into());
+        }
+        if whole.len() + more.len() > bytes_max {
+            return Err(Refusal::TooLarge(bytes_max));
+        }
+        whole.extend_from_slice(&more);
+    }
+}
+
+/// The next piece of a body, empty at its end.
+async fn chunk(body: &mut Incoming) -> Result<Bytes, Refusal> {
+    loop {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => return Ok(Bytes::new()),
+            Some(Err(_)) => return Err(Refusal::BadRequest("The body is broken off or badly framed".to_owned())),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(data),
+                // Trailers, which mean nothing here.
+                Ok(_) | Err(_) => {}
+            },
+        }
+    }
+}
+
+/// The events of a body, and whether it is of a form that can hold many.
+fn parse(
+    form: Form,
+    headers: &HeaderMap,
+    body: &[u8],
+    pipeline: &Pipeline,
+    parser: &mut Parser,
+) -> Result<(Batch, bool), Refusal> {
+    let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
+    let mut batch = Batch::default();
+    let mut parse = |json: &str| {
+        let parsed = parser.parse(json, |event| batch.push(&event, &pipeline.types));
+        parsed.outcome.map_err(|rejection| Refusal::of(&rejection)).map(|array| array.is_some())
+    };
+    let many = match form {
+        Form::Json => parse(text)?,
+        Form::CloudEvent | Form::CloudEvents | Form::BinaryCloudEvent => parse(&in_our_words(form, headers, text)?)?,
+        Form::Lines => {
+            for (index, line) in text.lines().filter(|line| !line.trim_ascii().is_empty()).enumerate() {
+                let parsed = parser.parse(line, |event| batch.push(&event, &pipeline.types));
+                let fault = match parsed.outcome {
+                    Ok(None) => continue,
+                    Err(Rejection { index: None, fault }) => fault,
+                    // Each line is one event; an array of them is none.
+                    Ok(Some(_)) | Err(Rejection { index: Some(_), .. }) => Fault::NotAnObject,
+                };
+                return Err(Refusal::of(&Rejection { index: Some(index), fault }));
+            }
+            true
+        }
+    };
+    if batch.is_empty() {
+        let msg = "The body holds no event".to_owned();
+        return Err(Refusal::Invalid(Problem { loc: vec![Place::Name("body")], msg, kind: "too_short" }));
+    }
+    Ok((batch, many))
+}
+
+/// The answer to many events: how many they are and their ids, which follow each other.
+fn summary(first: Seq, count: usize) -> Vec<u8> {
+    summary_of(first, first.plus(count - 1), (0..count).map(|n| first.plus(n)), count)
+}
+
+/// The same for events of which some were stored before.
+fn ids(seqs: &[Seq]) -> Vec<u8> {
+    let (first, last) = (seqs[0], seqs[seqs.len() - 1]);
+    summary_of(first, last, seqs.iter().copied(), seqs.len())
+}
+
+fn summary_of(first: Seq, last: Seq, seqs: impl Iterator<Item = Seq>, count: usize) -> Vec<u8> {
+    let mut json =
+        format!(r#"{{"count":{count},"first_id":"{}","last_id":"{}","ids":["#, first.id(), last.id()).into_bytes();
+    write_ids(seqs, &mut json);
+    json.extend_from_slice(b"]}");
+    json
+}
