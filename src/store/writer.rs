@@ -216,27 +216,23 @@ impl Writer {
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
         let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
+        let idle_until = has_log.then(|| Instant::now() + IDLE_BEFORE_TRUNCATE);
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
-        } else if let Some(due) = self.work.subscriptions.due {
-            match self.commands.recv_deadline(due) {
-                Ok(command) => Some(command),
-                Err(RecvTimeoutError::Disconnected) => return true,
-                Err(RecvTimeoutError::Timeout) => return false,
-            }
-        } else if has_log {
-            match self.commands.recv_timeout(IDLE_BEFORE_TRUNCATE) {
+        } else {
+            let received = match self.work.subscriptions.due.or(idle_until) {
+                Some(until) => self.commands.recv_deadline(until),
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Disconnected) => return true,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.truncate_log();
+                    if self.work.subscriptions.due.is_none() {
+                        self.truncate_log();
+                    }
                     return false;
                 }
-            }
-        } else {
-            match self.commands.recv() {
-                Ok(command) => Some(command),
-                Err(_) => return true,
             }
         };
         let (mut events, mut bytes) = (0, 0);

@@ -73,13 +73,11 @@ impl Socket<'_> {
         let Some(place) = self.pipeline.place() else {
             return refuse(write, &Ending::Capacity.reason(), Ending::Capacity).await;
         };
-        let request = match self.first_message(&mut reader, write, producer).await? {
-            Ok(request) => request,
-            Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
-            Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
-            Err(Declined::Ended(ending)) => return Ok(ending),
+        let opened = match self.first_message(&mut reader, write, producer).await? {
+            Ok(request) => self.open(&place, request).await,
+            Err(declined) => Err(declined),
         };
-        let (served, opening, filters) = match self.open(&place, request).await {
+        let (served, opening, filters) = match opened {
             Ok(opened) => opened,
             Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
             Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
@@ -130,10 +128,10 @@ impl Socket<'_> {
         }
         let opened = Stream::open(store, hub, &request, config.max_subscriber_bytes).await.map_err(failed)?;
         let (stream, opening) = opened.map_err(Declined::Refused)?;
+        let position = stream.position();
         let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };
         if let Some(durable) = &request.durable {
-            let Source::Stream(stream) = &served.source else { unreachable!("just made") };
-            let opened = subscriptions.open(durable, &request.filters, stream.position()).await;
+            let opened = subscriptions.open(durable, &request.filters, position).await;
             let subscription = opened.map_err(Declined::Denied)?;
             if durable.is_group {
                 let member = subscriptions.join(&subscription, &request, place.id()).map_err(Declined::Denied)?;
