@@ -207,6 +207,8 @@ fn leaves_subscribers_a_place_to_go_on_from() {
                 seen += 1;
                 assert_eq!(sequence(&event["id"]), seen, "no gap and no repeat");
             }
+            // All of that may have been stored in the life before.
+            await_true("the producer of this life", || told.count.load(Ordering::Relaxed) > 0);
             server.signal("KILL");
         });
         // What still arrives was committed, and belongs to the sequence as well.
