@@ -1,4 +1,5 @@
-//! A database of the Python service, in both its schemas, is upgraded in place at start.
+//! A database of the Python service, in both its schemas, is upgraded in place at start; so is one of our own former
+//! format.
 
 use std::path::Path;
 
@@ -355,4 +356,25 @@ fn a_large_history_is_upgraded_whole() {
         server.stop();
         server.restart();
     }
+}
+
+#[test]
+fn a_file_of_the_format_before_is_extended() {
+    let mut server = Server::start();
+    server.publish_lines(&ticks("s", 3));
+    server.stop();
+    let database = rusqlite::Connection::open(server.db_path()).unwrap();
+    database.execute_batch("DROP TABLE holes; DROP TABLE idempotency_keys; PRAGMA user_version = 1").unwrap();
+    drop(database);
+    server.restart();
+    let keyed = |server: &Server| {
+        server.call("POST", "/events", &[JSON, ("Idempotency-Key", "k")], tick("t", 0).as_bytes()).status
+    };
+    assert_eq!((keyed(&server), keyed(&server)), (201, 200));
+    assert_eq!(server.call("DELETE", "/events?session_id=s", &[], b"").json()["deleted"], 3);
+    assert_eq!(sequences(&server.stored("")), [4]);
+    server.stop();
+    let database = rusqlite::Connection::open(server.db_path()).unwrap();
+    let version: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(version, 2);
 }
