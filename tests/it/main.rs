@@ -4,6 +4,7 @@
 //! bytes written here, so that the server's frame and message code is never its own judge.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 mod access;
@@ -14,7 +15,6 @@ mod cli;
 mod cloudevents;
 mod config;
 mod conflate;
-mod crash;
 mod disk;
 mod durable;
 mod event;
