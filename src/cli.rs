@@ -1,5 +1,6 @@
-//! What can be typed, and the commands that are clients of a running server.
+//! What can be typed: the server, its clients, and what looks after its file.
 
+mod database;
 mod printer;
 mod publish;
 mod query;
@@ -10,6 +11,7 @@ use event_pipeline::client::Client;
 use event_pipeline::config;
 use event_pipeline::event::Timestamp;
 
+use database::{Check, Repair};
 use publish::{Publish, Replay};
 use query::{Query, Stats};
 use tail::Tail;
@@ -20,6 +22,7 @@ pub fn parse() -> Task {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match (cli.command, matches.subcommand()) {
         (Some(Command::Client(command)), _) => Task::Client(command),
+        (Some(Command::File(command)), _) => Task::File(command),
         (_, Some((_, flags))) => Task::Serve(flags.clone()),
         (_, None) => Task::Serve(matches),
     }
@@ -29,6 +32,7 @@ pub enum Task {
     /// With the flags that [`config::args`] defines.
     Serve(ArgMatches),
     Client(ClientCommand),
+    File(FileCommand),
 }
 
 /// The flags of `serve` come from the table of settings; they are taken without the command too.
@@ -60,7 +64,6 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, for the time of parsing")]
 enum Command {
     /// Run the server until SIGTERM or SIGINT
     ///
@@ -72,6 +75,28 @@ enum Command {
     Serve,
     #[command(flatten)]
     Client(ClientCommand),
+    #[command(flatten)]
+    File(FileCommand),
+}
+
+/// Commands that look at the database themselves.
+#[derive(Subcommand)]
+pub enum FileCommand {
+    Check(Check),
+    Repair(Repair),
+}
+
+impl FileCommand {
+    /// Runs the command to its end, writing to stdout.
+    ///
+    /// # Errors
+    /// What went wrong, or is. A bare [`std::io::Error`] is one of stdout.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Check(check) => check.run(),
+            Self::Repair(repair) => repair.run(),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -87,7 +112,7 @@ impl ClientCommand {
     /// Runs the command to its end, writing to stdout.
     ///
     /// # Errors
-    /// What went wrong. A bare [`io::Error`] is one of stdout.
+    /// What went wrong. A bare [`std::io::Error`] is one of stdout.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Publish(publish) => publish.run().await,
@@ -187,6 +212,8 @@ mod tests {
             "publish --type t --payload [1]",
             "publish events.ndjson --type t",
             "replay",
+            "repair f",
+            "check a b",
             "replay f --speed 0",
             "--port 1 tail",
             "dance",

@@ -45,6 +45,7 @@ pub struct Config {
     /// Bytes that must stay free on the volume of the database: below it events are refused while reads go on,
     /// because SQLite needs room to recover. 1 MiB, so that small volumes work too.
     pub free_space_min_bytes: u64,
+    pub check_at_start: bool,
 
     /// Limits on one event's payload.
     pub limits: Limits,
@@ -114,6 +115,7 @@ impl Default for Config {
             database_path: "data/events.db".into(),
             durability: Durability::Full,
             free_space_min_bytes: MIB,
+            check_at_start: true,
             limits: Limits { payload_keys_max: 50, payload_bytes_max: 64 << 10 },
             event_types: EventTypes::builtin(),
             max_queue_size: 10_000,
@@ -168,6 +170,8 @@ const SETTINGS: &[Setting] = &[
         "What an acknowledged event survives: full a power cut, normal and off only the end of the process"),
     Setting::new("Storage", "FREE_SPACE_MIN_BYTES", |c| &mut c.free_space_min_bytes, Bytes(0, 1024 * GIB),
         "Free space on the volume below which events are refused"),
+    Setting::new("Storage", "CHECK_AT_START", |c| &mut c.check_at_start, Switch,
+        "Hold the whole file against its checksums while serving, with a fifth of a core"),
 
     Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
         "Top-level keys of one payload"),

@@ -1,4 +1,5 @@
-//! The `event-pipeline` program: one command is the server, the others are its clients.
+//! The `event-pipeline` program: one command is the server, some are its clients, some look
+//! after its file.
 
 mod cli;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         cli::Task::Serve(flags) => serve(&flags),
         cli::Task::Client(command) => client(command),
+        cli::Task::File(command) => report(command.run()),
     }
 }
 
@@ -55,7 +57,11 @@ fn client(command: cli::ClientCommand) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILURE, error),
     };
-    match runtime.block_on(command.run()) {
+    report(runtime.block_on(command.run()))
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Only what is written to stdout gives a bare IO error: its reader, such as `head`, has seen enough.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {

@@ -39,7 +39,7 @@ use tokio::time::timeout;
 use crate::auth::{Class, Place};
 use crate::event::{Parser, Timestamp};
 use crate::pipeline::{Pipeline, Producer};
-use crate::store::Store;
+use crate::store::{self, Integrity, Progress, Store};
 use crate::wire::answer::{Ack, AckLevel};
 use crate::wire::refusal::Ending;
 use crate::wire::{Failure, Refusal};
@@ -324,6 +324,7 @@ impl Connection {
             "events_last_hour": stats.events_last_hour,
             "by_type": by_type.collect::<Vec<_>>(),
             "epoch": self.pipeline.store.epoch().to_string(),
+            "integrity": self.integrity(),
             "router": self.router(),
         });
         Ok(answer::json(stats.to_string()))
@@ -343,6 +344,18 @@ impl Connection {
         })
     }
 
+    /// What is known of the database's soundness.
+    fn integrity(&self) -> Value {
+        let Integrity { progress, events, damage } = self.pipeline.store.integrity();
+        let state = match progress {
+            _ if !damage.is_empty() => "damaged",
+            Progress::Off => "unchecked",
+            Progress::Running => "checking",
+            Progress::Done => "sound",
+        };
+        serde_json::json!({ "state": state, "checked_events": events, "damage": damage })
+    }
+
     fn event_types(&self) -> String {
         let types = self.pipeline.types.iter().map(|(name, description)| (name.to_owned(), description.into()));
         Value::Object(types.collect::<Map<_, _>>()).to_string()
@@ -359,7 +372,8 @@ impl Connection {
                 Err(_) => (false, "unavailable", "The database did not answer in time".to_owned()),
             },
         };
-        let mut body = serde_json::json!({ "ready": ready, "database": database, "router": self.router() });
+        let mut body = serde_json::json!({ "ready": ready, "database": database, "integrity": self.integrity(),
+            "router": self.router() });
         if ready {
             return answer::json(body.to_string());
         }
@@ -413,7 +427,7 @@ async fn reading<T: Send + 'static>(
 /// What SQLite says is for the operator.
 fn unreadable(error: &rusqlite::Error) -> Refusal {
     tracing::error!(%error, "read stored events");
-    Refusal::Unreadable
+    if store::is_damage(error) { Refusal::Damaged } else { Refusal::Unreadable }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::schema::meta;
+use super::wal::Severed;
 use crate::config::Durability;
 use crate::event::Seq;
 use crate::wire::subscription::Epoch;
@@ -49,7 +50,7 @@ impl Witness {
         last: Seq,
         durability: Durability,
     ) -> rusqlite::Result<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let boot = this_boot();
         let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino()) as i64;
         let (mut epoch, known_inode) =
             (meta::get(connection, meta::EPOCH)? as u32, meta::get(connection, meta::INODE)?);
@@ -106,6 +107,21 @@ impl Witness {
             tracing::debug!(%error, "note how far the database has come");
         }
     }
+}
+
+/// Whether a broken frame in the middle of the write-ahead log cannot have come from a power cut. That tears what
+/// was not synced: nothing, if the system has not gone down, and only the last commit, if each was synced.
+pub(super) fn rules_out_power_cut(file: &File, severed: &Severed) -> bool {
+    testimony(file).is_some_and(|before| before.boot == this_boot() || (before.is_synced && severed.commits > 1))
+}
+
+/// How far the database had come at least, as the file beside it knows.
+pub(super) fn last_noted(file: &File) -> Seq {
+    testimony(file).map_or(Seq::ZERO, |before| Seq(before.last_seq))
+}
+
+fn this_boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn testimony(file: &File) -> Option<Testimony> {

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::event::{Field, Seq};
+use super::read::Record;
+use crate::event::{Columns, Field, Seq};
 use crate::wire::batch::{Batch, Fate, Keyed};
 
 /// What is to become of the events of one message.
@@ -54,20 +55,20 @@ pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
 /// Looks which events of a message were stored before. Everything before it in this transaction must be in the
 /// tables.
 pub(super) fn judge(
-    connection: &Connection,
+    record: Record<'_>,
     batch: &Batch,
     message: &Range<usize>,
     keys: &[Keyed],
 ) -> rusqlite::Result<Verdict> {
     let mut known = vec![Known::New; message.len()];
     const FIND: &str = "SELECT seq, count FROM idempotency_keys WHERE key = ?1";
-    let mut find = connection.prepare_cached(FIND)?;
+    let mut find = record.connection.prepare_cached(FIND)?;
     for (nth, keyed) in keys.iter().enumerate() {
         let place = keyed.events.start - message.start;
         if let Some(before) = keys[..nth].iter().find(|before| before.key == keyed.key) {
             // Only keys of single events stand beside others.
             let like = before.events.start;
-            if !is_alike(batch, like, keyed.events.start) {
+            if !is_alike(&batch.columns(like), &batch.columns(keyed.events.start)) {
                 return Ok(Verdict::Refused(place));
             }
             known[place] = match known[like - message.start] {
@@ -82,7 +83,7 @@ pub(super) fn judge(
         let mut is_same = count as usize == keyed.events.len();
         for (n, index) in keyed.events.clone().enumerate() {
             let seq = Seq(first as u64).plus(n);
-            is_same = is_same && is_stored_as(connection, seq, batch, index)?;
+            is_same = is_same && is_stored_as(record, seq, batch, index)?;
             known[index - message.start] = Known::Stored(seq);
         }
         if !is_same {
@@ -93,24 +94,14 @@ pub(super) fn judge(
 }
 
 /// Whether an event of a batch says what is stored under a number.
-fn is_stored_as(connection: &Connection, seq: Seq, batch: &Batch, index: usize) -> rusqlite::Result<bool> {
-    const FIND: &str = "SELECT event_type, source, session_id, user_id, payload FROM events WHERE seq = ?1";
-    let mut find = connection.prepare_cached(FIND)?;
-    let event = batch.columns(index);
-    let is_same = find.query_row([seq.0 as i64], |row| {
-        let text = |i: usize| Ok::<_, rusqlite::Error>(row.get_ref(i)?.as_bytes_or_null()?);
-        Ok(text(0)? == Some(event.event_type)
-            && text(1)? == Some(event.source)
-            && text(2)? == event.session_id
-            && text(3)? == event.user_id
-            && text(4)? == Some(event.payload))
-    });
-    Ok(is_same.optional()?.unwrap_or(false))
+fn is_stored_as(record: Record<'_>, seq: Seq, batch: &Batch, index: usize) -> rusqlite::Result<bool> {
+    let mut is_same = false;
+    record.event(seq, |stored| is_same = is_alike(&stored.columns(), &batch.columns(index)))?;
+    Ok(is_same)
 }
 
-/// Whether two events of a batch say the same.
-fn is_alike(batch: &Batch, one: usize, other: usize) -> bool {
-    let (one, other) = (batch.columns(one), batch.columns(other));
+/// Whether two events say the same.
+fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
     Field::ALL.into_iter().all(|field| one.field(field) == other.field(field)) && one.payload == other.payload
 }
 

@@ -3,14 +3,19 @@
 //! One thread writes; it takes what waits in a bounded queue, stores it in one transaction, and then
 //! resolves the receipts and hands the commit on. Readers use connections of their own.
 
+mod check;
+mod checksum;
 mod deletion;
 mod epoch;
 mod keys;
 mod read;
+mod rebuild;
 mod receipt;
+mod repair;
 mod schema;
 mod segments;
 mod upgrade;
+mod wal;
 mod writer;
 
 use std::collections::HashMap;
@@ -21,15 +26,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use parking_lot::{Mutex, RwLock};
-use rusqlite::Connection;
+use rusqlite::{Connection, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+pub use check::{Integrity, Progress, check, is_damage};
 pub use read::{Order, Query, Stats, TypeStats};
 pub use receipt::{Receipt, Stored};
+pub use repair::{RepairError, Repaired, repair};
 
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
@@ -38,8 +45,9 @@ use crate::wire::Failure;
 use crate::wire::answer::AckLevel;
 use crate::wire::batch::{Batch, Commit};
 use crate::wire::subscription::Epoch;
+use check::{Check, Pages};
 use epoch::Witness;
-use schema::meta;
+use schema::{damaged, meta};
 use segments::{Recent, Segment};
 use writer::{Append, Command, Writer};
 
@@ -64,7 +72,10 @@ struct Shared {
     /// Durable subscriptions whose last state the writer has not taken yet; nothing stands for one that is gone.
     changed_subscriptions: Mutex<HashMap<Arc<str>, Option<Kept>>>,
     readers: read::Readers,
+    integrity: Arc<Mutex<Integrity>>,
     has_legacy_ids: bool,
+    /// Events up to this one were stored before rows had checksums.
+    unchecked_through: Seq,
     epoch: Epoch,
     /// Where the file is, to look for free space.
     folder: PathBuf,
@@ -125,6 +136,48 @@ pub struct Kept {
     pub last_seen: String,
 }
 
+impl Kept {
+    /// All of them.
+    ///
+    /// # Errors
+    /// What SQLite reports, and a row that is not what was stored.
+    fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        let rows = Self::rows(connection)?;
+        rows.into_iter().map(|row| row.ok_or_else(|| damaged("subscriptions: a row is damaged"))).collect()
+    }
+
+    /// Those whose rows are what was stored, and nothing in the place of the others.
+    fn rows(connection: &Connection) -> rusqlite::Result<Vec<Option<Self>>> {
+        const SQL: &str = "SELECT name, filters, position, last_seen, checksum FROM subscriptions";
+        let mut statement = connection.prepare(SQL)?;
+        let mut rows = statement.query([])?;
+        let mut kept = Vec::new();
+        while let Some(row) = rows.next()? {
+            let checksum = row.get::<_, i32>(4).ok();
+            kept.push(Self::read(row).ok().filter(|kept| Some(kept.checksum()) == checksum));
+        }
+        Ok(kept)
+    }
+
+    /// From a row's first columns: name, filters, position, last_seen.
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (name, filters): (String, String) = (row.get(0)?, row.get(1)?);
+        let position = Seq(row.get::<_, i64>(2)? as u64);
+        Ok(Self { name: name.into(), filters: filters.into(), position, last_seen: row.get(3)? })
+    }
+
+    fn store(&self, connection: &Connection) -> rusqlite::Result<()> {
+        const SQL: &str = "INSERT OR REPLACE INTO subscriptions (name, filters, position, last_seen, checksum) \
+                           VALUES (?1, ?2, ?3, ?4, ?5)";
+        let columns = (&*self.name, &*self.filters, self.position.0 as i64, &self.last_seen, self.checksum());
+        connection.prepare_cached(SQL)?.execute(columns).map(drop)
+    }
+
+    fn checksum(&self) -> i32 {
+        checksum::of_subscription(&self.name, &self.filters, self.position.0 as i64, &self.last_seen)
+    }
+}
+
 /// The threads of an open store, and what they hand on.
 #[derive(Debug)]
 pub struct Running {
@@ -154,9 +207,20 @@ pub enum OpenError {
     Foreign(PathBuf),
     #[error("open database {0}: {1}")]
     Database(PathBuf, rusqlite::Error),
+    #[error("{0} is damaged ({1}): `event-pipeline check` says where, `event-pipeline repair` saves the rest")]
+    Damaged(PathBuf, rusqlite::Error),
     #[error("upgrade database {0}: {1}")]
     Upgrade(PathBuf, upgrade::UpgradeError),
+    #[error(
+        "the write-ahead log of {0} is damaged at frame {frame}: {commits} later commits would be dropped. \
+         `event-pipeline repair` saves them",
+        frame = .1.frame, commits = .1.commits
+    )]
+    SeveredLog(PathBuf, wal::Severed),
 }
+
+/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
+const PAGE_BYTES: u64 = 4_096;
 
 /// Commits that may wait for the fan-out before the writer waits for it: more than come while it rests.
 const COMMITS_WAITING_MAX: usize = 64;
@@ -183,7 +247,15 @@ impl Store {
         let lock = lock(path)?;
         private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
 
-        let database = |error| OpenError::Database(path.clone(), error);
+        let log = wal::examine(&wal::beside(path)).map_err(|e| OpenError::File(path.clone(), e))?;
+        if let Some(severed) = log.filter(|severed| epoch::rules_out_power_cut(&lock, severed)) {
+            return Err(OpenError::SeveredLog(path.clone(), severed));
+        }
+
+        let database = |error| match is_damage(&error) {
+            true => OpenError::Damaged(path.clone(), error),
+            false => OpenError::Database(path.clone(), error),
+        };
         let mut connection = schema::open_writer(path).map_err(database)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
         if version > schema::VERSION {
@@ -197,7 +269,7 @@ impl Store {
         if needs_upgrade {
             upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
         }
-        schema::create(&connection).map_err(database)?;
+        schema::create(&mut connection).map_err(database)?;
         let state = State::read(&connection).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
         let witness = Witness::hear(beside, &connection, path, state.last, config.durability).map_err(database)?;
@@ -289,15 +361,7 @@ impl Store {
     /// # Errors
     /// What SQLite reports.
     pub fn kept_subscriptions(&self) -> rusqlite::Result<Vec<Kept>> {
-        self.shared.readers.with(|transaction| {
-            let mut all = transaction.prepare("SELECT name, filters, position, last_seen FROM subscriptions")?;
-            let kept = all.query_map([], |row| {
-                let position = Seq(row.get::<_, i64>(2)? as u64);
-                let (name, filters): (String, String) = (row.get(0)?, row.get(1)?);
-                Ok(Kept { name: name.into(), filters: filters.into(), position, last_seen: row.get(3)? })
-            })?;
-            kept.collect()
-        })
+        self.shared.readers.with(|transaction| Kept::all(transaction))
     }
 
     /// Keeps a durable subscription as it is now. It is written with others within a moment; until then only its
@@ -397,6 +461,11 @@ impl Store {
         &self.shared.counts
     }
 
+    /// What is known of the file's soundness.
+    pub fn integrity(&self) -> Integrity {
+        self.shared.integrity.lock().clone()
+    }
+
     /// Events waiting to be written.
     pub fn queue_len(&self) -> usize {
         self.shared.queue.events_max - self.shared.queue.events.available_permits()
@@ -463,6 +532,7 @@ struct State {
     last_time: Timestamp,
     recent: Recent,
     has_legacy_ids: bool,
+    unchecked_through: Seq,
 }
 
 impl State {
@@ -499,7 +569,8 @@ impl State {
             [],
             |row| row.get(0),
         )?;
-        Ok(State { last, last_time, recent, has_legacy_ids })
+        let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
+        Ok(State { last, last_time, recent, has_legacy_ids, unchecked_through })
     }
 }
 
@@ -509,6 +580,7 @@ pub(crate) struct Parts {
     pub(crate) commits: Receiver<Arc<Commit>>,
     sealer: Sealer,
     checkpointer: Checkpointer,
+    checker: Option<Checker>,
     lock: File,
 }
 
@@ -523,6 +595,12 @@ struct Checkpointer {
     connection: Connection,
     due: Receiver<()>,
     commands: Sender<Command>,
+}
+
+/// Holds the file against itself, behind a serving server.
+struct Checker {
+    path: PathBuf,
+    shared: Arc<Shared>,
 }
 
 impl Sealer {
@@ -541,6 +619,51 @@ impl Checkpointer {
     }
 }
 
+impl Checker {
+    /// Until it is done, or `stopped` has no sender any more.
+    fn run(self, stopped: &Receiver<()>) {
+        let integrity = self.shared.integrity.clone();
+        integrity.lock().progress = Progress::Running;
+        match self.check(stopped) {
+            Ok(Some(events)) => {
+                let mut integrity = integrity.lock();
+                (integrity.progress, integrity.events) = (Progress::Done, events);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "check the database"),
+        }
+    }
+
+    /// Returns how many events there are, or `None` if it was stopped.
+    fn check(self, stopped: &Receiver<()>) -> rusqlite::Result<Option<u64>> {
+        let Checker { path, shared } = self;
+        let found = |what| shared.integrity.lock().note(what);
+        let is_stopped = |rest| stopped.recv_timeout(rest) != Err(RecvTimeoutError::Timeout);
+        let mut pages_connection = schema::open_reader(&path)?;
+        give_way(&mut pages_connection, &shared, stopped.clone())?;
+        let pages = || check::pages(&pages_connection, Pages::Quick, found);
+        let mut is_done = pages()?;
+
+        let connection = schema::open_reader(&path)?;
+        let mut began = Instant::now();
+        let mut check = Check {
+            connection: &connection,
+            found: &mut { found },
+            between: &mut |events| {
+                shared.integrity.lock().events = events;
+                let is_stopped = is_stopped(began.elapsed() * check::REST);
+                began = Instant::now();
+                if is_stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        };
+        let events = check.rows()?;
+        while events.is_some() && !is_done && !is_stopped(check::TRY_AGAIN) {
+            is_done = pages()?;
+        }
+        Ok(events.filter(|_| is_done))
+    }
+}
+
 fn assemble(
     config: &Config,
     folder: PathBuf,
@@ -549,11 +672,12 @@ fn assemble(
     witness: Witness,
     lock: File,
 ) -> rusqlite::Result<(Store, Parts)> {
-    let State { last, last_time, recent, has_legacy_ids } = state;
+    let State { last, last_time, recent, has_legacy_ids, unchecked_through } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
     for segment in &recent.full {
         full_sender.send(segment.clone()).expect("its receiver is in this scope");
     }
+    let integrity = Arc::new(Mutex::new(Integrity::default()));
     let shared = Arc::new(Shared {
         committed: AtomicU64::new(last.0),
         wal_pages: AtomicUsize::new(0),
@@ -562,8 +686,10 @@ fn assemble(
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
         counts: Counts::default(),
         changed_subscriptions: Mutex::default(),
-        readers: read::Readers::new(config.database_path.clone()),
+        readers: read::Readers::new(config.database_path.clone(), integrity.clone()),
+        integrity,
         has_legacy_ids,
+        unchecked_through,
         epoch: witness.epoch(),
         folder,
         queue: Queue::new(config),
@@ -598,16 +724,19 @@ fn assemble(
     let connection = schema::open_writer(&config.database_path)?;
     schema::prepare(&connection, config.durability)?;
     let checkpointer = Checkpointer { connection, due, commands: commands.clone() };
-    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, lock }))
+    let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
+    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
 }
 
 impl Parts {
     fn start(self) -> Running {
-        let Parts { writer, commits, sealer, checkpointer, lock } = self;
+        let Parts { writer, commits, sealer, checkpointer, checker, lock } = self;
         let (ended, how) = oneshot::channel();
-        let threads = vec![
+        let (running, stopped) = crossbeam_channel::bounded(0);
+        let mut threads = vec![
             spawn("writer", move || {
                 let outcome = writer.run();
+                drop(running);
                 // The next server may open the file from here on.
                 drop(lock);
                 let _ = ended.send(outcome);
@@ -615,6 +744,7 @@ impl Parts {
             spawn("sealer", move || sealer.full.iter().for_each(|segment| sealer.encode(&segment))),
             spawn("checkpointer", move || checkpointer.due.iter().for_each(|()| checkpointer.checkpoint())),
         ];
+        threads.extend(checker.map(|checker| spawn("checker", move || checker.run(&stopped))));
         Running { commits, writer: how, threads }
     }
 }
@@ -664,6 +794,20 @@ impl Parts {
         self.writer.run().expect("the writer ends well");
         self.commits
     }
+}
+
+/// Has a reading of all pages end when the server does, or when the log it keeps from starting over gets long.
+fn give_way(connection: &mut Connection, shared: &Arc<Shared>, stopped: Receiver<()>) -> rusqlite::Result<()> {
+    /// As much as the log keeps of the disk anyway (64 MiB).
+    const WAL_PAGES_MAX: usize = 1 << 14;
+    /// Steps of SQLite, some of which take a page: it looks about every millisecond.
+    const STEPS: i32 = 1_000;
+    let shared = shared.clone();
+    let must_end = move || {
+        let is_stopped = stopped.try_recv() == Err(TryRecvError::Disconnected);
+        is_stopped || shared.wal_pages.load(Ordering::Relaxed) > WAL_PAGES_MAX
+    };
+    connection.progress_handler(STEPS, Some(must_end))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {

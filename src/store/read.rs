@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
+use super::check::{Integrity, is_damage};
+use super::schema::{self, damaged};
 use super::segments::{self, Kind};
-use super::{Shared, schema};
+use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::wire::StoredEvent;
 use crate::wire::subscription::Extent;
@@ -60,13 +63,14 @@ pub struct TypeStats {
 pub(super) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
+    integrity: Arc<Mutex<Integrity>>,
 }
 
 /// Idle connections kept. Reads run on as many threads as the server lends to blocking work; beyond
 /// this many at once, opening a connection (some 100 µs) is the smaller cost.
 const IDLE_MAX: usize = 8;
 
-const COLUMNS: &str = "seq, time_us, event_type, source, session_id, user_id, payload, legacy_id";
+pub(super) const COLUMNS: &str = "seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum";
 
 /// Events looked at in one transaction: some 50 ms at 0.8 µs each, for a reader that holds the log longer keeps
 /// it from starting over.
@@ -88,8 +92,8 @@ impl Query {
 }
 
 impl Readers {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, idle: Mutex::new(Vec::new()) }
+    pub(super) fn new(path: PathBuf, integrity: Arc<Mutex<Integrity>>) -> Self {
+        Self { path, idle: Mutex::new(Vec::new()), integrity }
     }
 
     pub(super) fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
@@ -99,6 +103,11 @@ impl Readers {
             None => schema::open_reader(&self.path)?,
         };
         let result = connection.unchecked_transaction().and_then(|transaction| read(&transaction));
+        if let Err(error) = &result
+            && is_damage(error)
+        {
+            self.integrity.lock().note(error.to_string());
+        }
         let mut idle = self.idle.lock();
         // A connection that failed may be broken; the next read gets a new one.
         if result.is_ok() && idle.len() < IDLE_MAX {
@@ -147,8 +156,9 @@ impl super::Store {
         // Noted before the transaction begins: a segment that is not in memory now is in the table then.
         let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
         self.shared.readers.with(|transaction| {
-            let Some(range) = range(transaction, query, committed)? else { return Ok(None) };
-            let mut scan = Scan { transaction, query, range, left: EVENTS_PER_READ };
+            let record = Record::new(transaction, &self.shared);
+            let Some(range) = record.range(query, committed)? else { return Ok(None) };
+            let mut scan = Scan { record, query, range, left: EVENTS_PER_READ };
             scan.run(&recent, &mut visit)
         })
     }
@@ -164,9 +174,10 @@ impl super::Store {
         mut visit: impl FnMut(StoredEvent<'_>) -> ControlFlow<()>,
     ) -> rusqlite::Result<Option<Seq>> {
         self.shared.readers.with(|transaction| {
+            let record = Record::new(transaction, &self.shared);
             for seq in these {
                 let mut flow = ControlFlow::Continue(());
-                row(transaction, *seq, |event| flow = visit(event))?;
+                record.event(*seq, |event| flow = visit(event))?;
                 if flow.is_break() {
                     return Ok(Some(*seq));
                 }
@@ -182,10 +193,13 @@ impl super::Store {
     pub fn count(&self, query: &Query) -> rusqlite::Result<u64> {
         if !query.filter.has_rest() {
             let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
-            return self.shared.readers.with(|transaction| match range(transaction, query, committed)? {
-                None => Ok(0),
-                Some(range) if !query.filter.is_indexed() => count_between(transaction, range),
-                Some(range) => Scan { transaction, query, range, left: usize::MAX }.count(&recent),
+            return self.shared.readers.with(|transaction| {
+                let record = Record::new(transaction, &self.shared);
+                match record.range(query, committed)? {
+                    None => Ok(0),
+                    Some(range) if !query.filter.is_indexed() => count_between(transaction, range),
+                    Some(range) => Scan { record, query, range, left: usize::MAX }.count(&recent),
+                }
             });
         }
         let mut count = 0;
@@ -226,8 +240,9 @@ impl super::Store {
             }
             // A transaction each: nobody holds the log up for long.
             let is_beginning = self.shared.readers.with(|transaction| {
-                let Some(range) = range(transaction, &query.whole(), through)? else { return Ok(true) };
-                let scan = Scan { transaction, query: &query, range, left: usize::MAX };
+                let record = Record::new(transaction, &self.shared);
+                let Some(range) = record.range(&query.whole(), through)? else { return Ok(true) };
+                let scan = Scan { record, query: &query, range, left: usize::MAX };
                 scan.latest_in(number, field, &mut latest)?;
                 Ok(segments::first_of(number) <= *scan.range.start())
             })?;
@@ -250,7 +265,8 @@ impl super::Store {
                 return Ok(None);
             };
             let mut json = Vec::new();
-            row(transaction, seq, |event| event.write_json(&mut json, &mut TimestampText::default()))?;
+            let record = Record::new(transaction, &self.shared);
+            record.event(seq, |event| event.write_json(&mut json, &mut TimestampText::default()))?;
             Ok(Some(json).filter(|json| !json.is_empty()))
         })
     }
@@ -313,7 +329,7 @@ impl super::Store {
         let committed = self.committed();
         self.shared.readers.with(|transaction| match kept(transaction, committed)? {
             None => Ok(committed),
-            Some(kept) => Ok(first_later(transaction, &kept, time)?.prev()),
+            Some(kept) => Ok(Record::new(transaction, &self.shared).first_later(&kept, time)?.prev()),
         })
     }
 
@@ -339,7 +355,8 @@ impl super::Store {
             let events_last_hour = match kept(transaction, Seq::MAX)? {
                 None => 0,
                 Some(kept) => {
-                    let first = first_later(transaction, &kept, Timestamp(now.0 - HOUR_US))?;
+                    let record = Record::new(transaction, &self.shared);
+                    let first = record.first_later(&kept, Timestamp(now.0 - HOUR_US))?;
                     count_between(transaction, first..=*kept.end())?
                 }
             };
@@ -357,9 +374,10 @@ pub(super) fn newest_of_type(
     let filter = Filter::default().with_types([event_type]);
     let query = Query { filter, order: Order::NewestFirst, ..Query::default() };
     let recent = in_memory(shared, &query);
-    let Some(range) = range(connection, &query, Seq::MAX)? else { return Ok(None) };
+    let record = Record::new(connection, shared);
+    let Some(range) = record.range(&query, Seq::MAX)? else { return Ok(None) };
     let mut newest = None;
-    Scan { transaction: connection, query: &query, range, left: usize::MAX }.run(&recent, &mut |event| {
+    Scan { record, query: &query, range, left: usize::MAX }.run(&recent, &mut |event| {
         newest = Some(event.time);
         ControlFlow::Break(())
     })?;
@@ -373,7 +391,7 @@ fn in_memory(shared: &Shared, query: &Query) -> Vec<(u64, Vec<u16>)> {
 
 /// One reading within its transaction, over the numbers of `range`.
 struct Scan<'c, 'q> {
-    transaction: &'c Connection,
+    record: Record<'c>,
     query: &'q Query,
     range: RangeInclusive<Seq>,
     /// So many more events may be looked at.
@@ -398,10 +416,11 @@ impl Scan<'_, '_> {
             Order::NewestFirst => "DESC",
         };
         let sql = format!("SELECT {COLUMNS} FROM events WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq {order}");
-        let mut statement = self.transaction.prepare_cached(&sql)?;
+        let Record { connection, unchecked_through } = self.record;
+        let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query([self.range.start().0 as i64, self.range.end().0 as i64])?;
         while let Some(row) = rows.next()? {
-            let event = stored(row)?;
+            let event = stored(row, unchecked_through)?;
             let seq = event.seq;
             if self.show(event, visit).is_break() {
                 return Ok(Some(seq));
@@ -439,7 +458,7 @@ impl Scan<'_, '_> {
     fn count(&mut self, recent: &[(u64, Vec<u16>)]) -> rusqlite::Result<u64> {
         let (lowest, highest) = (segments::segment_of(*self.range.start()), segments::segment_of(*self.range.end()));
         let mut has_holes =
-            self.transaction.prepare_cached("SELECT EXISTS (SELECT 1 FROM holes WHERE segment = ?1)")?;
+            self.record.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM holes WHERE segment = ?1)")?;
         let mut count = 0;
         for number in lowest..=highest {
             let offsets = self.offsets(number, recent)?;
@@ -472,7 +491,7 @@ impl Scan<'_, '_> {
     ) -> rusqlite::Result<Option<Seq>> {
         for seq in seqs {
             let mut flow = ControlFlow::Continue(());
-            row(self.transaction, seq, |event| flow = self.show(event, visit))?;
+            self.record.event(seq, |event| flow = self.show(event, visit))?;
             if flow.is_break() {
                 return Ok(Some(seq));
             }
@@ -504,21 +523,21 @@ impl Scan<'_, '_> {
         if passing.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
-        const SQL: &str = "SELECT key, offsets FROM event_index WHERE segment = ?1 AND kind = ?2";
-        let mut statement = self.transaction.prepare_cached(SQL)?;
+        const SQL: &str = "SELECT key, offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2";
+        let mut statement = self.record.connection.prepare_cached(SQL)?;
         let mut rows = statement.query((number as i64, Kind::of(field) as i64))?;
         while let Some(row_of_index) = rows.next()? {
             let value = row_of_index.get_ref(0)?.as_bytes()?;
             if latest.known.contains(value) {
                 continue;
             }
-            let offsets = segments::decode(row_of_index.get_ref(1)?.as_blob()?).ok_or_else(|| damaged_list(number))?;
+            let offsets = list(row_of_index, 1, number, Kind::of(field), value)?;
             let passes = |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
             for offset in offsets.iter().rev().filter(|offset| passes(offset)) {
                 let seq = segments::first_of(number).plus((*offset).into());
                 let mut found = false;
                 if self.range.contains(&seq) {
-                    row(self.transaction, seq, |event| found = filter.matches(&event.columns()))?;
+                    self.record.event(seq, |event| found = filter.matches(&event.columns()))?;
                 }
                 if found {
                     if latest.note(Some(value), seq).is_break() {
@@ -532,14 +551,10 @@ impl Scan<'_, '_> {
     }
 
     fn list(&self, segment: u64, kind: Kind, key: &str) -> rusqlite::Result<Option<Vec<u16>>> {
-        const SQL: &str = "SELECT offsets FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
-        let mut statement = self.transaction.prepare_cached(SQL)?;
+        const SQL: &str = "SELECT offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
+        let mut statement = self.record.connection.prepare_cached(SQL)?;
         let mut rows = statement.query((segment as i64, kind as i64, key))?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        match segments::decode(row.get_ref(0)?.as_blob()?) {
-            Some(offsets) => Ok(Some(offsets)),
-            None => Err(damaged_list(segment)),
-        }
+        rows.next()?.map(|row| list(row, 0, segment, kind, key.as_bytes())).transpose()
     }
 }
 
@@ -569,25 +584,12 @@ impl Latest {
     }
 }
 
-fn damaged_list(segment: u64) -> rusqlite::Error {
-    let what = format!("event_index: a list of segment {segment} is damaged");
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what))
-}
-
-/// The numbers that can answer a query; `None` when there are none.
-fn range(transaction: &Connection, query: &Query, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-    let Some(kept) = kept(transaction, committed)? else { return Ok(None) };
-    let (mut from, mut to) = ((*kept.start()).max(query.after.next()), *kept.end());
-    if let Some(before) = query.before {
-        to = to.min(before.prev());
-    }
-    if let Some(since) = query.since {
-        from = from.max(first_later(transaction, &kept, since)?);
-    }
-    if let Some(until) = query.until {
-        to = to.min(first_later(transaction, &kept, Timestamp(until.0 - 1))?.prev());
-    }
-    Ok((from <= to).then_some(from..=to))
+/// The offsets of a row of `event_index`, which has them and their checksum from column `column` on.
+pub(super) fn list(row: &Row<'_>, column: usize, segment: u64, kind: Kind, key: &[u8]) -> rusqlite::Result<Vec<u16>> {
+    let offsets = row.get_ref(column)?.as_blob()?;
+    let is_whole = checksum::of_list(segment as i64, kind as i64, key, offsets) == row.get::<_, i32>(column + 1)?;
+    let offsets = is_whole.then(|| segments::decode(offsets)).flatten();
+    offsets.ok_or_else(|| damaged(format!("event_index: a list of segment {segment} is damaged")))
 }
 
 /// The first and the last number of the stored events up to `committed`. Between them only those are missing
@@ -598,29 +600,6 @@ pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<
     let (first, last): (Option<i64>, Option<i64>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let range = first.zip(last).map(|(first, last)| Seq(first as u64)..=Seq(last as u64).min(committed));
     Ok(range.filter(|range| !range.is_empty()))
-}
-
-/// The first number from which on the kept events are later than `time`, or the one after the last. Times
-/// increase with the numbers, so this is a binary search: some 27 looks among 100 million events.
-pub(super) fn first_later(
-    connection: &Connection,
-    kept: &RangeInclusive<Seq>,
-    time: Timestamp,
-) -> rusqlite::Result<Seq> {
-    // The event in the middle may have been deleted: the next one stands for it.
-    const SQL: &str = "SELECT seq, time_us FROM events WHERE seq >= ?1 ORDER BY seq LIMIT 1";
-    let mut statement = connection.prepare_cached(SQL)?;
-    let (mut low, mut high) = (kept.start().0, kept.end().0 + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let (seq, time_us): (i64, i64) = statement.query_row([middle as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if time_us > time.0 {
-            high = middle;
-        } else {
-            low = seq as u64 + 1;
-        }
-    }
-    Ok(Seq(low.min(kept.end().0 + 1)))
 }
 
 /// How many of these numbers have their events. Costs a look at each segment out of which events were chosen to
@@ -651,18 +630,87 @@ fn count_between(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusql
     Ok(count)
 }
 
-fn row(transaction: &Connection, seq: Seq, visit: impl FnOnce(StoredEvent<'_>)) -> rusqlite::Result<()> {
-    const SQL: &str =
-        "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id FROM events WHERE seq = ?1";
-    let mut statement = transaction.prepare_cached(SQL)?;
-    let mut rows = statement.query([seq.0 as i64])?;
-    if let Some(row) = rows.next()? {
-        visit(stored(row)?);
-    }
-    Ok(())
+/// The events of the record as one connection sees them, each held against its checksum.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'c> {
+    pub connection: &'c Connection,
+    unchecked_through: Seq,
 }
 
-fn stored<'r>(row: &'r Row<'_>) -> rusqlite::Result<StoredEvent<'r>> {
+impl<'c> Record<'c> {
+    pub fn new(connection: &'c Connection, shared: &Shared) -> Self {
+        Self { connection, unchecked_through: shared.unchecked_through }
+    }
+
+    /// Shows an event, if it is there.
+    pub fn event(self, seq: Seq, visit: impl FnOnce(StoredEvent<'_>)) -> rusqlite::Result<()> {
+        const SQL: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
+                           FROM events WHERE seq = ?1";
+        let mut statement = self.connection.prepare_cached(SQL)?;
+        let mut rows = statement.query([seq.0 as i64])?;
+        rows.next()?.map(|row| stored(row, self.unchecked_through).map(visit)).transpose().map(drop)
+    }
+
+    /// The numbers that can answer a query; `None` when there are none.
+    fn range(self, query: &Query, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+        let Some(kept) = kept(self.connection, committed)? else { return Ok(None) };
+        let (mut from, mut to) = ((*kept.start()).max(query.after.next()), *kept.end());
+        if let Some(before) = query.before {
+            to = to.min(before.prev());
+        }
+        if let Some(since) = query.since {
+            from = from.max(self.first_later(&kept, since)?);
+        }
+        if let Some(until) = query.until {
+            to = to.min(self.first_later(&kept, Timestamp(until.0 - 1))?.prev());
+        }
+        Ok((from <= to).then_some(from..=to))
+    }
+
+    /// The first number from which on the kept events are later than `time`, or the one after the last. Times
+    /// increase with the numbers, so this is a binary search: some 27 looks among 100 million events.
+    pub fn first_later(self, kept: &RangeInclusive<Seq>, time: Timestamp) -> rusqlite::Result<Seq> {
+        // The event in the middle may have been deleted or damaged: the next one stands for it.
+        const SQL: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
+                           FROM events WHERE seq >= ?1 ORDER BY seq";
+        let mut statement = self.connection.prepare_cached(SQL)?;
+        let (mut low, mut high) = (kept.start().0, kept.end().0 + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut rows = statement.query([middle as i64])?;
+            let next = loop {
+                match rows.next()?.map(|row| stored(row, self.unchecked_through)) {
+                    Some(Ok(event)) => break Some(event),
+                    Some(Err(_)) => {}
+                    None => break None,
+                }
+            };
+            match next {
+                Some(event) if event.time <= time => low = event.seq.0 + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(Seq(low.min(kept.end().0 + 1)))
+    }
+}
+
+/// An event as it was stored, or an error that names it. Those up to `unchecked_through` have no checksum.
+pub(super) fn stored<'r>(row: &'r Row<'_>, unchecked_through: Seq) -> rusqlite::Result<StoredEvent<'r>> {
+    let seq = Seq(row.get::<_, i64>(0)? as u64);
+    let event = unverified(row);
+    let is_whole = event.as_ref().is_ok_and(|event| match row.get_ref(8) {
+        Ok(ValueRef::Integer(checksum)) => {
+            let legacy_id = event.legacy_id.map(str::as_bytes);
+            let room = &mut Vec::with_capacity(256 + event.payload.len());
+            checksum == i64::from(checksum::of_event(room, event.seq, event.time, &event.columns(), legacy_id))
+        }
+        Ok(ValueRef::Null) => seq <= unchecked_through,
+        _ => false,
+    });
+    if is_whole { event } else { Err(damaged(format!("events: {} is damaged", seq.id()))) }
+}
+
+fn unverified<'r>(row: &'r Row<'_>) -> rusqlite::Result<StoredEvent<'r>> {
     let text = |i: usize| Ok::<_, rusqlite::Error>(row.get_ref(i)?.as_str()?);
     let optional = |i: usize| Ok::<_, rusqlite::Error>(row.get_ref(i)?.as_str_or_null()?);
     Ok(StoredEvent {

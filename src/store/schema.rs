@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
 
+use super::{Kept, checksum};
 use crate::config::Durability;
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
-pub const VERSION: i64 = 2;
+pub const VERSION: i64 = 3;
 
 /// Written into `PRAGMA application_id`: "EvPl".
 pub const APPLICATION_ID: i64 = 0x4576_506c;
@@ -23,8 +24,11 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 ///
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
 /// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
-/// 3 source. `idempotency_keys` has for a key the first of the `count` events that were stored under it. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
-/// segment.
+/// 3 source. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
+/// segment. `idempotency_keys` has for a key the first of the `count` events that were stored under it.
+///
+/// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to files that
+/// there were.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -34,7 +38,8 @@ CREATE TABLE IF NOT EXISTS events (
     session_id TEXT,
     user_id TEXT,
     payload TEXT NOT NULL,
-    legacy_id TEXT
+    legacy_id TEXT,
+    checksum INTEGER
 );
 CREATE VIEW IF NOT EXISTS readable_events AS SELECT
     coalesce(legacy_id, printf('evt_%012x', seq)) AS id,
@@ -48,6 +53,7 @@ CREATE TABLE IF NOT EXISTS event_index (
     kind INTEGER NOT NULL,
     key TEXT NOT NULL,
     offsets BLOB NOT NULL,
+    checksum INTEGER NOT NULL,
     PRIMARY KEY (segment, kind, key)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS idempotency_keys (
@@ -68,17 +74,24 @@ CREATE TABLE IF NOT EXISTS subscriptions (
     name TEXT PRIMARY KEY,
     filters TEXT NOT NULL,
     position INTEGER NOT NULL,
-    last_seen TEXT NOT NULL
+    last_seen TEXT NOT NULL,
+    checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (
     key TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
+    value INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 ";
 
+/// Only an upgraded file has old ids, so only it has an index of them.
+pub const LEGACY_INDEX: &str = "CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL";
+
 /// Rows of `meta`.
 pub mod meta {
-    use rusqlite::Connection;
+    use rusqlite::{Connection, OptionalExtension};
+
+    use super::{checksum, damaged};
 
     /// Numbers up to this one are used up, also when their events are deleted.
     pub const LAST_SEQ: &str = "last_seq";
@@ -90,17 +103,23 @@ pub mod meta {
     pub const INODE: &str = "inode";
     /// Segments before this one have all their rows in `event_index`.
     pub const SEALED_BEFORE: &str = "sealed_before";
+    /// Events up to this one were stored before rows had checksums.
+    pub const UNCHECKED_THROUGH: &str = "unchecked_through";
 
     /// The value of a row, 0 if there is none.
     pub fn get(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
-        const SQL: &str = "SELECT coalesce((SELECT value FROM meta WHERE key = ?1), 0)";
-        connection.prepare_cached(SQL)?.query_row([key], |row| row.get(0))
+        let mut find = connection.prepare_cached("SELECT value, checksum FROM meta WHERE key = ?1")?;
+        let found: Option<(i64, i32)> = find.query_row([key], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        match found {
+            None => Ok(0),
+            Some((value, sum)) if checksum::of_meta(key, value) == sum => Ok(value),
+            Some(_) => Err(damaged(format!("meta: {key} is damaged"))),
+        }
     }
 
     pub fn set(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
-        const SQL: &str =
-            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-        connection.prepare_cached(SQL)?.execute((key, value)).map(drop)
+        const SQL: &str = "INSERT OR REPLACE INTO meta (key, value, checksum) VALUES (?1, ?2, ?3)";
+        connection.prepare_cached(SQL)?.execute((key, value, checksum::of_meta(key, value))).map(drop)
     }
 }
 
@@ -149,11 +168,66 @@ pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(has_tables && connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err())
 }
 
-/// Creates what is missing.
-pub fn create(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(&format!(
-        "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
-    ))
+/// Creates what is missing, and makes a file of an earlier format one of this.
+pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let is_without_checksums = (1..3).contains(&version);
+    if is_without_checksums {
+        transaction.execute_batch(
+            "ALTER TABLE events ADD COLUMN checksum INTEGER;
+            ALTER TABLE event_index RENAME TO former_index;
+            ALTER TABLE subscriptions RENAME TO former_subscriptions;
+            ALTER TABLE meta RENAME TO former_meta;",
+        )?;
+    }
+    transaction.execute_batch(TABLES)?;
+    if is_without_checksums {
+        add_checksums(&transaction)?;
+    }
+    transaction
+        .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"))?;
+    transaction.commit()
+}
+
+/// Gives the rows of the small tables their checksums. Events keep theirs as they are, for that would rewrite the
+/// whole file: those there are stay without.
+fn add_checksums(connection: &Connection) -> rusqlite::Result<()> {
+    each(connection, "SELECT key, value FROM former_meta", |row| {
+        meta::set(connection, row.get_ref(0)?.as_str()?, row.get(1)?)
+    })?;
+    let last: i64 = connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))?;
+    meta::set(connection, meta::UNCHECKED_THROUGH, last)?;
+
+    let mut keep = connection.prepare("INSERT INTO event_index VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    each(connection, "SELECT segment, kind, key, offsets FROM former_index ORDER BY segment, kind, key", |row| {
+        let (segment, kind): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (key, offsets) = (row.get_ref(2)?.as_str()?, row.get_ref(3)?.as_blob()?);
+        let checksum = checksum::of_list(segment, kind, key.as_bytes(), offsets);
+        keep.execute((segment, kind, key, offsets, checksum)).map(drop)
+    })?;
+    each(connection, "SELECT name, filters, position, last_seen FROM former_subscriptions", |row| {
+        Kept::read(row).and_then(|kept| kept.store(connection))
+    })?;
+    connection.execute_batch("DROP TABLE former_index; DROP TABLE former_subscriptions; DROP TABLE former_meta")
+}
+
+fn each(
+    connection: &Connection,
+    sql: &str,
+    mut visit: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        visit(row)?;
+    }
+    Ok(())
+}
+
+/// Something stored is not what was stored.
+pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what.into()))
 }
 
 /// How long a connection waits for another that holds a lock for an instant (start, recovery).

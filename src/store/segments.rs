@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::checksum;
 use crate::event::{Columns, Field, Filter, Seq};
 
 /// Events of a segment: an offset within one fits 16 bits, and a segment's lists a few MiB.
@@ -27,6 +28,11 @@ pub enum Kind {
 
 impl Kind {
     const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
+
+    /// The kind with this number.
+    pub fn of_number(number: i64) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as i64 == number)
+    }
 
     /// The kind of the lists about a field.
     pub fn of(field: Field) -> Self {
@@ -87,18 +93,27 @@ impl Segment {
         }
     }
 
-    fn list(&self, kind: Kind, key: &[u8]) -> Option<&[u16]> {
+    pub fn list(&self, kind: Kind, key: &[u8]) -> Option<&[u16]> {
         self.lists[kind as usize].get(key).map(Vec::as_slice)
+    }
+
+    /// How many lists there are.
+    pub fn lists(&self) -> usize {
+        self.lists.iter().map(HashMap::len).sum()
     }
 
     /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all keys:
     /// some 50 ms for 65,536 of them, so it is not for the writer's thread.
     pub fn rows(&self) -> Vec<IndexRow> {
-        let mut rows = Vec::with_capacity(self.lists.iter().map(HashMap::len).sum());
+        let mut rows = Vec::with_capacity(self.lists());
         for kind in Kind::ALL {
             let from = rows.len();
             let lists = self.lists[kind as usize].iter();
-            rows.extend(lists.map(|(key, list)| IndexRow { kind, key: key.clone(), offsets: encode(list) }));
+            rows.extend(lists.map(|(key, list)| {
+                let offsets = encode(list);
+                let checksum = checksum::of_list(self.number as i64, kind as i64, key, &offsets);
+                IndexRow { kind, key: key.clone(), offsets, checksum }
+            }));
             rows[from..].sort_unstable_by(|a, b| a.key.cmp(&b.key));
         }
         rows
@@ -111,6 +126,7 @@ pub struct IndexRow {
     pub kind: Kind,
     pub key: Box<[u8]>,
     pub offsets: Vec<u8>,
+    pub checksum: i32,
 }
 
 /// The segments whose lists are in memory: the open one, and full ones until their last row is committed.

@@ -2,15 +2,14 @@
 //! the order of their times, in one transaction of the same file.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Row, TransactionBehavior};
 use serde_json::value::RawValue;
 
-use super::schema::{self, meta};
-use super::segments::{SEGMENT_EVENTS, Segment};
+use super::rebuild::Rebuild;
+use super::schema;
 use crate::event::{Columns, EventTypes, Limits, Parser, Seq, Timestamp};
 
 /// Whether the file is one of the Python service: its `events` table has that service's columns, and
@@ -164,13 +163,8 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
             CAST(payload AS TEXT)
         FROM events_before_upgrade WHERE rowid = ?1",
     )?;
-    let mut insert = connection.prepare(
-        "INSERT INTO events (legacy_id, event_type, source, session_id, user_id, payload, seq, time_us)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )?;
+    let mut rebuild = Rebuild::new(connection)?;
     let mut payloads = Payloads::new();
-    let mut segment = Segment::new(0);
-    let mut by_type: HashMap<String, (i64, Timestamp)> = HashMap::new();
     let (mut seq, mut time) = (Seq::ZERO, Timestamp(i64::MIN));
     let mut said = Instant::now();
 
@@ -183,65 +177,27 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
         let [id, event_type, source, session_id, user_id] =
             [text(row, 0)?, text(row, 1)?, text(row, 2)?, text(row, 3)?, text(row, 4)?];
         let payload = payloads.convert(row.get_ref(5)?.as_bytes_or_null()?);
-        insert.execute((&id, &event_type, &source, &session_id, &user_id, payload, seq.0 as i64, time.0))?;
-
-        let (event_type, source) = (event_type.unwrap_or_default(), source.unwrap_or_default());
+        let [event_type, source] = [event_type, source].map(Option::unwrap_or_default);
         let event = Columns {
             event_type: event_type.as_bytes(),
             source: source.as_bytes(),
             session_id: session_id.as_deref().map(str::as_bytes),
             user_id: user_id.as_deref().map(str::as_bytes),
-            payload: b"",
+            payload: payload.as_bytes(),
         };
-        segment.note(seq, &event);
-        if seq.0 % SEGMENT_EVENTS == 0 {
-            store_segment(connection, &segment)?;
-            segment = Segment::new(segment.number() + 1);
-        }
-        match by_type.get_mut(&*event_type) {
-            Some((count, last_seen)) => (*count, *last_seen) = (*count + 1, time),
-            None => drop(by_type.insert(event_type.into_owned(), (1, time))),
-        }
+        rebuild.event(seq, time, &event, id.as_deref().map(str::as_bytes))?;
         if seq.0 % 1024 == 0 && said.elapsed() >= PROGRESS_EVERY {
             said = Instant::now();
             tracing::info!(copied = seq.0, events, "upgrading");
         }
     }
     payloads.say_what_was_converted();
-    for (event_type, (count, last_seen)) in by_type {
-        const SQL: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3)";
-        connection.execute(SQL, (event_type, count, last_seen.to_string()))?;
-    }
-    if seq > Seq::ZERO {
-        let marks = [
-            (meta::LAST_SEQ, seq.0 as i64),
-            (meta::LAST_TIME_US, time.0),
-            (meta::SEALED_BEFORE, segment.number() as i64),
-        ];
-        for mark in marks {
-            connection.execute("INSERT INTO meta (key, value) VALUES (?1, ?2)", mark)?;
-        }
-    }
-    Ok(())
+    rebuild.finish()
 }
 
-fn store_segment(connection: &Connection, segment: &Segment) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT INTO event_index (segment, kind, key, offsets) VALUES (?1, ?2, ?3, ?4)";
-    let mut insert = connection.prepare_cached(SQL)?;
-    for row in segment.rows() {
-        let key = std::str::from_utf8(&row.key).expect("noted from text");
-        insert.execute((segment.number() as i64, row.kind as i64, key, row.offsets))?;
-    }
-    Ok(())
-}
-
-/// Only an upgraded file has old ids, so only it has an index of them.
 fn finish(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(
-        "DROP TABLE temp.arrival;
-        DROP TABLE events_before_upgrade;
-        CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL;",
-    )
+    connection.execute_batch("DROP TABLE temp.arrival; DROP TABLE events_before_upgrade")?;
+    connection.execute_batch(schema::LEGACY_INDEX)
 }
 
 /// A value that SQL has cast to text. Bytes that are not UTF-8 show as U+FFFD.
@@ -347,7 +303,8 @@ mod tests {
 
     use super::*;
     use crate::config::Durability;
-    use crate::store::segments;
+    use crate::store::schema::meta;
+    use crate::store::segments::{self, SEGMENT_EVENTS};
 
     const OLDER: &str = "
         CREATE TABLE events (id TEXT PRIMARY KEY, event_type TEXT NOT NULL, source TEXT, session_id TEXT,
@@ -670,8 +627,9 @@ mod tests {
 
     #[test]
     fn full_segments_are_indexed_as_a_scan_finds_them() {
+        // The last segment stays open, full or not.
         const S: u64 = SEGMENT_EVENTS;
-        for (events, full) in [(300 * S + S / 2, 300), (2 * S, 2), (S + 1, 1), (S - 1, 0)] {
+        for (events, full) in [(300 * S + S / 2, 300), (2 * S, 1), (S + 1, 1), (S - 1, 0)] {
             let connection = upgrade(&many(events));
             assert_eq!(meta_value(&connection, meta::LAST_SEQ), events as i64);
             assert_eq!(meta_value(&connection, meta::SEALED_BEFORE), full);

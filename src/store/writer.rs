@@ -12,13 +12,15 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
+use super::checksum;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
 use super::keys::{self, Known, Verdict};
+use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
 use super::schema::meta;
 use super::segments::{IndexRow, SEGMENT_EVENTS, Segment};
-use super::{Kept, Shared, read};
+use super::{Kept, PAGE_BYTES, Shared};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
@@ -92,6 +94,8 @@ pub(super) struct Work {
     checkpoint: Checkpoint,
     wakes: Wakes,
     time_text: TimestampText,
+    /// For checksums.
+    room: Vec<u8>,
     storage_full: bool,
     /// When an operator was last told of a full disk.
     warned: Option<Instant>,
@@ -162,20 +166,17 @@ const COMMIT_BYTES_MAX: usize = 16 << 20;
 /// each would cost an allocation: 16 take 16 % fewer instructions than single ones, 64 take 12 % more.
 const ROWS_PER_INSERT: usize = 16;
 
-const COLUMNS: usize = 6;
-const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, seq) \
-                            VALUES (?, ?, ?, ?, ?, ?, ?)";
-const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload) \
-                          VALUES (?, ?, ?, ?, ?, ?)";
+const COLUMNS: usize = 7;
+const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum, \
+                            seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum) \
+                          VALUES (?, ?, ?, ?, ?, ?, ?)";
 static INSERT_MANY: LazyLock<String> =
-    LazyLock::new(|| INSERT_ONE.to_owned() + &", (?, ?, ?, ?, ?, ?)".repeat(ROWS_PER_INSERT - 1));
+    LazyLock::new(|| INSERT_ONE.to_owned() + &", (?, ?, ?, ?, ?, ?, ?)".repeat(ROWS_PER_INSERT - 1));
 
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
 const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
-
-/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
-const PAGE_BYTES: u64 = 4_096;
 
 /// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
@@ -446,7 +447,7 @@ impl Writer {
         let Append { batch, fates, .. } = append;
         let mut known = Vec::with_capacity(batch.len());
         for (message, keys) in keys::messages(batch) {
-            let accepted = match keys::judge(&self.connection, batch, &message, &keys)? {
+            let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, &keys)? {
                 Verdict::Accepted(accepted) => accepted,
                 Verdict::Refused(place) => {
                     known.extend(message.map(|_| Fate::Refused(place)));
@@ -505,22 +506,23 @@ impl Writer {
                 written.last = written.last.next();
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
+                let checksum = checksum::of_event(&mut self.work.room, written.last, time, &columns, None);
                 match (inserted.checked_sub(1), &mut many, &mut one) {
                     (None, ..) => {
                         first.raw_bind_parameter(COLUMNS + 1, written.last.0 as i64)?;
-                        bind(&mut first, 0, time, &columns)?;
+                        bind(&mut first, 0, time, &columns, checksum)?;
                         first.raw_execute()?;
                     }
                     (Some(nth), Some(many), _) if nth < in_many => {
                         let row = nth % ROWS_PER_INSERT;
-                        bind(many, row, time, &columns)?;
+                        bind(many, row, time, &columns, checksum)?;
                         if row + 1 == ROWS_PER_INSERT {
                             many.raw_execute()?;
                         }
                     }
                     (_, _, one) => {
                         let one = one.as_mut().expect("prepared for what is left");
-                        bind(one, 0, time, &columns)?;
+                        bind(one, 0, time, &columns, checksum)?;
                         one.raw_execute()?;
                     }
                 }
@@ -541,7 +543,8 @@ impl Writer {
         let Some(sealing) = self.work.sealing.front() else { return Ok(()) };
         let pace = sealing.len * written.events / (SEGMENT_EVENTS as usize / 2);
         let rows = if written.events == 0 { SEALED_ROWS_WHEN_IDLE } else { pace.max(SEALED_ROWS_MIN) };
-        const INSERT: &str = "INSERT INTO event_index (segment, kind, key, offsets) VALUES (?1, ?2, ?3, ?4)";
+        const INSERT: &str =
+            "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
         for row in slice {
@@ -549,6 +552,7 @@ impl Writer {
             insert.raw_bind_parameter(2, row.kind as i64)?;
             insert.raw_bind_parameter(3, Text(Some(&row.key)))?;
             insert.raw_bind_parameter(4, &row.offsets)?;
+            insert.raw_bind_parameter(5, row.checksum)?;
             insert.raw_execute()?;
         }
         written.sealed_rows = slice.len();
@@ -566,15 +570,9 @@ impl Writer {
         }
         let changed = std::mem::take(&mut *self.shared.changed_subscriptions.lock());
         self.work.subscriptions.by_name.extend(changed);
-        const KEEP: &str = "INSERT INTO subscriptions (name, filters, position, last_seen) VALUES (?1, ?2, ?3, ?4) \
-                            ON CONFLICT (name) DO UPDATE SET filters = excluded.filters, \
-                            position = excluded.position, last_seen = excluded.last_seen";
         for (name, state) in &self.work.subscriptions.by_name {
             match state {
-                Some(kept) => {
-                    let columns = (&**name, &*kept.filters, kept.position.0 as i64, &kept.last_seen);
-                    self.connection.prepare_cached(KEEP)?.execute(columns)?;
-                }
+                Some(kept) => kept.store(&self.connection)?,
                 None => {
                     self.connection.prepare_cached("DELETE FROM subscriptions WHERE name = ?1")?.execute([&**name])?;
                 }
@@ -684,7 +682,10 @@ impl Writer {
     fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Some(before) = before else { return Ok(self.last) };
         match read::kept(&self.connection, self.last)? {
-            Some(kept) => Ok(read::first_later(&self.connection, &kept, Timestamp(before.0 - 1))?.prev()),
+            Some(kept) => {
+                let record = Record::new(&self.connection, &self.shared);
+                Ok(record.first_later(&kept, Timestamp(before.0 - 1))?.prev())
+            }
             None => Ok(Seq::ZERO),
         }
     }
@@ -755,18 +756,25 @@ impl Written {
 
 /// Binds the parameters of row number `row` of a statement.
 #[inline]
-fn bind(insert: &mut Statement<'_>, row: usize, time: Timestamp, columns: &Columns<'_>) -> rusqlite::Result<()> {
+fn bind(
+    insert: &mut Statement<'_>,
+    row: usize,
+    time: Timestamp,
+    columns: &Columns<'_>,
+    checksum: i32,
+) -> rusqlite::Result<()> {
     let before = row * COLUMNS;
     insert.raw_bind_parameter(before + 1, time.0)?;
     insert.raw_bind_parameter(before + 2, Text(Some(columns.event_type)))?;
     insert.raw_bind_parameter(before + 3, Text(Some(columns.source)))?;
     insert.raw_bind_parameter(before + 4, Text(columns.session_id))?;
     insert.raw_bind_parameter(before + 5, Text(columns.user_id))?;
-    insert.raw_bind_parameter(before + 6, Text(Some(columns.payload)))
+    insert.raw_bind_parameter(before + 6, Text(Some(columns.payload)))?;
+    insert.raw_bind_parameter(before + 7, checksum)
 }
 
 /// UTF-8 that is known to be, bound without being checked again.
-struct Text<'b>(Option<&'b [u8]>);
+pub(super) struct Text<'b>(pub Option<&'b [u8]>);
 
 impl ToSql for Text<'_> {
     #[inline]

@@ -46,6 +46,8 @@ pub enum Refusal {
     Failed(#[from] Failure),
     #[error("Reading the stored events failed, try again")]
     Unreadable,
+    #[error("A part of the stored events is damaged and cannot be read; the operator has been told")]
+    Damaged,
     #[error("The server has as many connections as it takes, try again")]
     TooManyConnections,
     #[error("Server at subscriber capacity")]
@@ -96,6 +98,7 @@ impl Refusal {
             Self::Invalid(_) => 422,
             Self::UpgradeRequired => 426,
             Self::RateLimited(_) => 429,
+            Self::Damaged => 500,
             Self::Failed(Failure::StorageFull) => 507,
             Self::Failed(_) | Self::Unreadable | Self::TooManyConnections | Self::TooManySubscribers => 503,
         }
@@ -115,6 +118,7 @@ impl Refusal {
             422 => "Unprocessable Content",
             426 => "Upgrade Required",
             429 => "Too Many Requests",
+            500 => "Internal Server Error",
             507 => "Insufficient Storage",
             _ => "Service Unavailable",
         }

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with the tests of the contract, which use all of it")]
+#[allow(dead_code, unused_imports, reason = "shared with the tests of the contract")]
 mod support;
 
+mod corruption;
 mod crash;

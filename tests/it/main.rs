@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
 #[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests of faults")]
 mod support;
 
 mod access;

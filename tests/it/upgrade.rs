@@ -1,5 +1,5 @@
-//! A database of the Python service, in both its schemas, is upgraded in place at start; so is one of our own former
-//! format.
+//! A database of the Python service, in both its schemas, is upgraded in place at start; so are ours of former
+//! formats.
 
 use std::path::Path;
 
@@ -358,23 +358,92 @@ fn a_large_history_is_upgraded_whole() {
     }
 }
 
+/// What the tables of earlier formats were: `holes` and `idempotency_keys` came with format 2.
+const FORMAT_1: &str = "
+    CREATE TABLE events (seq INTEGER PRIMARY KEY, time_us INTEGER NOT NULL, event_type TEXT NOT NULL,
+        source TEXT NOT NULL, session_id TEXT, user_id TEXT, payload TEXT NOT NULL, legacy_id TEXT);
+    CREATE TABLE event_index (segment INTEGER NOT NULL, kind INTEGER NOT NULL, key TEXT NOT NULL, offsets BLOB NOT NULL,
+        PRIMARY KEY (segment, kind, key)) WITHOUT ROWID;
+    CREATE TABLE event_stats (event_type TEXT PRIMARY KEY, count INTEGER NOT NULL, last_seen TEXT NOT NULL)
+        WITHOUT ROWID;
+    CREATE TABLE subscriptions (name TEXT PRIMARY KEY, filters TEXT NOT NULL, position INTEGER NOT NULL,
+        last_seen TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    PRAGMA application_id = 0x4576506c;
+    PRAGMA user_version = 1;";
+const FORMAT_2: &str = "
+    CREATE TABLE idempotency_keys (seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, key TEXT NOT NULL UNIQUE);
+    CREATE TABLE holes (segment INTEGER PRIMARY KEY, count INTEGER NOT NULL);
+    PRAGMA user_version = 2;";
+
+/// Two segments of events of seven sessions, the first sealed; only its lists of sessions matter here.
+fn fill_former(database: &Connection) {
+    let transaction = database.unchecked_transaction().unwrap();
+    for seq in 1..=EVENTS_BEFORE {
+        let row = (seq as i64, seq as i64 * 1_000, format!("s{}", seq % 7), format!("{{\"n\":{seq}}}"));
+        let sql = "INSERT INTO events VALUES (?1, ?2, 'timer_tick', 'it', ?3, NULL, ?4, NULL)";
+        transaction.execute(sql, row).unwrap();
+    }
+    for session in 0..7 {
+        let offsets = (1..=65_536u64).filter(|seq| seq % 7 == session).map(|seq| seq - 1);
+        let mut blob = vec![0];
+        let mut next = 0;
+        for offset in offsets {
+            blob.push((offset - next) as u8);
+            next = offset + 1;
+        }
+        let row = (format!("s{session}"), blob);
+        transaction.execute("INSERT INTO event_index VALUES (0, 1, ?1, ?2)", row).unwrap();
+    }
+    let mut whole = vec![1];
+    whole.resize(1 + 65_536 / 8, 0xff);
+    for (kind, key) in [(0, "timer_tick"), (3, "it")] {
+        transaction.execute("INSERT INTO event_index VALUES (0, ?1, ?2, ?3)", (kind, key, &whole)).unwrap();
+    }
+    let last_seen = "1970-01-01T00:01:05.636000Z";
+    transaction
+        .execute("INSERT INTO event_stats VALUES ('timer_tick', ?1, ?2)", (EVENTS_BEFORE as i64, last_seen))
+        .unwrap();
+    transaction.execute("INSERT INTO subscriptions VALUES ('kept', '{}', 65630, ?1)", [last_seen]).unwrap();
+    transaction.execute("INSERT INTO meta VALUES ('sealed_before', 1)", []).unwrap();
+    transaction.commit().unwrap();
+}
+
+const EVENTS_BEFORE: u64 = 65_636;
+
 #[test]
-fn a_file_of_the_format_before_is_extended() {
-    let mut server = Server::start();
-    server.publish_lines(&ticks("s", 3));
-    server.stop();
-    let database = rusqlite::Connection::open(server.db_path()).unwrap();
-    database.execute_batch("DROP TABLE holes; DROP TABLE idempotency_keys; PRAGMA user_version = 1").unwrap();
-    drop(database);
-    server.restart();
-    let keyed = |server: &Server| {
-        server.call("POST", "/events", &[JSON, ("Idempotency-Key", "k")], tick("t", 0).as_bytes()).status
-    };
-    assert_eq!((keyed(&server), keyed(&server)), (201, 200));
-    assert_eq!(server.call("DELETE", "/events?session_id=s", &[], b"").json()["deleted"], 3);
-    assert_eq!(sequences(&server.stored("")), [4]);
-    server.stop();
-    let database = rusqlite::Connection::open(server.db_path()).unwrap();
-    let version: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+fn files_of_earlier_formats_are_extended() {
+    for formats in [&[FORMAT_1][..], &[FORMAT_1, FORMAT_2]] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        let file = Connection::open(database(folder.path())).unwrap();
+        formats.iter().for_each(|format| file.execute_batch(format).unwrap());
+        fill_former(&file);
+        drop(file);
+
+        let mut server = Server::in_folder(folder, &[]);
+        let of_session = |server: &Server| sequences(&server.stored("session_id=s3"));
+        let expected: Vec<u64> = (1..=EVENTS_BEFORE).filter(|seq| seq % 7 == 3).collect();
+        assert_eq!(of_session(&server), expected);
+        let keyed = |server: &Server| {
+            server.call("POST", "/events", &[JSON, ("Idempotency-Key", "k")], tick("t", 0).as_bytes()).status
+        };
+        assert_eq!((keyed(&server), keyed(&server)), (201, 200));
+        let mut kept = server.subscriber(&json!({"name": "kept"}));
+        let came: Vec<u64> = (0..7).map(|_| sequence(&kept.json()["id"])).collect();
+        assert_eq!(came, (65_631..=65_637).collect::<Vec<_>>());
+        server.await_stats("the check", |stats| stats["integrity"]["state"] == "sound");
+
+        // A second start finds it as it should be, and so does whoever reads the file.
+        server.stop();
+        let checked = Run::start(command(server.folder()).args(["check", "data/events.db"]), "").finish();
+        assert_eq!((checked.code, &*checked.stderr), (Some(0), ""), "{}", checked.stdout);
+        assert_eq!(checked.stdout, "data/events.db is sound: 65637 events\n");
+        let file = Connection::open(server.db_path()).unwrap();
+        let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        assert_eq!(version, 3);
+        drop(file);
+        server.restart();
+        assert_eq!(of_session(&server), expected);
+    }
 }

@@ -107,6 +107,19 @@ impl Server {
         self.process = Some(process);
     }
 
+    /// Starts again on a file that may not let it; returns its complaints if it ends instead.
+    pub fn try_restart(&mut self) -> Result<(), Vec<String>> {
+        assert!(self.process.is_none(), "restart of a running server");
+        let mut process = Process::spawn(self.folder.path(), &self.settings, &[]);
+        if !process.log.has("\"listening\"") {
+            process.await_exit();
+            return Err(process.log.noise());
+        }
+        self.addr = process.address();
+        self.process = Some(process);
+        Ok(())
+    }
+
     /// Starts again on the same file and the same port, for clients that come back by themselves.
     pub fn restart_in_place(&mut self) {
         self.settings.retain(|(name, _)| name != "PORT");
@@ -374,14 +387,25 @@ impl Log {
     }
 
     pub fn wait_for(&self, word: &str) -> String {
+        self.find(word).unwrap_or_else(|| panic!("no log line with {word}:\n{}", self.lines().join("\n")))
+    }
+
+    /// Whether a line with `word` comes before the log ends.
+    pub fn has(&self, word: &str) -> bool {
+        self.find(word).is_some()
+    }
+
+    fn find(&self, word: &str) -> Option<String> {
         let deadline = Instant::now() + DEADLINE;
         let mut guard = self.shared.lines.lock().unwrap();
         loop {
             if let Some(line) = guard.0.iter().find(|line| line.contains(word)) {
-                return line.clone();
+                return Some(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!guard.1 && !left.is_zero(), "no log line with {word}:\n{}", guard.0.join("\n"));
+            if guard.1 || left.is_zero() {
+                return None;
+            }
             guard = self.shared.changed.wait_timeout(guard, left).unwrap().0;
         }
     }

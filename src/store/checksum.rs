@@ -1,0 +1,95 @@
+//! Checksums of rows. SQLite notices a damaged page only where the damage breaks its structure; a flipped bit in
+//! the middle of a text it would hand out as data.
+//!
+//! CRC-32C (Castagnoli, as in RFC 3720): it finds every damage within 32 bits of each other, and processors have an
+//! instruction for it. Over 150 bytes of a row it takes some 25 ns, a hundredth of what storing it takes, when the
+//! row lies in one piece: so it is put together first, which also marks where each field ends.
+
+use crate::event::{Columns, Seq, Timestamp};
+
+/// The checksum of a row of `events`, as it is stored there. `room` is worked in, so that many rows share it.
+pub fn of_event(room: &mut Vec<u8>, seq: Seq, time: Timestamp, columns: &Columns<'_>, legacy_id: Option<&[u8]>) -> i32 {
+    room.clear();
+    room.extend_from_slice(&seq.0.to_le_bytes());
+    room.extend_from_slice(&time.0.to_le_bytes());
+    let Columns { event_type, source, session_id, user_id, payload } = *columns;
+    for text in [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id] {
+        add(room, text);
+    }
+    finish(room)
+}
+
+/// The checksum of a row of `event_index`.
+pub fn of_list(segment: i64, kind: i64, key: &[u8], offsets: &[u8]) -> i32 {
+    let mut row = Vec::with_capacity(32 + key.len() + offsets.len());
+    row.extend_from_slice(&segment.to_le_bytes());
+    row.extend_from_slice(&kind.to_le_bytes());
+    add(&mut row, Some(key));
+    add(&mut row, Some(offsets));
+    finish(&row)
+}
+
+/// The checksum of a row of `subscriptions`.
+pub fn of_subscription(name: &str, filters: &str, position: i64, last_seen: &str) -> i32 {
+    let mut row = position.to_le_bytes().to_vec();
+    for text in [name, filters, last_seen] {
+        add(&mut row, Some(text.as_bytes()));
+    }
+    finish(&row)
+}
+
+/// The checksum of a row of `meta`.
+pub fn of_meta(key: &str, value: i64) -> i32 {
+    let mut row = value.to_le_bytes().to_vec();
+    add(&mut row, Some(key.as_bytes()));
+    finish(&row)
+}
+
+/// A field and its end, so that no two rows look alike.
+fn add(row: &mut Vec<u8>, field: Option<&[u8]>) {
+    let field_len = field.map_or(u32::MAX, |field| field.len() as u32);
+    row.extend_from_slice(&field_len.to_le_bytes());
+    row.extend_from_slice(field.unwrap_or_default());
+}
+
+/// SQLite takes four bytes for numbers with a sign, and six for the larger half of those without.
+fn finish(row: &[u8]) -> i32 {
+    crc32c::crc32c(row) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(texts: [&[u8]; 3], session_id: Option<&[u8]>, seq: u64) -> i32 {
+        let [event_type, source, payload] = texts;
+        let columns = Columns { event_type, source, session_id, user_id: None, payload };
+        of_event(&mut vec![1, 2, 3], Seq(seq), Timestamp(5), &columns, None)
+    }
+
+    #[test]
+    fn it_is_crc_32c() {
+        // The check value of the catalogue of parametrised CRC algorithms.
+        assert_eq!(finish(b"123456789") as u32, 0xe306_9283);
+    }
+
+    #[test]
+    fn rows_that_read_alike_differ() {
+        assert_ne!(of([b"ab", b"c", b""], None, 1), of([b"a", b"bc", b""], None, 1));
+        assert_ne!(of([b"a", b"b", b""], None, 1), of([b"a", b"b", b""], Some(b""), 1));
+        assert_ne!(of([b"a", b"b", b""], None, 1), of([b"a", b"b", b""], None, 2));
+        assert_ne!(of_list(1, 0, b"k", b"o"), of_list(0, 1, b"k", b"o"));
+        assert_ne!(of_subscription("n", "f", 1, "t"), of_subscription("n", "f", 2, "t"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_byte_shows(mut payload in proptest::collection::vec(any::<u8>(), 1..200), at: usize, by in 1..=255u8) {
+            let before = of([b"t", b"s", &payload], Some(b"id"), 7);
+            let at = at % payload.len();
+            payload[at] ^= by;
+            prop_assert_ne!(before, of([b"t", b"s", &payload], Some(b"id"), 7));
+        }
+    }
+}

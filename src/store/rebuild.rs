@@ -1,0 +1,107 @@
+//! Writing a record anew: events in the order of their numbers, and all that hangs on them.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, Statement};
+
+use super::checksum;
+use super::schema::meta;
+use super::segments::{self, Segment};
+use super::writer::Text;
+use crate::event::{Columns, Seq, Timestamp};
+
+/// Fills the tables of an empty database. Memory does not grow with the events.
+pub(super) struct Rebuild<'c> {
+    connection: &'c Connection,
+    insert: Statement<'c>,
+    room: Vec<u8>,
+    segment: Segment,
+    by_type: HashMap<Box<[u8]>, (i64, Timestamp)>,
+    last: Option<(Seq, Timestamp)>,
+}
+
+impl<'c> Rebuild<'c> {
+    pub fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
+        let insert = connection.prepare(
+            "INSERT INTO events (seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?;
+        Ok(Self { connection, insert, room: Vec::new(), segment: Segment::new(0), by_type: HashMap::new(), last: None })
+    }
+
+    /// Stores the next event: with a larger number and a later time than the one before it. What it skips becomes
+    /// holes.
+    pub fn event(
+        &mut self,
+        seq: Seq,
+        time: Timestamp,
+        columns: &Columns<'_>,
+        legacy_id: Option<&[u8]>,
+    ) -> rusqlite::Result<()> {
+        let checksum = checksum::of_event(&mut self.room, seq, time, columns, legacy_id);
+        let Columns { event_type, source, session_id, user_id, payload } = *columns;
+        let text = Text;
+        self.insert.execute((
+            seq.0 as i64,
+            time.0,
+            text(Some(event_type)),
+            text(Some(source)),
+            text(session_id),
+            text(user_id),
+            text(Some(payload)),
+            text(legacy_id),
+            checksum,
+        ))?;
+        if let Some((last, _)) = self.last {
+            self.skip(last.next(), seq)?;
+        }
+        if segments::segment_of(seq) != self.segment.number() {
+            self.seal()?;
+            self.segment = Segment::new(segments::segment_of(seq));
+        }
+        self.segment.note(seq, columns);
+        match self.by_type.get_mut(event_type) {
+            Some((count, last_seen)) => (*count, *last_seen) = (*count + 1, time),
+            None => drop(self.by_type.insert(event_type.into(), (1, time))),
+        }
+        self.last = Some((seq, time));
+        Ok(())
+    }
+
+    /// Counts the numbers from `from` up to, and without, `end` as holes.
+    fn skip(&self, mut from: Seq, end: Seq) -> rusqlite::Result<()> {
+        const HOLES: &str = "INSERT INTO holes (segment, count) VALUES (?1, ?2) \
+                             ON CONFLICT (segment) DO UPDATE SET count = count + excluded.count";
+        while from < end {
+            let segment = segments::segment_of(from);
+            let next = end.min(segments::first_of(segment + 1));
+            self.connection.prepare_cached(HOLES)?.execute((segment as i64, (next.0 - from.0) as i64))?;
+            from = next;
+        }
+        Ok(())
+    }
+
+    fn seal(&self) -> rusqlite::Result<()> {
+        const SQL: &str = "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let mut insert = self.connection.prepare_cached(SQL)?;
+        for row in self.segment.rows() {
+            let key = Text(Some(&row.key));
+            insert.execute((self.segment.number() as i64, row.kind as i64, key, row.offsets, row.checksum))?;
+        }
+        Ok(())
+    }
+
+    /// Stores statistics and marks. The last segment stays open, full or not.
+    pub fn finish(self) -> rusqlite::Result<()> {
+        for (event_type, (count, last_seen)) in &self.by_type {
+            const SQL: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3)";
+            self.connection.execute(SQL, (Text(Some(event_type)), count, last_seen.to_string()))?;
+        }
+        if let Some((seq, time)) = self.last {
+            meta::set(self.connection, meta::LAST_SEQ, seq.0 as i64)?;
+            meta::set(self.connection, meta::LAST_TIME_US, time.0)?;
+            meta::set(self.connection, meta::SEALED_BEFORE, self.segment.number() as i64)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! Saving what can be read of a damaged file into a new one: events that match their checksums, their index and
+//! statistics built anew, and what hangs on them. The old file is only read.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension};
+use serde_json::value::RawValue;
+
+use super::check::is_damage;
+use super::rebuild::Rebuild;
+use super::schema::{self, meta};
+use super::{Kept, epoch, lock, private_file, read, wal};
+use crate::config::Durability;
+use crate::event::{Seq, Timestamp};
+
+/// What a repair saved, and what it could not.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Repaired {
+    /// Events in the new file.
+    pub events: u64,
+    /// Events that were found damaged, by id; of very many only the first.
+    pub damaged: Vec<String>,
+    /// Numbers without an event, between the first and the last that were given: deleted or lost.
+    pub missing: u64,
+    /// As many of them were deleted, as far as the old file can tell.
+    pub deleted: u64,
+    pub keys: u64,
+    pub subscriptions: u64,
+    /// Where the write-ahead log was broken, if it was; what came behind is saved too.
+    pub broken_frame: Option<u64>,
+}
+
+/// Why there is no new file.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    #[error("{0} exists: the new file is made, not overwritten")]
+    Exists(PathBuf),
+    #[error("{0} was written by another version or program: let a server of this version open it first")]
+    NotOurs(PathBuf),
+    #[error("{0}: its first page cannot be read, so not even the tables are known ({1})")]
+    Unreadable(PathBuf, rusqlite::Error),
+    #[error(transparent)]
+    Lock(#[from] super::OpenError),
+    #[error("{0}: {1}")]
+    File(PathBuf, std::io::Error),
+    #[error("write {0}: {1}")]
+    Write(PathBuf, rusqlite::Error),
+}
+
+/// Of so many damaged events the ids are told.
+const NAMED_MAX: usize = 20;
+
+/// Saves what can be read of `from` into `into`, a new file.
+///
+/// # Errors
+/// When nothing can be read or the new file cannot be written; there is none then.
+pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
+    if into.exists() {
+        return Err(RepairError::Exists(into.to_owned()));
+    }
+    if !from.exists() {
+        return Err(RepairError::File(from.to_owned(), std::io::ErrorKind::NotFound.into()));
+    }
+    // Whoever writes to the file meanwhile would write for nothing.
+    let held = lock(from)?;
+    let file = |error| RepairError::File(from.to_owned(), error);
+    let severed = wal::examine(&wal::beside(from)).map_err(file)?;
+    private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
+    let mended = beside(into, ".damaged");
+    let saved = match severed {
+        None => open_old(from),
+        // SQLite would stop at the broken frame; rows have checksums of their own.
+        Some(_) => copy_mended(from, &mended).map_err(file).and_then(|()| open_old(&mended)),
+    }
+    .and_then(|old| {
+        let saved = save(&old, into, epoch::last_noted(&held));
+        saved.map_err(|error| RepairError::Write(into.to_owned(), error))
+    });
+    for file in ["", "-wal", "-shm"].map(|end| beside(&mended, end)) {
+        let _ = std::fs::remove_file(file);
+    }
+    if saved.is_err() {
+        for file in ["", "-wal", "-shm", "-journal"].map(|end| beside(into, end)) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+    saved.map(|repaired| Repaired { broken_frame: severed.map(|severed| severed.frame), ..repaired })
+}
+
+fn copy_mended(from: &Path, into: &Path) -> std::io::Result<()> {
+    std::fs::copy(from, into)?;
+    wal::mend(&wal::beside(from), &wal::beside(into))
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+fn open_old(from: &Path) -> Result<Connection, RepairError> {
+    let old = schema::open_reader(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))?;
+    let version = old.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+    match version.and_then(|version| Ok((version, schema::is_foreign(&old)?))) {
+        Ok((schema::VERSION, false)) => Ok(old),
+        Ok(_) => Err(RepairError::NotOurs(from.to_owned())),
+        Err(error) => Err(RepairError::Unreadable(from.to_owned(), error)),
+    }
+}
+
+fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repaired> {
+    let mut new = schema::open_writer(into)?;
+    schema::prepare(&new, Durability::Full)?;
+    // In one transaction with a rollback journal, the pages of a new file are written once.
+    new.pragma_update(None, "journal_mode", "DELETE")?;
+    schema::create(&mut new)?;
+    let transaction = new.transaction()?;
+    let repaired = fill(old, &transaction, last_noted)?;
+    transaction.commit()?;
+    new.pragma_update(None, "journal_mode", "WAL")?;
+    Ok(repaired)
+}
+
+fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result<Repaired> {
+    let noted = |key| or_lost(meta::get(old, key), 0);
+    // Numbers are never given twice, also those of events that are lost.
+    let last = last_noted.max(Seq(noted(meta::LAST_SEQ)? as u64)).max(end(old, "DESC")?.unwrap_or(Seq::ZERO));
+    let mut salvage = Salvage {
+        old,
+        rebuild: Rebuild::new(new)?,
+        unchecked_through: Seq(noted(meta::UNCHECKED_THROUGH)? as u64),
+        first: None,
+        last_seq: Seq::ZERO,
+        last_time: Timestamp(i64::MIN),
+        has_legacy_ids: false,
+        repaired: Repaired::default(),
+    };
+    salvage.run(end(old, "ASC")?.unwrap_or(Seq(1))..=last)?;
+    let Salvage { rebuild, first, last_seq, last_time, has_legacy_ids, mut repaired, .. } = salvage;
+    rebuild.finish()?;
+    meta::set(new, meta::LAST_SEQ, last.max(last_seq).0 as i64)?;
+    meta::set(new, meta::LAST_TIME_US, last_time.0.max(noted(meta::LAST_TIME_US)?))?;
+    if has_legacy_ids {
+        new.execute_batch(schema::LEGACY_INDEX)?;
+    }
+    if let Some(first) = first {
+        repaired.missing = last_seq.0 + 1 - first.0 - repaired.events;
+    }
+    let deleted = old.query_row("SELECT coalesce(sum(count), 0) FROM holes", [], |row| row.get::<_, i64>(0));
+    repaired.deleted = or_lost(deleted, 0)? as u64;
+    repaired.keys = save_keys(old, new)?;
+    repaired.subscriptions = save_subscriptions(old, new)?;
+    Ok(repaired)
+}
+
+/// The first or the last number, if the table can tell.
+fn end(old: &Connection, order: &str) -> rusqlite::Result<Option<Seq>> {
+    let sql = format!("SELECT seq FROM events ORDER BY seq {order} LIMIT 1");
+    let seq = old.query_row(&sql, [], |row| row.get::<_, i64>(0)).optional();
+    Ok(or_lost(seq, None)?.and_then(|seq| u64::try_from(seq).ok()).map(Seq))
+}
+
+/// What was read, or something else where damage stood in the way.
+fn or_lost<T>(read: rusqlite::Result<T>, otherwise: T) -> rusqlite::Result<T> {
+    match read {
+        Err(error) if is_damage(&error) => Ok(otherwise),
+        read => read,
+    }
+}
+
+/// The events on their way.
+struct Salvage<'c> {
+    old: &'c Connection,
+    rebuild: Rebuild<'c>,
+    unchecked_through: Seq,
+    first: Option<Seq>,
+    last_seq: Seq,
+    last_time: Timestamp,
+    has_legacy_ids: bool,
+    repaired: Repaired,
+}
+
+impl Salvage<'_> {
+    /// Takes over every event of these numbers that can be read.
+    fn run(&mut self, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
+        let mut next = *numbers.start();
+        while next <= *numbers.end() {
+            // From one to the next through the leaves, as long as they hang together; else by number, which
+            // finds what another way leads to.
+            let reached = self.read("seq BETWEEN ?1 AND ?2 ORDER BY seq", next, *numbers.end())?;
+            next = match reached {
+                Reached::End => break,
+                Reached::Broken(at) => at.max(next),
+            };
+            while next <= *numbers.end() {
+                let before = self.repaired.events;
+                self.read("seq = ?1 AND ?2 > 0", next, next)?;
+                next = next.next();
+                if self.repaired.events > before {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Reached> {
+        let sql = format!("SELECT {} FROM events WHERE {which}", read::COLUMNS);
+        let mut next = from;
+        let looked = (|| {
+            let mut statement = self.old.prepare_cached(&sql)?;
+            let mut rows = statement.query([from.0 as i64, to.0 as i64])?;
+            while let Some(row) = rows.next()? {
+                let seq = Seq(row.get::<_, i64>(0)? as u64);
+                if seq < next || seq > to {
+                    return Ok(Reached::Broken(next));
+                }
+                next = seq.next();
+                match read::stored(row, self.unchecked_through) {
+                    Ok(event) if self.is_plausible(&event) => {
+                        let legacy_id = event.legacy_id.map(str::as_bytes);
+                        self.rebuild.event(seq, event.time, &event.columns(), legacy_id)?;
+                        self.has_legacy_ids |= legacy_id.is_some();
+                        self.first = self.first.or(Some(seq));
+                        (self.last_seq, self.last_time) = (seq, event.time);
+                        self.repaired.events += 1;
+                    }
+                    Ok(_) => self.name(seq),
+                    Err(error) if is_damage(&error) => self.name(seq),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(Reached::End)
+        })();
+        or_lost(looked, Reached::Broken(next))
+    }
+
+    /// Whether an event can be one: those without a checksum are taken at their word otherwise.
+    fn is_plausible(&self, event: &crate::wire::StoredEvent<'_>) -> bool {
+        event.time > self.last_time
+            && (event.seq > self.unchecked_through
+                || serde_json::from_str::<&RawValue>(event.payload).is_ok_and(|json| json.get().starts_with('{')))
+    }
+
+    fn name(&mut self, seq: Seq) {
+        if self.repaired.damaged.len() < NAMED_MAX {
+            self.repaired.damaged.push(seq.id().to_string());
+        }
+    }
+}
+
+enum Reached {
+    End,
+    /// What comes from this number on cannot be read this way.
+    Broken(Seq),
+}
+
+/// The keys whose events are all there.
+fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
+    const KEEP: &str = "INSERT OR IGNORE INTO idempotency_keys (seq, count, key) SELECT ?1, ?2, ?3 \
+                        WHERE (SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2) = ?2";
+    let mut keep = new.prepare(KEEP)?;
+    let mut saved = 0;
+    let looked = (|| {
+        let mut statement = old.prepare("SELECT seq, count, key FROM idempotency_keys ORDER BY seq")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (seq, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+            saved += keep.execute((seq, count, row.get_ref(2)?.as_str()?))? as u64;
+        }
+        Ok(())
+    })();
+    or_lost(looked, ())?;
+    Ok(saved)
+}
+
+fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
+    let rows = or_lost(Kept::rows(old), Vec::new())?;
+    let whole: Vec<_> = rows.into_iter().flatten().collect();
+    whole.iter().try_for_each(|kept| kept.store(new))?;
+    Ok(whole.len() as u64)
+}

@@ -1,0 +1,227 @@
+//! Looking at a write-ahead log before SQLite does. SQLite takes a log up to the first frame whose checksum is wrong,
+//! and drops the rest without a word: right for the torn end that a power cut leaves, but a damaged byte in the middle
+//! would take every commit behind it along.
+//!
+//! The format is described in "The Write-Ahead Log" of <https://www.sqlite.org/fileformat2.html>.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// What of a log comes behind its first broken frame and is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Severed {
+    /// The frame that is broken, from 1; 0 is the log's own header.
+    pub frame: u64,
+    /// Commits that would be dropped although they can be read.
+    pub commits: u64,
+}
+
+const HEADER_LEN: usize = 32;
+const FRAME_HEADER_LEN: usize = 24;
+/// The last bit tells the order of bytes in which checksums are computed.
+const MAGIC: u32 = 0x377f_0682;
+const VERSION: u32 = 3_007_000;
+
+/// The log of a database.
+pub fn beside(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// Looks whether a log goes on behind a broken frame. No log is whole.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut log = BufReader::with_capacity(1 << 20, file);
+    let mut header = [0; HEADER_LEN];
+    if !fill(&mut log, &mut header)? {
+        return Ok(None);
+    }
+    let is_big_endian = word(&header, 0) & 1 == 1;
+    let sum = checksum([0, 0], &header[..24], is_big_endian);
+    let is_header_whole = word(&header, 0) & !1 == MAGIC && sum == pair(&header, 24);
+    let page_len = page_len(&header);
+
+    let (mut salt, mut before) = (is_header_whole.then(|| pair(&header, 16)), pair(&header, 24));
+    let mut broken = (!is_header_whole).then_some(Severed { frame: 0, commits: 0 });
+    let mut frame = vec![0; FRAME_HEADER_LEN + page_len];
+    let mut number = 0;
+    while fill(&mut log, &mut frame)? {
+        number += 1;
+        // A frame of another round of the log is older than this one's end.
+        let is_of_this_round = *salt.get_or_insert_with(|| pair(&frame, 8)) == pair(&frame, 8);
+        let sum = checksum(checksum(before, &frame[..8], is_big_endian), &frame[FRAME_HEADER_LEN..], is_big_endian);
+        // What a frame says of itself is where the next one goes on.
+        before = pair(&frame, 16);
+        let is_whole = is_of_this_round && sum == before;
+        match &mut broken {
+            None if !is_whole => broken = Some(Severed { frame: number, commits: 0 }),
+            Some(severed) if is_whole && word(&frame, 4) != 0 => severed.commits += 1,
+            _ => {}
+        }
+    }
+    Ok(broken.filter(|severed| severed.commits > 0))
+}
+
+/// Copies a log and makes its checksums right, so that SQLite takes every frame of this round, damaged ones too. For a
+/// repair, which holds the rows in them against checksums of their own.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn mend(path: &Path, into: &Path) -> std::io::Result<()> {
+    let mut log = std::fs::read(path)?;
+    if log.len() < HEADER_LEN {
+        return std::fs::write(into, log);
+    }
+    let page_len = page_len(&log);
+    let (header, frames) = log.split_at_mut(HEADER_LEN);
+    let is_big_endian = word(header, 0) & 1 == 1;
+    if pair(header, 24) != checksum([0, 0], &header[..24], is_big_endian) {
+        // As SQLite writes it, but for the salts: those the frames know.
+        header[..4].copy_from_slice(&(MAGIC | u32::from(is_big_endian)).to_be_bytes());
+        header[4..8].copy_from_slice(&VERSION.to_be_bytes());
+        header[8..12].copy_from_slice(&(page_len as u32).to_be_bytes());
+        header[16..24].copy_from_slice(frames.get(8..16).unwrap_or(&[0; 8]));
+    }
+    let mut sum = checksum([0, 0], &header[..24], is_big_endian);
+    put(&mut header[24..], sum);
+    let is_of_this_round = |frame: &[u8]| frame[8..16] == header[16..24];
+    let frame_len = FRAME_HEADER_LEN + page_len;
+    let in_use = frames.chunks_exact(frame_len).rposition(is_of_this_round).map_or(0, |last| last + 1);
+    for frame in frames.chunks_exact_mut(frame_len).take(in_use) {
+        frame[8..16].copy_from_slice(&header[16..24]);
+        sum = checksum(checksum(sum, &frame[..8], is_big_endian), &frame[FRAME_HEADER_LEN..], is_big_endian);
+        put(&mut frame[16..24], sum);
+    }
+    std::fs::write(into, log)
+}
+
+/// The length of a page, the one that our files have if the header cannot tell.
+fn page_len(header: &[u8]) -> usize {
+    let told = word(header, 8) as usize;
+    let is_possible = told.is_power_of_two() && (512..=65_536).contains(&told);
+    if is_possible { told } else { super::PAGE_BYTES as usize }
+}
+
+fn put(bytes: &mut [u8], [a, b]: [u32; 2]) {
+    bytes[..4].copy_from_slice(&a.to_be_bytes());
+    bytes[4..8].copy_from_slice(&b.to_be_bytes());
+}
+
+/// Reads all of `bytes`, unless the log ends before.
+fn fill(log: &mut impl Read, bytes: &mut [u8]) -> std::io::Result<bool> {
+    match log.read_exact(bytes) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn pair(bytes: &[u8], at: usize) -> [u32; 2] {
+    [word(bytes, at), word(bytes, at + 4)]
+}
+
+fn checksum([mut a, mut b]: [u32; 2], bytes: &[u8], is_big_endian: bool) -> [u32; 2] {
+    let read = |bytes: &[u8]| {
+        let bytes = bytes.try_into().expect("four bytes");
+        if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+    };
+    for words in bytes.chunks_exact(8) {
+        a = a.wrapping_add(read(&words[..4])).wrapping_add(b);
+        b = b.wrapping_add(read(&words[4..])).wrapping_add(a);
+    }
+    [a, b]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    /// A database and its log of several commits, as they are while it is open.
+    fn files(commits: u64) -> (Vec<u8>, Vec<u8>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("some.db");
+        let database = Connection::open(&path).expect("open");
+        database.execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0").expect("settings");
+        database.execute_batch("CREATE TABLE t (x)").expect("a commit");
+        for _ in 1..commits {
+            database.execute_batch("INSERT INTO t VALUES (randomblob(5000))").expect("a commit");
+        }
+        (std::fs::read(&path).expect("a file"), std::fs::read(beside(&path)).expect("its log"))
+    }
+
+    fn log(commits: u64) -> Vec<u8> {
+        files(commits).1
+    }
+
+    /// How many rows SQLite finds with this log.
+    fn rows(log: &[u8]) -> i64 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("some.db");
+        std::fs::write(&path, files(1).0).expect("written");
+        std::fs::write(beside(&path), log).expect("written");
+        mend(&beside(&path), &beside(&path)).expect("mended");
+        let database = Connection::open(&path).expect("open");
+        database.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap_or(0)
+    }
+
+    fn examined(log: &[u8]) -> Option<Severed> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), log).expect("written");
+        examine(file.path()).expect("readable")
+    }
+
+    #[test]
+    fn a_log_that_only_ends_too_early_is_whole() {
+        let log = log(5);
+        let frame_len = FRAME_HEADER_LEN + 4_096;
+        let frames = (log.len() - HEADER_LEN) / frame_len;
+        assert!(frames >= 10);
+        assert_eq!((examined(&log), rows(&log)), (None, 4));
+        assert_eq!(examined(&[]), None);
+        for len in [10, HEADER_LEN, HEADER_LEN + 7, HEADER_LEN + 3 * frame_len + 100] {
+            assert_eq!(examined(&log[..len]), None, "{len}");
+        }
+        // The last frame torn: nothing whole comes behind it.
+        let mut torn = log.clone();
+        *torn.last_mut().expect("not empty") ^= 1;
+        assert_eq!(examined(&torn), None);
+    }
+
+    #[test]
+    fn commits_behind_a_flipped_bit_are_found() {
+        let log = log(5);
+        let last_frame = log.len() - FRAME_HEADER_LEN - 4_096;
+        for at in (0..last_frame).step_by(997).chain([0, 5, 9, 13, 17, 21, 25, 29]) {
+            // The sequence of checkpoints and the version are only under the header's checksum.
+            let mut damaged = log.clone();
+            damaged[at] ^= 0x10;
+            let severed = examined(&damaged);
+            assert!(severed.is_some_and(|severed| (1..=5).contains(&severed.commits)), "{at}: {severed:?}");
+            // The text of a row is damaged, or a page of the tree; what is behind is there.
+            let in_text = at > HEADER_LEN + 5 * (FRAME_HEADER_LEN + 4_096);
+            assert!(!in_text || rows(&damaged) >= 1, "{at}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_round_left_does_not_count() {
+        let (mut newer, older) = (log(2), log(5));
+        // As after a checkpoint: the log starts over in place, in front of the former round's end.
+        newer.extend_from_slice(&older[newer.len()..]);
+        assert_eq!(examined(&newer), None);
+    }
+}
