@@ -8,3 +8,7 @@
 mod support;
 
 mod crash;
+mod faulty_disk;
+mod power;
+mod producers;
+mod record;
