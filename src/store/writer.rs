@@ -323,8 +323,10 @@ impl Writer {
                     self.refuse(appends, Failure::Unavailable);
                     return Err(error);
                 }
-                tracing::warn!(%error, "the disk is full: events are refused until there is space");
                 self.work.storage_full = true;
+                if self.may_warn() {
+                    tracing::warn!(%error, "the disk is full: events are refused until there is space");
+                }
                 self.refuse(appends, Failure::StorageFull);
                 Ok(())
             }
@@ -384,12 +386,19 @@ impl Writer {
             let reusable_pages: i64 = self.connection.query_row("PRAGMA freelist_count", [], |r| r.get(0)).unwrap_or(0);
             enough = self.fits(bytes, reusable_pages as u64 * PAGE_BYTES);
         }
-        if !enough && self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS) {
-            self.work.warned = Some(Instant::now());
+        if !enough && self.may_warn() {
             tracing::warn!("almost no disk space left: events are refused until there is more");
         }
         self.work.storage_full = !enough;
         Ok(enough)
+    }
+
+    fn may_warn(&mut self) -> bool {
+        let is_time = self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS);
+        if is_time {
+            self.work.warned = Some(Instant::now());
+        }
+        is_time
     }
 
     fn fits(&self, bytes: usize, reusable_bytes: u64) -> bool {

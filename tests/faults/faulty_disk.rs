@@ -161,11 +161,6 @@ impl Disk {
         u32::from_ne_bytes(self.get(36))
     }
 
-    /// How many of an operation there were so far.
-    pub fn seen(&self, operation: u32) -> u64 {
-        u64::from_ne_bytes(self.get(40 + 8 * u64::from(operation.trailing_zeros())))
-    }
-
     fn put(&self, offset: u64, bytes: &[u8]) {
         self.orders.write_all_at(bytes, offset).unwrap();
     }

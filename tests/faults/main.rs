@@ -9,6 +9,8 @@ mod support;
 
 mod crash;
 mod faulty_disk;
+mod io;
+mod lives;
 mod power;
 mod producers;
 mod record;

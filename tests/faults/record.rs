@@ -101,9 +101,16 @@ impl Record {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was acknowledged since the last look.
-    pub fn acknowledged(&self) -> HashMap<String, Told> {
-        self.told().clone()
+    /// Takes for known what a server has that was not published here.
+    pub fn adopt(&mut self, server: &Server) {
+        self.known = server.stored_lines("");
+        self.last = self.known.last().map_or(0, |line| parts(line).seq);
+        self.check(server, Loss::Nothing);
+    }
+
+    /// Every event that was stored when it was looked last.
+    pub fn lines(&self) -> impl Iterator<Item = &String> {
+        self.known.iter()
     }
 
     /// How many events there were when it was looked last.
@@ -112,7 +119,7 @@ impl Record {
     }
 
     /// Asks for a deletion of some of the events that are known, and hears what comes of it.
-    pub fn delete(&self, server: &Server, session: Option<u64>, before: usize) {
+    pub fn delete(&self, mut wire: Wire, session: Option<u64>, before: usize) {
         let Some(boundary) = self.known.get(before) else { return };
         let session = session.map(|session| format!("session{session}"));
         let is_doomed = |line: &&String| {
@@ -125,12 +132,19 @@ impl Record {
         }
         let count = doomed.len();
         self.deletions.lock().unwrap().push((doomed, false));
-        let mut wire = Wire::connect(server.addr);
         wire.send(request("DELETE", &target, &[], b""));
         if let Some(response) = wire.response() {
             assert_eq!((response.status, response.json()), (200, json!({"deleted": count})));
             self.deletions.lock().unwrap().last_mut().unwrap().1 = true;
         }
+    }
+
+    /// Every event is deleted, which was acknowledged; numbers go on.
+    pub fn forget_all(&mut self, server: &Server) {
+        assert_eq!(server.get_json("/events"), json!([]));
+        let told = std::mem::take(self.told.get_mut().unwrap());
+        self.known.clear();
+        self.last = told.values().map(|told| told.id).fold(self.last, u64::max);
     }
 
     /// Looks at a server that has just started, and holds it against what it promised in its last life.
