@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::faulty_disk::*;
-use super::lives::{KILLS, Lives, WAYS};
+use super::lives::{KILLS, Lives, WAYS, are_of_python, end_while_starting, python_database};
 use super::producers::{Producer, Way};
 use super::record::{Loss, Record};
 use crate::support::*;
@@ -348,6 +348,21 @@ fn while_starting_leaves_a_file_that_starts() {
         }
     }
     assert!(starts > 5, "a start changes more than that");
+}
+
+#[test]
+fn while_the_file_is_made_leaves_one_that_starts() {
+    let test = "while_the_file_is_made_leaves_one_that_starts";
+    end_while_starting(test, KILLS, |_| (), |server, record| record.check(server, Loss::Nothing));
+}
+
+#[test]
+fn during_an_upgrade_leaves_every_event_that_was_there() {
+    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+    end_while_starting(test, KILLS, python_database, |server, record| {
+        record.adopt(server);
+        are_of_python(server);
+    });
 }
 
 /// The confirmed position of the one durable subscription.

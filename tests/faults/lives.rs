@@ -1,7 +1,10 @@
 //! One server in many lives, each ended by a fault among what it does to its files, with one record over all of them.
 
+use std::path::Path;
 use std::thread;
 
+use rusqlite::Connection;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::faulty_disk::*;
@@ -117,5 +120,84 @@ impl Drop for Lives {
     fn drop(&mut self) {
         let (record, rounds) = (&self.record, self.round);
         eprintln!("{}: {rounds} lives, {} events acknowledged, {} left", self.test, record.total, record.known());
+    }
+}
+
+/// Ends a start at the first, second, third … change that it makes to what `prepare` left, and goes on until one gets
+/// through; then ends the life once more, after events were acknowledged. A server must start on whatever there is
+/// then, with what was there before.
+pub fn end_while_starting(
+    test: &'static str,
+    faults: &'static [Fault],
+    prepare: impl Fn(&Path),
+    check: impl Fn(&Server, &mut Record),
+) {
+    let Some(disk) = (if faults == CUTS { Disk::with_a_switch(test) } else { Disk::new(test) }) else { return };
+    let mut dice = Dice::thrown();
+    for durability in ["full", "normal"] {
+        let mut starts = 0;
+        for nth in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            prepare(folder.path());
+            let mut server = disk.server(folder, &[("DURABILITY", durability)]);
+            let fault = |nth, seed| Order::at(nth, CHANGE, faults[seed as usize % faults.len()]).seeded(seed);
+            disk.order(fault(nth, dice.below(1 << 40)));
+            let has_started = server.try_restart().is_none();
+            disk.calm();
+            if !has_started {
+                disk.boot(2 * nth);
+                server.restart();
+            }
+            let mut record = Record::new(durability);
+            check(&server, &mut record);
+            Producer::open(&server, Way::Messages, "plain", Some("synced")).publish(&record, 10);
+            let last = Producer::open(&server, Way::Messages, "lost", None);
+            disk.order(fault(1, dice.below(1 << 40)));
+            last.publish(&record, 10);
+            server.await_exit();
+            disk.boot(2 * nth + 1);
+            server.restart();
+            record.check(&server, if faults == CUTS { Loss::Unsynced } else { Loss::Nothing });
+            server.kill();
+            starts = nth;
+            if has_started {
+                break;
+            }
+        }
+        eprintln!("{test}: {} ends while starting at durability {durability}", starts - 1);
+        assert!(starts > 10, "a start changes more than that");
+    }
+}
+
+const PYTHON_EVENTS: usize = 400;
+
+/// A database as the Python service left it.
+pub fn python_database(folder: &Path) {
+    let path = database(folder);
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    let mut database = Connection::open(path).unwrap();
+    let tables = "CREATE TABLE events (id TEXT PRIMARY KEY, event_type TEXT NOT NULL, source TEXT NOT NULL, \
+                  session_id TEXT, user_id TEXT, payload TEXT NOT NULL, timestamp TEXT NOT NULL); \
+                  CREATE TABLE event_stats (event_type TEXT PRIMARY KEY, count INTEGER DEFAULT 0, last_seen TEXT);";
+    database.execute_batch(tables).unwrap();
+    let transaction = database.transaction().unwrap();
+    for n in 0..PYTHON_EVENTS {
+        let values = (
+            format!("evt_{:012x}", n + 1),
+            format!("{{\"n\":{n}}}"),
+            format!("2025-01-01T00:{:02}:{:02}", n / 60, n % 60),
+        );
+        let insert = "INSERT INTO events VALUES (?, 'timer_tick', 'python', 'session1', NULL, ?, ?)";
+        transaction.execute(insert, values).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+/// Holds what a server serves first against that database.
+pub fn are_of_python(server: &Server) {
+    let stored = server.stored("source=python");
+    assert_eq!(stored.len(), PYTHON_EVENTS);
+    for (n, event) in stored.iter().enumerate() {
+        assert_eq!((&event["id"], &event["payload"]), (&json!(format!("evt_{:012x}", n + 1)), &json!({"n": n})));
     }
 }

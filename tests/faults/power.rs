@@ -1,12 +1,9 @@
 //! Cut the power at any write or sync, to a disk that has put off, reordered and torn what was not synced: the file
 //! opens clean, and what was acknowledged is there as far as its level promises.
 
-use std::path::Path;
-
 use super::faulty_disk::*;
-use super::lives::{CUTS, Lives};
-use super::producers::{Producer, Way};
-use super::record::{Loss, Record};
+use super::lives::{CUTS, Lives, WAYS, are_of_python, end_while_starting, python_database};
+use super::record::Loss;
 use crate::support::*;
 
 fn cut(test: &'static str, durability: &str, count: u64, acks: &[Option<&'static str>], loss: Loss) {
@@ -36,49 +33,53 @@ fn at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync() {
     cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
 }
 
-/// Cuts the power at each change that a start makes to what `prepare` left, and once more after events were
-/// acknowledged: a server must start on whatever there is then, with what was there before.
-fn cut_while_starting(test: &str, prepare: impl Fn(&Path), check: impl Fn(&Server, &mut Record)) {
-    let Some(disk) = Disk::with_a_switch(test) else { return };
-    let mut dice = Dice::thrown();
-    for durability in ["full", "normal"] {
-        let mut starts = 0;
-        for nth in 1.. {
-            let folder = tempfile::tempdir().unwrap();
-            prepare(folder.path());
-            let mut server = disk.server(folder, &[("DURABILITY", durability)]);
-            disk.order(Order::at(nth, CHANGE, Fault::PowerCut).seeded(dice.below(1 << 40)));
-            let has_started = server.try_restart().is_none();
-            disk.calm();
-            if !has_started {
-                disk.boot(2 * nth);
-                server.restart();
-            }
-            let mut record = Record::new(durability);
-            check(&server, &mut record);
-            Producer::open(&server, Way::Messages, "plain", Some("synced")).publish(&record, 10);
-            // The cut that did not fall while starting falls now.
-            disk.order(Order::at(1, CHANGE, Fault::PowerCut).seeded(dice.below(1 << 40)));
-            Producer::open(&server, Way::Messages, "lost", None).publish(&record, 10);
-            server.await_exit();
-            disk.boot(2 * nth + 1);
-            server.restart();
-            record.check(&server, Loss::Unsynced);
-            server.kill();
-            starts += 1;
-            if has_started {
-                break;
-            }
+/// Where nothing is ever synced, the file may be damaged: then that is said, or what is left is right.
+#[test]
+fn with_durability_off_damages_the_file_or_not_but_is_never_silent() {
+    let test = "with_durability_off_damages_the_file_or_not_but_is_never_silent";
+    let (mut damaged, mut lost) = (0, 0);
+    let count = rounds(30);
+    for _ in 0..count {
+        let Some(mut lives) = Lives::begin(test, CUTS, "off", tempfile::tempdir().unwrap()) else { return };
+        lives.server.allow_noise();
+        let epoch = text_of(&lives.server.get_json("/stats")["epoch"]);
+        let producers = lives.producers(&WAYS, "plain", &[None, Some("stored"), Some("synced")]);
+        let nth = 1 + lives.dice.below(1_000);
+        lives.end_at(nth, CHANGE, "");
+        lives.publish(producers, 100_000, |_| ());
+        lives.server.await_exit();
+        lives.disk.boot(2);
+        if let Some(status) = lives.server.try_restart() {
+            assert_eq!(status.code(), Some(1), "refused in words");
+            damaged += 1;
+            continue;
         }
-        eprintln!("{test}: the power was cut {} times while starting at {durability}", starts - 1);
-        assert!(starts > 10, "a start changes more than that");
+        let events = lives.server.get("/events?limit=1000");
+        if events.status != 200 {
+            events.refusal(503);
+            damaged += 1;
+        } else if !lives.record.is_there(&lives.server) {
+            assert_ne!(text_of(&lives.server.get_json("/stats")["epoch"]), epoch, "ids are given out again");
+            lost += 1;
+        }
     }
+    assert!(damaged + lost > 0, "a disk that is never synced loses something");
+    eprintln!("{test}: of {count} files {damaged} were damaged, {lost} lost events");
 }
 
 #[test]
 fn while_the_file_is_made_leaves_one_that_starts() {
     let test = "while_the_file_is_made_leaves_one_that_starts";
     for _ in 0..rounds(2) {
-        cut_while_starting(test, |_| (), |server, record| record.check(server, Loss::Nothing));
+        end_while_starting(test, CUTS, |_| (), |server, record| record.check(server, Loss::Nothing));
     }
+}
+
+#[test]
+fn during_an_upgrade_leaves_every_event_that_was_there() {
+    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+    end_while_starting(test, CUTS, python_database, |server, record| {
+        record.adopt(server);
+        are_of_python(server);
+    });
 }

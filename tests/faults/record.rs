@@ -16,7 +16,9 @@ const SESSIONS: u64 = 7;
 
 /// An event that follows from its token, so that what is stored can be held against what was sent.
 pub fn event_of(token: &str) -> Value {
-    let hash = token.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = token
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let (type_of, session, user, len) = (hash % 3, hash / 3 % SESSIONS, hash / 64 % 5, hash / 4096 % 300);
     // Large ones fill the log up to a checkpoint.
     let len = if token.starts_with("large") { 30_000 + len } else { len };
@@ -101,6 +103,13 @@ impl Record {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether everything is stored that was acknowledged since the last look.
+    pub fn is_there(&self, server: &Server) -> bool {
+        let stored: HashMap<_, _> =
+            server.stored("").iter().map(|event| (event["payload"]["token"].clone(), sequence(&event["id"]))).collect();
+        self.told().iter().all(|(token, told)| stored.get(&json!(token)) == Some(&told.id))
+    }
+
     /// Takes for known what a server has that was not published here.
     pub fn adopt(&mut self, server: &Server) {
         self.known = server.stored_lines("");
@@ -157,7 +166,8 @@ impl Record {
         let mut left = std::mem::take(&mut self.known);
         for (doomed, is_answered) in self.deletions.get_mut().unwrap().drain(..) {
             // One that was not answered went some of the way, from the oldest on.
-            let kept = doomed.iter().position(|line| lines.binary_search_by_key(&parts(line).seq, |l| parts(l).seq).is_ok());
+            let kept =
+                doomed.iter().position(|line| lines.binary_search_by_key(&parts(line).seq, |l| parts(l).seq).is_ok());
             let gone = kept.unwrap_or(doomed.len());
             let may_be_lost = loss == Loss::Unsynced && !self.syncs;
             assert!(
@@ -208,7 +218,8 @@ impl Record {
 
         // Statistics and lists are those of the rows.
         assert_eq!(stats["total_events"], lines.len());
-        let by_type: HashMap<_, _> = stats["by_type"].as_array().unwrap().iter().map(|row| (text_of(&row["event_type"]), row)).collect();
+        let by_type: HashMap<_, _> =
+            stats["by_type"].as_array().unwrap().iter().map(|row| (text_of(&row["event_type"]), row)).collect();
         for field in ["event_type", "session_id"] {
             let values: Vec<_> = match field {
                 "event_type" => TYPES.iter().map(ToString::to_string).collect(),
@@ -216,7 +227,8 @@ impl Record {
             };
             for value in values {
                 let wanted = format!("\"{field}\":\"{value}\"");
-                let scanned: Vec<_> = lines.iter().filter(|line| line[..200.min(line.len())].contains(&wanted)).cloned().collect();
+                let scanned: Vec<_> =
+                    lines.iter().filter(|line| line[..200.min(line.len())].contains(&wanted)).cloned().collect();
                 assert!(server.stored_lines(&format!("{field}={value}")) == scanned, "the index knows {value}");
                 if field == "event_type" {
                     let row = by_type.get(&value);
