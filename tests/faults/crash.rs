@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::faulty_disk::*;
-use super::lives::{KILLS, Lives, WAYS, are_of_python, end_while_starting, python_database};
+use super::lives::{KILLS, LIVES_OF_A_FILE, Lives, WAYS, are_of_python, end_while_starting, python_database};
 use super::producers::{Producer, Way};
 use super::record::{Loss, Record};
 use crate::support::*;
@@ -231,8 +231,12 @@ fn leaves_subscribers_a_place_to_go_on_from() {
 #[test]
 fn at_each_change_of_a_file_loses_nothing_acknowledged() {
     let test = "at_each_change_of_a_file_loses_nothing_acknowledged";
-    let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
+    let mut lives = None;
     for nth in 1..=rounds(40) {
+        if nth % LIVES_OF_A_FILE == 1 {
+            lives = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap());
+        }
+        let Some(lives) = &mut lives else { return };
         let name = if nth % 3 == 0 { "keyed" } else { "plain" };
         let producers = lives.producers(&[WAYS[nth as usize % 4]], name, &[None, Some("stored"), Some("synced")]);
         lives.end_at(nth, CHANGE, "");
@@ -245,8 +249,12 @@ fn at_each_change_of_a_file_loses_nothing_acknowledged() {
 fn at_any_change_among_everything_loses_nothing_acknowledged() {
     let test = "at_any_change_among_everything_loses_nothing_acknowledged";
     for durability in ["full", "normal", "off"] {
-        let Some(mut lives) = Lives::begin(test, KILLS, durability, tempfile::tempdir().unwrap()) else { return };
-        for _ in 0..rounds(15) {
+        let mut lives = None;
+        for round in 0..rounds(15) {
+            if round % LIVES_OF_A_FILE == 0 {
+                lives = Lives::begin(test, KILLS, durability, tempfile::tempdir().unwrap());
+            }
+            let Some(lives) = &mut lives else { return };
             lives.live(&[None, Some("stored"), Some("synced"), Some("queued")], Loss::Nothing);
         }
     }

@@ -25,6 +25,9 @@ pub struct Lives {
     test: &'static str,
 }
 
+/// A file that grows for longer makes each look at it take longer.
+pub const LIVES_OF_A_FILE: u64 = 50;
+
 pub const KILLS: &[Fault] = &[Fault::KillBefore, Fault::KillAfter];
 pub const CUTS: &[Fault] = &[Fault::PowerCut];
 

@@ -103,11 +103,28 @@ impl Record {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether everything is stored that was acknowledged since the last look.
-    pub fn is_there(&self, server: &Server) -> bool {
-        let stored: HashMap<_, _> =
-            server.stored("").iter().map(|event| (event["payload"]["token"].clone(), sequence(&event["id"]))).collect();
-        self.told().iter().all(|(token, told)| stored.get(&json!(token)) == Some(&told.id))
+    /// Whether a file that may be damaged has everything that was acknowledged since the last look; nothing if it is.
+    pub fn keeps(&self, server: &Server) -> Option<bool> {
+        let mut stored = HashMap::new();
+        let mut after = 0;
+        loop {
+            let page = server.get(&format!("/events?limit=1000&after_id={}", id_of(after)));
+            if page.status != 200 {
+                page.refusal(503);
+                return None;
+            }
+            let page = page.json();
+            let Some(last) = page.as_array().unwrap().last() else { break };
+            after = sequence(&last["id"]);
+            for event in page.as_array().unwrap() {
+                let token = event["payload"]["token"].as_str()?;
+                if event["payload"] != event_of(token)["payload"] {
+                    return None;
+                }
+                stored.insert(token.to_string(), sequence(&event["id"]));
+            }
+        }
+        Some(self.told().iter().all(|(token, told)| stored.get(token) == Some(&told.id)))
     }
 
     /// Takes for known what a server has that was not published here.
