@@ -108,7 +108,11 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
         () = network.accept(listener, &pipeline) => {}
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
-        _ = &mut fan_out_ended => return Err(Error::Panicked("fan-out")),
+        ended = &mut fan_out_ended => return Err(match ended {
+            // In order, because the writer sends no more commits.
+            Ok(()) => writer_failed(writer.await),
+            Err(_) => Error::Panicked("fan-out"),
+        }),
     }
 
     // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers.

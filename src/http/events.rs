@@ -10,7 +10,7 @@ use hyper::http::Uri;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
-use super::export::Export;
+use super::export::{Export, first_page};
 use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, is_of_filter, next_page};
 use super::{reading, unreadable};
 use crate::event::{Seq, Timestamp, TimestampText};
@@ -72,9 +72,13 @@ impl Shape {
 async fn export(store: &Store, parameters: &Parameters<'_>) -> Answer {
     let listing = Listing::of(parameters, usize::MAX)?;
     let events_max = listing.limit.unwrap_or(usize::MAX);
-    let (query, gap) = reading(store, move |store| listing.query(store, Order::OldestFirst)).await??;
+    let begin = move |store: &Store| match listing.query(store, Order::OldestFirst)? {
+        Ok((query, gap)) => Ok(Ok((first_page(store, query, events_max)?, gap))),
+        Err(refusal) => Ok(Err(refusal)),
+    };
+    let (first, gap) = reading(store, begin).await??;
     let mut response = answer(StatusCode::OK, NDJSON, Bytes::new());
-    *response.body_mut() = Body::Export(Export::new(store.clone(), query, events_max));
+    *response.body_mut() = Body::Export(Export::new(store.clone(), first));
     tell_gap(response.headers_mut(), gap);
     Ok(response)
 }

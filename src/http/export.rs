@@ -15,6 +15,8 @@ use crate::store::{Query, Store};
 /// fails the body breaks off without its proper end, so that nobody takes a part for the whole.
 pub(super) struct Export {
     store: Store,
+    /// What was read and not taken yet.
+    lines: Vec<u8>,
     page: Option<JoinHandle<rusqlite::Result<Page>>>,
 }
 
@@ -24,7 +26,7 @@ struct Rest {
     events_max: usize,
 }
 
-struct Page {
+pub(super) struct Page {
     lines: Vec<u8>,
     rest: Option<Rest>,
 }
@@ -39,13 +41,19 @@ const PAGE_BYTES: usize = 256 << 10;
 pub(super) struct BrokenOff;
 
 impl Export {
-    /// The events of `query`, at most `events_max`. What is committed later is not among them.
-    pub(super) fn new(store: Store, mut query: Query, events_max: usize) -> Self {
-        let end = store.committed().next();
-        query.before = Some(query.before.map_or(end, |before| before.min(end)));
-        let page = Some(start(&store, Rest { query, events_max }));
-        Self { store, page }
+    /// What follows the first page, and that.
+    pub(super) fn new(store: Store, first: Page) -> Self {
+        let page = first.rest.map(|rest| start(&store, rest));
+        Self { store, lines: first.lines, page }
     }
+}
+
+/// The beginning of the events of `query`, at most `events_max`. What is committed later is not among them. Read before
+/// anything is answered, so that whoever cannot be served at all is told so. Blocks.
+pub(super) fn first_page(store: &Store, mut query: Query, events_max: usize) -> rusqlite::Result<Page> {
+    let end = store.committed().next();
+    query.before = Some(query.before.map_or(end, |before| before.min(end)));
+    read(store, Rest { query, events_max })
 }
 
 /// A page is read to its end even if the client has gone: it is short, and the blocking thread cannot be stopped.
@@ -76,6 +84,10 @@ impl Body for Export {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         // A page can be empty: when few events pass, and when the one before it took the last.
         loop {
+            let lines = std::mem::take(&mut self.lines);
+            if !lines.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(lines.into()))));
+            }
             let Some(page) = &mut self.page else { return Poll::Ready(None) };
             let read = ready!(Pin::new(page).poll(cx));
             self.page = None;
@@ -88,9 +100,7 @@ impl Body for Export {
                 Err(died) => std::panic::resume_unwind(died.into_panic()),
             };
             self.page = rest.map(|rest| start(&self.store, rest));
-            if !lines.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(lines.into()))));
-            }
+            self.lines = lines;
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::wire::subscription::Epoch;
 pub(super) struct Witness {
     file: File,
     testimony: Testimony,
+    /// Whether the disk holds the word that not everything is synced.
+    admits_unsynced: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +59,8 @@ impl Witness {
         let is_other = testimony(&file).is_some_and(|before| {
             let lost_its_end = before.last_seq > last.0;
             let went_down = !before.is_synced && !before.has_ended && before.boot != boot;
-            before.epoch == epoch && (lost_its_end || went_down)
+            // A database that forgot its last epoch has lost what was stored in it, too.
+            before.epoch != epoch || lost_its_end || went_down
         });
         if epoch == 0 || known_inode != inode || is_other {
             let former = epoch;
@@ -71,9 +74,10 @@ impl Witness {
             meta::set(connection, meta::INODE, inode)?;
         }
         let is_synced = durability == Durability::Full;
-        let mut witness =
-            Self { file, testimony: Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false } };
-        witness.tell();
+        let testimony = Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false };
+        let mut witness = Self { file, testimony, admits_unsynced: false };
+        let is_kept = witness.tell() && witness.file.sync_data().is_ok();
+        witness.admits_unsynced = is_kept && !is_synced;
         Ok(witness)
     }
 
@@ -89,23 +93,28 @@ impl Witness {
         }
     }
 
-    /// From now on something is acknowledged before it is synced.
-    pub fn is_not_synced(&mut self) {
-        if self.testimony.is_synced {
-            self.testimony.is_synced = false;
-            self.tell();
-        }
+    /// From now on something is acknowledged before it is synced. Returns whether the disk holds that word: without
+    /// it nobody would know, after a power cut, that something may be lost.
+    pub fn is_not_synced(&mut self) -> bool {
+        self.testimony.is_synced = false;
+        self.admits_unsynced = self.admits_unsynced || self.tell();
+        self.admits_unsynced
     }
 
-    fn tell(&mut self) {
+    /// Returns whether it is written, and synced where that matters.
+    fn tell(&mut self) -> bool {
+        let mut text = serde_json::to_string(&self.testimony).expect("numbers and names");
+        // Always as long, and less than a sector: no power cut leaves half a word.
+        text.extend(std::iter::repeat_n(' ', TESTIMONY_BYTES.saturating_sub(text.len() + 1)));
+        text.push('\n');
         // A disk that is full keeps the former word, which is as true.
-        let text = serde_json::to_string(&self.testimony).expect("numbers and names") + "\n";
         let told = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
         // Where not every commit is synced, this must not be younger than the database either.
         let kept = told.and_then(|()| if self.testimony.is_synced { Ok(()) } else { self.file.sync_data() });
-        if let Err(error) = kept {
+        if let Err(error) = &kept {
             tracing::debug!(%error, "note how far the database has come");
         }
+        kept.is_ok()
     }
 }
 
@@ -123,6 +132,8 @@ pub(super) fn last_noted(file: &File) -> Seq {
 fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
+
+const TESTIMONY_BYTES: usize = 256;
 
 fn testimony(file: &File) -> Option<Testimony> {
     let mut text = vec![0; 1_024];

@@ -197,6 +197,8 @@ pub enum OpenError {
     Folder(PathBuf, std::io::Error),
     #[error("open {0}: {1}")]
     File(PathBuf, std::io::Error),
+    #[error("write the log of {0} again: {1}")]
+    Log(PathBuf, std::io::Error),
     #[error("{0} is in use by another server")]
     InUse(PathBuf),
     #[error("{0} was written by a newer version (format {1}, this one knows {known})", known = schema::VERSION)]
@@ -239,17 +241,19 @@ impl Store {
     pub(crate) fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
         let path = &config.database_path;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|e| OpenError::Folder(folder.clone(), e))?;
+        make_folder(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
         let lock = lock(path)?;
         private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
+        // The names of both; SQLite sees to those of its own files.
+        sync_names(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
 
-        let log = wal::examine(&wal::beside(path)).map_err(|e| OpenError::File(path.clone(), e))?;
-        if let Some(severed) = log.filter(|severed| epoch::rules_out_power_cut(&lock, severed)) {
+        let log = wal::beside(path);
+        let severed = wal::examine(&log).map_err(|e| OpenError::File(log.clone(), e))?;
+        if let Some(severed) = severed.filter(|severed| epoch::rules_out_power_cut(&lock, severed)) {
             return Err(OpenError::SeveredLog(path.clone(), severed));
+        }
+        if config.durability != Durability::Off {
+            wal::settle(&log).map_err(|e| OpenError::Log(path.clone(), e))?;
         }
 
         let database = |error| match is_damage(&error) {
@@ -612,10 +616,8 @@ impl Sealer {
 
 impl Checkpointer {
     fn checkpoint(&self) {
-        if let Err(error) = checkpoint(&self.connection, "PASSIVE") {
-            tracing::warn!(%error, "checkpoint");
-        }
-        let _ = self.commands.send(Command::Checkpointed);
+        let how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        let _ = self.commands.send(Command::Checkpointed(how));
     }
 }
 
@@ -815,11 +817,46 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 }
 
 /// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Returns
-/// how many it left because a reader still needs what they would replace.
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<usize> {
+/// how many it left because a reader still needs what they would replace; nothing if it could not: then they stay
+/// in the log, and the next one moves them all.
+///
+/// # Errors
+/// A failed sync. What it should have brought to the disk would be taken for synced by the next one.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<usize>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
-    let (pages, moved): (i64, i64) = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
-    Ok((pages - moved).max(0) as usize)
+    let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
+    match moved {
+        Ok((pages, moved)) => Ok(Some((pages - moved).max(0) as usize)),
+        Err(error) if is_failed_sync(&error) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "checkpoint");
+            Ok(None)
+        }
+    }
+}
+
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC)
+}
+
+/// Makes sure of a folder, also after a power cut: a name is safe once the folder that it stands in is synced.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    let holder = |folder: &Path| match folder.parent() {
+        Some(holder) if !holder.as_os_str().is_empty() => holder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let new: Vec<_> = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    new.into_iter().try_for_each(|new| sync_names(&holder(new)))
+}
+
+/// Syncs the names in a folder, where it can be: it may be somebody else's, or on a file system that has no such thing.
+fn sync_names(folder: &Path) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported) => Ok(()),
+        done => done,
+    }
 }
 
 /// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes.

@@ -4,8 +4,9 @@
 //!
 //! The format is described in "The Write-Ahead Log" of <https://www.sqlite.org/fileformat2.html>.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// What of a log comes behind its first broken frame and is whole.
@@ -69,6 +70,27 @@ pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
         }
     }
     Ok(broken.filter(|severed| severed.commits > 0))
+}
+
+/// Writes what is in a log again, and syncs it, before it is read. A sync that failed in the life before
+/// left it in the memory of the system only, where every later sync takes it for written: what is stored after it
+/// would be lost with it.
+///
+/// # Errors
+/// When it cannot be read, written or synced.
+pub fn settle(path: &Path) -> std::io::Result<()> {
+    let Ok(log) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(()) };
+    let (mut piece, mut place) = (vec![0; 1 << 20], 0);
+    loop {
+        match log.read_at(&mut piece, place)? {
+            0 => break,
+            len => {
+                log.write_all_at(&piece[..len], place)?;
+                place += len as u64;
+            }
+        }
+    }
+    if place > 0 { log.sync_data() } else { Ok(()) }
 }
 
 /// Copies a log and makes its checksums right, so that SQLite takes every frame of this round, damaged ones too. For a

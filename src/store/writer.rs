@@ -50,8 +50,8 @@ pub(super) enum Command {
         segment: u64,
         rows: Vec<IndexRow>,
     },
-    /// The checkpointer has moved into the database what was in the log when it began.
-    Checkpointed,
+    /// The checkpointer has moved into the database what was in the log when it began; or a sync failed.
+    Checkpointed(rusqlite::Result<()>),
     /// Nothing will follow: finish and end.
     Close,
 }
@@ -191,16 +191,25 @@ impl Writer {
     /// Runs until `Close` or an error that makes it unsafe to go on. Receipts not resolved by then
     /// resolve themselves as unavailable.
     pub fn run(mut self) -> rusqlite::Result<()> {
+        let ended = self.run_to_the_end();
+        if ended.is_err() {
+            // Closing the last connection would move and sync the log once more, after a disk that failed.
+            std::mem::forget(self.connection);
+        }
+        ended
+    }
+
+    fn run_to_the_end(&mut self) -> rusqlite::Result<()> {
         let mut appends = Vec::new();
         while self.turn(&mut appends)? {}
-        self.truncate_log();
+        self.truncate_log()?;
         self.witness.note(self.last, true);
         Ok(())
     }
 
     /// Takes what waits, or waits for something, and commits it. Returns whether more may come.
     pub fn turn(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
-        let closing = self.receive(appends);
+        let closing = self.receive(appends)?;
         self.commit(appends)?;
         Ok(!closing)
     }
@@ -209,13 +218,13 @@ impl Writer {
     #[cfg(test)]
     pub fn turn_unheard(&mut self) {
         let mut appends = Vec::new();
-        self.receive(&mut appends);
+        self.receive(&mut appends).expect("the writer can go on");
         // On a full disk nothing was committed, and nobody hears of that either.
         let _ = self.write(&mut appends);
     }
 
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
-    fn receive(&mut self, appends: &mut Vec<Append>) -> bool {
+    fn receive(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
         let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
         let idle_until = has_log.then(|| Instant::now() + IDLE_BEFORE_TRUNCATE);
         let first = if self.has_housekeeping() {
@@ -227,12 +236,12 @@ impl Writer {
             };
             match received {
                 Ok(command) => Some(command),
-                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) => {
                     if self.work.subscriptions.due.is_none() {
-                        self.truncate_log();
+                        self.truncate_log()?;
                     }
-                    return false;
+                    return Ok(false);
                 }
             }
         };
@@ -265,15 +274,15 @@ impl Writer {
                     self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
                 }
                 Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
-                Command::Checkpointed => self.finish_checkpoint(),
+                Command::Checkpointed(how) => self.finish_checkpoint(how)?,
                 Command::Close => {
                     self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now());
-                    return true;
+                    return Ok(true);
                 }
             }
             next = self.commands.try_recv().ok();
         }
-        false
+        Ok(false)
     }
 
     pub fn has_housekeeping(&self) -> bool {
@@ -289,7 +298,7 @@ impl Writer {
             return Ok(());
         }
         let bytes = appends.iter().map(|append| append.batch.bytes()).sum();
-        if !appends.is_empty() && !self.has_free_space(bytes) {
+        if !appends.is_empty() && !self.has_free_space(bytes)? {
             self.refuse(appends, Failure::StorageFull);
             if !self.has_housekeeping() {
                 return Ok(());
@@ -297,7 +306,7 @@ impl Writer {
         }
         if !self.work.deletions.is_empty() && self.free_bytes() < self.free_space_min_bytes {
             // Deleting is what helps, and it needs the log's room for its next slice.
-            self.truncate_log();
+            self.truncate_log()?;
         }
         let level = self.sync_as_asked(appends)?;
         match self.write(appends) {
@@ -315,8 +324,10 @@ impl Writer {
                     self.refuse(appends, Failure::Unavailable);
                     return Err(error);
                 }
-                tracing::warn!(%error, "the disk is full: events are refused until there is space");
                 self.work.storage_full = true;
+                if self.may_warn() {
+                    tracing::warn!(%error, "the disk is full: events are refused until there is space");
+                }
                 self.refuse(appends, Failure::StorageFull);
                 Ok(())
             }
@@ -330,13 +341,12 @@ impl Writer {
         let wanted = appends.iter().any(|append| append.receipt.level() == AckLevel::Synced)
             || (others_want && self.durability == Durability::Full);
         // Where nothing is ever synced, one commit that is would stand on nothing.
-        let syncs = wanted && self.durability != Durability::Off;
+        // Who cannot be told that something is not synced gets it synced.
+        let must = !wanted && !appends.is_empty() && !self.witness.is_not_synced();
+        let syncs = (wanted || must) && self.durability != Durability::Off;
         if syncs != self.syncs && self.durability != Durability::Off {
             self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
             self.syncs = syncs;
-        }
-        if !syncs && !appends.is_empty() {
-            self.witness.is_not_synced();
         }
         Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
     }
@@ -363,26 +373,33 @@ impl Writer {
 
     /// Whether so many bytes of events can be stored and the watermark stays free. What is in the log
     /// already has yet to be moved into the database, so its room counts as used.
-    fn has_free_space(&mut self, bytes: usize) -> bool {
+    fn has_free_space(&mut self, bytes: usize) -> rusqlite::Result<bool> {
         if self.free_space_min_bytes == 0 {
-            return true;
+            return Ok(true);
         }
         let mut enough = self.fits(bytes, 0);
         if !enough {
             // Rarely gets here, so it may cost something: give back the log's room, and count the pages
             // that deleted events left in the database.
             if !self.work.storage_full {
-                self.truncate_log();
+                self.truncate_log()?;
             }
             let reusable_pages: i64 = self.connection.query_row("PRAGMA freelist_count", [], |r| r.get(0)).unwrap_or(0);
             enough = self.fits(bytes, reusable_pages as u64 * PAGE_BYTES);
         }
-        if !enough && self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS) {
-            self.work.warned = Some(Instant::now());
+        if !enough && self.may_warn() {
             tracing::warn!("almost no disk space left: events are refused until there is more");
         }
         self.work.storage_full = !enough;
-        enough
+        Ok(enough)
+    }
+
+    fn may_warn(&mut self) -> bool {
+        let is_time = self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS);
+        if is_time {
+            self.work.warned = Some(Instant::now());
+        }
+        is_time
     }
 
     fn fits(&self, bytes: usize, reusable_bytes: u64) -> bool {
@@ -701,22 +718,23 @@ impl Writer {
     /// The checkpointer has done the bulk; the few pages written meanwhile are moved here, between two
     /// commits, because only a log that is moved entirely can start over. Without this step it would
     /// grow for as long as events keep coming.
-    fn finish_checkpoint(&mut self) {
+    fn finish_checkpoint(&mut self, how: rusqlite::Result<()>) -> rusqlite::Result<()> {
         self.work.checkpoint = Checkpoint::Idle;
-        self.checkpoint("PASSIVE");
+        how.and_then(|()| self.checkpoint("PASSIVE"))
     }
 
     /// Gives the log's room back to the disk, unless a reader still needs it: then the next idle moment does.
-    fn truncate_log(&mut self) {
-        self.checkpoint("TRUNCATE");
+    fn truncate_log(&mut self) -> rusqlite::Result<()> {
+        self.checkpoint("TRUNCATE")
     }
 
-    fn checkpoint(&mut self, mode: &str) {
+    /// Returns an error only when going on is unsafe.
+    fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
         self.witness.note(self.last, false);
-        match super::checkpoint(&self.connection, mode) {
-            Ok(pages_left) => self.shared.wal_pages.store(pages_left, Ordering::Relaxed),
-            Err(error) => tracing::warn!(%error, "checkpoint"),
+        if let Some(pages_left) = super::checkpoint(&self.connection, mode)? {
+            self.shared.wal_pages.store(pages_left, Ordering::Relaxed);
         }
+        Ok(())
     }
 }
 

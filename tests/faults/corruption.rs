@@ -209,7 +209,7 @@ fn no_flipped_bit_of_a_file_is_served_as_data() {
         }
         std::fs::write(server.db_path(), &bytes).unwrap();
         flip(&server.db_path(), at, bit);
-        if let Err(complaints) = server.try_restart() {
+        if let Err((_, complaints)) = server.try_restart() {
             refused += 1;
             let in_words = complaints.last().is_some_and(|last| last.starts_with("event-pipeline: "));
             assert!(in_words && !complaints.concat().contains("panicked"), "{place}: {complaints:#?}");

@@ -1,12 +1,17 @@
 //! Kill the process at any instant: every acknowledged event is there, once, under the id it was given.
 
 use std::collections::{HashMap, HashSet};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
 
+use super::faulty_disk::*;
+use super::lives::{KILLS, LIVES_OF_A_FILE, Lives, WAYS, are_of_python, end_while_starting, python_database};
+use super::producers::{Producer, Way};
+use super::record::{Loss, Record};
 use crate::support::*;
 
 /// What the producers were told, across all lives of the server.
@@ -219,5 +224,219 @@ fn leaves_subscribers_a_place_to_go_on_from() {
         server.kill();
         server.restart();
         assert!(server.get_json("/stats")["total_events"].as_u64().unwrap() >= seen, "delivered is stored");
+    }
+}
+
+/// Kills at the first, second, third … change of the files from when events are published in one way.
+#[test]
+fn at_each_change_of_a_file_loses_nothing_acknowledged() {
+    let test = "at_each_change_of_a_file_loses_nothing_acknowledged";
+    let mut lives = None;
+    for nth in 1..=rounds(40) {
+        if nth % LIVES_OF_A_FILE == 1 {
+            lives = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap());
+        }
+        let Some(lives) = &mut lives else { return };
+        let name = if nth % 3 == 0 { "keyed" } else { "plain" };
+        let producers = lives.producers(&[WAYS[nth as usize % 4]], name, &[None, Some("stored"), Some("synced")]);
+        lives.end_at(nth, CHANGE, "");
+        lives.publish(producers, 100_000, |_| ());
+        lives.next(Loss::Nothing);
+    }
+}
+
+#[test]
+fn at_any_change_among_everything_loses_nothing_acknowledged() {
+    let test = "at_any_change_among_everything_loses_nothing_acknowledged";
+    for durability in ["full", "normal", "off"] {
+        let mut lives = None;
+        for round in 0..rounds(15) {
+            if round % LIVES_OF_A_FILE == 0 {
+                lives = Lives::begin(test, KILLS, durability, tempfile::tempdir().unwrap());
+            }
+            let Some(lives) = &mut lives else { return };
+            lives.live(&[None, Some("stored"), Some("synced"), Some("queued")], Loss::Nothing);
+        }
+    }
+}
+
+#[test]
+fn during_deletions_takes_only_what_was_to_go() {
+    let test = "during_deletions_takes_only_what_was_to_go";
+    let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
+    for nth in 1..=rounds(20) {
+        // More than one commit takes of chosen ones.
+        let producers = lives.producers(&[Way::Lines], "plain", &[None]);
+        lives.publish(producers, 1_500, |_| ());
+        lives.server.kill();
+        lives.server.restart();
+        lives.record.check(&lives.server, Loss::Nothing);
+        let producers = lives.producers(&[Way::Messages], "keyed", &[None]);
+        let session = (nth % 3 != 0).then(|| lives.dice.below(7));
+        let boundary = lives.record.known() - 1 - lives.dice.below(500) as usize;
+        let wire = Wire::connect(lives.server.addr);
+        lives.end_at(nth * 3, CHANGE, "");
+        lives.publish(producers, 100_000, |record| record.delete(wire, session, boundary));
+        lives.next(Loss::Nothing);
+    }
+}
+
+#[test]
+fn while_a_segment_is_sealed_leaves_an_index_like_the_rows() {
+    let test = "while_a_segment_is_sealed_leaves_an_index_like_the_rows";
+    // A file that is some events short of a full segment, with as many keys as take many commits to seal.
+    let mut full = Server::start();
+    let session = |n: usize| format!("own{}", n % 2_000);
+    for part in (0..65_500).map(|n| tick(&session(n), n)).collect::<Vec<_>>().chunks(16_375) {
+        full.publish_lines(part);
+    }
+    full.stop();
+    for nth in 1..=rounds(12) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        std::fs::copy(full.db_path(), database(folder.path())).unwrap();
+        let Some(mut lives) = Lives::begin(test, KILLS, "full", folder) else { return };
+        for _ in 0..2 {
+            let producers = lives.producers(&[Way::Messages, Way::Requests], "plain", &[None]);
+            // From the last commits before the segment is full to the last slice of its lists.
+            lives.end_at(nth * 23, CHANGE, "");
+            lives.publish(producers, 100_000, |_| ());
+            lives.next(Loss::Nothing);
+            for n in [0, 1, 1_499, 1_999] {
+                let wanted = format!("\"session_id\":\"{}\"", session(n));
+                let scanned: Vec<_> = lives.record.lines().filter(|line| line.contains(&wanted)).cloned().collect();
+                assert_eq!(lives.server.stored_lines(&format!("session_id={}", session(n))), scanned);
+            }
+        }
+    }
+}
+
+#[test]
+fn during_a_checkpoint_loses_nothing_acknowledged() {
+    let test = "during_a_checkpoint_loses_nothing_acknowledged";
+    let mut lives = None;
+    for round in 1..=rounds(16) {
+        if round % 4 == 1 {
+            lives = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap());
+        }
+        let Some(lives) = &mut lives else { return };
+        let producers = lives.producers(&WAYS, "large", &[None]);
+        // Only a checkpoint changes the database itself. The log is full after some 140 of these events.
+        let nth = if round % 2 == 0 { round / 2 } else { lives.dice.below(900) };
+        lives.end_at(nth, CHANGE, "events.db");
+        lives.publish(producers, 150, |_| ());
+        if lives.disk.fired() == 0 {
+            lives.server.signal("TERM");
+        }
+        lives.next(Loss::Nothing);
+    }
+}
+
+/// Kills at the first, second, third … change that a start makes, until one gets through.
+#[test]
+fn while_starting_leaves_a_file_that_starts() {
+    let test = "while_starting_leaves_a_file_that_starts";
+    let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
+    let mut starts = 0;
+    for nth in 1.. {
+        let producers = lives.producers(&WAYS, "keyed", &[None]);
+        lives.end_at(20, CHANGE, "");
+        lives.publish(producers, 100_000, |_| ());
+        lives.server.await_exit();
+        lives.end_at(nth, CHANGE, "");
+        let has_started = lives.server.try_restart().is_ok();
+        lives.disk.calm();
+        if !has_started {
+            lives.server.restart();
+        }
+        lives.record.check(&lives.server, Loss::Nothing);
+        starts = nth;
+        if has_started {
+            break;
+        }
+    }
+    assert!(starts > 5, "a start changes more than that");
+}
+
+#[test]
+fn while_the_file_is_made_leaves_one_that_starts() {
+    let test = "while_the_file_is_made_leaves_one_that_starts";
+    end_while_starting(test, KILLS, |_| (), |server, record| record.check(server, Loss::Nothing));
+}
+
+#[test]
+fn during_an_upgrade_leaves_every_event_that_was_there() {
+    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+    end_while_starting(test, KILLS, python_database, |server, record| {
+        record.adopt(server);
+        are_of_python(server);
+    });
+}
+
+/// The confirmed position of the one durable subscription.
+fn position(server: &Server) -> u64 {
+    let position = &server.get_json("/subscriptions")[0]["position"];
+    if position.is_null() { 0 } else { sequence(position) }
+}
+
+#[test]
+fn brings_confirmed_events_again_at_worst() {
+    let test = "brings_confirmed_events_again_at_worst";
+    let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
+    let (mut confirmed, mut before) = (0, 0);
+    for round in 0..rounds(15) {
+        let producers = lives.producers(&[Way::Messages], "plain", &[None]);
+        let first = json!({"name": "kept", "after": id_of(0)});
+        let mut subscriber = lives.server.subscriber(&if round == 0 { first } else { json!({"name": "kept"}) });
+        let stored = position(&lives.server);
+        assert!(stored <= confirmed && stored >= before, "{stored}: {confirmed} was confirmed, {before} stored");
+        before = stored;
+        // Confirmations share a write within a fifth of a second: some lives are longer than that.
+        lives.disk.syncs_take(3_000);
+        let nth = 30 + lives.dice.below(800);
+        lives.end_at(nth, CHANGE, "");
+        lives.publish(producers, 100_000, |_| {
+            let mut next = stored + 1;
+            while let Said::Text(event) = subscriber.hear() {
+                let event: Value = serde_json::from_str(&event).unwrap();
+                assert_eq!(sequence(&event["id"]), next, "neither a gap nor a repeat within a life");
+                if next % 5 == 0 {
+                    subscriber.send(&json!({"type": "ack", "id": event["id"]}).to_string());
+                    confirmed = next.max(confirmed);
+                }
+                next += 1;
+            }
+        });
+        lives.next(Loss::Nothing);
+    }
+    assert!(before > 0, "confirmations are kept");
+}
+
+/// The same with `strace` in the place of the shim: it kills at the n-th write that the kernel sees.
+#[test]
+fn at_a_write_that_strace_counts_loses_nothing_acknowledged() {
+    let test = "at_a_write_that_strace_counts_loses_nothing_acknowledged";
+    if !is_there(test, "strace", "strace") {
+        return;
+    }
+    let mut server = Server::start();
+    let mut record = Record::new("full");
+    record.check(&server, Loss::Nothing);
+    for nth in [1, 2, 7, 20, 63] {
+        let inject = format!("inject=pwrite64:signal=KILL:when={nth}");
+        let mut strace = Command::new("strace")
+            .args(["-f", "-qq", "-e", "trace=pwrite64", "-e", &inject, "-p", &server.pid().to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{}/status", server.pid());
+        await_true("strace", || !std::fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n"));
+        let producer = Producer::open(&server, WAYS[nth % 4], &format!("keyed{nth}"), None);
+        assert_eq!(producer.publish(&record, 100_000), Vec::<String>::new());
+        server.await_exit();
+        strace.wait().unwrap();
+        server.restart();
+        record.check(&server, Loss::Nothing);
     }
 }

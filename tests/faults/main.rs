@@ -9,3 +9,9 @@ mod support;
 
 mod corruption;
 mod crash;
+mod faulty_disk;
+mod io;
+mod lives;
+mod power;
+mod producers;
+mod record;

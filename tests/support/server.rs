@@ -34,10 +34,16 @@ impl Server {
 
     /// Starts in a folder that was prepared by the test: the database is `data/events.db` in it.
     pub fn in_folder(folder: TempDir, settings: &[(&str, &str)]) -> Server {
-        let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        let process = Process::spawn(folder.path(), &settings, &[]);
-        let addr = process.address();
-        Server { addr, folder, settings, process: Some(process), noise_allowed: false }
+        let mut server = Server::at_rest(folder, settings);
+        server.restart();
+        server
+    }
+
+    /// One that is yet to be started.
+    pub fn at_rest(folder: TempDir, settings: &[(&str, &str)]) -> Server {
+        let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let addr = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        Server { addr, folder, settings, process: None, noise_allowed: false }
     }
 
     /// For tests that make the server complain on purpose.
@@ -107,16 +113,16 @@ impl Server {
         self.process = Some(process);
     }
 
-    /// Starts again on a file that may not let it; returns its complaints if it ends instead.
-    pub fn try_restart(&mut self) -> Result<(), Vec<String>> {
+    /// Starts again; if it ends before it listens, how, and what it complained of.
+    pub fn try_restart(&mut self) -> Result<(), (ExitStatus, Vec<String>)> {
         assert!(self.process.is_none(), "restart of a running server");
         let mut process = Process::spawn(self.folder.path(), &self.settings, &[]);
-        if !process.log.has("\"listening\"") {
-            process.await_exit();
-            return Err(process.log.noise());
-        }
-        self.addr = process.address();
-        self.process = Some(process);
+        let Some(addr) = process.try_address() else {
+            let status = process.await_exit();
+            self.check_log(&process);
+            return Err((status, process.log.noise()));
+        };
+        (self.addr, self.process) = (addr, Some(process));
         Ok(())
     }
 
@@ -258,9 +264,13 @@ impl Process {
 
     /// The address it listens on, once it does.
     pub fn address(&self) -> SocketAddr {
-        let line = self.log.wait_for("\"listening\"");
-        let line: Value = serde_json::from_str(&line).unwrap();
-        text_of(&line["fields"]["address"]).parse().unwrap()
+        self.try_address().unwrap_or_else(|| panic!("the server did not start:\n{}", self.log.lines().join("\n")))
+    }
+
+    /// The same, or nothing once it has ended without.
+    pub fn try_address(&self) -> Option<SocketAddr> {
+        let line: Value = serde_json::from_str(&self.log.find("\"listening\"")?).unwrap();
+        Some(text_of(&line["fields"]["address"]).parse().unwrap())
     }
 
     pub fn await_exit(&mut self) -> ExitStatus {
@@ -390,22 +400,19 @@ impl Log {
         self.find(word).unwrap_or_else(|| panic!("no log line with {word}:\n{}", self.lines().join("\n")))
     }
 
-    /// Whether a line with `word` comes before the log ends.
-    pub fn has(&self, word: &str) -> bool {
-        self.find(word).is_some()
-    }
-
-    fn find(&self, word: &str) -> Option<String> {
+    /// The first line with a word, once there is one; nothing if the log ended without.
+    pub fn find(&self, word: &str) -> Option<String> {
         let deadline = Instant::now() + DEADLINE;
         let mut guard = self.shared.lines.lock().unwrap();
         loop {
             if let Some(line) = guard.0.iter().find(|line| line.contains(word)) {
                 return Some(line.clone());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if guard.1 || left.is_zero() {
+            if guard.1 {
                 return None;
             }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no log line with {word} yet:\n{}", guard.0.join("\n"));
             guard = self.shared.changed.wait_timeout(guard, left).unwrap().0;
         }
     }

@@ -1,0 +1,387 @@
+//! Writes, syncs, reads and opens that fail, and disks that are full: nothing is acknowledged that is not stored, a
+//! failed sync ends the process, a full disk is told in words and gets over by itself, and who reads is never given
+//! a part for the whole.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::faulty_disk::*;
+use super::lives::WAYS;
+use super::producers::Producer;
+use super::record::{Loss, Record, message_of};
+use crate::support::*;
+
+/// What a disk says of a file system that was made read-only because of errors.
+const EROFS: i32 = 30;
+
+fn publish_all(server: &Server, record: &Record, name: &str, most: usize) -> Vec<String> {
+    let producers = WAYS.map(|way| Producer::open(server, way, &format!("{name}{way:?}"), None));
+    thread::scope(|scope| {
+        let threads = producers.map(|producer| scope.spawn(move || producer.publish(record, most)));
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Waits for the end that a fault brings, which must be told with its cause.
+fn await_failure(server: &mut Server, cause: &str) {
+    server.await_log(cause);
+    let status = server.await_exit();
+    assert_eq!(status.code(), Some(1), "the server ended with {status}");
+}
+
+/// Fails something while events are published: the process ends, and the next one has what was acknowledged, also
+/// after the power went.
+fn ends_at(test: &str, fault: Fault, operations: u32, file: &'static str, name: &str) {
+    let Some(disk) = Disk::with_a_switch(test) else { return };
+    let mut dice = Dice::thrown();
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
+    server.allow_noise();
+    let mut record = Record::new("full");
+    server.restart();
+    record.check(&server, Loss::Nothing);
+    // Large events fill the log, so that it is moved; few rounds of them are enough to look at.
+    for round in 1..=rounds(if name == "large" { 3 } else { 8 }) {
+        disk.order(Order { fault, operations, nth: 1 + round / 2 * 3, file, seed: dice.below(1 << 40) });
+        for refused in publish_all(&server, &record, &format!("{name}{round}"), 100_000) {
+            assert!(refused.contains("could not be stored, try again"), "{refused}");
+        }
+        await_failure(&mut server, "disk I/O error");
+        assert_eq!(disk.fired(), 1, "what failed is not tried again");
+        disk.calm();
+        server.restart();
+        record.check(&server, Loss::Nothing);
+
+        // What failed may look as if it were on the disk, and what follows must not stand on that.
+        disk.order(Order::at(1 + dice.below(60), CHANGE, Fault::PowerCut).seeded(dice.below(1 << 40)));
+        publish_all(&server, &record, &format!("keyed{round}"), 100_000);
+        server.await_exit();
+        disk.boot(round + 1);
+        server.restart();
+        record.check(&server, Loss::Nothing);
+    }
+    eprintln!("{test}: {} events were acknowledged", record.total);
+}
+
+#[test]
+fn a_failed_write_of_the_log_ends_the_process_before_anything_is_acknowledged() {
+    let test = "a_failed_write_of_the_log_ends_the_process_before_anything_is_acknowledged";
+    ends_at(test, Fault::FailFromNowOn(EIO), WRITE, "-wal", "plain");
+}
+
+#[test]
+fn a_log_that_became_read_only_ends_the_process() {
+    ends_at("a_log_that_became_read_only_ends_the_process", Fault::FailFromNowOn(EROFS), WRITE, "-wal", "plain");
+}
+
+#[test]
+fn a_failed_sync_of_the_log_is_never_tried_again() {
+    ends_at("a_failed_sync_of_the_log_is_never_tried_again", Fault::FailFromNowOn(EIO), SYNC, "-wal", "plain");
+}
+
+#[test]
+fn a_failed_sync_of_the_database_is_never_tried_again() {
+    let test = "a_failed_sync_of_the_database_is_never_tried_again";
+    ends_at(test, Fault::FailFromNowOn(EIO), SYNC, "events.db", "large");
+}
+
+#[test]
+fn a_checkpoint_that_fails_to_write_loses_nothing_and_is_tried_again() {
+    let Some(disk) = Disk::new("a_checkpoint_that_fails_to_write_loses_nothing_and_is_tried_again") else { return };
+    for (error, cause) in [(EIO, "disk I/O error"), (ENOSPC, "database or disk is full")] {
+        let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
+        server.allow_noise();
+        let mut record = Record::new("full");
+        server.restart();
+        record.check(&server, Loss::Nothing);
+        disk.order(Order::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
+        assert!(publish_all(&server, &record, "large1", 100).is_empty(), "the log takes what the database does not");
+        server.await_log(cause);
+        assert!(disk.fired() > 0);
+        server.kill();
+        disk.calm();
+        server.restart();
+        record.check(&server, Loss::Nothing);
+
+        // The same without an end in between: the log is emptied by itself once it can be.
+        disk.order(Order::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
+        assert!(publish_all(&server, &record, "large2", 100).is_empty());
+        server.await_log(cause);
+        disk.calm();
+        assert!(publish_all(&server, &record, "large3", 100).is_empty());
+        server.await_stats("an empty log", |stats| stats["router"]["wal_pages"] == 0);
+        server.kill();
+        server.restart();
+        record.check(&server, Loss::Nothing);
+    }
+}
+
+/// Publishes in every way to a full disk, which must be told in words, and reads meanwhile.
+fn is_full(server: &Server, record: &Record, name: &str) {
+    let refused = publish_all(server, record, name, 40);
+    let is_told = |refused: &&String| refused.contains("The disk is full, try again later");
+    assert_eq!(refused.iter().find(|refused| !is_told(refused)), None);
+    let of_requests = refused.iter().filter(|refused| refused.starts_with("507 ")).count();
+    assert!(of_requests > 0 && of_requests < refused.len(), "requests and sockets are told: {refused:?}");
+    assert!(!server.stored_lines("limit=10").is_empty() || record.known() == 0, "reads go on");
+    assert_eq!(server.get_json("/health")["status"], "ok");
+}
+
+#[test]
+fn a_disk_full_at_any_write_is_told_and_gets_over_by_itself() {
+    let Some(disk) = Disk::new("a_disk_full_at_any_write_is_told_and_gets_over_by_itself") else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
+    server.allow_noise();
+    let mut record = Record::new("full");
+    server.restart();
+    record.check(&server, Loss::Nothing);
+    let mut publisher = server.publisher();
+    let ready = |server: &Server| server.get("/readiness").status;
+    for nth in 1..=rounds(40) {
+        disk.order(Order::at(nth, WRITE, Fault::FailFromNowOn(ENOSPC)).seeded(nth));
+        publish_all(&server, &record, &format!("plain{nth}"), 40);
+        assert!(disk.fired() > 0);
+        is_full(&server, &record, &format!("full{nth}"));
+        disk.calm();
+        // Who published all along is served again, without anybody doing anything.
+        let token = format!("keyed{nth}");
+        let answer = publisher.ask(&message_of(&token));
+        assert_eq!(answer["status"], "ok", "{answer}");
+        record.note(&token, &answer["event_id"], true);
+        assert_eq!(ready(&server), 200);
+        if nth % 4 == 0 {
+            server.kill();
+            server.restart();
+            record.check(&server, Loss::Nothing);
+            publisher = server.publisher();
+        }
+    }
+}
+
+/// A small file system in memory of its own, and a folder for a server whose data is on it.
+struct SmallDisk {
+    place: TempDir,
+}
+
+impl SmallDisk {
+    fn mounted(test: &str, size: &str) -> Option<(SmallDisk, TempDir)> {
+        let place = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "faults"]).arg(place.path());
+        if !mount.output().is_ok_and(|mounted| mounted.status.success()) {
+            skip(test, "the right to mount a tmpfs");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(place.path(), folder.path().join("data")).unwrap();
+        Some((SmallDisk { place }, folder))
+    }
+
+    fn remount(&self, how: &str) {
+        let remounted =
+            Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.place.path()).status().unwrap();
+        assert!(remounted.success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.place.path()).status();
+    }
+}
+
+#[test]
+fn a_small_disk_fills_up_and_serves_on() {
+    let test = "a_small_disk_fills_up_and_serves_on";
+    // With the space that is kept free, and without: then the very last write fails.
+    for kept_free in ["1 MiB", "0"] {
+        let Some((small, folder)) = SmallDisk::mounted(test, "8m") else { return };
+        let mut server = Server::in_folder(folder, &[("FREE_SPACE_MIN_BYTES", kept_free)]);
+        server.allow_noise();
+        let mut record = Record::new("full");
+        record.check(&server, Loss::Nothing);
+        for round in 0..4 {
+            let refused = publish_all(&server, &record, &format!("large{round}"), 400);
+            assert!(refused.iter().any(|refused| refused.starts_with("507 ")), "{kept_free}: the disk is full");
+            is_full(&server, &record, &format!("large{round}b"));
+            if round % 2 == 0 && kept_free != "0" {
+                // Space comes back because events go, for which there must be some …
+                let deleted = server.call("DELETE", "/events", &[], b"");
+                assert_eq!(deleted.status, 200, "{}", deleted.text());
+                record.forget_all(&server);
+            } else {
+                // … or because the file system grows.
+                small.remount(&format!("size={}m", 8 << (round + 1)));
+            }
+            let refused = publish_all(&server, &record, &format!("plain{round}"), 10);
+            assert!(refused.is_empty(), "{kept_free}: there is space again: {refused:?}");
+            server.kill();
+            server.restart();
+            record.check(&server, Loss::Nothing);
+        }
+    }
+}
+
+#[test]
+fn a_read_only_disk_is_refused_by_name_and_left_alone() {
+    let Some((small, folder)) = SmallDisk::mounted("a_read_only_disk_is_refused_by_name_and_left_alone", "8m") else {
+        return;
+    };
+    let mut server = Server::in_folder(folder, &[]);
+    let mut record = Record::new("full");
+    record.check(&server, Loss::Nothing);
+    publish_all(&server, &record, "plain", 100);
+    server.kill();
+    small.remount("ro");
+    server.allow_noise();
+    let (status, _) = server.try_restart().expect_err("nothing can be stored");
+    assert!(!status.success() && status.code().is_some(), "{status}");
+    small.remount("rw");
+    server.restart();
+    record.check(&server, Loss::Nothing);
+}
+
+#[test]
+fn no_descriptor_left_for_a_reader_harms_nobody_else() {
+    let Some(disk) = Disk::new("no_descriptor_left_for_a_reader_harms_nobody_else") else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
+    server.allow_noise();
+    server.restart();
+    let mut publisher = server.publisher();
+    let mut live = server.subscriber(&json!({}));
+    publisher.ask(&tick("s", 0));
+    live.collect(1);
+    // A connection on which a read failed is not used again.
+    disk.order(Order::at(1, READ, Fault::FailFromNowOn(EIO)));
+    let mut wire = Wire::connect(server.addr);
+    wire.send(request("GET", "/events", &[], b""));
+    wire.response().unwrap().refusal(503);
+    disk.order(Order::at(1, OPEN, Fault::FailFromNowOn(EMFILE)));
+    for n in 1..=5 {
+        for target in ["/events", "/stats", "/events/evt_000000000001", "/events?after_id=evt_000000000000"] {
+            wire.send(request("GET", target, if n % 2 == 0 { &[ACCEPT_NDJSON] } else { &[] }, b""));
+            let response = wire.response().unwrap();
+            response.refusal(503);
+            assert!(response.header("retry-after").is_some(), "{target}: {:?}", response.headers);
+        }
+        let answer = publisher.ask(&tick("s", n));
+        assert_eq!(answer["status"], "ok", "producers are unharmed: {answer}");
+        assert_eq!(live.json()["id"], answer["event_id"], "and so are subscribers");
+    }
+    disk.calm();
+    assert_eq!(server.stored("").len(), 6);
+}
+
+/// What a request for all events got: the ids, and whether it was told to be all.
+fn exported(server: &Server) -> (Vec<u64>, bool) {
+    let mut wire = Wire::connect(server.addr);
+    wire.send(request("GET", "/events", &[ACCEPT_NDJSON], b""));
+    let head = wire.response_head().expect("an answer");
+    if head.status != 200 {
+        assert_eq!(head.status, 503);
+        return (Vec::new(), false);
+    }
+    let mut body = Vec::new();
+    let is_whole = loop {
+        match wire.chunk() {
+            None => break false,
+            Some(chunk) if chunk.is_empty() => break true,
+            Some(chunk) => body.extend(chunk),
+        }
+    };
+    let text = String::from_utf8(body).unwrap();
+    let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    let ids = whole_lines.lines().map(|line| sequence(&serde_json::from_str::<Value>(line).unwrap()["id"])).collect();
+    (ids, is_whole)
+}
+
+/// Lets others end, too, however a test ends.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_read_that_fails_is_never_taken_for_the_end() {
+    let Some(disk) = Disk::new("a_read_that_fails_is_never_taken_for_the_end") else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
+    server.allow_noise();
+    server.restart();
+    const COUNT: usize = 6_000;
+    let filler = "x".repeat(1_500);
+    let event = |n: usize| {
+        json!({"event_type": "timer_tick", "source": "it", "session_id": format!("s{}", n % 3), "payload": {"f": filler}})
+            .to_string()
+    };
+    for chunk in (0..COUNT).map(event).collect::<Vec<_>>().chunks(2_000) {
+        server.publish_lines(chunk);
+    }
+    let all: Vec<_> = (1..=COUNT as u64).collect();
+    let (is_over, mut failed) = (AtomicBool::new(false), 0);
+    thread::scope(|scope| {
+        let (server, is_over) = (&server, &is_over);
+        let _end = AtTheEnd(is_over);
+        // Others publish and hear live all along.
+        let (mut publisher, mut live) = (server.publisher(), server.subscriber(&json!({"session_id": "live"})));
+        scope.spawn(move || {
+            let mut n = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let answer = publisher.ask(&tick("live", n));
+                assert_eq!(answer["status"], "ok", "{answer}");
+                assert_eq!(live.json()["id"], answer["event_id"]);
+                n += 1;
+            }
+        });
+        for nth in (1..=rounds(24)).map(|round| round * round) {
+            let order = |file| disk.order(Order::at(nth, READ, Fault::Fail(EIO)).of(file));
+            order("events.db");
+            let (ids, is_whole) = exported(server);
+            assert!(all.starts_with(&ids) || ids.starts_with(&all), "what came is right");
+            assert!(!is_whole || ids.len() >= COUNT, "{} events look like all", ids.len());
+            assert!(disk.fired() == 0 || !is_whole);
+            failed += disk.fired();
+
+            order("events.db");
+            let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
+            subscriber.send(&json!({"after": id_of(0), "session_id": "s1"}).to_string());
+            let (mut heard, mut expected) = (0, (2..).step_by(3));
+            while heard < COUNT / 3 {
+                let Said::Text(text) = subscriber.hear() else { break };
+                let said: Value = serde_json::from_str(&text).unwrap();
+                if said.get("id").is_none() {
+                    continue;
+                }
+                assert_eq!(Some(sequence(&said["id"])), expected.next(), "no gap before the end");
+                heard += 1;
+            }
+            assert!(heard == COUNT / 3 || disk.fired() > 0, "only a failed read ends a stream");
+            failed += disk.fired();
+
+            order("events.db");
+            for target in ["/events?limit=1000&session_id=s2", "/stats", "/events?after_id=evt_000000000800&limit=900"]
+            {
+                let response = server.get(target);
+                if response.status != 200 {
+                    response.refusal(503);
+                } else if target.contains("limit=9") {
+                    let ids = sequences(response.json().as_array().unwrap());
+                    assert_eq!(ids, (0x801..0x801 + 900).collect::<Vec<_>>());
+                } else if target.contains("limit=1000") {
+                    assert_eq!(response.json().as_array().unwrap().len(), 1_000);
+                }
+            }
+            failed += disk.fired();
+        }
+        disk.calm();
+        let (ids, is_whole) = exported(server);
+        assert!(is_whole && ids.starts_with(&all), "and then all of it");
+    });
+    eprintln!("{failed} reads failed");
+    assert!(failed > 10, "reads reach the disk");
+}

@@ -1,0 +1,208 @@
+//! One server in many lives, each ended by a fault among what it does to its files, with one record over all of them.
+
+use std::path::Path;
+use std::thread;
+
+use rusqlite::Connection;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::faulty_disk::*;
+use super::producers::{Producer, Way};
+use super::record::{Loss, Record};
+use crate::support::*;
+
+pub const WAYS: [Way; 4] = [Way::Messages, Way::Arrays, Way::Requests, Way::Lines];
+
+pub struct Lives {
+    pub disk: Disk,
+    pub dice: Dice,
+    pub server: Server,
+    pub record: Record,
+    /// How lives end.
+    faults: &'static [Fault],
+    pub round: u64,
+    test: &'static str,
+}
+
+/// A file that grows for longer makes each look at it take longer.
+pub const LIVES_OF_A_FILE: u64 = 50;
+
+pub const KILLS: &[Fault] = &[Fault::KillBefore, Fault::KillAfter];
+pub const CUTS: &[Fault] = &[Fault::PowerCut];
+
+impl Lives {
+    /// Starts on what is in a folder.
+    pub fn begin(test: &'static str, faults: &'static [Fault], durability: &str, folder: TempDir) -> Option<Lives> {
+        let disk = if faults == CUTS { Disk::with_a_switch(test)? } else { Disk::new(test)? };
+        let server = disk.server(folder, &[("DURABILITY", durability)]);
+        let record = Record::new(durability);
+        let mut lives = Lives { disk, dice: Dice::thrown(), server, record, faults, round: 0, test };
+        lives.server.restart();
+        lives.record.adopt(&lives.server);
+        Some(lives)
+    }
+
+    /// The life ends at the n-th of some operations from now on.
+    pub fn end_at(&mut self, nth: u64, operations: u32, file: &'static str) {
+        let fault = self.faults[self.dice.below(self.faults.len() as u64) as usize];
+        self.disk.order(Order { fault, operations, nth, file, seed: self.dice.below(1 << 40) });
+    }
+
+    /// Connects one producer for each way.
+    pub fn producers(&mut self, ways: &[Way], name: &str, acks: &[Option<&'static str>]) -> Vec<Producer> {
+        self.round += 1;
+        let open = |way: &Way| {
+            let ack = acks[self.dice.below(acks.len() as u64) as usize];
+            Producer::open(&self.server, *way, &format!("{name}{}{way:?}", self.round), ack)
+        };
+        ways.iter().map(open).collect()
+    }
+
+    /// Publishes with all of them, until they have published `most` or the server is gone, which must refuse nothing.
+    pub fn publish(&self, producers: Vec<Producer>, most: usize, beside: impl FnOnce(&Record) + Send) {
+        thread::scope(|scope| {
+            let record = &self.record;
+            for producer in producers {
+                scope.spawn(move || assert_eq!(producer.publish(record, most), Vec::<String>::new()));
+            }
+            scope.spawn(move || beside(record));
+        });
+    }
+
+    /// Waits for the end, starts again and looks.
+    pub fn next(&mut self, loss: Loss) {
+        self.server.await_exit();
+        self.disk.calm();
+        self.disk.boot(self.round + 1);
+        self.server.restart();
+        self.record.check(&self.server, loss);
+    }
+
+    /// A life of everything: publishes, deletes, fills the log, at times stops in order, and at times ends once more
+    /// while starting again.
+    pub fn live(&mut self, acks: &[Option<&'static str>], loss: Loss) {
+        self.disk.syncs_take([0, 0, 200, 2_000][self.dice.below(4) as usize]);
+        let name = ["plain", "plain", "plain", "keyed", "keyed", "keyed", "large"][self.dice.below(7) as usize];
+        let producers = self.producers(&WAYS, name, acks);
+        let (deletes, stops) = (self.dice.below(4) == 0, self.dice.below(6) == 0);
+        let (boundary, session) = (self.dice.below(1 + self.record.known() as u64 / 4), self.dice.below(14));
+        let changes = if stops { 40 } else { [20, 100, 100, 400, 2_500][self.dice.below(5) as usize] };
+        let wire = Wire::connect(self.server.addr);
+        let nth = 1 + self.dice.below(changes);
+        self.end_at(nth, CHANGE, "");
+        self.publish(producers, if stops { 10 } else { 100_000 }, |record| {
+            if deletes {
+                record.delete(wire, (session < 7).then_some(session), boundary as usize);
+            }
+        });
+        if stops && self.disk.fired() == 0 {
+            self.server.signal("TERM");
+        }
+        if self.dice.below(4) == 0 {
+            self.server.await_exit();
+            self.disk.boot(self.round + 1_000_000);
+            let nth = 1 + self.dice.below(40);
+            self.end_at(nth, CHANGE, "");
+            if self.server.try_restart().is_ok() {
+                self.disk.calm();
+                self.record.check(&self.server, loss);
+                return;
+            }
+            self.disk.calm();
+            self.disk.boot(self.round + 1);
+            self.server.restart();
+            self.record.check(&self.server, loss);
+        } else {
+            self.next(loss);
+        }
+    }
+}
+
+impl Drop for Lives {
+    fn drop(&mut self) {
+        let (record, lives) = (&self.record, self.round);
+        if lives > 2 {
+            eprintln!("{}: {lives} lives, {} events acknowledged, {} left", self.test, record.total, record.known());
+        }
+    }
+}
+
+/// Ends a start at the first, second, third … change that it makes to what `prepare` left, and goes on until one gets
+/// through; then ends the life once more, after events were acknowledged. A server must start on whatever there is
+/// then, with what was there before.
+pub fn end_while_starting(
+    test: &'static str,
+    faults: &'static [Fault],
+    prepare: impl Fn(&Path),
+    check: impl Fn(&Server, &mut Record),
+) {
+    let Some(disk) = (if faults == CUTS { Disk::with_a_switch(test) } else { Disk::new(test) }) else { return };
+    let mut dice = Dice::thrown();
+    for durability in ["full", "normal"] {
+        let mut starts = 0;
+        for nth in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            prepare(folder.path());
+            let mut server = disk.server(folder, &[("DURABILITY", durability)]);
+            let fault = |nth, seed| Order::at(nth, CHANGE, faults[seed as usize % faults.len()]).seeded(seed);
+            disk.order(fault(nth, dice.below(1 << 40)));
+            let has_started = server.try_restart().is_ok();
+            disk.calm();
+            if !has_started {
+                disk.boot(2 * nth);
+                server.restart();
+            }
+            let mut record = Record::new(durability);
+            check(&server, &mut record);
+            Producer::open(&server, Way::Messages, "plain", Some("synced")).publish(&record, 10);
+            let last = Producer::open(&server, Way::Messages, "lost", None);
+            disk.order(fault(1, dice.below(1 << 40)));
+            last.publish(&record, 10);
+            server.await_exit();
+            disk.boot(2 * nth + 1);
+            server.restart();
+            record.check(&server, if faults == CUTS { Loss::Unsynced } else { Loss::Nothing });
+            server.kill();
+            starts = nth;
+            if has_started {
+                break;
+            }
+        }
+        eprintln!("{test}: {} ends while starting at durability {durability}", starts - 1);
+        assert!(starts > 10, "a start changes more than that");
+    }
+}
+
+const PYTHON_EVENTS: usize = 400;
+
+/// A database as the Python service left it.
+pub fn python_database(folder: &Path) {
+    let path = database(folder);
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    let mut database = Connection::open(path).unwrap();
+    let tables = "CREATE TABLE events (id TEXT PRIMARY KEY, event_type TEXT NOT NULL, source TEXT NOT NULL, \
+                  session_id TEXT, user_id TEXT, payload TEXT NOT NULL, timestamp TEXT NOT NULL); \
+                  CREATE TABLE event_stats (event_type TEXT PRIMARY KEY, count INTEGER DEFAULT 0, last_seen TEXT);";
+    database.execute_batch(tables).unwrap();
+    let transaction = database.transaction().unwrap();
+    for n in 0..PYTHON_EVENTS {
+        let values = (
+            format!("evt_{:012x}", n + 1),
+            format!("{{\"n\":{n}}}"),
+            format!("2025-01-01T00:{:02}:{:02}", n / 60, n % 60),
+        );
+        let insert = "INSERT INTO events VALUES (?, 'timer_tick', 'python', 'session1', NULL, ?, ?)";
+        transaction.execute(insert, values).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+/// Holds what a server serves first against that database.
+pub fn are_of_python(server: &Server) {
+    let stored = server.stored("source=python");
+    assert_eq!(stored.len(), PYTHON_EVENTS);
+    for (n, event) in stored.iter().enumerate() {
+        assert_eq!((&event["id"], &event["payload"]), (&json!(format!("evt_{:012x}", n + 1)), &json!({"n": n})));
+    }
+}

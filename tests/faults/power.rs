@@ -1,0 +1,108 @@
+//! Cut the power at any write or sync, to a disk that has put off, reordered and torn what was not synced: the file
+//! opens clean, and what was acknowledged is there as far as its level promises.
+
+use super::faulty_disk::*;
+use super::lives::{CUTS, LIVES_OF_A_FILE, Lives, WAYS, are_of_python, end_while_starting, python_database};
+use super::record::Loss;
+use crate::support::*;
+
+fn cut(test: &'static str, durability: &str, count: u64, acks: &[Option<&'static str>], loss: Loss) {
+    let mut lives = None;
+    for round in 0..rounds(count) {
+        if round % LIVES_OF_A_FILE == 0 {
+            lives = Lives::begin(test, CUTS, durability, tempfile::tempdir().unwrap());
+        }
+        let Some(lives) = &mut lives else { return };
+        lives.live(acks, loss);
+    }
+}
+
+#[test]
+fn at_full_durability_loses_nothing_acknowledged() {
+    let acks = [None, None, Some("synced")];
+    cut("at_full_durability_loses_nothing_acknowledged", "full", 50, &acks, Loss::Nothing);
+}
+
+#[test]
+fn at_full_durability_loses_of_weaker_levels_no_more_than_the_last_commits() {
+    let test = "at_full_durability_loses_of_weaker_levels_no_more_than_the_last_commits";
+    cut(test, "full", 20, &[Some("stored"), Some("queued")], Loss::Unsynced);
+    cut(test, "full", 20, &[None, Some("stored"), Some("queued"), Some("synced")], Loss::Unsynced);
+}
+
+#[test]
+fn at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync() {
+    let test = "at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync";
+    cut(test, "normal", 20, &[None], Loss::Unsynced);
+    cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
+}
+
+/// The word beside the database, which tells that something may be lost, is torn no more than the database.
+#[test]
+fn while_the_file_beside_it_is_written_begins_another_epoch_all_the_same() {
+    let test = "while_the_file_beside_it_is_written_begins_another_epoch_all_the_same";
+    for _ in 0..rounds(30) {
+        let Some(mut lives) = Lives::begin(test, CUTS, "normal", tempfile::tempdir().unwrap()) else { return };
+        let producers = lives.producers(&WAYS, "plain", &[None]);
+        lives.publish(producers, 40, |_| ());
+        let nth = 1 + lives.dice.below(3);
+        lives.end_at(nth, CHANGE, ".lock");
+        lives.server.signal("TERM");
+        lives.next(Loss::Unsynced);
+    }
+}
+
+/// Where nothing is ever synced, the file may be damaged, which ends no process by a panic; or it is whole and has
+/// lost something, which is another epoch.
+#[test]
+fn with_durability_off_damages_the_file_or_begins_another_epoch() {
+    let test = "with_durability_off_damages_the_file_or_begins_another_epoch";
+    let (mut damaged, mut lost) = (0, 0);
+    let count = rounds(30);
+    for round in 0..count {
+        let Some(mut lives) = Lives::begin(test, CUTS, "off", tempfile::tempdir().unwrap()) else { return };
+        lives.server.allow_noise();
+        let epoch = text_of(&lives.server.get_json("/stats")["epoch"]);
+        let name = if round % 2 == 0 { "plain" } else { "large" };
+        let producers = lives.producers(&WAYS, name, &[None, Some("stored"), Some("synced")]);
+        let nth = 1 + lives.dice.below(if round % 2 == 0 { 500 } else { 4_000 });
+        lives.end_at(nth, CHANGE, "");
+        lives.publish(producers, 100_000, |_| ());
+        lives.server.await_exit();
+        lives.disk.boot(2);
+        if let Err((status, _)) = lives.server.try_restart() {
+            assert_eq!(status.code(), Some(1), "refused in words");
+            damaged += 1;
+            continue;
+        }
+        match lives.record.keeps(&lives.server) {
+            None => damaged += 1,
+            Some(true) => {}
+            Some(false) => {
+                assert_ne!(text_of(&lives.server.get_json("/stats")["epoch"]), epoch, "ids are given out again");
+                lost += 1;
+            }
+        }
+        let panics: Vec<_> = lives.server.log().into_iter().filter(|line| line.contains("panicked")).collect();
+        assert_eq!(panics, Vec::<String>::new());
+    }
+    assert!(damaged + lost > 0, "a disk that is never synced loses something");
+    eprintln!("{test}: of {count} files {damaged} were damaged, {lost} lost events");
+}
+
+#[test]
+fn while_the_file_is_made_leaves_one_that_starts() {
+    let test = "while_the_file_is_made_leaves_one_that_starts";
+    for _ in 0..rounds(2) {
+        end_while_starting(test, CUTS, |_| (), |server, record| record.check(server, Loss::Nothing));
+    }
+}
+
+#[test]
+fn during_an_upgrade_leaves_every_event_that_was_there() {
+    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+    end_while_starting(test, CUTS, python_database, |server, record| {
+        record.adopt(server);
+        are_of_python(server);
+    });
+}

@@ -1,0 +1,159 @@
+//! Producers that publish events of a record until the server is gone, and note what they are told.
+
+use serde_json::Value;
+
+use super::record::{Record, message_of};
+use crate::support::*;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Way {
+    /// One event a message, many on their way.
+    Messages,
+    /// One array after the other.
+    Arrays,
+    /// One event a request, four on their way.
+    Requests,
+    /// NDJSON, one body after the other.
+    Lines,
+}
+
+enum Connection {
+    Socket(Socket),
+    Wire(Wire),
+}
+
+pub struct Producer {
+    connection: Connection,
+    way: Way,
+    /// What its tokens begin with.
+    name: String,
+    /// What level it asks for, if any.
+    ack: Option<&'static str>,
+}
+
+impl Producer {
+    pub fn open(server: &Server, way: Way, name: &str, ack: Option<&'static str>) -> Producer {
+        let query = ack.map(|ack| format!("?ack={ack}")).unwrap_or_default();
+        let connection = match way {
+            Way::Messages | Way::Arrays => {
+                Connection::Socket(Socket::open(server.addr, &format!("/ws/publish{query}")))
+            }
+            Way::Requests | Way::Lines => Connection::Wire(Wire::connect(server.addr)),
+        };
+        Producer { connection, way, name: name.to_string(), ack }
+    }
+
+    /// Publishes at most so many events until the server is gone, and returns what it refused.
+    pub fn publish(mut self, record: &Record, most: usize) -> Vec<String> {
+        let (mut refused, mut n) = (Vec::new(), 0);
+        for turn in 0.. {
+            let count = match self.way {
+                Way::Requests => 4,
+                // From one at a time to many.
+                _ => 1 + turn * 7 % 32,
+            };
+            if n + count > most {
+                break;
+            }
+            let tokens: Vec<_> = (n..n + count).map(|n| format!("{}/{n}", self.name)).collect();
+            n += count;
+            let goes_on = match self.way {
+                Way::Messages => self.messages(record, &tokens, &mut refused),
+                Way::Arrays => self.array(record, &tokens, &mut refused),
+                Way::Requests => self.requests(record, &tokens, &mut refused),
+                Way::Lines => self.lines(record, &tokens, &mut refused),
+            };
+            if goes_on.is_none() {
+                break;
+            }
+        }
+        refused
+    }
+
+    /// Whether what was answered is synced: what was asked for is told, else it is the usual.
+    fn is_synced(&self, record: &Record, level: Option<&str>) -> bool {
+        assert_eq!(self.ack.is_some(), level.is_some(), "who asks for a level is told");
+        level.map_or(record.syncs, |level| level == "synced")
+    }
+
+    fn messages(&mut self, record: &Record, tokens: &[String], refused: &mut Vec<String>) -> Option<()> {
+        let Connection::Socket(socket) = &mut self.connection else { unreachable!() };
+        for token in tokens {
+            socket.send(&message_of(token));
+        }
+        for token in tokens {
+            let answer = self.hear()?;
+            if answer["status"] != "ok" {
+                refused.push(text_of(&answer["message"]));
+            } else if answer["ack"] != "queued" {
+                record.note(token, &answer["event_id"], self.is_synced(record, answer["ack"].as_str()));
+            }
+        }
+        Some(())
+    }
+
+    fn array(&mut self, record: &Record, tokens: &[String], refused: &mut Vec<String>) -> Option<()> {
+        let Connection::Socket(socket) = &mut self.connection else { unreachable!() };
+        let messages: Vec<_> = tokens.iter().map(|token| message_of(token)).collect();
+        socket.send(&format!("[{}]", messages.join(",")));
+        let answer = self.hear()?;
+        if answer["status"] != "ok" {
+            refused.push(text_of(&answer["message"]));
+        } else if answer["ack"] != "queued" {
+            let is_synced = self.is_synced(record, answer["ack"].as_str());
+            for (token, id) in tokens.iter().zip(answer["event_ids"].as_array().unwrap()) {
+                record.note(token, id, is_synced);
+            }
+        }
+        Some(())
+    }
+
+    fn hear(&mut self) -> Option<Value> {
+        let Connection::Socket(socket) = &mut self.connection else { unreachable!() };
+        match socket.hear() {
+            Said::Text(answer) => Some(serde_json::from_str(&answer).unwrap()),
+            _ => None,
+        }
+    }
+
+    fn requests(&mut self, record: &Record, tokens: &[String], refused: &mut Vec<String>) -> Option<()> {
+        let target = self.target();
+        let request = |token| request("POST", &target, &[JSON], message_of(token).as_bytes());
+        let wire = self.wire();
+        wire.send(tokens.iter().flat_map(|token| request(token)).collect::<Vec<_>>());
+        for token in tokens {
+            let response = self.wire().response()?;
+            if response.status >= 300 {
+                refused.push(format!("{} {}", response.status, response.text()));
+            } else if response.status != 202 {
+                record.note(token, &response.json()["id"], self.is_synced(record, response.header("ack-level")));
+            }
+        }
+        Some(())
+    }
+
+    fn lines(&mut self, record: &Record, tokens: &[String], refused: &mut Vec<String>) -> Option<()> {
+        let body: Vec<_> = tokens.iter().map(|token| message_of(token)).collect();
+        let request = request("POST", &self.target(), &[NDJSON], body.join("\n").as_bytes());
+        self.wire().send(request);
+        let response = self.wire().response()?;
+        if response.status >= 300 {
+            refused.push(format!("{} {}", response.status, response.text()));
+        } else if response.status != 202 {
+            let is_synced = self.is_synced(record, response.header("ack-level"));
+            for (token, id) in tokens.iter().zip(response.json()["ids"].as_array().unwrap()) {
+                record.note(token, id, is_synced);
+            }
+        }
+        Some(())
+    }
+
+    fn wire(&mut self) -> &mut Wire {
+        let Connection::Wire(wire) = &mut self.connection else { unreachable!() };
+        wire
+    }
+
+    fn target(&self) -> String {
+        format!("/events{}", self.ack.map(|ack| format!("?ack={ack}")).unwrap_or_default())
+    }
+}
