@@ -339,7 +339,10 @@ impl super::Store {
             let events_last_hour = match kept(transaction, Seq::MAX)? {
                 None => 0,
                 Some(kept) => {
-                    let first = first_later(transaction, &kept, Timestamp(now.0 - HOUR_US))?;
+                    // Where the clock is behind the record, the hour is the last one of the record.
+                    let mut time = transaction.prepare_cached("SELECT time_us FROM events WHERE seq = ?1")?;
+                    let newest: i64 = time.query_row([kept.end().0 as i64], |row| row.get(0))?;
+                    let first = first_later(transaction, &kept, Timestamp(now.0.max(newest) - HOUR_US))?;
                     count_between(transaction, first..=*kept.end())?
                 }
             };

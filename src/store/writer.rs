@@ -95,6 +95,8 @@ pub(super) struct Work {
     storage_full: bool,
     /// When an operator was last told of a full disk.
     warned: Option<Instant>,
+    /// Whether the clock is behind the last event, which an operator was told.
+    clock_is_behind: bool,
 }
 
 /// Durable subscriptions that changed and are not stored yet: of each the last state that was taken, nothing if it
@@ -190,6 +192,9 @@ impl Writer {
     /// Runs until `Close` or an error that makes it unsafe to go on. Receipts not resolved by then
     /// resolve themselves as unavailable.
     pub fn run(mut self) -> rusqlite::Result<()> {
+/// A clock is set back by a second or two now and then; what is more is worth a warning.
+const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
+
         let mut appends = Vec::new();
         while self.turn(&mut appends)? {}
         self.truncate_log();
@@ -419,7 +424,11 @@ impl Writer {
 
     fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
         // All events of a commit are from one moment, a microsecond apart so that times increase.
-        written.next_time = Timestamp(Timestamp::now().0.max(self.last_time.0 + 1));
+        let now = Timestamp::now();
+        if !appends.is_empty() {
+            self.watch_clock(now);
+        }
+        written.next_time = Timestamp(now.0.max(self.last_time.0 + 1));
         let has_keys = |append: &Append| !append.batch.keyed().is_empty();
         for appends in appends.chunk_by_mut(|one, other| !has_keys(one) && !has_keys(other)) {
             match appends {
@@ -471,6 +480,23 @@ impl Writer {
                             Known::New => unreachable!("chunks are of one kind"),
                         };
                         known.push(Fate::Replayed(seq));
+    /// Tells an operator, once, that events get other times than the clock's, and that they do so no longer.
+    fn watch_clock(&mut self, now: Timestamp) {
+        let behind = self.last_time.0 - now.0;
+        let was_behind = self.work.clock_is_behind;
+        if !was_behind && behind > CLOCK_BEHIND_TOLD.as_micros() as i64 {
+            self.work.clock_is_behind = true;
+            let (seconds, last) = (behind / 1_000_000, self.last_time);
+            tracing::warn!(
+                seconds, %last,
+                "the clock is behind the last event: until it has come past that, times go on a microsecond an event"
+            );
+        } else if was_behind && behind <= 0 {
+            self.work.clock_is_behind = false;
+            tracing::info!("the clock has come past the last event: events have its time again");
+        }
+    }
+
                     }
                 }
             }
