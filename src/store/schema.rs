@@ -156,8 +156,9 @@ pub fn create(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-/// How long a connection waits for another that holds a lock for an instant (start, recovery).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program
+/// that writes.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A write-ahead log that was larger is cut back to this when it starts over.
 const WAL_BYTES_KEPT: i64 = 64 << 20;

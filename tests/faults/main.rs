@@ -9,4 +9,5 @@ mod support;
 
 mod clock;
 mod crash;
+mod neighbours;
 mod tools;
