@@ -10,4 +10,5 @@ mod support;
 mod clock;
 mod crash;
 mod neighbours;
+mod overload;
 mod tools;
