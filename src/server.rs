@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -48,6 +49,11 @@ const BACKLOG: i32 = 4_096;
 /// those who are connected go on undisturbed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Open files that are no clients: two for each connection to the database, and what each thread waits on. Without
+/// them nothing could be read, so clients do not get them.
+const FILES_KEPT: usize = 64;
+const FILES_KEPT_FOR_A_THREAD: usize = 16;
+
 /// For who comes when all places are taken; nothing of theirs is read.
 const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 134\r\n\r\n\
@@ -80,6 +86,20 @@ fn listen(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
+/// How many clients may be connected at one time: each is an open file, of which the system allows only so many.
+fn places(config: &Config) -> usize {
+    // The soft limit, often 1,024, is for programs that could not bear more.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let files = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize);
+    let kept = FILES_KEPT + FILES_KEPT_FOR_A_THREAD * config.network_threads;
+    let places = config.max_connections.min(files.saturating_sub(kept).max(1));
+    if places < config.max_connections {
+        tracing::info!(files, places, "fewer clients can be connected than MAX_CONNECTIONS: open files are limited");
+    }
+    places
+}
+
 async fn serve(config: Config, listener: StdListener, store: Store, running: Running) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
     let listener = TcpListener::from_std(listener).map_err(Error::Start)?;
@@ -97,6 +117,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
         let _ = fan_out.send(());
     })?;
     let network = Network::start(&pipeline)?;
+    let places = Arc::new(Semaphore::new(places(&pipeline.config)));
 
     for (name, value) in pipeline.config.describe() {
         tracing::info!(name, value, "setting");
@@ -105,7 +126,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     tracing::info!(%address, %database, last_event = %store.committed().id(), "listening");
 
     tokio::select! {
-        () = network.accept(listener, &pipeline) => {}
+        () = network.accept(listener, &pipeline, places) => {}
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -212,8 +233,7 @@ impl Network {
 
     /// Accepts connections and deals them out in turn, for ever. Cancel-safe but for a connection just
     /// accepted, which is dropped.
-    async fn accept(&self, listener: TcpListener, pipeline: &Pipeline) {
-        let places = Arc::new(Semaphore::new(pipeline.config.max_connections));
+    async fn accept(&self, listener: TcpListener, pipeline: &Pipeline, places: Arc<Semaphore>) {
         for thread in self.threads.iter().cycle() {
             let (stream, peer) = loop {
                 match listener.accept().await {

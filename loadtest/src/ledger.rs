@@ -15,6 +15,9 @@ pub struct Ledger {
     last: u64,
     pub acknowledged: u64,
     pub refused: u64,
+    /// Events that were refused with 503, where that is to be expected.
+    pub turned_away: u64,
+    excuses_overload: bool,
     first_refusal: String,
     broken: u64,
     told: Vec<String>,
@@ -23,7 +26,24 @@ pub struct Ledger {
 impl Ledger {
     pub fn new(base: u64) -> Self {
         let (seen, told, first_refusal) = Default::default();
-        Self { base, seen, last: base, acknowledged: 0, refused: 0, first_refusal, broken: 0, told }
+        let (turned_away, excuses_overload) = (0, false);
+        Self {
+            base,
+            seen,
+            last: base,
+            acknowledged: 0,
+            refused: 0,
+            turned_away,
+            excuses_overload,
+            first_refusal,
+            broken: 0,
+            told,
+        }
+    }
+
+    /// A server that is asked for more than it can do may say so.
+    pub fn excuse_overload(&mut self) {
+        self.excuses_overload = true;
     }
 
     /// An event was acknowledged under this sequence number.
@@ -47,6 +67,10 @@ impl Ledger {
 
     /// An answer that is no acknowledgement.
     pub fn refuse(&mut self, events: usize, reason: String) {
+        if self.excuses_overload && reason.starts_with("503 ") {
+            self.turned_away += events as u64;
+            return;
+        }
         if self.refused == 0 {
             self.first_refusal = reason;
         }
@@ -141,6 +165,17 @@ mod tests {
             "2 events were refused, the first with: no",
         ];
         assert_eq!(ledger.violations(), told);
+    }
+
+    #[test]
+    fn only_an_overloaded_server_may_refuse_and_only_so() {
+        let mut ledger = Ledger::new(0);
+        ledger.excuse_overload();
+        ledger.refuse(3, "503 too much".to_owned());
+        assert!(ledger.is_clean());
+        ledger.refuse(2, "500 what?".to_owned());
+        assert_eq!((ledger.turned_away, ledger.refused), (3, 2));
+        assert_eq!(ledger.violations(), ["2 events were refused, the first with: 500 what?"]);
     }
 
     #[test]

@@ -90,6 +90,7 @@ use scenario::connections::Connections;
 use scenario::dashboard::Dashboard;
 use scenario::fanout::Fanout;
 use scenario::mixed::Mixed;
+use scenario::overload::Overload;
 use scenario::publish::Publish;
 use scenario::query::Query;
 use scenario::slow_consumer::SlowConsumer;
@@ -115,6 +116,7 @@ Examples:
   loadtest mixed                                      every way in and out at once, 20,000 events a second
   loadtest spike --factor 10                          ten times as many for two seconds, and what comes after
   loadtest soak --seconds 7200                        two hours: does anything grow?
+  loadtest overload --seconds 120                     more than can be stored: acknowledged or refused, nothing else
   loadtest classroom --classes 30                     a recorded class, 30 times, each with 2 dashboards
   loadtest baseline                                   beside the Python service that this server replaced
   loadtest peers --repeat 3                           beside NATS and Redis, in turns, with the ratios
@@ -142,6 +144,7 @@ enum Scenario {
     Mixed(Mixed),
     Spike(Spike),
     Soak(Soak),
+    Overload(Overload),
     Classroom(Classroom),
     SlowConsumer(SlowConsumer),
     Connections(Connections),
@@ -163,6 +166,7 @@ impl Scenario {
             Self::Mixed(mixed) => vec![mixed.measure(common).await?],
             Self::Spike(spike) => vec![spike.measure(common).await?],
             Self::Soak(soak) => vec![soak.measure(common).await?],
+            Self::Overload(overload) => vec![overload.measure(common).await?],
             Self::Classroom(classroom) => vec![classroom.measure(common).await?],
             Self::Connections(connections) => connections.measure(common).await?,
             Self::Dashboard(dashboard) => vec![dashboard.measure(common).await?],

@@ -148,6 +148,10 @@ pub struct Book {
     last: u64,
     /// Every sequence number acknowledged here, if they are to be compared with what is stored.
     ids: Option<Ids>,
+    /// Whether it is of interest how long answers take.
+    timed: bool,
+    /// Requests of the last read that were refused.
+    refused: usize,
     /// Sequence numbers of the last read, if subscribers ask when they were due; 0 for one that was refused.
     recent: Vec<u64>,
 }
@@ -158,7 +162,22 @@ pub type Ids = Rc<RefCell<Vec<u64>>>;
 impl Book {
     pub fn new(run: Rc<Run>, requests: Rc<Requests>, dialect: Dialect) -> Self {
         let (due, bursts, deliveries, visible, ids, recent) = Default::default();
-        Self { run, requests, dialect, deliveries, visible, sent: 0, answered: 0, due, bursts, last: 0, ids, recent }
+        Self {
+            run,
+            requests,
+            dialect,
+            deliveries,
+            visible,
+            sent: 0,
+            answered: 0,
+            due,
+            bursts,
+            last: 0,
+            ids,
+            timed: true,
+            refused: 0,
+            recent,
+        }
     }
 
     /// Notes for subscribers what is sent and acknowledged.
@@ -169,6 +188,11 @@ impl Book {
     /// Notes for queries what is acknowledged.
     pub fn with_visible(self, visible: Rc<Visible>) -> Self {
         Self { visible: Some(visible), ..self }
+    }
+
+    /// Tells nobody how long answers take.
+    pub fn untimed(self) -> Self {
+        Self { timed: false, ..self }
     }
 
     /// Keeps all sequence numbers.
@@ -204,12 +228,16 @@ impl Book {
             Dialect::Foreign { answers, .. } => answers(bytes, out, &mut |outcome| self.outcome(outcome)),
         }?;
         let now = Instant::now();
+        let refused = std::mem::take(&mut self.refused);
         let (mut requests, events_each) = ((self.answered - before) as usize, self.requests.events_each());
         let mut recent = self.recent.drain(..);
         while requests > 0 {
             let (due, left) = self.due.front_mut().expect("no more answers than requests");
             let count = requests.min(*left);
-            self.run.took(Kind::Acknowledgement, *due, now, (count * events_each) as u64);
+            // Where refusals are no fault there is one request at a time, and a refusal is no latency.
+            if self.timed && refused == 0 {
+                self.run.took(Kind::Acknowledgement, *due, now, (count * events_each) as u64);
+            }
             if let Some(deliveries) = &self.deliveries {
                 let sequences = recent.by_ref().take(count * events_each).filter(|sequence| *sequence > 0);
                 sequences.for_each(|sequence| deliveries.was_due(&self.run, sequence, *due));
@@ -272,7 +300,10 @@ impl Book {
         match answer {
             Answer::Ok(count) if count == events_each => self.run.count(Kind::Acknowledgement, count as u64),
             Answer::Ok(count) => ledger.violation(|| format!("{events_each} events were answered with {count} ids")),
-            Answer::Refused(reason) => ledger.refuse(events_each, reason),
+            Answer::Refused(reason) => {
+                ledger.refuse(events_each, reason);
+                self.refused += 1;
+            }
         }
         if asks_when_due {
             self.recent.resize(recent + events_each, 0);

@@ -5,6 +5,7 @@ pub mod connections;
 pub mod dashboard;
 pub mod fanout;
 pub mod mixed;
+pub mod overload;
 pub mod publish;
 pub mod query;
 pub mod slow_consumer;

@@ -53,6 +53,12 @@ enum Fault {
     MistakesTimes,
     /// Its statistics of the types do not come to the sum.
     Miscounts,
+    /// It turns requests away, once it has stored so many events.
+    TurnsAway,
+    /// It does so, and stores them.
+    StoresAndTurnsAway,
+    /// It is well, but says otherwise.
+    IsUnwell,
 }
 
 /// The event.
@@ -102,9 +108,13 @@ impl Server {
             let (status, body) = match path {
                 "/ws/publish" => return self.publish(stream),
                 "/ws/subscribe" => return self.subscribe(stream),
+                "/health" if self.fault == Fault::IsUnwell && self.state.lock().expect("no panic").events.len() > 9 => {
+                    ("500 Internal Server Error", String::new())
+                }
                 "/health" => ("200 OK", r#"{"status":"ok","service":"fake","version":"1"}"#.to_owned()),
                 "/events" if head.starts_with("POST") => match self.post(&head, &mut stream) {
-                    Some(answer) => ("201 Created", answer),
+                    Some(Ok(answer)) => ("201 Created", answer),
+                    Some(Err(why)) => ("503 Service Unavailable", why),
                     None => return,
                 },
                 "/events" => ("200 OK", self.list(query)),
@@ -198,19 +208,26 @@ impl Server {
     }
 
     /// Stores an event or lines of them, if they come as a whole.
-    fn post(&self, head: &str, stream: &mut TcpStream) -> Option<String> {
+    fn post(&self, head: &str, stream: &mut TcpStream) -> Option<Result<String, String>> {
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).expect("a length");
         let mut body = vec![0; length.parse().expect("a number")];
         stream.read_exact(&mut body).ok()?;
         let body = String::from_utf8(body).expect("UTF-8");
         let events = body.lines().collect::<Vec<_>>();
+        let is_full = self.state.lock().expect("no panic").events.len() as u64 >= FAULTY;
+        if is_full && self.fault == Fault::TurnsAway {
+            return Some(Err("Full".to_owned()));
+        }
         let first = self.store(&events);
-        Some(if head.contains("x-ndjson") {
+        if is_full && self.fault == Fault::StoresAndTurnsAway {
+            return Some(Err("Full".to_owned()));
+        }
+        Some(Ok(if head.contains("x-ndjson") {
             let ids = (first..).take(events.len()).map(|event| format!(r#""{}""#, id(event))).collect::<Vec<_>>();
             format!(r#"{{"count":{},"ids":[{}]}}"#, ids.len(), ids.join(","))
         } else {
             format!(r#"{{"id":"{}",{}"#, id(first), &events[0][1..])
-        })
+        }))
     }
 
     /// The newest 100 events that match.
@@ -375,6 +392,7 @@ const SOAK: &str = "soak --http 0 --ws 2 --ndjson 0 --subscribers 4 --readers 1 
 const CLASSES: &str = "classroom --classes 2 --dashboards 1 --overviews 1 --connections 3 --speed 50";
 const OVERVIEW: &str = "classroom --classes 2 --dashboards 0 --overviews 1 --speed max --window 2";
 const SLOW: &str = "slow-consumer --fast 1 --slow 1 --rate 500";
+const OVERLOAD: &str = "overload --ws 1 --window 8 --http 2 --batch 3";
 const IDLE: &str = "connections --idle 20 --at-once 3";
 const STORM: &str = "connections --idle 0 --storm 3";
 const BY_TYPE: &str = "fanout --subscribers 15 --filter type --window 8";
@@ -383,7 +401,7 @@ const BY_TYPE: &str = "fanout --subscribers 15 --filter type --window 8";
 fn an_honest_server_passes() {
     let publish = ["publish --window 8", "publish --rate 500"];
     let fanout = [FANOUT, BY_TYPE, "fanout --subscribers 3 --rate 100"];
-    let others = [QUERY, MIXED, SOAK, CLASSES, OVERVIEW, SLOW];
+    let others = [QUERY, MIXED, SOAK, CLASSES, OVERVIEW, SLOW, OVERLOAD];
     let check = |options: &str| {
         let output = measure(Fault::None, options);
         assert_eq!(output.status.code(), Some(0), "{options}: {}", String::from_utf8_lossy(&output.stderr));
@@ -526,6 +544,20 @@ fn connections_are_told_and_checked() {
     assert!(storm["connections"]["count"].as_u64() > Some(4), "{storm}");
     assert_eq!((&idle["latency_us"]["of"], &storm["latency_us"]["of"]), (&"connection".into(), &"connection".into()));
     notices(Fault::IgnoresFilters, IDLE, "VIOLATION: subscriber ");
+}
+
+#[test]
+fn an_overloaded_server_may_refuse_what_it_does_not_store() {
+    let output = measure(Fault::TurnsAway, OVERLOAD);
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{report} {}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&report).expect("one JSON object");
+    let told = report["notes"][0].as_str().expect("a note");
+    assert!(told.contains(" events were refused with 503, ") && !told.starts_with("0 "), "{told}");
+    let output = measure(Fault::StoresAndTurnsAway, OVERLOAD);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains(" are stored\n"), "{stderr}");
+    notices(Fault::IsUnwell, OVERLOAD, "VIOLATION: /health was answered 500 after ");
 }
 
 #[test]

@@ -338,7 +338,9 @@ impl Connection {
             "active_subscribers": self.pipeline.subscribers(),
             "queue_size": store.queue_len(),
             "max_queue_size": config.max_queue_size,
-            "wal_pages": store.wal_pages(),
+            "wal_pages": store.log().pages_to_move(),
+            "wal_bytes": store.log().bytes(),
+            "wal_held_since": store.log().held_since().map(|since| since.to_string()),
             "acknowledged": acknowledged,
             "queued_and_lost": store.counts().queued_and_lost(),
         })

@@ -24,7 +24,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -63,8 +63,7 @@ pub struct Store {
 struct Shared {
     /// The number of the last event on disk. Events up to it are in the table and in the segment lists.
     committed: AtomicU64,
-    /// Pages in the write-ahead log.
-    wal_pages: AtomicUsize,
+    log: Log,
     recent: RwLock<Recent>,
     audience: Audience,
     usual_level: AckLevel,
@@ -80,6 +79,70 @@ struct Shared {
     /// Where the file is, to look for free space.
     folder: PathBuf,
     queue: Queue,
+}
+
+/// The write-ahead log.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// Pages in it.
+    pages: AtomicUsize,
+    /// How many of them are in the database, too.
+    moved: AtomicUsize,
+    /// Since when a reader has kept it from starting over, in microseconds; 0 if none does.
+    held_since: AtomicI64,
+}
+
+impl Log {
+    /// Pages that the next checkpoint will move.
+    pub fn pages_to_move(&self) -> usize {
+        self.pages.load(Ordering::Relaxed).saturating_sub(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// The room it takes.
+    pub fn bytes(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed) as u64 * LOG_PAGE_BYTES
+    }
+
+    /// Since when a reader has kept it from starting over.
+    pub fn held_since(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.held_since.load(Ordering::Relaxed))).filter(|since| since.0 != 0)
+    }
+
+    /// A commit made it so long.
+    fn grew(&self, pages: usize) {
+        // Where all of it was moved, the commit has begun at its start.
+        if self.pages_to_move() == 0 {
+            self.moved.store(0, Ordering::Relaxed);
+        }
+        self.pages.store(pages, Ordering::Relaxed);
+    }
+
+    /// A checkpoint came so far.
+    fn note(&self, log: Moved) {
+        self.pages.store(log.pages, Ordering::Relaxed);
+        self.moved.store(log.moved, Ordering::Relaxed);
+        let was_held = self.held_since().is_some();
+        if was_held == log.is_all() {
+            let since = if was_held { 0 } else { Timestamp::now().0 };
+            self.held_since.store(since, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A page and its head in the log.
+const LOG_PAGE_BYTES: u64 = 4_096 + 24;
+
+/// How many pages are in the log, and how many of these a checkpoint has moved into the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moved {
+    pages: usize,
+    moved: usize,
+}
+
+impl Moved {
+    fn is_all(self) -> bool {
+        self.moved >= self.pages
+    }
 }
 
 /// Events acknowledged since the start, by how safe they were then.
@@ -475,9 +538,9 @@ impl Store {
         self.shared.queue.events_max - self.shared.queue.events.available_permits()
     }
 
-    /// Pages in the write-ahead log that the next checkpoint will move.
-    pub fn wal_pages(&self) -> usize {
-        self.shared.wal_pages.load(Ordering::Relaxed)
+    /// The write-ahead log.
+    pub fn log(&self) -> &Log {
+        &self.shared.log
     }
 
     /// Whether the writer takes events: goes through the queue as an event does. Cancel-safe.
@@ -682,7 +745,7 @@ fn assemble(
     let integrity = Arc::new(Mutex::new(Integrity::default()));
     let shared = Arc::new(Shared {
         committed: AtomicU64::new(last.0),
-        wal_pages: AtomicUsize::new(0),
+        log: Log::default(),
         recent: RwLock::new(recent),
         audience: Audience::default(),
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
@@ -699,7 +762,7 @@ fn assemble(
     connection.wal_hook(Some({
         let shared = shared.clone();
         move |_: &mut rusqlite::hooks::Wal, pages| {
-            shared.wal_pages.store(pages as usize, Ordering::Relaxed);
+            shared.log.grew(pages as usize);
             Ok(())
         }
     }))?;
@@ -807,7 +870,7 @@ fn give_way(connection: &mut Connection, shared: &Arc<Shared>, stopped: Receiver
     let shared = shared.clone();
     let must_end = move || {
         let is_stopped = stopped.try_recv() == Err(TryRecvError::Disconnected);
-        is_stopped || shared.wal_pages.load(Ordering::Relaxed) > WAL_PAGES_MAX
+        is_stopped || shared.log.pages.load(Ordering::Relaxed) > WAL_PAGES_MAX
     };
     connection.progress_handler(STEPS, Some(must_end))
 }
@@ -816,17 +879,19 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system has room for a thread")
 }
 
-/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Returns
-/// how many it left because a reader still needs what they would replace; nothing if it could not: then they stay
-/// in the log, and the next one moves them all.
+/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Nothing if another
+/// checkpoint is under way, or it could not: then they stay in the log, and the next one moves them all.
 ///
 /// # Errors
 /// A failed sync. What it should have brought to the disk would be taken for synced by the next one.
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<usize>> {
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
     match moved {
-        Ok((pages, moved)) => Ok(Some((pages - moved).max(0) as usize)),
+        Ok((pages, moved)) => {
+            let counts = usize::try_from(pages).ok().zip(usize::try_from(moved).ok());
+            Ok(counts.map(|(pages, moved)| Moved { pages, moved }))
+        }
         Err(error) if is_failed_sync(&error) => Err(error),
         Err(error) => {
             tracing::warn!(%error, "checkpoint");

@@ -355,8 +355,11 @@ impl super::Store {
             let events_last_hour = match kept(transaction, Seq::MAX)? {
                 None => 0,
                 Some(kept) => {
+                    // Where the clock is behind the record, the hour is the last one of the record.
                     let record = Record::new(transaction, &self.shared);
-                    let first = record.first_later(&kept, Timestamp(now.0 - HOUR_US))?;
+                    let mut newest = Timestamp(0);
+                    record.event(*kept.end(), |event| newest = event.time)?;
+                    let first = record.first_later(&kept, Timestamp(now.0.max(newest.0) - HOUR_US))?;
                     count_between(transaction, first..=*kept.end())?
                 }
             };

@@ -230,8 +230,9 @@ pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what.into()))
 }
 
-/// How long a connection waits for another that holds a lock for an instant (start, recovery).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program
+/// that writes.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A write-ahead log that was larger is cut back to this when it starts over.
 const WAL_BYTES_KEPT: i64 = 64 << 20;

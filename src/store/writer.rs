@@ -18,7 +18,7 @@ use super::epoch::Witness;
 use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
-use super::schema::meta;
+use super::schema::{self, meta};
 use super::segments::{IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, PAGE_BYTES, Shared};
 use crate::config::Durability;
@@ -97,8 +97,10 @@ pub(super) struct Work {
     /// For checksums.
     room: Vec<u8>,
     storage_full: bool,
-    /// When an operator was last told of a full disk.
+    /// When an operator was last told why events are refused.
     warned: Option<Instant>,
+    /// Whether the clock is behind the last event, which an operator was told.
+    clock_is_behind: bool,
 }
 
 /// Durable subscriptions that changed and are not stored yet: of each the last state that was taken, nothing if it
@@ -127,8 +129,8 @@ impl Changes {
 /// Confirmations of so long share a write. Lost ones only bring events again.
 const KEEP_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
 
-/// A full disk is asked again so seldom.
-const KEEP_WHEN_FULL: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
+/// A full disk, or a locked database, is asked again so seldom.
+const KEEP_WHEN_REFUSED: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
 
 /// A full segment on its way into `event_index`, a slice with every commit.
 struct Sealing {
@@ -150,11 +152,21 @@ enum Doomed {
     These(Vec<Seq>),
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Checkpoint {
-    #[default]
-    Idle,
-    Running,
+/// Where the write-ahead log stands.
+struct Checkpoint {
+    is_running: bool,
+    /// Pages in the log at which the next one begins.
+    due_at: usize,
+    /// Since when a reader keeps the log from starting over.
+    held_since: Option<Instant>,
+    /// Pages of a log that is held at which an operator is told.
+    tell_at: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { is_running: false, due_at: CHECKPOINT_PAGES, held_since: None, tell_at: HELD_PAGES_TOLD }
+    }
 }
 
 /// Most events and bytes of one transaction: at some 2 µs an event it bounds how long the last
@@ -181,6 +193,19 @@ const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
 /// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
 
+/// While a reader holds the log, another checkpoint is tried each time that so many pages were added.
+const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
+
+/// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
+const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
+
+/// How long a checkpoint that wants the log for itself waits for readers, where room is short: longer than one of our
+/// own takes, and no longer, for meanwhile nothing is stored.
+const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A clock is set back by a second or two now and then; what is more is worth a warning.
+const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
+
 /// A disk at its limit takes some batches and not others: that is said once in a while, not each time.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
@@ -202,7 +227,7 @@ impl Writer {
     fn run_to_the_end(&mut self) -> rusqlite::Result<()> {
         let mut appends = Vec::new();
         while self.turn(&mut appends)? {}
-        self.truncate_log()?;
+        self.truncate_log(TRUNCATE_PATIENCE)?;
         self.witness.note(self.last, true);
         Ok(())
     }
@@ -225,7 +250,7 @@ impl Writer {
 
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
-        let has_log = self.shared.wal_pages.load(Ordering::Relaxed) > 0;
+        let has_log = self.shared.log.pages.load(Ordering::Relaxed) > 0;
         let idle_until = has_log.then(|| Instant::now() + IDLE_BEFORE_TRUNCATE);
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
@@ -239,7 +264,8 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) => {
                     if self.work.subscriptions.due.is_none() {
-                        self.truncate_log()?;
+                        // The next event must not wait for a reader that takes its time.
+                        self.truncate_log(Duration::ZERO)?;
                     }
                     return Ok(false);
                 }
@@ -306,7 +332,7 @@ impl Writer {
         }
         if !self.work.deletions.is_empty() && self.free_bytes() < self.free_space_min_bytes {
             // Deleting is what helps, and it needs the log's room for its next slice.
-            self.truncate_log()?;
+            self.truncate_log(TRUNCATE_PATIENCE)?;
         }
         let level = self.sync_as_asked(appends)?;
         match self.write(appends) {
@@ -320,15 +346,26 @@ impl Writer {
             Err(error) => {
                 // An error at COMMIT may have ended the transaction already.
                 let _ = self.connection.execute_batch("ROLLBACK");
-                if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
-                    self.refuse(appends, Failure::Unavailable);
-                    return Err(error);
+                match error.sqlite_error_code() {
+                    Some(rusqlite::ErrorCode::DiskFull) => {
+                        if self.may_warn() {
+                            tracing::warn!(%error, "the disk is full: events are refused until there is space");
+                        }
+                        self.work.storage_full = true;
+                        self.refuse(appends, Failure::StorageFull);
+                    }
+                    // Nothing was written, and whoever has the lock may let go of it.
+                    Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                        if self.may_warn() {
+                            tracing::warn!(%error, "another program writes to the database: events are refused until it ends");
+                        }
+                        self.refuse(appends, Failure::Locked);
+                    }
+                    _ => {
+                        self.refuse(appends, Failure::Unavailable);
+                        return Err(error);
+                    }
                 }
-                self.work.storage_full = true;
-                if self.may_warn() {
-                    tracing::warn!(%error, "the disk is full: events are refused until there is space");
-                }
-                self.refuse(appends, Failure::StorageFull);
                 Ok(())
             }
         }
@@ -359,7 +396,7 @@ impl Writer {
             receipt.resolve(Err(failure), &mut self.work.wakes);
         }
         self.work.wakes.wake_all();
-        if failure == Failure::StorageFull {
+        if failure != Failure::Unavailable {
             for deletion in self.work.deletions.drain(..) {
                 let _ = deletion.reply.send(Err(failure));
             }
@@ -367,7 +404,7 @@ impl Writer {
             for reply in self.work.subscriptions.replies.drain(..) {
                 let _ = reply.send(Err(failure));
             }
-            self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_FULL);
+            self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_REFUSED);
         }
     }
 
@@ -382,7 +419,7 @@ impl Writer {
             // Rarely gets here, so it may cost something: give back the log's room, and count the pages
             // that deleted events left in the database.
             if !self.work.storage_full {
-                self.truncate_log()?;
+                self.truncate_log(TRUNCATE_PATIENCE)?;
             }
             let reusable_pages: i64 = self.connection.query_row("PRAGMA freelist_count", [], |r| r.get(0)).unwrap_or(0);
             enough = self.fits(bytes, reusable_pages as u64 * PAGE_BYTES);
@@ -394,12 +431,13 @@ impl Writer {
         Ok(enough)
     }
 
+    /// Whether it is time to tell an operator again.
     fn may_warn(&mut self) -> bool {
-        let is_time = self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS);
-        if is_time {
+        let may = self.work.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS);
+        if may {
             self.work.warned = Some(Instant::now());
         }
-        is_time
+        may
     }
 
     fn fits(&self, bytes: usize, reusable_bytes: u64) -> bool {
@@ -408,7 +446,7 @@ impl Writer {
         // log takes that from the disk for a while and gives it back, so it may use most of what is kept
         // free; the database takes it for good.
         let needed = 2 * bytes as u64;
-        let in_log = self.shared.wal_pages.load(Ordering::Relaxed) as u64 * PAGE_BYTES;
+        let in_log = self.shared.log.pages_to_move() as u64 * PAGE_BYTES;
         free >= needed + self.free_space_min_bytes / 4
             && free + reusable_bytes >= needed + in_log + self.free_space_min_bytes
     }
@@ -437,7 +475,11 @@ impl Writer {
 
     fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
         // All events of a commit are from one moment, a microsecond apart so that times increase.
-        written.next_time = Timestamp(Timestamp::now().0.max(self.last_time.0 + 1));
+        let now = Timestamp::now();
+        if !appends.is_empty() {
+            self.watch_clock(now);
+        }
+        written.next_time = Timestamp(now.0.max(self.last_time.0 + 1));
         let has_keys = |append: &Append| !append.batch.keyed().is_empty();
         for appends in appends.chunk_by_mut(|one, other| !has_keys(one) && !has_keys(other)) {
             match appends {
@@ -457,6 +499,23 @@ impl Writer {
         }
         written.events = (written.last.0 - self.last.0) as usize;
         Ok(())
+    }
+
+    /// Tells an operator, once, that events get other times than the clock's, and that they do so no longer.
+    fn watch_clock(&mut self, now: Timestamp) {
+        let behind = self.last_time.0 - now.0;
+        let was_behind = self.work.clock_is_behind;
+        if !was_behind && behind > CLOCK_BEHIND_TOLD.as_micros() as i64 {
+            self.work.clock_is_behind = true;
+            let (seconds, last) = (behind / 1_000_000, self.last_time);
+            tracing::warn!(
+                seconds, %last,
+                "the clock is behind the last event: until it has come past that, times go on a microsecond an event"
+            );
+        } else if was_behind && behind <= 0 {
+            self.work.clock_is_behind = false;
+            tracing::info!("the clock has come past the last event: events have its time again");
+        }
     }
 
     /// Inserts those events of a batch with idempotency keys that are new, message by message.
@@ -708,9 +767,9 @@ impl Writer {
     }
 
     fn start_checkpoint_if_due(&mut self) {
-        let pages = self.shared.wal_pages.load(Ordering::Relaxed);
-        if pages >= CHECKPOINT_PAGES && self.work.checkpoint == Checkpoint::Idle {
-            self.work.checkpoint = Checkpoint::Running;
+        let pages = self.shared.log.pages.load(Ordering::Relaxed);
+        if pages >= self.work.checkpoint.due_at && !self.work.checkpoint.is_running {
+            self.work.checkpoint.is_running = true;
             self.checkpointer.send(()).expect("the checkpointer lives as long as the writer");
         }
     }
@@ -719,22 +778,54 @@ impl Writer {
     /// commits, because only a log that is moved entirely can start over. Without this step it would
     /// grow for as long as events keep coming.
     fn finish_checkpoint(&mut self, how: rusqlite::Result<()>) -> rusqlite::Result<()> {
-        self.work.checkpoint = Checkpoint::Idle;
+        self.work.checkpoint.is_running = false;
         how.and_then(|()| self.checkpoint("PASSIVE"))
     }
 
-    /// Gives the log's room back to the disk, unless a reader still needs it: then the next idle moment does.
-    fn truncate_log(&mut self) -> rusqlite::Result<()> {
-        self.checkpoint("TRUNCATE")
+    /// Gives the log's room back to the disk, unless a reader still needs it after this long: then the next idle
+    /// moment does.
+    fn truncate_log(&mut self, patience: Duration) -> rusqlite::Result<()> {
+        self.connection.busy_timeout(patience)?;
+        let truncated = self.checkpoint("TRUNCATE");
+        truncated.and(self.connection.busy_timeout(schema::BUSY_TIMEOUT))
     }
 
     /// Returns an error only when going on is unsafe.
     fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
         self.witness.note(self.last, false);
-        if let Some(pages_left) = super::checkpoint(&self.connection, mode)? {
-            self.shared.wal_pages.store(pages_left, Ordering::Relaxed);
+        if let Some(log) = super::checkpoint(&self.connection, mode)? {
+            self.watch_log(log);
         }
         Ok(())
+    }
+
+    /// A log that is not moved entirely has a reader that needs what its pages would replace: one of ours for an
+    /// instant, another program for as long as its transaction is open. The log grows until that ends, so it is
+    /// said who is to blame.
+    fn watch_log(&mut self, log: super::Moved) {
+        self.shared.log.note(log);
+        let checkpoint = &mut self.work.checkpoint;
+        if log.is_all() {
+            if let Some(since) = checkpoint.held_since
+                && checkpoint.tell_at > HELD_PAGES_TOLD
+            {
+                let seconds = since.elapsed().as_secs();
+                tracing::info!(seconds, "the reader has ended: the write-ahead log starts over");
+            }
+            *checkpoint = Checkpoint { is_running: checkpoint.is_running, ..Checkpoint::default() };
+            return;
+        }
+        checkpoint.due_at = log.pages + CHECKPOINT_PAGES_HELD;
+        let since = *checkpoint.held_since.get_or_insert_with(Instant::now);
+        if log.pages >= checkpoint.tell_at {
+            checkpoint.tell_at = log.pages * 2;
+            let (seconds, bytes) = (since.elapsed().as_secs(), self.shared.log.bytes());
+            tracing::warn!(
+                bytes,
+                seconds,
+                "a reader with an open transaction, probably another program, keeps the write-ahead log from starting over"
+            );
+        }
     }
 }
 

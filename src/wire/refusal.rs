@@ -13,6 +13,8 @@ pub enum Failure {
     QueueFull,
     #[error("The disk is full, try again later")]
     StorageFull,
+    #[error("The database is locked by another program, try again")]
+    Locked,
     #[error("The event could not be stored, try again")]
     Unavailable,
 }

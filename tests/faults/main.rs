@@ -7,11 +7,15 @@
 #[allow(dead_code, unused_imports, reason = "shared with the tests of the contract")]
 mod support;
 
+mod clock;
 mod corruption;
 mod crash;
 mod faulty_disk;
 mod io;
 mod lives;
+mod neighbours;
+mod overload;
 mod power;
 mod producers;
 mod record;
+mod tools;

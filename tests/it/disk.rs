@@ -1,4 +1,4 @@
-//! The file: who may read it, who holds it, what other programs see in it, and what deletion leaves.
+//! The file: who may read it, what other programs see in it, and what deletion leaves.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -32,23 +32,6 @@ fn the_file_and_its_folder_are_their_owners() {
         server.stop();
         server.restart();
     }
-}
-
-#[test]
-fn a_second_server_is_refused() {
-    let mut server = Server::start();
-    server.publish(&tick("s", 0));
-    let mut second = Process::spawn(server.folder(), &[], &[]);
-    let status = second.await_exit();
-    assert!(!status.success(), "the second server ended with {status}");
-    let complaints = second.log.noise();
-    assert!(complaints.len() == 1 && complaints[0].contains("events.db"), "one line names the file: {complaints:#?}");
-
-    server.publish(&tick("s", 1));
-    assert_eq!(server.stored("").len(), 2, "the first one did not notice");
-    // A lock does not outlive its process.
-    server.kill();
-    server.restart();
 }
 
 #[test]

@@ -249,15 +249,14 @@ pub struct Process {
 impl Process {
     /// Starts `serve` with nothing inherited from the environment of the test.
     pub fn spawn(folder: &Path, settings: &[(String, String)], arguments: &[&str]) -> Process {
-        let mut child = command(folder)
-            .env("DATABASE_PATH", database(folder))
-            .envs(settings.iter().map(|(name, value)| (name, value)))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = command(folder);
+        command.envs(settings.iter().map(|(name, value)| (name, value))).args(arguments);
+        Process::watch(command.env("DATABASE_PATH", database(folder)))
+    }
+
+    /// Starts a server by a command that was prepared by the test.
+    pub fn watch(command: &mut Command) -> Process {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::drain(child.stderr.take().unwrap());
         Process { child: Held(child), log }
     }

@@ -1,0 +1,180 @@
+//! The scenario `overload`: more than the server can store, for as long as it is asked for.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Args;
+use event_pipeline::config::Config;
+use serde::Serialize;
+
+use crate::connection::{Connection, Scratch, responses};
+use crate::events::{Events, Framing, Requests};
+use crate::latency::Kind;
+use crate::machine;
+use crate::pace::{Pace, Rhythm};
+use crate::producer::{Book, Dialect, Flow, Producer};
+use crate::report::{Findings, Report, grouped};
+use crate::run::{Common, Measured, Run};
+use crate::target::Target;
+use crate::tasks::Tasks;
+
+/// How often a second the server is asked whether it is well.
+const PROBES_PER_SECOND: u64 = 20;
+
+/// What a server holds that nobody is connected to, with the caches of its database and room to allocate in.
+const BASE_BYTES: u64 = 128 << 20;
+
+/// What it may hold of a publishing socket: what was read and is no whole message, its events, their answers.
+const SOCKET_BYTES: u64 = 1 << 20;
+
+/// Of the body of a request it holds the bytes and, encoded, the events; of the answer the ids.
+const BODY_COPIES: u64 = 4;
+
+/// Publish more than the server can store, and see what becomes of each event
+///
+/// Sockets send as much as the system takes without waiting for answers, and more HTTP requests are under way than the
+/// server stores in the second for which it lets one wait. Verifies that each event is acknowledged and stored once,
+/// or refused with 503 and not stored, that the server answers to /health all the while, and that it holds no more than
+/// follows from its settings. Latency is that of accepted requests; at its best it says how long the queue is.
+#[derive(Args, Debug, Clone, Serialize)]
+pub struct Overload {
+    /// WebSockets
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    ws: u32,
+    /// Events under way on each: more than the server lets anybody have unanswered
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    window: u32,
+    /// HTTP connections, with a request under way on each
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    http: u32,
+    /// Events of each request
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    events: Events,
+}
+
+impl Overload {
+    pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
+        let (sockets, posting) = (self.ws as usize, self.http as usize);
+        machine::ensure_open_files(sockets + posting)?;
+        let target = Target::new(&common.target.with_places(0, sockets + posting + 1)).await?;
+        let (newest, stored) = (target.newest().await?, target.stored().await?);
+        let scratch = Scratch::default();
+        let path = format!("{}/events", target.prefix);
+        let post = Framing::Http { path, headers: target.headers() };
+        let producers = sockets + 1;
+        // All requests are the same, but for who sends them and when.
+        let posts = Rc::new(Requests::render(&self.events, self.batch as usize, &post, sockets, producers));
+        let mut ready = Vec::new();
+        for producer in 0..sockets {
+            let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await?;
+            let requests = Rc::new(Requests::render(&self.events, 1, &Framing::WebSocket, producer, producers));
+            ready.push((connection, self.window as usize, requests, Dialect::WebSocket));
+        }
+        for _ in 0..posting {
+            let connection = Connection::open(&target.authority, &scratch).await?;
+            ready.push((connection, 1, posts.clone(), Dialect::Http));
+        }
+        let probe = Connection::open(&target.authority, &scratch).await?;
+
+        let run = Run::new(Kind::Acknowledgement, newest);
+        run.ledger.borrow_mut().excuse_overload();
+        let mut tasks = Tasks::default();
+        for (connection, window, requests, dialect) in ready {
+            let mut book = Book::new(run.clone(), requests, dialect);
+            if matches!(dialect, Dialect::WebSocket) {
+                // How long these wait is up to them: they send on into the buffers of the system.
+                book = book.untimed();
+            }
+            tasks.spawn(Producer::new(connection, Flow::Window, window, book).run());
+        }
+        let probes = Flow::Due(Pace::start(run.start, Rhythm::steady(PROBES_PER_SECOND))?.schedule(0, 1));
+        let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", target.prefix, target.headers());
+        tasks.spawn(ask(probe, probes, request, run.clone()));
+        let measured = tasks.measure(&run, common, &target).await?;
+        tasks.finish(&run).await?;
+        let stored = target.stored().await? - stored;
+        run.ledger.borrow_mut().check_stored(stored);
+        let notes = [self.told(&run), self.check_memory(common, &run, &measured, posts.get(0).len() as u64)];
+        let title = format!(
+            "{sockets} sockets that do not wait, {} HTTP requests of {} events under way",
+            grouped(f64::from(self.http)),
+            self.batch
+        );
+        let findings = Findings::new("overload", title, self).noting(notes.into_iter().flatten());
+        Ok(Report::new(findings, &run, measured, target.stop()?))
+    }
+
+    fn told(&self, run: &Run) -> Option<String> {
+        let ledger = run.ledger.borrow();
+        let (acknowledged, turned_away) = (ledger.acknowledged as f64, ledger.turned_away as f64);
+        let share = turned_away / (acknowledged + turned_away).max(1.0) * 1e2;
+        Some(format!("{} events were refused with 503, {share:.0} % of all that were sent.", grouped(turned_away)))
+    }
+
+    /// Holds what the server has held against what its settings allow, where that is known.
+    fn check_memory(&self, common: &Common, run: &Run, measured: &Measured, body_bytes: u64) -> Option<String> {
+        let held = measured.server.as_ref()?.peak_memory_bytes;
+        let queue = match common.target.setting("MAX_QUEUE_BYTES") {
+            Some(bytes) => bytes.parse().ok()?,
+            None => Config::default().max_queue_bytes as u64,
+        };
+        let allowed = allowed_bytes(queue, u64::from(self.ws), u64::from(self.http), body_bytes);
+        if held > allowed {
+            let violation = || format!("the server held {held} bytes, by its settings it may hold {allowed}");
+            run.ledger.borrow_mut().violation(violation);
+        }
+        let [held, allowed] = [held, allowed].map(|bytes| bytes as f64 / 1e6);
+        Some(format!("The server held {held:.0} MB at most; by its settings it may hold {allowed:.0} MB here."))
+    }
+}
+
+/// The queue, and what the server may hold of each socket.
+fn allowed_bytes(queue: u64, sockets: u64, requests: u64, body_bytes: u64) -> u64 {
+    BASE_BYTES + queue + sockets * SOCKET_BYTES + requests * (BODY_COPIES * body_bytes + (128 << 10))
+}
+
+/// Asks whether the server is well, again and again until the run stops.
+async fn ask(mut connection: Connection, mut due: Flow, request: String, run: Rc<Run>) -> anyhow::Result<()> {
+    /// Whoever asks for a load balancer does not wait longer.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    while !run.is_stopping() {
+        let Some((since, _)) = due.take(1) else {
+            due.changed().await;
+            continue;
+        };
+        connection.out().extend_from_slice(request.as_bytes());
+        let mut answered = false;
+        while !answered {
+            let read = connection.exchange(|bytes, _| {
+                let now = std::time::Instant::now();
+                responses(bytes, |status, _| {
+                    answered = true;
+                    run.took(Kind::Query, since, now, 1);
+                    run.count(Kind::Query, 1);
+                    if status != 200 || now - since > PATIENCE {
+                        let violation = || format!("/health was answered {status} after {:?}", now - since);
+                        run.ledger.borrow_mut().violation(violation);
+                    }
+                    Ok(())
+                })
+            });
+            read.await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_held_grows_with_whoever_is_connected() {
+        let alone = allowed_bytes(0, 0, 0, 0);
+        assert_eq!(allowed_bytes(64 << 20, 2, 0, 0) - alone, 66 << 20);
+        assert_eq!(allowed_bytes(0, 0, 10, 1 << 20) - alone, 10 * ((4 << 20) + (128 << 10)));
+    }
+}

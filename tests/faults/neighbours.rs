@@ -1,0 +1,260 @@
+//! Other programs on the same file: a second server, a reader that takes its time, a writer, and whoever makes a copy.
+//! They hold up nobody for longer than is said, and what they cost is told.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+use crate::tools;
+
+/// The `sqlite3` shell with the database open.
+struct Shell {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn open(test: &str, database: &Path) -> Option<Shell> {
+        let spawned = Command::new("sqlite3").arg(database).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let Ok(mut child) = spawned else {
+            tools::is_missing(test, "the sqlite3 shell", "sqlite3");
+            return None;
+        };
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Some(Shell { child, stdin, stdout })
+    }
+
+    /// What it prints for these commands.
+    fn run(&mut self, commands: &str) -> Vec<String> {
+        const END: &str = "that was all";
+        writeln!(self.stdin, "{commands}\n.print {END}").unwrap();
+        let lines = self.stdout.by_ref().lines().map(Result::unwrap);
+        lines.take_while(|line| line != END).collect()
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Bytes of the write-ahead log on the disk.
+fn log_bytes(server: &Server) -> u64 {
+    std::fs::metadata(server.db_path().with_extension("db-wal")).unwrap().len()
+}
+
+fn router(server: &Server) -> Value {
+    server.get_json("/stats")["router"].take()
+}
+
+fn big_events(count: usize) -> Vec<String> {
+    let text = "x".repeat(60_000);
+    let event = |n| json!({"event_type": "timer_tick", "source": "big", "payload": {"n": n, "text": text}}).to_string();
+    (0..count).map(event).collect()
+}
+
+#[test]
+fn that_serve_the_same_file_are_refused() {
+    let mut server = Server::start();
+    server.publish(&tick("s", 0));
+    let mut second = Process::spawn(server.folder(), &[], &[]);
+    let status = second.await_exit();
+    assert!(!status.success(), "the second server ended with {status}");
+    let complaints = second.log.noise();
+    assert!(complaints.len() == 1 && complaints[0].contains("events.db"), "one line names the file: {complaints:#?}");
+
+    server.publish(&tick("s", 1));
+    assert_eq!(server.stored("").len(), 2, "the first one did not notice");
+    // A lock does not outlive its process.
+    server.kill();
+    server.restart();
+}
+
+#[test]
+fn that_read_for_long_stop_nobody_and_are_told_of() {
+    let mut server = Server::start();
+    server.allow_noise();
+    let ids = server.publish_lines(&ticks("before", 10));
+    let Some(mut reader) = Shell::open("that_read_for_long_stop_nobody_and_are_told_of", &server.db_path()) else {
+        return;
+    };
+    let count = "SELECT count(*) FROM events;";
+    assert_eq!(reader.run(&format!("BEGIN; {count}")), ["10"]);
+    assert_eq!(router(&server)["wal_held_since"], Value::Null);
+
+    // 64 MiB of log, and more than that.
+    let events = big_events(1_300);
+    for lines in events.chunks(100) {
+        server.publish_lines(lines);
+    }
+    assert_eq!(server.stored(&format!("after_id={}&source=big", ids[9])).len(), events.len());
+    assert_eq!(reader.run(count), ["10"], "it sees what was there when it began");
+    server.await_stats("the log to be held", |stats| stats["router"]["wal_held_since"].is_string());
+    let held = router(&server);
+    assert_eq!(timestamp(&json!({"timestamp": held["wal_held_since"]})).len(), 27);
+    let bytes = held["wal_bytes"].as_u64().unwrap();
+    assert!(bytes > 64 << 20, "{held}");
+    assert!(bytes.abs_diff(log_bytes(&server)) < 1 << 20, "{bytes} of {}", log_bytes(&server));
+    let warnings = || server.log().iter().filter(|line| line.contains("keeps the write-ahead log from")).count();
+    assert_eq!(warnings(), 1);
+
+    // Now the log starts over, with the events that come.
+    assert_eq!(reader.run(&format!("COMMIT; {count}")), ["1310"]);
+    await_true("the log to start over", || {
+        server.publish(&tick("after", 0));
+        let router = router(&server);
+        router["wal_held_since"].is_null() && router["wal_bytes"].as_u64().unwrap() < 8 << 20
+    });
+    server.await_log("the write-ahead log starts over");
+    assert!(log_bytes(&server) <= 64 << 20, "its room is given back");
+    // Without any it is emptied.
+    server.await_stats("the log to be empty", |stats| stats["router"]["wal_bytes"] == 0);
+    assert_eq!(log_bytes(&server), 0);
+
+    // The next one is told of, too.
+    assert_eq!(reader.run("BEGIN; SELECT count(*) > 1310 FROM events;"), ["1"]);
+    for lines in events[..200].chunks(100) {
+        server.publish_lines(lines);
+    }
+    await_true("the log to be held again", || {
+        server.publish(&tick("again", 0));
+        router(&server)["wal_held_since"].is_string()
+    });
+    assert_eq!(warnings(), 1, "a log of a few megabytes is nobody's business");
+    drop(reader);
+    // Nothing has to be stored for it to be noticed.
+    server.await_stats("the log to be empty again", |stats| stats["router"]["wal_bytes"] == 0);
+    server.await_stats("nobody to hold it", |stats| stats["router"]["wal_held_since"].is_null());
+    assert_eq!(log_bytes(&server), 0);
+}
+
+#[test]
+fn that_read_do_not_hold_up_the_first_event_after_a_pause() {
+    let server = Server::start();
+    server.publish(&tick("s", 0));
+    let test = "that_read_do_not_hold_up_the_first_event_after_a_pause";
+    let Some(mut reader) = Shell::open(test, &server.db_path()) else { return };
+    reader.run("BEGIN; SELECT count(*) FROM events;");
+    // An idle log is emptied after two seconds, if nobody reads. Who waited for the reader then would do so for five.
+    let after_a_pause = |n| {
+        server.publish(&tick("s", n));
+        thread::sleep(Duration::from_millis(2_500));
+        let start = Instant::now();
+        server.publish(&tick("s", n));
+        start.elapsed() < Duration::from_secs(3)
+    };
+    assert!((0..3).any(after_a_pause), "none of three was stored before the reader would have been given up");
+}
+
+#[test]
+fn that_write_are_waited_for_and_then_producers_are_told() {
+    let mut server = Server::start();
+    server.allow_noise();
+    let test = "that_write_are_waited_for_and_then_producers_are_told";
+    let Some(mut writer) = Shell::open(test, &server.db_path()) else { return };
+    let mut publisher = server.publisher();
+    assert_eq!(acknowledged(&[publisher.ask(&tick("before", 0))]), [1]);
+
+    // For a moment: nobody hears anything but that it took a little longer.
+    writer.run("BEGIN IMMEDIATE;");
+    thread::scope(|scope| {
+        let posted = scope.spawn(|| server.post(tick("short", 0)));
+        publisher.send(&tick("short", 1));
+        server.await_stats("both to wait", |stats| stats["router"]["queue_size"] == 2);
+        assert_eq!(server.stored("").len(), 1, "reading goes on");
+        writer.run("COMMIT;");
+        assert_eq!(posted.join().unwrap().status, 201);
+        assert_eq!(publisher.json()["status"], "ok");
+    });
+
+    // For longer than anybody should wait without a word.
+    writer.run("BEGIN IMMEDIATE;");
+    let told = "locked by another program";
+    thread::scope(|scope| {
+        let posted = scope.spawn(|| server.post(tick("long", 0)));
+        let deleted = scope.spawn(|| server.call("DELETE", "/events?before=2020-01-01T00:00:00Z", &[], b""));
+        publisher.send(&tick("long", 1));
+        assert_eq!(server.get("/readiness").status, 503);
+        assert_eq!(server.get("/health").status, 200);
+        for refused in [posted, deleted] {
+            let refused = refused.join().unwrap();
+            assert!(text_of(&refused.refusal(503)).contains(told), "{}", refused.text());
+            assert!(refused.header("retry-after").is_some());
+        }
+        let answer = publisher.json();
+        assert!(answer["status"] == "error" && text_of(&answer["message"]).contains(told), "{answer}");
+    });
+    assert_eq!(server.stored("").len(), 3, "what was refused is not there, and reading goes on");
+    writer.run("ROLLBACK;");
+
+    // The server is the same, and stores again.
+    let mut next = 4;
+    for again in [tick("long", 0), tick("long", 1)] {
+        assert_eq!(acknowledged(&[publisher.ask(&again)]), [next]);
+        next += 1;
+    }
+    assert_eq!(server.get("/readiness").status, 200);
+    let noise: Vec<_> = server.log().into_iter().filter(|line| !line.contains("\"INFO\"")).collect();
+    assert!(!noise.is_empty() && noise.iter().all(|line| line.contains("another program writes")), "{noise:#?}");
+    server.stop();
+}
+
+#[test]
+fn that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own() {
+    let server = Server::start();
+    let test = "that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own";
+    let folders = ["VACUUM INTO '{}';", "BEGIN; SELECT count(*) FROM events;\n.backup {}\nCOMMIT;"].map(|recipe| {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = database(folder.path());
+        std::fs::create_dir(copy.parent().unwrap()).unwrap();
+        (folder, recipe.replace("{}", copy.to_str().unwrap()))
+    });
+    let is_over = AtomicBool::new(false);
+    let acknowledged_before = thread::scope(|scope| {
+        let (server, is_over) = (&server, &is_over);
+        for producer in 0..2 {
+            scope.spawn(move || {
+                let mut publisher = server.publisher();
+                while !is_over.load(Ordering::Relaxed) {
+                    acknowledged(&publisher.pipeline(&ticks(&format!("s{producer}"), 20)));
+                }
+            });
+        }
+        // So that no assertion leaves the producers without an end.
+        let copied = folders.each_ref().map(|(_, recipe)| {
+            server.await_stats("events to copy", |stats| stats["total_events"].as_u64() > Some(2_000));
+            let before = server.get_json("/stats")["total_events"].as_u64().unwrap();
+            Shell::open(test, &server.db_path()).map(|mut shell| {
+                shell.run(recipe);
+                before
+            })
+        });
+        is_over.store(true, Ordering::Relaxed);
+        copied
+    });
+    let (original, epoch) = (server.stored_lines(""), server.get_json("/stats")["epoch"].take());
+    for ((folder, recipe), before) in folders.into_iter().zip(acknowledged_before) {
+        let Some(before) = before else { return };
+        let copy = rusqlite::Connection::open(database(folder.path())).unwrap();
+        let verdict: String = copy.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(verdict, "ok", "{recipe}");
+        drop(copy);
+        let copy = Server::in_folder(folder, &[]);
+        let stored = copy.stored_lines("");
+        assert!(stored.len() as u64 >= before, "{recipe}: {} of at least {before}", stored.len());
+        assert!(original.starts_with(&stored), "{recipe}: the first {} events", stored.len());
+        assert!(copy.stored("session_id=s1") == server.stored("session_id=s1")[..copy.stored("session_id=s1").len()]);
+        assert_eq!(copy.get_json("/stats")["total_events"], stored.len());
+        assert_ne!(copy.get_json("/stats")["epoch"], epoch, "{recipe}: its ids will mean other events");
+        assert_eq!(sequence(&copy.publish(&tick("copy", 0))["id"]), stored.len() as u64 + 1);
+    }
+}

@@ -1,0 +1,327 @@
+//! More than the server can take: producers while nothing can be stored, ten thousand clients, clients that come and go
+//! by the thousand, and no open files left. Every event is acknowledged or refused in words, what the server holds
+//! stays within its bounds, and whoever behaves does not notice.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+
+use crate::support::*;
+
+const MIB: u64 = 1 << 20;
+
+/// An event of some 4 KiB that is known by its token.
+fn tokened(token: &str) -> String {
+    json!({"event_type": "timer_tick", "source": "load", "payload": {"token": token, "text": "x".repeat(4_000)}})
+        .to_string()
+}
+
+/// What a process has open: everything, and of that the sockets.
+fn open_files(pid: u32) -> (usize, usize) {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets: Vec<_> = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect();
+    (targets.len(), targets.iter().filter(|target| target.to_string_lossy().starts_with("socket:")).count())
+}
+
+fn peak_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// What became of each event, by its token.
+#[derive(Default)]
+struct Told {
+    acknowledged: Mutex<Vec<String>>,
+    refused: Mutex<Vec<String>>,
+    /// How long each acknowledgement took.
+    took_ms: Mutex<Vec<u128>>,
+}
+
+impl Told {
+    fn posts(&self, addr: SocketAddr, number: usize, is_over: &AtomicBool) {
+        let mut wire = Wire::connect(addr);
+        for n in 0.. {
+            if is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            let (token, start) = (format!("post-{number}-{n}"), Instant::now());
+            wire.send(request("POST", "/events", &[JSON], tokened(&token).as_bytes()));
+            let answer = wire.response().expect("an answer to every request");
+            if answer.status == 201 {
+                self.acknowledged.lock().unwrap().push(token);
+                self.took_ms.lock().unwrap().push(start.elapsed().as_millis());
+            } else {
+                answer.refusal(503);
+                assert!(answer.header("retry-after").is_some(), "a refusal says when to come back");
+                self.refused.lock().unwrap().push(token);
+            }
+        }
+    }
+
+    /// Writes on, whether it is answered or not.
+    fn sends(&self, server: &Server, number: usize, count: usize) {
+        let mut publisher = server.publisher();
+        let tokens: Vec<_> = (0..count).map(|n| format!("message-{number}-{n}")).collect();
+        let messages: Vec<_> = tokens.iter().map(|token| tokened(token)).collect();
+        for (answer, token) in publisher.pipeline(&messages).into_iter().zip(tokens) {
+            let told = match answer["status"].as_str() {
+                Some("ok") => &self.acknowledged,
+                _ => &self.refused,
+            };
+            told.lock().unwrap().push(token);
+        }
+    }
+}
+
+#[test]
+fn of_producers_leaves_no_event_without_an_answer_and_no_more_in_memory_than_is_allowed() {
+    const QUEUE_BYTES: u64 = 4 * MIB;
+    const POSTING: usize = 120;
+    const SENDING: usize = 6;
+    const MESSAGES: usize = 3_000;
+    let server = Server::with(&[("MAX_QUEUE_SIZE", "64"), ("MAX_QUEUE_BYTES", "4194304"), ("MAX_IN_FLIGHT", "64")]);
+    let (told, is_over, health) = (Told::default(), AtomicBool::new(false), AtomicUsize::new(0));
+    let before = peak_bytes(server.pid());
+    // Nothing is stored while somebody else writes: what comes meanwhile is beyond any capacity.
+    let mut database = rusqlite::Connection::open(server.db_path()).unwrap();
+    let lock = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    let peak = thread::scope(|scope| {
+        let (server, told, is_over, health) = (&server, &told, &is_over, &health);
+        for number in 0..POSTING {
+            scope.spawn(move || told.posts(server.addr, number, is_over));
+        }
+        let sending: Vec<_> = (0..SENDING).map(|n| scope.spawn(move || told.sends(server, n, MESSAGES))).collect();
+        // Some never read their answers, either.
+        let deaf: Vec<_> = (0..SENDING).map(|_| server.publisher()).collect();
+        for socket in &deaf {
+            socket.stream().set_nonblocking(true).unwrap();
+            let messages = frame(0x80 | TEXT, tokened("deaf").as_bytes()).repeat(2_000);
+            let _ = std::io::Write::write(&mut socket.stream(), &messages);
+        }
+        scope.spawn(move || {
+            let mut wire = Wire::connect(server.addr);
+            while !is_over.load(Ordering::Relaxed) {
+                wire.send(request("GET", "/health", &[], b""));
+                assert_eq!(wire.response().expect("an answer").status, 200);
+                health.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(POLL);
+            }
+        });
+        server.await_stats("a full queue", |stats| stats["router"]["queue_size"] == 64);
+        await_true("refusals", || told.refused.lock().unwrap().len() >= POSTING / 2);
+        assert_eq!(server.get("/readiness").status, 503);
+        drop(lock);
+        sending.into_iter().for_each(|sending| sending.join().unwrap());
+        await_true("acknowledged requests", || told.took_ms.lock().unwrap().len() > POSTING);
+        assert_eq!(server.get("/readiness").status, 200);
+        let answered = health.load(Ordering::Relaxed);
+        await_true("another word of its health", || health.load(Ordering::Relaxed) > answered);
+        let peak = peak_bytes(server.pid());
+        is_over.store(true, Ordering::Relaxed);
+        peak
+    });
+
+    let mut stored = HashSet::new();
+    for event in server.stored("source=load") {
+        let token = text_of(&event["payload"]["token"]);
+        assert!(stored.insert(token.clone()) || token == "deaf", "{token} is stored once");
+    }
+    let (acknowledged, refused) = (told.acknowledged.into_inner().unwrap(), told.refused.into_inner().unwrap());
+    assert!(acknowledged.iter().all(|token| stored.contains(token)), "acknowledged is stored");
+    assert!(!refused.iter().any(|token| stored.contains(token)), "refused is not stored");
+    stored.remove("deaf");
+    assert_eq!(stored.len(), acknowledged.len(), "what is stored was acknowledged");
+
+    // The queue, what a socket holds that was read from it (a piece, its events, their answers), and SQLite's caches.
+    let sockets = (POSTING + 2 * SENDING) as u64;
+    let bound = QUEUE_BYTES + sockets * MIB / 4 + 32 * MIB;
+    let offered = ((acknowledged.len() + refused.len()) * 4_100) as u64;
+    let mut took = told.took_ms.into_inner().unwrap();
+    took.sort_unstable();
+    println!(
+        "{} acknowledged, {} refused; p50 {} ms, p99 {} ms; {} MiB more of at most {}, {} MiB offered",
+        acknowledged.len(),
+        refused.len(),
+        took[took.len() / 2],
+        took[took.len() * 99 / 100],
+        (peak - before) / MIB,
+        bound / MIB,
+        offered / MIB,
+    );
+    assert!(peak - before <= bound, "{} bytes more, {bound} are allowed", peak - before);
+}
+
+/// Lets this process open as many files as it may; returns how many that are.
+fn raise_open_files_limit() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    maximum.map_or(usize::MAX, |files| files as usize)
+}
+
+#[test]
+fn of_ten_thousand_clients_is_served() {
+    let files = raise_open_files_limit();
+    let count = 10_000.min(files.saturating_sub(1_000));
+    if count < 10_000 {
+        eprintln!("only {count} connections: this process may not open more files");
+    }
+    let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "120")]);
+    let (_, sockets) = open_files(server.pid());
+    let clients: Vec<_> = (0..count).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
+    let mut subscribers: Vec<_> = (0..50).map(|_| server.subscriber(&json!({}))).collect();
+    await_true("all to be let in", || open_files(server.pid()).1 >= sockets + count + 50);
+    let ids = server.publish_lines(&ticks("s", 20));
+    for subscriber in &mut subscribers {
+        let got: Vec<_> = subscriber.collect(20).iter().map(|event| text_of(&event["id"])).collect();
+        assert_eq!(got, ids);
+    }
+    assert_eq!(server.get("/readiness").status, 200);
+    drop((clients, subscribers));
+    await_true("all to be forgotten", || open_files(server.pid()).1 <= sockets + 1);
+}
+
+#[test]
+fn of_clients_that_come_and_go_leaves_nothing_behind() {
+    type Visit = fn(SocketAddr);
+    const VISITS: [Visit; 5] = [
+        |addr| drop(TcpStream::connect(addr).unwrap()),
+        |addr| Wire::connect(addr).reset(),
+        |addr| {
+            let mut wire = Wire::connect(addr);
+            wire.send("GET /ws/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: webs");
+            wire.reset();
+        },
+        |addr| Socket::open(addr, "/ws/publish").reset(),
+        |addr| {
+            let mut subscriber = Socket::open(addr, "/ws/subscribe");
+            subscriber.send("{}");
+            subscriber.reset();
+        },
+    ];
+    let server = Server::start();
+    let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));
+    server.stored("");
+    let (_, sockets) = open_files(server.pid());
+    let before = resident_bytes(server.pid());
+    let is_over = AtomicBool::new(false);
+    let exchanged = thread::scope(|scope| {
+        let bystanders = scope.spawn(|| {
+            let mut last = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                last += 1;
+                assert_eq!(acknowledged(&[publisher.ask(&tick("s", 0))]), [last]);
+                assert_eq!(sequence(&subscriber.json()["id"]), last, "no gap and no repeat");
+            }
+            last
+        });
+        in_parallel(4, |thread| {
+            for n in 0..1_000 {
+                VISITS[(n + thread) % VISITS.len()](server.addr);
+            }
+        });
+        is_over.store(true, Ordering::Relaxed);
+        bystanders.join().unwrap()
+    });
+    assert!(exchanged > 0);
+    server.await_stats("one subscriber", |stats| stats["router"]["active_subscribers"] == 1);
+    // Whoever asked for the statistics was one, too.
+    await_true("the sockets to be closed", || open_files(server.pid()).1 <= sockets + 1);
+    let after = resident_bytes(server.pid());
+    assert!(after < before + 64 * MIB, "{before} bytes before, {after} afterwards");
+}
+
+#[test]
+fn of_clients_beyond_the_open_files_is_refused_in_words_and_leaves_the_others_served() {
+    const FILES: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit -n {FILES} && exec \"$0\" serve")])
+        .arg(env!("CARGO_BIN_EXE_event-pipeline"))
+        .env_clear()
+        .envs([("PATH", "/usr/bin:/bin"), ("HOST", "127.0.0.1"), ("PORT", "0"), ("LOG_FORMAT", "json")])
+        .env("DATABASE_PATH", database(folder.path()));
+    let process = Process::watch(&mut command);
+    let addr = process.address();
+    process.log.wait_for("open files are limited");
+
+    let mut publisher = Socket::open(addr, "/ws/publish");
+    let mut wires: Vec<_> = (0..20).map(|_| Wire::connect(addr)).collect();
+    for wire in &mut wires {
+        wire.send(request("GET", "/health", &[], b""));
+        assert_eq!(wire.response().unwrap().status, 200);
+    }
+    // More than there are files for. Who got a place is answered, and the others are told.
+    let mut crowd: Vec<_> = (0..2 * FILES).map(|_| Wire::connect(addr)).collect();
+    let refused = crowd.iter_mut().rev().take(FILES).map(|wire| wire.response());
+    let refused: Vec<_> = refused.flatten().inspect(|answer| drop(answer.refusal(503))).collect();
+    assert_eq!(refused.len(), FILES, "each is told");
+    assert_eq!(acknowledged(&[publisher.ask(&tick("s", 0))]), [1]);
+    // As many questions at once as there are threads for, and then some: each needs files.
+    for wire in &mut wires {
+        wire.send(request("GET", "/events", &[], b""));
+    }
+    for wire in &mut wires {
+        let answer = wire.response().unwrap();
+        assert_eq!((answer.status, answer.json().as_array().unwrap().len()), (200, 1));
+    }
+    drop(crowd);
+    await_true("somebody else to be let in", || {
+        let mut wire = Wire::connect(addr);
+        wire.send(request("GET", "/readiness", &[], b""));
+        wire.response().is_some_and(|answer| answer.status == 200)
+    });
+    assert_eq!(process.log.noise(), [""; 0], "it was all to be expected");
+}
+
+#[test]
+fn of_open_files_everywhere_pauses_accepting_and_harms_nobody_who_is_there() {
+    let mut server = Server::start();
+    server.allow_noise();
+    let limit = |files: usize| {
+        let mut prlimit = Command::new("prlimit");
+        let set = prlimit.args([format!("--pid={}", server.pid()), format!("--nofile={files}:")]).status().unwrap();
+        assert!(set.success(), "prlimit");
+    };
+    let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));
+    let mut wires: Vec<_> = (0..12).map(|_| Wire::connect(server.addr)).collect();
+    for wire in &mut wires {
+        wire.send(request("GET", "/health", &[], b""));
+        assert_eq!(wire.response().unwrap().status, 200);
+    }
+    // The limit falls below what is open already: not one file more.
+    limit(open_files(server.pid()).0);
+    let mut waiting = Wire::connect(server.addr);
+    waiting.send(request("GET", "/health", &[], b""));
+    server.await_log("\"accept\"");
+    for n in 1..=50 {
+        assert_eq!(acknowledged(&[publisher.ask(&tick("s", 0))]), [n]);
+        assert_eq!(sequence(&subscriber.json()["id"]), n);
+    }
+    let mut refused = 0;
+    for wire in &mut wires {
+        wire.send(request("GET", "/events", &[], b""));
+    }
+    for wire in &mut wires {
+        let answer = wire.response().expect("an answer");
+        if answer.status != 200 {
+            answer.refusal(503);
+            refused += 1;
+        }
+        wire.send(request("GET", "/health", &[], b""));
+        assert_eq!(wire.response().unwrap().status, 200);
+    }
+    println!("{refused} of {} questions could not be answered", wires.len());
+    limit(1_000);
+    assert_eq!(waiting.response().expect("an answer, once there is room").status, 200);
+    assert_eq!(server.stored("").len(), 50);
+    assert_eq!(server.get_json("/stats")["total_events"], 50);
+}
