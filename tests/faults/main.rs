@@ -9,3 +9,4 @@ mod support;
 
 mod autobahn;
 mod crash;
+mod half_open;
