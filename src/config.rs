@@ -80,12 +80,17 @@ pub struct Config {
     pub header_timeout: Duration,
     /// Time for the body of a request to be complete.
     pub body_timeout: Duration,
-    /// A peer that takes no byte for so long is closed.
+    /// A peer that takes no byte for so long is closed, also when what it does not take lies in the system's buffers.
     pub write_timeout: Duration,
     /// Time for a subscriber's first message.
     pub subscribe_timeout: Duration,
-    /// Silence towards a subscriber after which it is sent a keep-alive; below the 60 s of usual proxies.
+    /// Silence towards a subscriber after which it is sent a keep-alive; below the 60 s of usual proxies. A WebSocket
+    /// that says nothing for so long is pinged with the next one.
     pub keepalive_interval: Duration,
+    /// A WebSocket that says nothing for so long after a ping, looked at once a keep-alive, is closed. Long, because who
+    /// is slow finds the ping behind all that it has yet to read; who vanished from the network is found by
+    /// `write_timeout`, as the ping itself does not get through.
+    pub ping_timeout: Duration,
     /// Time for an orderly end; then the process exits regardless.
     pub shutdown_timeout: Duration,
 
@@ -133,6 +138,7 @@ impl Default for Config {
             write_timeout: Duration::from_secs(30),
             subscribe_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(20),
             log_level: "info".into(),
             log_format: LogFormat::Text,
@@ -210,7 +216,9 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Timeouts", "SUBSCRIBE_TIMEOUT_SECONDS", |c| &mut c.subscribe_timeout, SECONDS,
         "Until a subscriber has sent its first message"),
     Setting::new("Timeouts", "KEEPALIVE_SECONDS", |c| &mut c.keepalive_interval, SECONDS,
-        "Silence towards a subscriber before it is sent a keep-alive"),
+        "Silence towards a subscriber before it is sent a keep-alive, and of a WebSocket before it is pinged"),
+    Setting::new("Timeouts", "PING_TIMEOUT_SECONDS", |c| &mut c.ping_timeout, SECONDS,
+        "Until a WebSocket that says nothing after a ping is closed"),
     Setting::new("Timeouts", "SHUTDOWN_TIMEOUT_SECONDS", |c| &mut c.shutdown_timeout, SECONDS,
         "Until the process ends although work is left"),
 

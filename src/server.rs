@@ -70,16 +70,19 @@ const BLOCKING_THREADS_MAX: usize = 4;
 /// When it cannot start, when the store fails, or when it cannot end in time.
 pub fn run(config: Config) -> Result<(), Error> {
     let address = SocketAddr::new(config.host, config.port);
-    let listener = listen(address).map_err(|error| Error::Listen(address, error))?;
+    let listener = listen(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?;
     let (store, running) = Store::open(&config)?;
     let control = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     control.block_on(serve(config, listener, store, running))
 }
 
-fn listen(address: SocketAddr) -> io::Result<StdListener> {
+fn listen(address: SocketAddr, write_timeout: Duration) -> io::Result<StdListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     // A restart must not wait for the connections of the last run to be forgotten.
     socket.set_reuse_address(true)?;
+    // For what the system has taken from us and cannot get rid of: without this it would try for a quarter of an hour
+    // to reach a peer that has vanished. What is accepted inherits it.
+    socket.set_tcp_user_timeout(Some(write_timeout))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

@@ -170,6 +170,8 @@ pub enum Ending {
     Violated(Violation),
     GoingAway,
     NoFirstMessage,
+    /// The peer says nothing, not even to pings.
+    Silent,
     /// The first message, or new filters, cannot be understood.
     NotUnderstood,
     Capacity,
@@ -194,7 +196,8 @@ impl Ending {
             Self::Violated(violation) => Some(violation.close_code()),
             Self::GoingAway => Some(1001),
             Self::NoFirstMessage | Self::NotUnderstood => Some(1008),
-            Self::Failed => Some(1011),
+            // What it means is that the connection is of no use; a peer that comes to itself connects again.
+            Self::Silent | Self::Failed => Some(1011),
             Self::Capacity => Some(1013),
             Self::Complete => Some(1000),
             Self::TooManyConnections => Some(4002),
@@ -210,6 +213,7 @@ impl Ending {
             Self::Violated(violation) => violation.to_string(),
             Self::GoingAway => "Server is shutting down".to_owned(),
             Self::NoFirstMessage => "No filters received in time".to_owned(),
+            Self::Silent => "No answer to a ping".to_owned(),
             Self::NotUnderstood => "The message was not understood".to_owned(),
             Self::Capacity => "Server at subscriber capacity".to_owned(),
             Self::TooManyConnections => "Too many connections from this address".to_owned(),

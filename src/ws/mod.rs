@@ -5,6 +5,7 @@ mod publish;
 mod subscribe;
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 pub use publish::publish;
 pub use subscribe::subscribe;
 
+use crate::pipeline::Pipeline;
 use crate::wire::frame;
 use crate::wire::refusal::Ending;
 
@@ -28,6 +30,47 @@ const LINGER_BYTES_MAX: usize = 64 << 20;
 
 /// Slices of one vectored write; the system takes 1,024.
 const SLICES_MAX: usize = 256;
+
+/// Whether a peer that has nothing to say is still there. It may have vanished without a word, or hang; pings find out.
+///
+/// It is felt once an interval, by a timer that is there anyway: what arrives costs a store, and no look at a clock.
+struct Pulse {
+    /// How often it was felt since something arrived.
+    felt: AtomicU32,
+    /// Pings in a row that may go unanswered.
+    pings_max: u32,
+}
+
+/// What was heard in an interval.
+enum Beat {
+    Something,
+    /// Nothing: a ping is due.
+    Nothing,
+    /// Nothing but silence to pings.
+    Gone,
+}
+
+impl Pulse {
+    fn new(pipeline: &Pipeline) -> Self {
+        let config = &pipeline.config;
+        let pings_max = config.ping_timeout.div_duration_f64(config.keepalive_interval).ceil();
+        Self { felt: AtomicU32::new(0), pings_max: pings_max as u32 }
+    }
+
+    /// Something arrived.
+    fn heard(&self) {
+        self.felt.store(0, Ordering::Relaxed);
+    }
+
+    /// An interval is over.
+    fn feel(&self) -> Beat {
+        match self.felt.fetch_add(1, Ordering::Relaxed) {
+            0 => Beat::Something,
+            pings if pings <= self.pings_max => Beat::Nothing,
+            _ => Beat::Gone,
+        }
+    }
+}
 
 /// Ends a socket whose handshake was accepted only so that its client can see why it is refused.
 pub async fn refuse(mut stream: TcpStream, ending: Ending) {

@@ -9,8 +9,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
-use super::{goodbye, linger, write_all};
+use super::{Beat, Pulse, goodbye, linger, write_all};
 use crate::auth::Class;
 use crate::doorbell::Wakes;
 use crate::event::Parser;
@@ -81,6 +82,8 @@ impl Socket<'_> {
     async fn read(&self, mut read: ReadHalf<'_>, mut decoder: Decoder, mut producer: Producer) -> Ending {
         let mut parser = self.pipeline.parser();
         let mut shutting_down = std::pin::pin!(producer.shutting_down());
+        let (pulse, interval) = (Pulse::new(self.pipeline), self.pipeline.config.keepalive_interval);
+        let mut silence = std::pin::pin!(sleep(interval));
         loop {
             let (batch, answers, ending) = self.decode(&mut decoder, &mut parser);
             if !answers.is_empty() {
@@ -103,11 +106,20 @@ impl Socket<'_> {
             tokio::select! {
                 biased;
                 bytes = read.read_buf(decoder.space()) => match bytes {
-                    Ok(1..) => {}
+                    Ok(1..) => pulse.heard(),
                     // Gone without a word; answers still on their way may be read all the same.
                     Ok(0) | Err(_) => return Ending::Gone,
                 },
                 () = &mut shutting_down => return Ending::GoingAway,
+                // While the socket is not read, nobody is blamed for saying nothing.
+                () = &mut silence => {
+                    match pulse.feel() {
+                        Beat::Something => {}
+                        Beat::Nothing => self.push_frame(OpCode::Ping, b""),
+                        Beat::Gone => return Ending::Silent,
+                    }
+                    silence.as_mut().reset(Instant::now() + interval);
+                }
             }
         }
     }
@@ -124,12 +136,7 @@ impl Socket<'_> {
                     Err(_) => answers.error("Message is not valid UTF-8", None),
                 },
                 Ok(Some(Message::TooLarge)) => answers.error("Message too large", None),
-                Ok(Some(Message::Ping(payload))) => {
-                    let mut pong = Vec::new();
-                    frame::unmasked(&mut pong, OpCode::Pong, payload);
-                    let bytes = pong.len();
-                    self.push(ToPublisher::Frames(pong), bytes);
-                }
+                Ok(Some(Message::Ping(payload))) => self.push_frame(OpCode::Pong, payload),
                 Ok(Some(Message::Pong(_))) => {}
                 Ok(Some(Message::Close(close))) => break Some(Ending::Asked(close.map(|(code, _)| code))),
                 Err(violation) => break Some(Ending::Violated(violation)),
@@ -187,6 +194,13 @@ impl Socket<'_> {
             self.in_flight.fetch_sub(messages, Ordering::Relaxed);
             self.answered.notify_one();
         }
+    }
+
+    fn push_frame(&self, opcode: OpCode, payload: &[u8]) {
+        let mut frame = Vec::new();
+        frame::unmasked(&mut frame, opcode, payload);
+        let bytes = frame.len();
+        self.push(ToPublisher::Frames(frame), bytes);
     }
 
     fn push(&self, item: ToPublisher, bytes: usize) {

@@ -10,7 +10,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{goodbye, linger, write_all, write_slices};
+use super::{Beat, Pulse, goodbye, linger, write_all, write_slices};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::feed::{Said, Stream};
@@ -32,7 +32,8 @@ pub async fn subscribe(mut stream: TcpStream, received: Bytes, pipeline: Arc<Pip
         let (read, mut write) = stream.split();
         let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
         drop(received);
-        let socket = Socket { pipeline: &pipeline, replies: Outbox::new(REPLY_BYTES_MAX) };
+        let replies = Outbox::new(REPLY_BYTES_MAX);
+        let socket = Socket { pipeline: &pipeline, replies, pulse: Pulse::new(&pipeline) };
         match socket.serve(Reader { read, decoder }, &mut write, producer).await {
             Ok(ending) => goodbye(&mut write, ending, pipeline.config.write_timeout).await,
             Err(_) => false,
@@ -47,6 +48,7 @@ struct Socket<'p> {
     pipeline: &'p Arc<Pipeline>,
     /// What the reading half wants to be said, for the writing half to say it in its place.
     replies: Outbox<Reply>,
+    pulse: Pulse,
 }
 
 enum Reply {
@@ -217,7 +219,7 @@ impl Socket<'_> {
                 }
             }
             match reader.read.read_buf(reader.decoder.space()).await {
-                Ok(1..) => {}
+                Ok(1..) => self.pulse.heard(),
                 Ok(0) | Err(_) => return Ending::Gone,
             }
         }
@@ -293,7 +295,17 @@ impl Socket<'_> {
                         return Ok(Ending::Failed);
                     }
                 },
-                () = &mut keepalive => write_all(write, &text(subscription::KEEPALIVE), patience).await?,
+                // Only who is sent nothing is pinged. Whether the others are there shows in what they take; a
+                // ping would wait behind that.
+                () = &mut keepalive => {
+                    let mut frames = text(subscription::KEEPALIVE);
+                    match self.pulse.feel() {
+                        Beat::Something => {}
+                        Beat::Nothing => frame::unmasked(&mut frames, OpCode::Ping, b""),
+                        Beat::Gone => return Ok(Ending::Silent),
+                    }
+                    write_all(write, &frames, patience).await?;
+                }
             }
             keepalive.as_mut().reset(Instant::now() + silence);
         }

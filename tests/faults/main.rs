@@ -7,10 +7,12 @@
 #[allow(dead_code, unused_imports, reason = "shared with the tests of the contract")]
 mod support;
 
+mod autobahn;
 mod clock;
 mod corruption;
 mod crash;
 mod faulty_disk;
+mod half_open;
 mod io;
 mod lives;
 mod neighbours;
