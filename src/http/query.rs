@@ -17,17 +17,17 @@ use crate::wire::subscription::{Gap, LAST_MAX, Subscribe};
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
 #[derive(Debug)]
-pub(super) struct Parameters<'u>(Vec<(Cow<'u, str>, Cow<'u, str>)>);
+pub struct Parameters<'u>(Vec<(Cow<'u, str>, Cow<'u, str>)>);
 
 impl<'u> Parameters<'u> {
-    pub(super) fn of(uri: &'u Uri) -> Self {
+    pub fn of(uri: &'u Uri) -> Self {
         let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         Self(
             pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect(),
         )
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
@@ -104,7 +104,7 @@ impl<'u> Parameters<'u> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub(super) fn filter(&self) -> Result<Filter, Refusal> {
+    pub fn filter(&self) -> Result<Filter, Refusal> {
         Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
     }
 
@@ -120,7 +120,7 @@ impl<'u> Parameters<'u> {
     ///
     /// # Errors
     /// `BadRequest` for what is no time; `Invalid` for the rest.
-    pub(super) fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
+    pub fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
         let mut asked = self.asked()?;
         let text = |name| self.get(name).filter(|value| !value.is_empty());
         let until = self.time("until", Timestamp::parse_ceil)?.map(|time| time.to_string());

@@ -9,7 +9,7 @@ mod keys;
 mod read;
 mod receipt;
 mod schema;
-mod segments;
+pub mod segments;
 mod upgrade;
 mod writer;
 

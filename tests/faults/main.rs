@@ -7,4 +7,5 @@
 #[allow(dead_code, unused_imports, reason = "shared with the tests of the contract, which use all of it")]
 mod support;
 
+mod corpus;
 mod crash;
