@@ -19,12 +19,10 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -34,6 +32,8 @@ pub use receipt::{Receipt, Stored};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, EventId, Filter, Seq, Timestamp};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::wire::Failure;
 use crate::wire::answer::AckLevel;
 use crate::wire::batch::{Batch, Commit};

@@ -8,12 +8,12 @@ use std::ops::{ControlFlow, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::segments::{self, Kind};
 use super::{Shared, schema};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
+use crate::sync::Mutex;
 use crate::wire::StoredEvent;
 use crate::wire::subscription::Extent;
 

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use super::{Kept, Shared, read};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
+use crate::sync::atomic::Ordering;
 use crate::wire::Failure;
 use crate::wire::answer::{AckLevel, Outcome};
 use crate::wire::batch::{Batch, Commit, Fate};
