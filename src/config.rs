@@ -668,11 +668,13 @@ impl Value for CorsOrigins {
             false => Some(text.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect()),
         };
         // An origin has a scheme and no path; one that no browser sends would silently allow nothing.
+        let is_scheme = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let is_host = |h: &str| !h.is_empty() && !h.contains(|c: char| c == '/' || c == ',' || c.is_whitespace());
         let origin = |o: String| {
             let o = o.trim_end_matches('/');
-            let host = o.split_once("://").map(|(_, host)| host);
-            let is_host = |h: &str| !h.is_empty() && !h.contains(|c: char| c == '/' || c == ',' || c.is_whitespace());
-            (o == "null" || host.is_some_and(is_host)).then(|| o.to_owned())
+            let parts = o.split_once("://");
+            (o == "null" || parts.is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(host)))
+                .then(|| o.to_owned())
         };
         let value = origins.and_then(|origins| match origins.iter().any(|o| o == "*") {
             true => Some(Self::Any),
@@ -875,6 +877,7 @@ mod tests {
         env("CORS_ORIGINS", "localhost", "*, or origins");
         env("CORS_ORIGINS", "[1]", "*, or origins");
         env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "*, or origins");
+        env("CORS_ORIGINS", r#"["[https://a.example"]"#, "*, or origins");
         env("NETWORK_THREADS", "0", "a whole number from 1 to 256");
         env("REQUIRE_AUTH", "maybe", "true or false");
         env("RATE_LIMIT_PUBLISH", "200/fortnight", "a rate such as 200/minute");
