@@ -333,6 +333,7 @@ pub(super) fn next_page(path: &str, parameters: &Parameters<'_>, order: Order, l
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn uri(query: &str) -> Uri {
         format!("/events?{query}").parse().unwrap()
@@ -439,5 +440,22 @@ mod tests {
             "since=2026-01-15T11:30:00+01:00&event_type=a,b",
             "since=2026-01-15T11%3A30%3A00%2001%3A00&event_type=a%2Cb&",
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_asks_for_what_the_one_before_asked_for(asked in prop::collection::vec((".{1,8}", ".{0,12}"), 0..6)) {
+            let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+            let pair = |(name, value): &(String, String)| format!("{}={}", encoded(name), encoded(value));
+            let query: Vec<_> = asked.iter().map(pair).collect();
+            let first = uri(&query.join("&"));
+            let next: Uri = Parameters::of(&first).page("/events", "after_id", Seq(7).id()).parse().unwrap();
+            let (first, next) = (Parameters::of(&first), Parameters::of(&next));
+            for (name, value) in asked.iter().rev() {
+                prop_assert_eq!(first.get(name), asked.iter().rfind(|(other, _)| other == name).map(|(_, v)| &**v));
+                prop_assert!(matches!(&**name, "after_id" | "wait") || next.get(name) == first.get(name), "{}", value);
+            }
+            prop_assert_eq!(next.get("after_id"), Some("evt_000000000007"));
+        }
     }
 }
