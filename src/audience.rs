@@ -1,7 +1,8 @@
 //! Whether anybody follows the commits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many follow the commits. While nobody does, none is handed on: an event that nobody waits for
 /// costs what storing it costs.

@@ -278,15 +278,23 @@ impl Config {
     }
 
     fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let file = path.display();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(file.to_string(), error))?;
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(file.clone(), error))?;
+        self.apply(&text, &file)
+    }
+
+    /// Takes over the settings of a TOML text; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// One line, as for [`Config::load`]. Settings before the one at fault are taken over.
+    pub fn apply(&mut self, text: &str, file: &str) -> Result<(), ConfigError> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            ConfigError::Syntax(file.to_string(), line, error.message().replace('\n', ", "))
+            ConfigError::Syntax(file.to_owned(), line, error.message().replace('\n', ", "))
         })?;
         for (key, value) in &table {
             let setting = SETTINGS.iter().find(|s| s.key() == *key);
-            let setting = setting.ok_or_else(|| ConfigError::Unknown(file.to_string(), key.clone()))?;
+            let setting = setting.ok_or_else(|| ConfigError::Unknown(file.to_owned(), key.clone()))?;
             let text = match value {
                 toml::Value::String(text) => text.clone(),
                 other => serde_json::to_string(other).expect("a TOML value has a JSON form"),
@@ -672,10 +680,13 @@ impl Value for CorsOrigins {
             false => Some(text.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect()),
         };
         // An origin has a scheme and no path; one that no browser sends would silently allow nothing.
+        let is_scheme = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let is_host = |h: &str| !h.is_empty() && !h.contains(|c: char| c == '/' || c == ',' || c.is_whitespace());
         let origin = |o: String| {
             let o = o.trim_end_matches('/');
-            let host = o.split_once("://").map(|(_, host)| host);
-            (o == "null" || host.is_some_and(|h| !h.is_empty() && !h.contains('/'))).then(|| o.to_owned())
+            let parts = o.split_once("://");
+            (o == "null" || parts.is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(host)))
+                .then(|| o.to_owned())
         };
         let value = origins.and_then(|origins| match origins.iter().any(|o| o == "*") {
             true => Some(Self::Any),
@@ -737,8 +748,15 @@ impl Value for EventTypes {
     /// Those that were added, or described otherwise.
     fn show(&self) -> String {
         let builtin = EventTypes::builtin();
-        let own = self.iter().filter(|own| !builtin.iter().any(|known| known == *own));
-        own.map(|(name, description)| format!("{name}={description}")).collect::<Vec<_>>().join(",")
+        let own: Vec<_> = self.iter().filter(|own| !builtin.iter().any(|known| known == *own)).collect();
+        let is_plain = |description: &str| !description.contains(',') && description == description.trim();
+        match own.iter().all(|(_, description)| is_plain(description)) {
+            true => own.iter().map(|(name, description)| format!("{name}={description}")).collect::<Vec<_>>().join(","),
+            false => {
+                let table = own.into_iter().map(|(name, description)| (name.to_owned(), description.into()));
+                serde_json::Value::Object(table.collect()).to_string()
+            }
+        }
     }
 }
 
@@ -849,6 +867,10 @@ mod tests {
             setting.set(&mut config, &shown, || setting.flag()).expect("what is shown is allowed");
             assert_eq!(setting.show(&mut config), shown, "{}", setting.name);
         }
+        let types = |text| load(&[], &[("EVENT_TYPES", text)], "").expect("valid").describe();
+        let shown = types(r#"{"bell": "It rings, twice", "pause": ""}"#);
+        let (_, text) = shown.iter().find(|(name, _)| *name == "EVENT_TYPES").expect("it is a setting");
+        assert_eq!(types(text), shown);
     }
 
     #[test]
@@ -866,6 +888,8 @@ mod tests {
         env("PORT", "", "a whole number");
         env("CORS_ORIGINS", "localhost", "*, or origins");
         env("CORS_ORIGINS", "[1]", "*, or origins");
+        env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "*, or origins");
+        env("CORS_ORIGINS", r#"["[https://a.example"]"#, "*, or origins");
         env("NETWORK_THREADS", "0", "a whole number from 1 to 256");
         env("REQUIRE_AUTH", "maybe", "true or false");
         env("RATE_LIMIT_PUBLISH", "200/fortnight", "a rate such as 200/minute");

@@ -9,8 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::sync::{Mutex, thread_local};
 
 /// The bell of one thread.
 #[derive(Default)]
@@ -24,7 +25,7 @@ impl Doorbell {
     /// directly.
     pub async fn answer() {
         let bell = Arc::new(Doorbell::default());
-        OURS.set(Home(Some(bell.clone())));
+        OURS.with(|ours| ours.replace(Home(Some(bell.clone()))));
         let mut news = Vec::new();
         loop {
             bell.rung.notified().await;
@@ -51,7 +52,7 @@ pub struct Home(Option<Arc<Doorbell>>);
 impl Home {
     /// The thread that asks.
     pub fn here() -> Self {
-        OURS.with_borrow(Home::clone)
+        OURS.with(|ours| ours.borrow().clone())
     }
 
     fn is(&self, other: &Self) -> bool {

@@ -9,19 +9,19 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use dashmap::DashMap;
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::audience::Audience;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Field, Filter, Seq};
 use crate::outbox::Outbox;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::wire::batch::{Commit, Committed, Run};
 
 /// The subscribers of the live stream.

@@ -41,8 +41,11 @@ pub mod pipeline;
 pub mod server;
 pub mod store;
 pub mod subscriptions;
+mod sync;
 pub mod wire;
 pub mod ws;
 
+#[cfg(all(test, feature = "shuttle"))]
+mod model;
 #[cfg(test)]
 mod sim;

@@ -2,9 +2,8 @@
 
 use std::task::{Poll, Waker};
 
-use parking_lot::Mutex;
-
 use crate::doorbell::{Home, Wakes};
+use crate::sync::Mutex;
 
 /// A queue with one consumer that takes everything waiting at once. It never blocks who fills it: an
 /// item that would take it over its bound empties it for good, and the consumer is told.

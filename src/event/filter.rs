@@ -381,6 +381,15 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_that_was_kept_asks_for_the_same() {
+        // Of numbers beyond 64 bits only the nearest that is a float can be kept; reading that must give it back.
+        for number in ["184467440703709551616", "0.1", "1.7976931348623157e308", "5e-324", "-0", "9007199254740993"] {
+            let asked: Value = serde_json::from_str(&format!(r#"{{"payload":{{"n":{number}}}}}"#)).expect(number);
+            assert_eq!(filter(&asked.to_string()), filter(&format!(r#"{{"payload":{{"n":{number}}}}}"#)), "{number}");
+        }
+    }
+
+    #[test]
     fn equal_filters_are_equal_however_they_are_spelled() {
         assert_eq!(
             filter(r#"{"session_id":["b","a","b"],"payload":{"x":1,"y":[2]}}"#),

@@ -146,6 +146,7 @@ pub struct NotAnId;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn an_id_spells_its_sequence_number() {
@@ -165,6 +166,15 @@ mod tests {
             ["", "evt_", "evt_1", "evt_00000000000A", "evt_0000000000001", "sub_000000000001", "evt_+00000000001"]
         {
             assert_eq!(text.parse::<EventId>(), Err(NotAnId), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_read_back_and_sort_as_their_numbers(one in 0..=Seq::MAX.0, other in 0..=Seq::MAX.0) {
+            let (id, other_id) = (Seq(one).id(), Seq(other).id());
+            prop_assert_eq!(id.to_string().parse(), Ok(id));
+            prop_assert_eq!(id.to_string().cmp(&other_id.to_string()), one.cmp(&other));
         }
     }
 }

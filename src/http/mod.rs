@@ -46,7 +46,8 @@ use crate::wire::{Failure, Refusal};
 use crate::ws;
 use answer::{Answer, Body, PROBLEM, Reader};
 use h2::Protocol;
-use query::Parameters;
+pub use publish::Form;
+pub use query::Parameters;
 use socket::Socket;
 
 /// What hyper may keep of one connection: the head of a request must fit, and bodies come in pieces of it. An

@@ -36,7 +36,7 @@ const PARSED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
 
 /// What a body holds, by its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub enum Form {
     Json,
     Lines,
     CloudEvent,
@@ -55,10 +55,10 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let body =
         timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
     let (mut batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
-        parse(form, headers, &body, pipeline, &mut parser.lock())?
+        form.events(headers, &body, &mut parser.lock())?
     } else {
         let (pipeline, headers) = (pipeline.clone(), headers.clone());
-        let parsed = spawn_blocking(move || parse(form, &headers, &body, &pipeline, &mut pipeline.parser()));
+        let parsed = spawn_blocking(move || form.events(&headers, &body, &mut pipeline.parser()));
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
     };
     batch.end_message(0);
@@ -159,7 +159,9 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
 }
 
 impl Form {
-    fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+    /// # Errors
+    /// `UnsupportedMediaType`.
+    pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let is_binary = headers.contains_key("ce-specversion");
         match media_type(content_type) {
@@ -172,6 +174,43 @@ impl Form {
             other if other.to_ascii_lowercase().ends_with(b"+json") => Ok(Self::Json),
             _ => Err(Refusal::UnsupportedMediaType),
         }
+    }
+
+    /// The events of a body, and whether it is of a form that can hold many.
+    ///
+    /// # Errors
+    /// `BadRequest` for what is no text, `Invalid` for what are no events.
+    pub fn events(self, headers: &HeaderMap, body: &[u8], parser: &mut Parser) -> Result<(Batch, bool), Refusal> {
+        let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
+        let (mut batch, types) = (Batch::default(), parser.types().clone());
+        let mut parse = |json: &str| {
+            let parsed = parser.parse(json, |event| batch.push(&event, &types));
+            parsed.outcome.map_err(|rejection| Refusal::of(&rejection)).map(|array| array.is_some())
+        };
+        let many = match self {
+            Self::Json => parse(text)?,
+            Self::CloudEvent | Self::CloudEvents | Self::BinaryCloudEvent => {
+                parse(&in_our_words(self, headers, text)?)?
+            }
+            Self::Lines => {
+                for (index, line) in text.lines().filter(|line| !line.trim_ascii().is_empty()).enumerate() {
+                    let parsed = parser.parse(line, |event| batch.push(&event, &types));
+                    let fault = match parsed.outcome {
+                        Ok(None) => continue,
+                        Err(Rejection { index: None, fault }) => fault,
+                        // Each line is one event; an array of them is none.
+                        Ok(Some(_)) | Err(Rejection { index: Some(_), .. }) => Fault::NotAnObject,
+                    };
+                    return Err(Refusal::of(&Rejection { index: Some(index), fault }));
+                }
+                true
+            }
+        };
+        if batch.is_empty() {
+            let msg = "The body holds no event".to_owned();
+            return Err(Refusal::Invalid(Problem { loc: vec![Place::Name("body")], msg, kind: "too_short" }));
+        }
+        Ok((batch, many))
     }
 }
 
@@ -230,44 +269,6 @@ async fn chunk(body: &mut Incoming) -> Result<Bytes, Refusal> {
             },
         }
     }
-}
-
-/// The events of a body, and whether it is of a form that can hold many.
-fn parse(
-    form: Form,
-    headers: &HeaderMap,
-    body: &[u8],
-    pipeline: &Pipeline,
-    parser: &mut Parser,
-) -> Result<(Batch, bool), Refusal> {
-    let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
-    let mut batch = Batch::default();
-    let mut parse = |json: &str| {
-        let parsed = parser.parse(json, |event| batch.push(&event, &pipeline.types));
-        parsed.outcome.map_err(|rejection| Refusal::of(&rejection)).map(|array| array.is_some())
-    };
-    let many = match form {
-        Form::Json => parse(text)?,
-        Form::CloudEvent | Form::CloudEvents | Form::BinaryCloudEvent => parse(&in_our_words(form, headers, text)?)?,
-        Form::Lines => {
-            for (index, line) in text.lines().filter(|line| !line.trim_ascii().is_empty()).enumerate() {
-                let parsed = parser.parse(line, |event| batch.push(&event, &pipeline.types));
-                let fault = match parsed.outcome {
-                    Ok(None) => continue,
-                    Err(Rejection { index: None, fault }) => fault,
-                    // Each line is one event; an array of them is none.
-                    Ok(Some(_)) | Err(Rejection { index: Some(_), .. }) => Fault::NotAnObject,
-                };
-                return Err(Refusal::of(&Rejection { index: Some(index), fault }));
-            }
-            true
-        }
-    };
-    if batch.is_empty() {
-        let msg = "The body holds no event".to_owned();
-        return Err(Refusal::Invalid(Problem { loc: vec![Place::Name("body")], msg, kind: "too_short" }));
-    }
-    Ok((batch, many))
 }
 
 /// The answer to many events: how many they are and their ids, which follow each other.

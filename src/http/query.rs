@@ -17,17 +17,17 @@ use crate::wire::subscription::{Gap, LAST_MAX, Subscribe};
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
 #[derive(Debug)]
-pub(super) struct Parameters<'u>(Vec<(Cow<'u, str>, Cow<'u, str>)>);
+pub struct Parameters<'u>(Vec<(Cow<'u, str>, Cow<'u, str>)>);
 
 impl<'u> Parameters<'u> {
-    pub(super) fn of(uri: &'u Uri) -> Self {
+    pub fn of(uri: &'u Uri) -> Self {
         let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         Self(
             pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect(),
         )
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
@@ -104,7 +104,7 @@ impl<'u> Parameters<'u> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub(super) fn filter(&self) -> Result<Filter, Refusal> {
+    pub fn filter(&self) -> Result<Filter, Refusal> {
         Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
     }
 
@@ -120,7 +120,7 @@ impl<'u> Parameters<'u> {
     ///
     /// # Errors
     /// `BadRequest` for what is no time; `Invalid` for the rest.
-    pub(super) fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
+    pub fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
         let mut asked = self.asked()?;
         let text = |name| self.get(name).filter(|value| !value.is_empty());
         let until = self.time("until", Timestamp::parse_ceil)?.map(|time| time.to_string());
@@ -333,6 +333,7 @@ pub(super) fn next_page(path: &str, parameters: &Parameters<'_>, order: Order, l
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn uri(query: &str) -> Uri {
         format!("/events?{query}").parse().unwrap()
@@ -439,5 +440,22 @@ mod tests {
             "since=2026-01-15T11:30:00+01:00&event_type=a,b",
             "since=2026-01-15T11%3A30%3A00%2001%3A00&event_type=a%2Cb&",
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_asks_for_what_the_one_before_asked_for(asked in prop::collection::vec((".{1,8}", ".{0,12}"), 0..6)) {
+            let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+            let pair = |(name, value): &(String, String)| format!("{}={}", encoded(name), encoded(value));
+            let query: Vec<_> = asked.iter().map(pair).collect();
+            let first = uri(&query.join("&"));
+            let next: Uri = Parameters::of(&first).page("/events", "after_id", Seq(7).id()).parse().unwrap();
+            let (first, next) = (Parameters::of(&first), Parameters::of(&next));
+            for (name, value) in asked.iter().rev() {
+                prop_assert_eq!(first.get(name), asked.iter().rfind(|(other, _)| other == name).map(|(_, v)| &**v));
+                prop_assert!(matches!(&**name, "after_id" | "wait") || next.get(name) == first.get(name), "{}", value);
+            }
+            prop_assert_eq!(next.get("after_id"), Some("evt_000000000007"));
+        }
     }
 }

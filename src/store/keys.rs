@@ -128,3 +128,46 @@ pub(super) fn forget(connection: &Connection, seq: Seq) -> rusqlite::Result<()> 
                           WHERE seq <= ?1) AND seq + count > ?1";
     connection.prepare_cached(FORGET)?.execute([seq.0 as i64]).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, EventTypes};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Messages as a socket reads them: each with some events, of which some have keys.
+        #[test]
+        fn every_event_is_in_one_message_with_its_key(
+            drawn in prop::collection::vec(prop::collection::vec(prop::option::of("[a-c]"), 1..5), 0..8),
+        ) {
+            let types = EventTypes::builtin();
+            let event_type = types.get("timer_tick").expect("built in");
+            let mut batch = Batch::default();
+            for message in &drawn {
+                let first = batch.len();
+                for key in message {
+                    let idempotency_key = key.as_deref();
+                    let (source, session_id, user_id, payload) = ("s", None, None, "{}");
+                    batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key }, &types);
+                }
+                batch.end_message(first);
+            }
+            let found = messages(&batch);
+            let places = found.iter().flat_map(|(message, _)| message.clone());
+            prop_assert!(places.eq(0..batch.len()), "in order, without gap: {:?}", found);
+            let mut first = 0;
+            for message in &drawn {
+                let keys = message.iter().enumerate().filter_map(|(nth, key)| Some((first + nth, key.as_deref()?)));
+                let keys: Vec<_> = keys.collect();
+                let range = first..first + message.len();
+                first = range.end;
+                if !keys.is_empty() {
+                    let of_this = found.iter().find(|(message, _)| *message == range).map(|(_, keys)| keys);
+                    let of_this = of_this.expect("a message with keys stands alone").iter();
+                    prop_assert!(of_this.map(|keyed| (keyed.events.start, &*keyed.key)).eq(keys));
+                }
+            }
+        }
+    }
+}

@@ -8,7 +8,6 @@ use std::ops::{ControlFlow, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -17,6 +16,7 @@ use super::schema::{self, damaged};
 use super::segments::{self, Kind};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
+use crate::sync::Mutex;
 use crate::wire::StoredEvent;
 use crate::wire::subscription::Extent;
 

@@ -218,7 +218,7 @@ const BITMAP_LEN: usize = (1 << 16) / 8;
 
 /// The blob of `event_index.offsets`. Gaps of a list with more offsets than the bitmap has bytes would
 /// be longer than the bitmap.
-fn encode(offsets: &[u16]) -> Vec<u8> {
+pub fn encode(offsets: &[u16]) -> Vec<u8> {
     if offsets.len() > BITMAP_LEN {
         let mut blob = vec![0; 1 + BITMAP_LEN];
         blob[0] = BITMAP;

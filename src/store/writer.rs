@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use super::{Kept, PAGE_BYTES, Shared};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
+use crate::sync::atomic::Ordering;
 use crate::wire::Failure;
 use crate::wire::answer::{AckLevel, Outcome};
 use crate::wire::batch::{Batch, Commit, Fate};

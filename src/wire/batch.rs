@@ -564,6 +564,7 @@ impl<'t> Json<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn event<'a>(types: &EventTypes, session_id: Option<&'a str>, payload: &'a str) -> Event<'a> {
         let event_type = types.get("timer_tick").expect("built in");
@@ -658,5 +659,48 @@ mod tests {
         assert_eq!((batch.len(), &batch.frames), (1, &bytes));
         batch.truncate(0);
         assert!(batch.is_empty() && batch.frames.is_empty());
+    }
+
+    /// An event's session, user, one text of its payload, and whether it is kept.
+    type Drawn = (Option<String>, Option<String>, String, bool);
+
+    proptest! {
+        #[test]
+        fn any_event_is_delivered_as_it_came(
+            drawn in prop::collection::vec(any::<Drawn>(), 1..8),
+            first in 1..1u64 << 40,
+        ) {
+            let types = EventTypes::builtin();
+            let event_type = types.get("quiz_started").expect("built in");
+            let payload_of = |text: &String| serde_json::json!({ "text": text, "n": text.len() }).to_string();
+            let payloads: Vec<_> = drawn.iter().map(|(_, _, text, _)| payload_of(text)).collect();
+            let mut batch = Batch::default();
+            for ((session_id, user_id, ..), payload) in drawn.iter().zip(&payloads) {
+                let (session_id, user_id) = (session_id.as_deref(), user_id.as_deref());
+                let (source, idempotency_key) = ("s", None);
+                batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key }, &types);
+            }
+            batch.retain(|index| drawn[index].3);
+            let kept: Vec<_> = drawn.iter().zip(&payloads).filter(|((.., is_kept), _)| *is_kept).collect();
+            prop_assert_eq!(batch.len(), kept.len());
+            for index in 0..batch.len() {
+                let time = TimestampText::default().render(Timestamp(first as i64 + index as i64));
+                batch.stamp(index, Seq(first).plus(index), &time);
+            }
+            let committed = batch.committed(Seq(first));
+            for (index, ((session_id, user_id, ..), payload)) in kept.into_iter().enumerate() {
+                let (columns, id) = (committed.columns(index), Seq(first).plus(index).id().to_string());
+                prop_assert_eq!(columns.session_id, session_id.as_ref().map(String::as_bytes));
+                prop_assert_eq!(columns.user_id, user_id.as_ref().map(String::as_bytes));
+                prop_assert_eq!(columns.payload, payload.as_bytes());
+                let payload: serde_json::Value = serde_json::from_str(payload).expect("JSON");
+                let expected = serde_json::json!({
+                    "id": id, "event_type": "quiz_started", "source": "s", "session_id": session_id,
+                    "user_id": user_id, "payload": payload, "timestamp": committed.time(index).to_string(),
+                });
+                let delivered: serde_json::Value = serde_json::from_slice(&committed.json(index)).expect("JSON");
+                prop_assert_eq!(delivered, expected);
+            }
+        }
     }
 }

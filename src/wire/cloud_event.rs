@@ -312,6 +312,8 @@ fn is_json(media_type: &str) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::event::{EventTypes, Limits, Parser};
 
@@ -545,5 +547,37 @@ mod tests {
             Fault::NotAnObject,
             serde_json::json!({ "loc": ["body"], "msg": "A CloudEvent is a JSON object", "type": "object_type" }),
         );
+    }
+
+    proptest! {
+        #[test]
+        fn texts_and_data_come_through_both_ways(
+            id in ".{1,20}", session in prop::option::of(".{0,20}"), user in prop::option::of(".{0,20}"), data in ".{0,40}",
+        ) {
+            let data = serde_json::json!({ "text": data });
+            let sent = serde_json::json!({
+                "specversion": "1.0", "id": id, "source": "s", "type": "timer_tick", "sessionid": session,
+                "userid": user, "data": data,
+            });
+            let event: serde_json::Value =
+                serde_json::from_str(&to_event(&sent.to_string()).expect("a CloudEvent")).expect("JSON");
+            prop_assert_eq!(&event["idempotency_key"], &format!("s/{id}"));
+            let text = |name: &str| event.get(name).and_then(|value| value.as_str());
+            prop_assert_eq!((text("session_id"), text("user_id")), (session.as_deref(), user.as_deref()));
+            prop_assert_eq!(&event["payload"], &data);
+
+            let delivered = serde_json::json!({
+                "id": "evt_000000000001", "event_type": "timer_tick", "source": "s", "session_id": session,
+                "user_id": user, "payload": data, "timestamp": "2026-01-15T10:30:00.000000Z",
+            });
+            let mut out = Vec::new();
+            of_event(delivered.to_string().as_bytes(), &mut out);
+            let again = to_event(str::from_utf8(&out).expect("UTF-8")).expect("a CloudEvent");
+            let again: serde_json::Value = serde_json::from_str(&again).expect("JSON");
+            prop_assert_eq!(&again["idempotency_key"], "s/evt_000000000001");
+            for name in ["event_type", "source", "session_id", "user_id", "payload"] {
+                prop_assert_eq!(again.get(name), event.get(name), "{}", name);
+            }
+        }
     }
 }

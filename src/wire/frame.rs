@@ -846,6 +846,37 @@ mod tests {
 
     proptest! {
         #[test]
+        fn what_one_end_writes_the_other_reads(
+            opcode in prop::sample::select(vec![OpCode::Text, OpCode::Binary, OpCode::Ping, OpCode::Pong]),
+            len in prop_oneof![0..130usize, 65_530..65_540usize, 0..200_000usize],
+            letter in b'a'..=b'z',
+            key: [u8; 4],
+            sizes in read_sizes(),
+        ) {
+            let is_control = matches!(opcode, OpCode::Ping | OpCode::Pong);
+            let payload = vec![letter; if is_control { len % (CONTROL_BYTES_MAX + 1) } else { len }];
+            let said = format!("{:?}", Message::parse(opcode, &payload).expect("a message"));
+            let (mut from_client, mut from_server) = (Vec::new(), Vec::new());
+            masked(&mut from_client, opcode, &payload, key);
+            unmasked(&mut from_server, opcode, &payload);
+            for (role, frames) in [(Role::Server, from_client), (Role::Client, from_server.clone())] {
+                let heard = decode(&mut Decoder::new(role, MESSAGE_BYTES_MAX), &frames.repeat(2), &sizes);
+                prop_assert_eq!(heard, [said.clone(), said.clone()]);
+            }
+            prop_assert!(payloads(&from_server.repeat(2)).eq([&payload[..], &payload]));
+        }
+
+        #[test]
+        fn a_close_is_read_with_what_fits_of_its_reason(code in 3000..5000u16, reason in ".{0,130}") {
+            let mut frames = Vec::new();
+            close(&mut frames, code, &reason);
+            let mut decoder = Decoder::new(Role::Client, LIMIT).with_received(&frames);
+            let Ok(Some(Close(Some((heard, kept))))) = decoder.next() else { panic!("it is a close") };
+            prop_assert!(heard == code && reason.starts_with(kept));
+            prop_assert!(kept == reason || kept.len() > CONTROL_BYTES_MAX - 2 - 4);
+        }
+
+        #[test]
         fn reads_may_split_anywhere((frames, said) in conversation(), sizes in read_sizes()) {
             prop_assert_eq!(decode(&mut Decoder::new(Role::Server, LIMIT), &frames, &sizes), said);
         }

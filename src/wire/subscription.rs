@@ -433,6 +433,7 @@ pub const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_subscriber_says_what_it_wants() {
@@ -474,5 +475,121 @@ mod tests {
         let updated = parse(r#"{"type":"update_filters","filters":{"source":"s","x":1}}"#);
         let Ok(FromSubscriber::UpdateFilters(filters)) = updated else { panic!("{updated:?}") };
         assert_eq!(filters_updated(&filters), r#"{"status":"filters_updated","filters":{"source":"s"}}"#);
+    }
+
+    fn filters() -> impl Strategy<Value = Filters> {
+        let values = || prop::collection::vec("[a-cä]{0,3}", 0..4).prop_map(Value::from);
+        let fields = || prop::collection::vec((prop::sample::select(Field::ALL.to_vec()), values()), 0..4);
+        (fields(), fields(), prop::collection::btree_map(".{0,4}", any::<f64>(), 0..3)).prop_map(
+            |(wanted, not, payload)| {
+                let object = |fields: Vec<(Field, Value)>| -> Map<String, Value> {
+                    fields.into_iter().map(|(field, values)| (field.name().to_owned(), values)).collect()
+                };
+                let mut asked = object(wanted);
+                asked.insert("exclude".to_owned(), object(not).into());
+                asked.insert("payload".to_owned(), serde_json::json!(payload));
+                Filters::parse(&asked).expect("filters")
+            },
+        )
+    }
+
+    fn time() -> impl Strategy<Value = Timestamp> {
+        (0..4_000_000_000_000_000i64).prop_map(Timestamp)
+    }
+
+    fn subscribe() -> impl Strategy<Value = Subscribe> {
+        let start = prop_oneof![
+            Just(Start::Now),
+            "evt_[0-9a-f]{12}".prop_map(Start::After),
+            time().prop_map(Start::Since),
+            (0..=LAST_MAX as usize).prop_map(Start::Last),
+        ];
+        let on_lag = prop::sample::select(vec![OnLag::CatchUp, OnLag::Skip, OnLag::Disconnect]);
+        let field = || prop::sample::select(Field::ALL.to_vec());
+        let conflate = (field(), CONFLATE_MS, any::<bool>()).prop_map(|(key, millis, tells_skipped)| Conflate {
+            key,
+            interval: Duration::from_millis(millis),
+            tells_skipped,
+        });
+        let durable = ("[A-Za-z0-9_.-]{1,100}", any::<bool>(), ACK_WAIT_MS)
+            .prop_map(|(name, is_group, millis)| Durable { name, is_group, ack_wait: Duration::from_millis(millis) });
+        (
+            (filters(), start, prop::option::of("[0-9a-f]{8}"), prop::option::weighted(0.2, time()), on_lag),
+            (prop::option::weighted(0.2, SPEED), any::<bool>(), prop::option::weighted(0.2, conflate)),
+            (prop::option::weighted(0.2, field()), prop::option::weighted(0.3, durable)),
+        )
+            .prop_map(|((filters, start, epoch, until, on_lag), (speed, signals, conflate), (snapshot, durable))| {
+                Subscribe { filters, start, epoch, until, speed, on_lag, signals, conflate, snapshot, durable }
+            })
+            .prop_filter("sensible", |subscribe| subscribe.is_sensible().is_ok())
+    }
+
+    /// As a client spells it.
+    fn spelled(subscribe: &Subscribe) -> String {
+        let name_of = |field: Field| KEYS.iter().find(|(_, known)| *known == field).expect("a key of each").0;
+        let mut message = subscribe.filters.asked().clone();
+        let mut say = |key: &str, value: Value| drop(message.insert(key.to_owned(), value));
+        match &subscribe.start {
+            Start::Now | Start::Place(_) => {}
+            Start::After(id) => say("after", (**id).into()),
+            Start::Since(time) => say("since", time.to_string().into()),
+            Start::Last(count) => say("last", (*count).into()),
+        }
+        say("epoch", subscribe.epoch.clone().into());
+        say("until", subscribe.until.map(|time| time.to_string()).into());
+        say("speed", subscribe.speed.into());
+        say("signals", subscribe.signals.into());
+        let on_lag = match subscribe.on_lag {
+            OnLag::CatchUp => "catch_up",
+            OnLag::Skip => "skip",
+            OnLag::Disconnect => "disconnect",
+        };
+        say("on_lag", on_lag.into());
+        if let Some(Conflate { key, interval, tells_skipped }) = subscribe.conflate {
+            let interval = interval.as_millis() as u64;
+            say(
+                "conflate",
+                serde_json::json!({ "key": name_of(key), "interval_ms": interval, "skipped": tells_skipped }),
+            );
+        }
+        say("snapshot", subscribe.snapshot.map_or(Value::Null, |key| serde_json::json!({ "latest_by": name_of(key) })));
+        if let Some(Durable { name, is_group, ack_wait }) = &subscribe.durable {
+            say(if *is_group { "group" } else { "name" }, (**name).into());
+            say("ack_wait_ms", (ack_wait.as_millis() as u64).into());
+        }
+        Value::Object(message).to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_subscriber_spells_is_understood(subscribe in subscribe()) {
+            prop_assert_eq!(Subscribe::parse(spelled(&subscribe).as_bytes()), Ok(subscribe));
+        }
+
+        #[test]
+        fn filters_are_told_as_they_were_asked_for(filters in filters()) {
+            let told: Value = serde_json::from_str(&filters_updated(&filters)).expect("JSON");
+            let told = Filters::parse(told["filters"].as_object().expect("an object"));
+            prop_assert_eq!(told.as_ref(), Ok(&filters));
+            let update = serde_json::json!({ "type": "update_filters", "filters": filters.asked() }).to_string();
+            prop_assert_eq!(FromSubscriber::parse(update.as_bytes()), Ok(FromSubscriber::UpdateFilters(filters)));
+        }
+
+        /// Of what lies after a cursor, what is deleted is missing; a cursor beyond the end is unknown.
+        #[test]
+        fn a_cursor_has_a_gap_if_something_after_it_is_gone(place in 0..20u64, oldest in 1..10u64, kept in 0..10u64) {
+            let (newest, epoch) = (oldest + kept - 1, Epoch(7));
+            let extent = Extent { oldest: Seq(oldest), newest: Seq(newest), epoch };
+            let gap = Gap::of("id", Seq(place), Some("00000007"), &extent);
+            let gone: Vec<_> = (place + 1..oldest).collect();
+            prop_assert_eq!(&gap, &match gone.last() {
+                _ if place > newest => Some(Gap::Unknown("id".to_owned())),
+                Some(last) => Some(Gap::MissingThrough(Seq(*last))),
+                None => None,
+            });
+            prop_assert_eq!(Gap::of("id", Seq(place), None, &extent), gap);
+            let of_another_life = Some(Gap::Unknown("id".to_owned()));
+            prop_assert_eq!(Gap::of("id", Seq(place), Some("00000008"), &extent), of_another_life);
+        }
     }
 }

@@ -9,6 +9,7 @@ mod support;
 
 mod autobahn;
 mod clock;
+mod corpus;
 mod corruption;
 mod crash;
 mod faulty_disk;

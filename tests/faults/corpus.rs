@@ -1,0 +1,26 @@
+//! Every seed of the fuzzer, and every input that it ever failed on, through its target.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/targets/mod.rs"]
+mod targets;
+
+#[test]
+fn what_the_fuzzer_knows_holds() {
+    let mut folders: Vec<_> =
+        fs::read_dir("tests/fuzz/seeds").unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    folders.sort();
+    assert_eq!(folders, targets::ALL.map(|(name, _)| name), "each target has seeds");
+    for (name, target) in targets::ALL {
+        let mut seeds = 0;
+        for entry in fs::read_dir(Path::new("tests/fuzz/seeds").join(name)).unwrap() {
+            let path = entry.unwrap().path();
+            let seed = fs::read(&path).unwrap();
+            let outcome = std::panic::catch_unwind(|| target(&seed));
+            assert!(outcome.is_ok(), "{} fails", path.display());
+            seeds += 1;
+        }
+        assert!(seeds > 0, "{name} has no seed");
+    }
+}

@@ -1,0 +1,80 @@
+//! Configuration files: what is accepted shows as text that says the same, and some of it is worked out a second
+//! time; what is not is told in one line that gives no secret away.
+
+use std::time::Duration;
+
+use event_pipeline::config::Config;
+
+const SECRET: &str = "opensesame";
+
+/// The text of a TOML file.
+pub fn config(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let mut config = Config::default();
+    if let Err(error) = config.apply(text, "some.toml") {
+        let error = error.to_string();
+        assert!(!error.contains(['\n', '\r']), "{error}");
+        assert!(error.contains("some.toml"), "{error}");
+        assert!(!error.starts_with("api_key in") || error.contains("(not shown)"), "{error}");
+        return;
+    }
+    let shown = config.describe();
+    if text.matches(SECRET).count() == 1 && config.api_key.contains(SECRET) {
+        assert!(!format!("{shown:?} {config:?}").contains(SECRET));
+    }
+    let spelled: String = shown
+        .iter()
+        .filter(|(name, _)| *name != "API_KEY")
+        .map(|(name, value)| format!("{} = {}\n", name.to_lowercase(), toml::Value::from(&**value)))
+        .collect();
+    let mut again = Config { api_key: config.api_key.clone(), ..Config::default() };
+    again.apply(&spelled, "shown.toml").expect("what is shown is allowed");
+    assert_eq!(again.describe(), shown);
+    worked_out_again(&config, &text.parse().unwrap());
+}
+
+fn worked_out_again(config: &Config, file: &toml::Table) {
+    let text = |name: &str| match file.get(name)? {
+        toml::Value::String(text) => Some(text.trim().to_owned()),
+        toml::Value::Float(number) => Some(serde_json::json!(number).to_string()),
+        other => Some(other.to_string()),
+    };
+    if let Some(size) = text("max_body_bytes") {
+        let size = size.to_ascii_lowercase();
+        let (number, factor) = match size.strip_suffix('b') {
+            None => (&*size, 1),
+            Some(number) => match number.strip_suffix("ki").or(number.strip_suffix("mi")).or(number.strip_suffix("gi"))
+            {
+                None => (number, 1),
+                Some(rest) => (rest, 1u128 << (10 * (1 + "kmg".find(&number[rest.len()..][..1]).unwrap()))),
+            },
+        };
+        assert_eq!(config.max_body_bytes as u128, number.trim().parse::<u128>().unwrap() * factor);
+        assert!((1..=256 << 20).contains(&config.max_body_bytes));
+    }
+    if let Some(seconds) = text("keepalive_seconds") {
+        let seconds: f64 = seconds.parse().unwrap();
+        assert!((0.01..=86_400.0).contains(&seconds));
+        assert!(config.keepalive_interval.abs_diff(Duration::from_secs_f64(seconds)) <= Duration::from_nanos(1));
+    }
+    if let Some(port) = text("port") {
+        assert_eq!(config.port, port.parse::<u16>().unwrap());
+    }
+    if let Some(rate) = text("rate_limit_publish") {
+        match config.rate_limit_publish {
+            None => assert!(rate.is_empty(), "{rate}"),
+            Some(known) => {
+                let (count, unit) = rate.split_once('/').unwrap();
+                assert_eq!(known.count.get(), count.trim().parse::<u32>().unwrap());
+                let seconds = match unit.trim().to_ascii_lowercase().trim_end_matches('s') {
+                    "second" => 1,
+                    "minute" => 60,
+                    "hour" => 3_600,
+                    "day" => 86_400,
+                    other => panic!("{other}"),
+                };
+                assert_eq!(known.per.as_secs(), seconds);
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What subscribers say, first and later: the order of keys, keys that mean nothing, and null instead of nothing
+//! change nothing, and what is echoed asks for the same.
+
+use std::time::Duration;
+
+use event_pipeline::event::{Seq, Timestamp};
+use event_pipeline::wire::subscription::{
+    Epoch, Extent, Filters, FromSubscriber, Gap, Opening, Start, Subscribe, filters_updated, subscribed,
+};
+use serde_json::{Map, Value};
+
+/// The text of a message.
+pub fn subscribe(data: &[u8]) {
+    first(data);
+    later(data);
+}
+
+fn first(data: &[u8]) {
+    let asked = Subscribe::parse(data);
+    let Ok(Value::Object(message)) = serde_json::from_slice(data) else { return assert!(asked.is_err()) };
+    assert_eq!(asked, Subscribe::of(&message));
+    let mut other: Map<String, Value> = message.clone().into_iter().rev().filter(|(_, v)| !v.is_null()).collect();
+    other.insert("zz_of_no_meaning".to_owned(), Value::from(7));
+    let other = Subscribe::of(&other);
+    let Ok(asked) = asked else { return assert!(other.is_err()) };
+    let other = other.unwrap();
+    assert_eq!(Subscribe { filters: asked.filters.clone(), ..other.clone() }, asked);
+    assert_eq!(other.filters.filter, asked.filters.filter);
+
+    let said = |key: &str| message.get(key).filter(|value| !value.is_null());
+    let time = |key: &str, read: fn(&str) -> _| said(key).map(|time| Result::unwrap(read(time.as_str().unwrap())));
+    match &asked.start {
+        Start::After(id) => assert_eq!(said("after").unwrap(), &**id),
+        Start::Since(since) => assert_eq!(time("since", Timestamp::parse_floor), Some(*since)),
+        Start::Last(count) => assert_eq!(said("last").unwrap().as_u64(), Some(*count as u64)),
+        Start::Now => assert!(["after", "since", "last"].iter().all(|key| said(key).is_none())),
+        Start::Place(place) => panic!("nobody can ask for {place:?}"),
+    }
+    assert_eq!(asked.until, time("until", Timestamp::parse_ceil));
+    assert!(asked.speed.is_none_or(|speed| (0.01..=10_000.0).contains(&speed)));
+    let is_sensible = |conflate: Duration| (10..=60_000).contains(&conflate.as_millis());
+    assert!(asked.conflate.is_none_or(|conflate| is_sensible(conflate.interval)));
+    if let Some(durable) = &asked.durable {
+        assert_eq!(said(if durable.is_group { "group" } else { "name" }).unwrap(), &*durable.name);
+        assert!((1..=100).contains(&durable.name.chars().count()));
+        assert!((100..=3_600_000).contains(&durable.ack_wait.as_millis()));
+    }
+
+    let extent = Extent { oldest: Seq(3), newest: Seq(7), epoch: Epoch(0xe0) };
+    let gap = match &asked.start {
+        Start::After(id) => id.parse().ok().and_then(|event_pipeline::event::EventId(place)| {
+            let gap = Gap::of(id, place, asked.epoch.as_deref(), &extent);
+            let is_strange = place > Seq(7) || asked.epoch.as_ref().is_some_and(|epoch| epoch != "000000e0");
+            let expected = match is_strange {
+                true => Some(Gap::Unknown(id.clone())),
+                false => (place < Seq(2)).then_some(Gap::MissingThrough(Seq(2))),
+            };
+            assert_eq!(gap, expected);
+            gap
+        }),
+        _ => None,
+    };
+    let answer: Value = serde_json::from_str(&subscribed(1, &asked.filters, &Opening { extent, gap })).unwrap();
+    echoes(&answer, &asked.filters);
+}
+
+fn later(data: &[u8]) {
+    let message = serde_json::from_slice::<Value>(data).ok();
+    let kind = message.as_ref().and_then(|message| message.get("type")?.as_str());
+    match FromSubscriber::parse(data) {
+        Ok(FromSubscriber::Ping) => assert_eq!(kind, Some("ping")),
+        Ok(FromSubscriber::Confirm(id)) => {
+            assert_eq!(kind, Some("ack"));
+            assert_eq!(message.unwrap()["id"], *id);
+        }
+        Ok(FromSubscriber::UpdateFilters(filters)) => {
+            assert_eq!(kind, Some("update_filters"));
+            echoes(&serde_json::from_str(&filters_updated(&filters)).unwrap(), &filters);
+        }
+        Ok(FromSubscriber::Other) => assert!(!matches!(kind, Some("ping" | "update_filters"))),
+        Err(_) => assert_eq!(kind, Some("update_filters")),
+    }
+}
+
+/// Filters that are told back ask for the same.
+fn echoes(answer: &Value, filters: &Filters) {
+    let echoed = answer["filters"].as_object().unwrap();
+    assert_eq!(echoed, filters.asked());
+    assert_eq!(Filters::parse(echoed).as_ref(), Ok(filters));
+}

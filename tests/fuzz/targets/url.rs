@@ -1,0 +1,59 @@
+//! What stands behind the `?` of a URL: decoded a second time, and refused in words that are JSON.
+
+use event_pipeline::http::Parameters;
+use event_pipeline::wire::Refusal;
+use event_pipeline::wire::subscription::{Start, Subscribe};
+use hyper::Uri;
+
+/// The query, and in a second line the id a browser came to.
+pub fn url(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (query, last_event_id) = text.split_once('\n').map_or((text, None), |(query, id)| (query, Some(id)));
+    let Ok(uri) = format!("/events?{query}").parse::<Uri>() else { return };
+    // A fragment is not sent.
+    let query = uri.query().unwrap();
+    let parameters = Parameters::of(&uri);
+    let pairs: Vec<_> = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(name, value)| (decoded(name), decoded(value)))
+        .collect();
+    for (name, _) in &pairs {
+        let last = pairs.iter().rfind(|(other, _)| other == name).unwrap();
+        assert_eq!(parameters.get(name), Some(&*last.1));
+    }
+    let filter = parameters.filter();
+    check(filter.as_ref().err());
+    let subscribe = parameters.subscription(None);
+    check(subscribe.as_ref().err());
+    if let Ok(Subscribe { filters, .. }) = &subscribe {
+        assert_eq!(Ok(&filters.filter), filter.as_ref());
+    }
+    if let Some(id) = last_event_id {
+        let resumed = parameters.subscription(Some(id));
+        check(resumed.as_ref().err());
+        if let Ok(Subscribe { start, snapshot, .. }) = resumed {
+            assert_eq!((start, snapshot), (Start::After(id.to_owned()), None));
+        }
+    }
+}
+
+/// A refusal is one of the client's faults, told as a problem.
+pub fn check(refusal: Option<&Refusal>) {
+    let Some(refusal) = refusal else { return };
+    assert!((400..500).contains(&refusal.status()), "{refusal:?}");
+    let problem: serde_json::Value = serde_json::from_slice(&refusal.problem()).unwrap();
+    assert_eq!(problem["status"], refusal.status());
+}
+
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = after.get(..2).filter(|digits| byte == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let escaped = escaped.map(|digits| u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap());
+        bytes.push(escaped.unwrap_or(if byte == b'+' { b' ' } else { byte }));
+        rest = &after[if escaped.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
