@@ -400,7 +400,7 @@ fn brings_confirmed_events_again_at_worst() {
             while let Said::Text(event) = subscriber.hear() {
                 let event: Value = serde_json::from_str(&event).unwrap();
                 assert_eq!(sequence(&event["id"]), next, "neither a gap nor a repeat within a life");
-                if next % 5 == 0 {
+                if next.is_multiple_of(5) {
                     subscriber.send(&json!({"type": "ack", "id": event["id"]}).to_string());
                     confirmed = next.max(confirmed);
                 }

@@ -210,9 +210,10 @@ impl Record {
             assert_eq!(line.seq, seq, "ids are dense");
             assert!(line.time > time, "{} is not after {time}", line.time);
             time = line.time;
-            let event: Value = serde_json::from_str(&format!("{{{}}}", line.event)).unwrap();
+            let sent = format!("{{{}}}", line.event);
+            let event: Value = serde_json::from_str(&sent).unwrap();
             let token = text_of(&event["payload"]["token"]);
-            assert!(event_of(&token).to_string() == format!("{{{}}}", line.event), "{token} is as it was sent");
+            assert!(sent == event_of(&token).to_string().as_str(), "{token} is as it was sent");
             assert_eq!(tokens.insert(token, seq), None, "an event is stored once");
         }
         let last = self.last + new.len() as u64;
