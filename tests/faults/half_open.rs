@@ -1,7 +1,7 @@
 //! Peers that vanish without a word, as when a cable is pulled, and peers that hang. The server must find them by itself
 //! and let go of what they cost, and must not take somebody for gone who only has nothing to say.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
+use super::hostile::sockets;
 use crate::support::*;
 
 /// A network of its own that can be cut off from ours at once.
@@ -82,16 +83,6 @@ fn ip(arguments: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
     }
-}
-
-/// How many sockets the server has open.
-fn sockets(server: &Server) -> usize {
-    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    open.filter(|file| file.as_ref().is_ok_and(|file| is_socket(&file.path()))).count()
-}
-
-fn is_socket(file: &std::path::Path) -> bool {
-    fs::read_link(file).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
 }
 
 /// Two who connect and then have nothing to say but that they are there: their pings are answered.

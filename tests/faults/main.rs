@@ -9,4 +9,9 @@ mod support;
 
 mod autobahn;
 mod crash;
+mod frames;
+mod h2;
 mod half_open;
+mod hostile;
+mod slow;
+mod smuggling;
