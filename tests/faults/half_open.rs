@@ -95,7 +95,7 @@ struct Quiet {
 
 impl Quiet {
     fn join(server: &Server) -> Quiet {
-        let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));
+        let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({"session_id": "quiet"})));
         let publishing = publisher.stream().try_clone().unwrap();
         let keepalives = move || (0..).take_while(|_| subscriber.json() == json!({"type": "keepalive"})).count();
         Quiet { publishing, answered: thread::spawn(move || publisher.json()), subscribed: thread::spawn(keepalives) }
