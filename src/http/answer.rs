@@ -87,6 +87,9 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
         Refusal::MethodNotAllowed(allowed) => {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
+        Refusal::UnsupportedCoding => {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         Refusal::UpgradeRequired => {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

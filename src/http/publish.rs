@@ -51,6 +51,7 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let asked = level(&parts.uri)?;
     let key = key(headers)?;
     let form = Form::of(headers)?;
+    check_coding(headers)?;
     let config = &pipeline.config;
     let body =
         timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
@@ -102,6 +103,16 @@ fn level(uri: &Uri) -> Result<Option<AckLevel>, Refusal> {
     let Some(word) = Parameters::of(uri).get("ack").map(str::to_owned) else { return Ok(None) };
     let level = AckLevel::ALL.into_iter().find(|level| level.name() == word);
     level.map(Some).ok_or_else(|| Refusal::parameter("ack", "'ack' must be queued, stored or synced", "enum"))
+}
+
+/// A compressed body is refused and never unpacked: a few bytes of it can stand for gigabytes.
+fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    let mut codings = codings.flat_map(|list| list.split(|b| *b == b',')).map(<[u8]>::trim_ascii);
+    match codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")) {
+        true => Ok(()),
+        false => Err(Refusal::UnsupportedCoding),
+    }
 }
 
 /// The key under which the events of a request are stored once.

@@ -38,6 +38,8 @@ pub enum Refusal {
     TooLarge(usize),
     #[error("Content type must be application/json, application/x-ndjson or one of CloudEvents")]
     UnsupportedMediaType,
+    #[error("The body must not be compressed: a Content-Encoding is not understood")]
+    UnsupportedCoding,
     #[error("{}", .0.msg)]
     Invalid(Problem),
     #[error("This path is a WebSocket: connect over HTTP/1.1 with an Upgrade request")]
@@ -96,7 +98,7 @@ impl Refusal {
             Self::MethodNotAllowed(_) => 405,
             Self::TooSlow => 408,
             Self::TooLarge(_) => 413,
-            Self::UnsupportedMediaType => 415,
+            Self::UnsupportedMediaType | Self::UnsupportedCoding => 415,
             Self::Invalid(_) => 422,
             Self::UpgradeRequired => 426,
             Self::RateLimited(_) => 429,

@@ -199,7 +199,8 @@ impl Socket<'_> {
     fn push_frame(&self, opcode: OpCode, payload: &[u8]) {
         let mut frame = Vec::new();
         frame::unmasked(&mut frame, opcode, payload);
-        let bytes = frame.len();
+        // Those of a flood are mostly empty: what they cost is their place in the queue.
+        let bytes = size_of::<ToPublisher>() + frame.len();
         self.push(ToPublisher::Frames(frame), bytes);
     }
 

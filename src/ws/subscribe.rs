@@ -317,9 +317,10 @@ impl Socket<'_> {
     }
 
     fn reply(&self, reply: Reply) {
+        // Small as they are, it is mostly their places in the queue that cost.
         let bytes = match &reply {
-            Reply::Frame(frame) => frame.len(),
-            Reply::Filters(..) => size_of::<Filters>(),
+            Reply::Frame(frame) => size_of::<Reply>() + frame.len(),
+            Reply::Filters(..) => size_of::<Reply>(),
             Reply::End(_) => 0,
         };
         let mut wakes = Wakes::default();

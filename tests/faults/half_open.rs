@@ -1,7 +1,7 @@
 //! Peers that vanish without a word, as when a cable is pulled, and peers that hang. The server must find them by itself
 //! and let go of what they cost, and must not take somebody for gone who only has nothing to say.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
+use super::hostile::sockets;
 use crate::support::*;
 
 /// A network of its own that can be cut off from ours at once.
@@ -84,16 +85,6 @@ fn ip(arguments: &str) -> Result<(), String> {
     }
 }
 
-/// How many sockets the server has open.
-fn sockets(server: &Server) -> usize {
-    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    open.filter(|file| file.as_ref().is_ok_and(|file| is_socket(&file.path()))).count()
-}
-
-fn is_socket(file: &std::path::Path) -> bool {
-    fs::read_link(file).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
-}
-
 /// Two who connect and then have nothing to say but that they are there: their pings are answered.
 struct Quiet {
     publishing: TcpStream,
@@ -104,7 +95,7 @@ struct Quiet {
 
 impl Quiet {
     fn join(server: &Server) -> Quiet {
-        let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));
+        let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({"session_id": "quiet"})));
         let publishing = publisher.stream().try_clone().unwrap();
         let keepalives = move || (0..).take_while(|_| subscriber.json() == json!({"type": "keepalive"})).count();
         Quiet { publishing, answered: thread::spawn(move || publisher.json()), subscribed: thread::spawn(keepalives) }

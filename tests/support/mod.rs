@@ -4,6 +4,7 @@
 //! Whatever waits, waits under [`DEADLINE`] and panics with what it waited for.
 
 mod event_stream;
+pub mod h2;
 mod http;
 mod server;
 mod websocket;
