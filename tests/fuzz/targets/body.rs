@@ -92,7 +92,8 @@ fn of_cloud_event(json: &Json<'_>) -> Option<String> {
     if essence != "application/json" && !essence.ends_with("+json") {
         return None;
     }
-    (filled("time")?, filled("dataschema")?);
+    filled("time")?;
+    filled("dataschema")?;
     let subject = filled("subject")?;
     let spelled = |text: &str| serde_json::to_string(text).unwrap();
     let mut event = format!(r#"{{"event_type":{},"source":{}"#, spelled(event_type), spelled(source));

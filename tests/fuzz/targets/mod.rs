@@ -24,8 +24,11 @@ pub use subscribe::subscribe;
 pub use time::time;
 pub use url::url;
 
-/// All of them, by the names that cargo-fuzz and the folders of seeds have.
-pub const ALL: [(&str, fn(&[u8])); 9] = [
+/// A name that cargo-fuzz and a folder of seeds have, and what it stands for.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const ALL: [Target; 9] = [
     ("body", body),
     ("config", config),
     ("event", event),
