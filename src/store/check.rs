@@ -23,11 +23,13 @@ use crate::event::{Seq, Timestamp};
 /// # Errors
 /// When it cannot be opened or read for another reason than damage.
 pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMut(u64)) -> rusqlite::Result<u64> {
-    match wal::examine(&wal::beside(path)) {
-        Ok(None) => {}
-        Ok(Some(wal::Severed { frame, commits })) => {
+    // A server that writes meanwhile may make a log look broken, but hardly twice at the same place.
+    match wal::examine(path).and_then(|first| Ok((first, wal::examine(path)?))) {
+        Ok((Some(first), Some(again))) if first.frame == again.frame => {
+            let wal::Severed { frame, commits, .. } = again;
             found(format!("write-ahead log: frame {frame} is broken, {commits} commits behind it are dropped"));
         }
+        Ok(_) => {}
         Err(error) => found(format!("write-ahead log: {error}")),
     }
     let connection = schema::open_reader(path)?;

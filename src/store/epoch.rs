@@ -103,10 +103,10 @@ impl Witness {
 
     /// Returns whether it is written, and synced where that matters.
     fn tell(&mut self) -> bool {
-        let mut text = serde_json::to_string(&self.testimony).expect("numbers and names");
-        // Always as long, and less than a sector: no power cut leaves half a word.
-        text.extend(std::iter::repeat_n(' ', TESTIMONY_BYTES.saturating_sub(text.len() + 1)));
-        text.push('\n');
+        let word = serde_json::to_string(&self.testimony).expect("numbers and names");
+        // Always as long, and less than a sector, so that no power cut leaves half a word; half of one that a killed
+        // process leaves is none.
+        let text = format!("{word:<TESTIMONY_CHARS$} {:08x}\n", crc32c::crc32c(word.as_bytes()));
         // A disk that is full keeps the former word, which is as true.
         let told = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
         // Where not every commit is synced, this must not be younger than the database either.
@@ -133,10 +133,12 @@ fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-const TESTIMONY_BYTES: usize = 256;
+const TESTIMONY_CHARS: usize = 246;
 
 fn testimony(file: &File) -> Option<Testimony> {
     let mut text = vec![0; 1_024];
     let len = file.read_at(&mut text, 0).ok()?;
-    serde_json::from_slice(&text[..len]).ok()
+    let (word, sum) = std::str::from_utf8(&text[..len]).ok()?.trim_end().rsplit_once(' ')?;
+    let is_whole = u32::from_str_radix(sum, 16) == Ok(crc32c::crc32c(word.trim_end().as_bytes()));
+    is_whole.then(|| serde_json::from_str(word).ok()).flatten()
 }

@@ -260,7 +260,7 @@ pub enum OpenError {
     Folder(PathBuf, std::io::Error),
     #[error("open {0}: {1}")]
     File(PathBuf, std::io::Error),
-    #[error("write the log of {0} again: {1}")]
+    #[error("read the write-ahead log of {0} and write it again: {1}")]
     Log(PathBuf, std::io::Error),
     #[error("{0} is in use by another server")]
     InUse(PathBuf),
@@ -310,13 +310,15 @@ impl Store {
         // The names of both; SQLite sees to those of its own files.
         sync_names(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
 
-        let log = wal::beside(path);
-        let severed = wal::examine(&log).map_err(|e| OpenError::File(log.clone(), e))?;
-        if let Some(severed) = severed.filter(|severed| epoch::rules_out_power_cut(&lock, severed)) {
-            return Err(OpenError::SeveredLog(path.clone(), severed));
+        let log = |error| OpenError::Log(path.clone(), error);
+        if let Some(severed) = wal::examine(path).map_err(log)? {
+            if epoch::rules_out_power_cut(&lock, &severed) {
+                return Err(OpenError::SeveredLog(path.clone(), severed));
+            }
+            severed.drop_end(path).map_err(log)?;
         }
         if config.durability != Durability::Off {
-            wal::settle(&log).map_err(|e| OpenError::Log(path.clone(), e))?;
+            wal::settle(path).map_err(log)?;
         }
 
         let database = |error| match is_damage(&error) {

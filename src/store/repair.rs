@@ -65,7 +65,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     // Whoever writes to the file meanwhile would write for nothing.
     let held = lock(from)?;
     let file = |error| RepairError::File(from.to_owned(), error);
-    let severed = wal::examine(&wal::beside(from)).map_err(file)?;
+    let severed = wal::examine(from).map_err(file)?;
     private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
     let mended = beside(into, ".damaged");
     let saved = match severed {

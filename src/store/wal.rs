@@ -4,6 +4,7 @@
 //!
 //! The format is described in "The Write-Ahead Log" of <https://www.sqlite.org/fileformat2.html>.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -14,8 +15,22 @@ use std::path::{Path, PathBuf};
 pub struct Severed {
     /// The frame that is broken, from 1; 0 is the log's own header.
     pub frame: u64,
-    /// Commits that would be dropped although they can be read.
+    /// Where it begins.
+    len: u64,
+    /// Commits behind it that would be dropped although they can be read.
     pub commits: u64,
+}
+
+impl Severed {
+    /// Cuts off what SQLite would drop, so that what is written next has nothing behind it.
+    ///
+    /// # Errors
+    /// When the log cannot be changed.
+    pub fn drop_end(self, database: &Path) -> std::io::Result<()> {
+        let log = OpenOptions::new().write(true).open(beside(database))?;
+        log.set_len(self.len)?;
+        log.sync_all()
+    }
 }
 
 const HEADER_LEN: usize = 32;
@@ -31,12 +46,13 @@ pub fn beside(database: &Path) -> PathBuf {
     name.into()
 }
 
-/// Looks whether a log goes on behind a broken frame. No log is whole.
+/// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:
+/// a log that starts over leaves behind its first frames what has been moved. No log is whole.
 ///
 /// # Errors
-/// When the file cannot be read.
-pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
-    let file = match File::open(path) {
+/// When a file cannot be read.
+pub fn examine(database: &Path) -> std::io::Result<Option<Severed>> {
+    let file = match File::open(beside(database)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -52,9 +68,11 @@ pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
     let page_len = page_len(&header);
 
     let (mut salt, mut before) = (is_header_whole.then(|| pair(&header, 16)), pair(&header, 24));
-    let mut broken = (!is_header_whole).then_some(Severed { frame: 0, commits: 0 });
+    let mut broken = (!is_header_whole).then_some(Severed { frame: 0, len: 0, commits: 0 });
     let mut frame = vec![0; FRAME_HEADER_LEN + page_len];
-    let mut number = 0;
+    let (mut number, mut place) = (0, HEADER_LEN as u64);
+    // Of each page, where its last version behind the break is; those of a commit under way come last.
+    let (mut pages, mut uncommitted) = (HashMap::new(), Vec::new());
     while fill(&mut log, &mut frame)? {
         number += 1;
         // A frame of another round of the log is older than this one's end.
@@ -64,12 +82,36 @@ pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
         before = pair(&frame, 16);
         let is_whole = is_of_this_round && sum == before;
         match &mut broken {
-            None if !is_whole => broken = Some(Severed { frame: number, commits: 0 }),
-            Some(severed) if is_whole && word(&frame, 4) != 0 => severed.commits += 1,
+            None if !is_whole => broken = Some(Severed { frame: number, len: place, commits: 0 }),
+            Some(severed) if is_whole => {
+                uncommitted.push((word(&frame, 0), place + FRAME_HEADER_LEN as u64));
+                if word(&frame, 4) != 0 {
+                    severed.commits += 1;
+                    pages.extend(uncommitted.drain(..));
+                }
+            }
             _ => {}
         }
+        place += frame.len() as u64;
     }
-    Ok(broken.filter(|severed| severed.commits > 0))
+    let Some(severed) = broken.filter(|severed| severed.commits > 0) else { return Ok(None) };
+    let has_news = has_other(&log.into_inner(), &File::open(database)?, &pages, page_len)?;
+    Ok(has_news.then_some(severed))
+}
+
+/// Whether a database has another version of one of these pages, which lie at these places of its log.
+fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: usize) -> std::io::Result<bool> {
+    let (mut logged, mut moved) = (vec![0; page_len], vec![0; page_len]);
+    for (number, place) in pages {
+        log.read_exact_at(&mut logged, *place)?;
+        let at = u64::from(number.saturating_sub(1)) * page_len as u64;
+        match database.read_exact_at(&mut moved, at) {
+            Ok(()) if moved == logged => {}
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error),
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 /// Writes what is in a log again, and syncs it, before it is read. A sync that failed in the life before
@@ -78,8 +120,8 @@ pub fn examine(path: &Path) -> std::io::Result<Option<Severed>> {
 ///
 /// # Errors
 /// When it cannot be read, written or synced.
-pub fn settle(path: &Path) -> std::io::Result<()> {
-    let Ok(log) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(()) };
+pub fn settle(database: &Path) -> std::io::Result<()> {
+    let Ok(log) = OpenOptions::new().read(true).write(true).open(beside(database)) else { return Ok(()) };
     let (mut piece, mut place) = (vec![0; 1 << 20], 0);
     loop {
         match log.read_at(&mut piece, place)? {
@@ -200,10 +242,18 @@ mod tests {
         database.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap_or(0)
     }
 
+    /// What is found of a log beside a database that has nothing of it.
     fn examined(log: &[u8]) -> Option<Severed> {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), log).expect("written");
-        examine(file.path()).expect("readable")
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("some.db");
+        std::fs::write(&path, files(1).0).expect("written");
+        std::fs::write(beside(&path), log).expect("written");
+        let severed = examine(&path).expect("readable");
+        if let Some(severed) = severed {
+            severed.drop_end(&path).expect("writable");
+            assert_eq!(examine(&path).expect("readable"), None, "nothing is behind the end any more");
+        }
+        severed
     }
 
     #[test]
@@ -237,6 +287,21 @@ mod tests {
             let in_text = at > HEADER_LEN + 5 * (FRAME_HEADER_LEN + 4_096);
             assert!(!in_text || rows(&damaged) >= 1, "{at}");
         }
+    }
+
+    #[test]
+    fn what_the_database_has_is_not_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("some.db");
+        let (database, mut log) = files(5);
+        std::fs::write(&path, database).expect("written");
+        std::fs::write(beside(&path), &log).expect("written");
+        let connection = Connection::open(&path).expect("open");
+        connection.execute_batch("SELECT * FROM t; PRAGMA wal_checkpoint(PASSIVE)").expect("moved");
+        // The first frame of the next round, half of it on the disk.
+        log[HEADER_LEN + 2_000..HEADER_LEN + 4_000].fill(7);
+        std::fs::write(beside(&path), &log).expect("written");
+        assert_eq!(examine(&path).expect("readable"), None);
     }
 
     #[test]

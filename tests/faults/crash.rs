@@ -28,6 +28,11 @@ impl Told {
         assert!(before.is_none(), "a token is published once");
         self.count.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Whether a producer was told anything.
+    fn knows(&self, name: &str) -> bool {
+        self.acknowledged.lock().unwrap().keys().any(|token| token.split('/').next() == Some(name))
+    }
 }
 
 fn tokened(token: &str) -> String {
@@ -127,6 +132,9 @@ fn at_random_moments_loses_nothing_acknowledged() {
             }
             scope.spawn(move || publish_arrays(server, &format!("array{life}"), told));
             scope.spawn(move || publish_requests(server, &format!("request{life}"), told));
+            let names = ["message{life}0", "message{life}1", "message{life}2", "array{life}", "request{life}"];
+            let names = names.map(|name| name.replace("{life}", &life.to_string()));
+            await_true("acknowledgements for each", || names.iter().all(|name| told.knows(name)));
             await_true("enough acknowledgements", || told.count.load(Ordering::Relaxed) >= enough);
             server.signal("KILL");
         });
