@@ -3,19 +3,24 @@
 //!
 //! CRC-32C (Castagnoli, as in RFC 3720): it finds every damage within 32 bits of each other, and processors have an
 //! instruction for it. Over 150 bytes of a row it takes some 25 ns, a hundredth of what storing it takes, when the
-//! row lies in one piece: so it is put together first, which also marks where each field ends.
+//! row lies in one piece: so it is put together first, with the length of each field.
 
 use crate::event::{Columns, Seq, Timestamp};
 
 /// The checksum of a row of `events`, as it is stored there. `room` is worked in, so that many rows share it.
 pub fn of_event(room: &mut Vec<u8>, seq: Seq, time: Timestamp, columns: &Columns<'_>, legacy_id: Option<&[u8]>) -> i32 {
-    room.clear();
-    room.extend_from_slice(&seq.0.to_le_bytes());
-    room.extend_from_slice(&time.0.to_le_bytes());
     let Columns { event_type, source, session_id, user_id, payload } = *columns;
-    for text in [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id] {
-        add(room, text);
+    let texts = [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id];
+    // In front, in one piece, what is of fixed length: number, time, and where each text ends.
+    let mut head = [0; 8 + 8 + 4 * 6];
+    head[..8].copy_from_slice(&seq.0.to_le_bytes());
+    head[8..16].copy_from_slice(&time.0.to_le_bytes());
+    for (len, text) in head[16..].as_chunks_mut::<4>().0.iter_mut().zip(texts) {
+        *len = len_of(text).to_le_bytes();
     }
+    room.clear();
+    room.extend_from_slice(&head);
+    texts.into_iter().flatten().for_each(|text| room.extend_from_slice(text));
     finish(room)
 }
 
@@ -47,9 +52,12 @@ pub fn of_meta(key: &str, value: i64) -> i32 {
 
 /// A field and its end, so that no two rows look alike.
 fn add(row: &mut Vec<u8>, field: Option<&[u8]>) {
-    let field_len = field.map_or(u32::MAX, |field| field.len() as u32);
-    row.extend_from_slice(&field_len.to_le_bytes());
+    row.extend_from_slice(&len_of(field).to_le_bytes());
     row.extend_from_slice(field.unwrap_or_default());
+}
+
+fn len_of(field: Option<&[u8]>) -> u32 {
+    field.map_or(u32::MAX, |field| field.len() as u32)
 }
 
 /// SQLite takes four bytes for numbers with a sign, and six for the larger half of those without.

@@ -699,18 +699,19 @@ impl<'c> Record<'c> {
 
 /// An event as it was stored, or an error that names it. Those up to `unchecked_through` have no checksum.
 pub(super) fn stored<'r>(row: &'r Row<'_>, unchecked_through: Seq) -> rusqlite::Result<StoredEvent<'r>> {
-    let seq = Seq(row.get::<_, i64>(0)? as u64);
-    let event = unverified(row);
-    let is_whole = event.as_ref().is_ok_and(|event| match row.get_ref(8) {
+    let event = unverified(row).ok().filter(|event| match row.get_ref(8) {
         Ok(ValueRef::Integer(checksum)) => {
             let legacy_id = event.legacy_id.map(str::as_bytes);
             let room = &mut Vec::with_capacity(256 + event.payload.len());
             checksum == i64::from(checksum::of_event(room, event.seq, event.time, &event.columns(), legacy_id))
         }
-        Ok(ValueRef::Null) => seq <= unchecked_through,
+        Ok(ValueRef::Null) => event.seq <= unchecked_through,
         _ => false,
     });
-    if is_whole { event } else { Err(damaged(format!("events: {} is damaged", seq.id()))) }
+    event.ok_or_else(|| {
+        let seq = row.get::<_, i64>(0).unwrap_or_default();
+        damaged(format!("events: {} is damaged", Seq(seq as u64).id()))
+    })
 }
 
 fn unverified<'r>(row: &'r Row<'_>) -> rusqlite::Result<StoredEvent<'r>> {
