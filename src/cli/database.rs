@@ -52,7 +52,7 @@ impl Check {
         progress.finish_and_clear();
         said?;
         let events = checked.with_context(|| format!("check {path}"))?;
-        anyhow::ensure!(damaged == 0, "{path} is damaged in {damaged} places: `event-pipeline repair` saves the rest");
+        anyhow::ensure!(damaged == 0, "{path} is damaged ({damaged} findings): `event-pipeline repair` saves the rest");
         writeln!(stdout, "{path} is sound: {events} events")?;
         Ok(())
     }

@@ -81,7 +81,7 @@ pub(super) fn pages(connection: &Connection, pages: Pages, mut found: impl FnMut
         match looked {
             Ok(lines) => lines.into_iter().filter(|line| line != "ok").for_each(&mut found),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => return Ok(false),
-            Err(error) if is_damage(&error) => found(error.to_string()),
+            Err(error) if is_damage(&error) => found(format!("{pragma}: {error}")),
             Err(error) => return Err(error),
         }
     }
@@ -136,11 +136,12 @@ impl Check<'_> {
             match looked {
                 Ok(true) => return Ok(Some(tally.events)),
                 Ok(false) => {}
-                Err(error) => {
+                Err(error) if is_damage(&error) => {
                     // Where even the ends of the table cannot be found there is nothing to go on with.
-                    self.damage(error)?;
+                    (self.found)(format!("events: the rest cannot be read ({error})"));
                     return Ok(Some(tally.events));
                 }
+                Err(error) => return Err(error),
             }
             number += 1;
             if (self.between)(tally.events).is_break() {
@@ -522,13 +523,19 @@ mod tests {
             for file in ["copy.db-wal", "copy.db-shm", "copy.db.lock", "new.db", "new.db.lock"] {
                 let _ = std::fs::remove_file(folder.path().join(file));
             }
-            let repaired = repair(&copy, &new).unwrap_or_else(|error| panic!("page {page}: {error}"));
+            let repaired = match repair(&copy, &new) {
+                Ok(repaired) => repaired,
+                Err(error) => {
+                    // Without the root no event is found.
+                    assert!(page as i64 + 1 == root && !new.exists(), "page {page}: {error}");
+                    continue;
+                }
+            };
             assert_eq!(found(&new), (Ok(repaired.events), vec![]), "page {page}");
             let (after, is_complete) = told(&open(&new).expect("whole").0).events.swap_remove(0);
             assert!(is_complete && after.iter().all(|event| before.events[0].0.contains(event)), "page {page}");
-            // A leaf holds some twenty events; without the root none is found.
-            let saved_min = if page as i64 + 1 == root { 0 } else { 150 };
-            assert!(after.len() as u64 == repaired.events && after.len() >= saved_min, "page {page}: {}", after.len());
+            // A leaf holds some twenty events.
+            assert!(after.len() as u64 == repaired.events && after.len() >= 150, "page {page}: {}", after.len());
         }
     }
 }

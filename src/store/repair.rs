@@ -38,7 +38,7 @@ pub enum RepairError {
     Exists(PathBuf),
     #[error("{0} was written by another version or program: let a server of this version open it first")]
     NotOurs(PathBuf),
-    #[error("{0}: its first page cannot be read, so not even the tables are known ({1})")]
+    #[error("{0}: nothing can be read of it ({1})")]
     Unreadable(PathBuf, rusqlite::Error),
     #[error(transparent)]
     Lock(#[from] super::OpenError),
@@ -75,7 +75,10 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     }
     .and_then(|old| {
         let saved = save(&old, into, epoch::last_noted(&held));
-        saved.map_err(|error| RepairError::Write(into.to_owned(), error))
+        saved.map_err(|error| match is_damage(&error) {
+            true => RepairError::Unreadable(from.to_owned(), error),
+            false => RepairError::Write(into.to_owned(), error),
+        })
     });
     for file in ["", "-wal", "-shm"].map(|end| beside(&mended, end)) {
         let _ = std::fs::remove_file(file);
@@ -137,6 +140,10 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
         repaired: Repaired::default(),
     };
     salvage.run(end(old, "ASC")?.unwrap_or(Seq(1))..=last)?;
+    if salvage.repaired.events == 0 {
+        // Empty, or without the page that leads to all others.
+        old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
+    }
     let Salvage { rebuild, first, last_seq, last_time, has_legacy_ids, mut repaired, .. } = salvage;
     rebuild.finish()?;
     meta::set(new, meta::LAST_SEQ, last.max(last_seq).0 as i64)?;

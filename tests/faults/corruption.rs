@@ -74,7 +74,7 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
 
     let checked = run(&server, &["check", "data/events.db"]);
     assert_eq!((checked.code, checked.stdout.trim()), (Some(1), named));
-    assert!(checked.stderr.contains("damaged in 1 places"), "{}", checked.stderr);
+    assert!(checked.stderr.contains("is damaged (1 findings)"), "{}", checked.stderr);
     let refused = run(&server, &["repair", "data/events.db", "--into", "data/new.db"]);
     assert_eq!(refused.code, Some(1), "while a server runs on it");
     assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
