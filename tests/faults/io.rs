@@ -258,7 +258,7 @@ fn no_descriptor_left_for_a_reader_harms_nobody_else() {
     disk.order(Order::at(1, READ, Fault::FailFromNowOn(EIO)));
     let mut wire = Wire::connect(server.addr);
     wire.send(request("GET", "/events", &[], b""));
-    wire.response().unwrap().refusal(500);
+    assert!(FAILED_READS.contains(&wire.response().unwrap().status));
     disk.order(Order::at(1, OPEN, Fault::FailFromNowOn(EMFILE)));
     for n in 1..=5 {
         for target in ["/events", "/stats", "/events/evt_000000000001", "/events?after_id=evt_000000000000"] {
@@ -275,14 +275,17 @@ fn no_descriptor_left_for_a_reader_harms_nobody_else() {
     assert_eq!(server.stored("").len(), 6);
 }
 
+/// What a disk cannot give back is damaged for all that SQLite knows, in the middle of a statement; elsewhere, that a
+/// read failed.
+const FAILED_READS: [u16; 2] = [500, 503];
+
 /// What a request for all events got: the ids, and whether it was told to be all.
 fn exported(server: &Server) -> (Vec<u64>, bool) {
     let mut wire = Wire::connect(server.addr);
     wire.send(request("GET", "/events", &[ACCEPT_NDJSON], b""));
     let head = wire.response_head().expect("an answer");
     if head.status != 200 {
-        // What a disk cannot give back is damaged, for all that a reader can know.
-        assert_eq!(head.status, 500);
+        assert!(FAILED_READS.contains(&head.status), "{}", head.status);
         return (Vec::new(), false);
     }
     let mut body = Vec::new();
@@ -369,7 +372,7 @@ fn a_read_that_fails_is_never_taken_for_the_end() {
             {
                 let response = server.get(target);
                 if response.status != 200 {
-                    response.refusal(500);
+                    assert!(FAILED_READS.contains(&response.status), "{}", response.text());
                 } else if target.contains("limit=9") {
                     let ids = sequences(response.json().as_array().unwrap());
                     assert_eq!(ids, (0x801..0x801 + 900).collect::<Vec<_>>());
