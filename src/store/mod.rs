@@ -926,11 +926,16 @@ fn sync_names(folder: &Path) -> std::io::Result<()> {
     }
 }
 
+/// The file that has the name of another, and more at its end.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
 /// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes.
 fn lock(database: &Path) -> Result<File, OpenError> {
-    let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
-    let path = PathBuf::from(name);
+    let path = beside(database, ".lock");
     let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
     let file = open.map_err(|error| OpenError::File(path.clone(), error))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

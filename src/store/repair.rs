@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::check::is_damage;
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};
-use super::{Kept, epoch, lock, private_file, read, wal};
+use super::{Kept, beside, epoch, lock, private_file, read, wal};
 use crate::config::Durability;
 use crate::event::{Seq, Timestamp};
 
@@ -93,13 +93,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
 
 fn copy_mended(from: &Path, into: &Path) -> std::io::Result<()> {
     std::fs::copy(from, into)?;
-    wal::mend(&wal::beside(from), &wal::beside(into))
-}
-
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
+    wal::mend(&beside(from, "-wal"), &beside(into, "-wal"))
 }
 
 fn open_old(from: &Path) -> Result<Connection, RepairError> {

@@ -40,10 +40,8 @@ const MAGIC: u32 = 0x377f_0682;
 const VERSION: u32 = 3_007_000;
 
 /// The log of a database.
-pub fn beside(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
+fn beside(database: &Path) -> PathBuf {
+    super::beside(database, "-wal")
 }
 
 /// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:
