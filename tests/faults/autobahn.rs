@@ -73,7 +73,7 @@ fn python() -> Option<&'static Path> {
 /// its usual patience. Nothing where the suite cannot be had.
 fn run(target: &str, cases: &[&str], excluded: &[&str], patience: f64) -> Option<Verdicts> {
     let Some(python) = python() else {
-        eprintln!("SKIPPED: autobahn: needs Python 2.7 with pip (pyenv install 2.7.18) and what autobahn.sh installs");
+        skip_everywhere("autobahn", "Python 2.7 with pip (pyenv install 2.7.18) and what autobahn.sh installs");
         return None;
     };
     let folder = tempfile::tempdir().unwrap();

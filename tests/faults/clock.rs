@@ -11,7 +11,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::*;
-use crate::tools;
 
 const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
 const HOUR: i64 = 3_600;
@@ -20,7 +19,7 @@ const YEAR: i64 = 365 * 24 * HOUR;
 /// A server whose clock is ours, and nobody else's.
 fn start(test: &str, settings: &[(&str, &str)]) -> Option<Server> {
     let Some(library) = libfaketime() else {
-        tools::is_missing(test, "libfaketime", "faketime");
+        skip(test, "libfaketime (apt-get install faketime)");
         return None;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -95,7 +95,8 @@ impl Disk {
     }
 
     fn made(test: &str, remembers: bool) -> Option<Disk> {
-        if !is_there(test, "cc", "gcc libc6-dev") {
+        if program("cc").is_none() {
+            skip(test, "cc (apt-get install gcc libc6-dev)");
             return None;
         }
         let beside = tempfile::tempdir().unwrap();
@@ -170,20 +171,6 @@ impl Disk {
         self.orders.read_exact_at(&mut bytes, offset).unwrap();
         bytes
     }
-}
-
-/// Whether a tool is there. Where it must be (`CI` is set) the test fails without, else it says that it is skipped.
-pub fn is_there(test: &str, tool: &str, packages: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
-    found || skip(test, &format!("{tool} (apt-get install {packages})"))
-}
-
-/// Skips a test loudly, or fails it where nothing may be skipped.
-pub fn skip(test: &str, needs: &str) -> bool {
-    assert!(std::env::var_os("CI").is_none(), "{test} needs {needs}");
-    eprintln!("SKIPPED: {test}: needs {needs}");
-    false
 }
 
 /// How many rounds: so many, or what `FAULT_ROUNDS` says.

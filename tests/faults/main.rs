@@ -26,4 +26,3 @@ mod producers;
 mod record;
 mod slow;
 mod smuggling;
-mod tools;

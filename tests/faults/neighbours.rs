@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::*;
-use crate::tools;
 
 /// The `sqlite3` shell with the database open.
 struct Shell {
@@ -24,7 +23,7 @@ impl Shell {
     fn open(test: &str, database: &Path) -> Option<Shell> {
         let spawned = Command::new("sqlite3").arg(database).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let Ok(mut child) = spawned else {
-            tools::is_missing(test, "the sqlite3 shell", "sqlite3");
+            skip(test, "the sqlite3 shell (apt-get install sqlite3)");
             return None;
         };
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));

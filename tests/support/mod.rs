@@ -7,6 +7,7 @@ mod event_stream;
 pub mod h2;
 mod http;
 mod server;
+mod tools;
 mod websocket;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 pub use event_stream::*;
 pub use http::*;
 pub use server::*;
+pub use tools::*;
 pub use websocket::*;
 
 /// How long anything may take before the test gives up. Nothing here needs more than a fraction of it;
