@@ -16,6 +16,7 @@
 //! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
 //! * [`hub`] — who wants which events, and the fan-out to them
 //! * [`audience`] — whether anybody follows the commits
+//! * [`budget`] — memory and places that everybody shares
 //! * [`outbox`] — what waits to leave one socket
 //! * [`doorbell`] — one signal for all of a thread's tasks that have news
 //! * [`feed`] — one subscriber's way through the record: history, then live
@@ -27,6 +28,7 @@
 
 pub mod audience;
 pub mod auth;
+pub mod budget;
 pub mod client;
 pub mod config;
 pub mod doorbell;

@@ -12,9 +12,9 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 
 use super::read::{self, kept};
-use super::schema::meta;
+use super::schema::{self, damaged, meta};
 use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
-use super::{Kept, damaged, schema, wal};
+use super::{Kept, wal};
 use crate::event::{Seq, Timestamp};
 
 /// Holds a whole file against itself and hands each damaged thing to `found`, by name. A server may run on it.
@@ -170,8 +170,8 @@ impl Check<'_> {
         let numbers = *whole.start().max(kept.start())..=*whole.end().min(kept.end());
         let mut present = vec![false; SEGMENT_EVENTS as usize];
         let (mut segment, mut rows_seen) = (Segment::new(number), 0);
-        let sql = format!("SELECT {} FROM events WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq", read::COLUMNS);
-        let mut statement = connection.prepare_cached(&sql)?;
+        const SQL: &str = read::select_events!("seq BETWEEN ?1 AND ?2 ORDER BY seq");
+        let mut statement = connection.prepare_cached(SQL)?;
         let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
         loop {
             let row = match rows.next() {

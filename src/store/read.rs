@@ -70,7 +70,17 @@ pub(super) struct Readers {
 /// this many at once, opening a connection (some 100 µs) is the smaller cost.
 const IDLE_MAX: usize = 8;
 
-pub(super) const COLUMNS: &str = "seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum";
+/// The statement that has the events which are given in SQL, for [`stored`] to read.
+macro_rules! select_events {
+    ($which:literal) => {
+        concat!(
+            "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum ",
+            "FROM events WHERE ",
+            $which
+        )
+    };
+}
+pub(super) use select_events;
 
 /// Events looked at in one transaction: some 50 ms at 0.8 µs each, for a reader that holds the log longer keeps
 /// it from starting over.
@@ -418,7 +428,7 @@ impl Scan<'_, '_> {
             Order::OldestFirst => "ASC",
             Order::NewestFirst => "DESC",
         };
-        let sql = format!("SELECT {COLUMNS} FROM events WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq {order}");
+        let sql = format!(select_events!("seq BETWEEN ?1 AND ?2 ORDER BY seq {}"), order);
         let Record { connection, unchecked_through } = self.record;
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query([self.range.start().0 as i64, self.range.end().0 as i64])?;
@@ -647,9 +657,7 @@ impl<'c> Record<'c> {
 
     /// Shows an event, if it is there.
     pub fn event(self, seq: Seq, visit: impl FnOnce(StoredEvent<'_>)) -> rusqlite::Result<()> {
-        const SQL: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
-                           FROM events WHERE seq = ?1";
-        let mut statement = self.connection.prepare_cached(SQL)?;
+        let mut statement = self.connection.prepare_cached(select_events!("seq = ?1"))?;
         let mut rows = statement.query([seq.0 as i64])?;
         rows.next()?.map(|row| stored(row, self.unchecked_through).map(visit)).transpose().map(drop)
     }
@@ -674,9 +682,7 @@ impl<'c> Record<'c> {
     /// increase with the numbers, so this is a binary search: some 27 looks among 100 million events.
     pub fn first_later(self, kept: &RangeInclusive<Seq>, time: Timestamp) -> rusqlite::Result<Seq> {
         // The event in the middle may have been deleted or damaged: the next one stands for it.
-        const SQL: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
-                           FROM events WHERE seq >= ?1 ORDER BY seq";
-        let mut statement = self.connection.prepare_cached(SQL)?;
+        let mut statement = self.connection.prepare_cached(select_events!("seq >= ?1 ORDER BY seq"))?;
         let (mut low, mut high) = (kept.start().0, kept.end().0 + 1);
         while low < high {
             let middle = low + (high - low) / 2;

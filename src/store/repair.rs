@@ -8,9 +8,10 @@ use rusqlite::{Connection, OptionalExtension};
 use serde_json::value::RawValue;
 
 use super::check::is_damage;
+use super::files::{beside, lock, private_file};
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};
-use super::{Kept, beside, epoch, lock, private_file, read, wal};
+use super::{Kept, epoch, read, wal};
 use crate::config::Durability;
 use crate::event::{Seq, Timestamp};
 
@@ -40,8 +41,8 @@ pub enum RepairError {
     NotOurs(PathBuf),
     #[error("{0}: nothing can be read of it ({1})")]
     Unreadable(PathBuf, rusqlite::Error),
-    #[error(transparent)]
-    Lock(#[from] super::OpenError),
+    #[error("{0} is in use by a server")]
+    InUse(PathBuf),
     #[error("{0}: {1}")]
     File(PathBuf, std::io::Error),
     #[error("write {0}: {1}")]
@@ -63,8 +64,8 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
         return Err(RepairError::File(from.to_owned(), std::io::ErrorKind::NotFound.into()));
     }
     // Whoever writes to the file meanwhile would write for nothing.
-    let held = lock(from)?;
     let file = |error| RepairError::File(from.to_owned(), error);
+    let held = lock(from).map_err(file)?.ok_or_else(|| RepairError::InUse(from.to_owned()))?;
     let severed = wal::examine(from).map_err(file)?;
     private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
     let mended = beside(into, ".damaged");
@@ -207,7 +208,7 @@ impl Salvage<'_> {
     }
 
     fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Reached> {
-        let sql = format!("SELECT {} FROM events WHERE {which}", read::COLUMNS);
+        let sql = format!(read::select_events!("{}"), which);
         let mut next = from;
         let looked = (|| {
             let mut statement = self.old.prepare_cached(&sql)?;

@@ -11,6 +11,9 @@ use crate::config::Durability;
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
 pub const VERSION: i64 = 3;
 
+/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
+pub const PAGE_BYTES: u64 = 4_096;
+
 /// Written into `PRAGMA application_id`: "EvPl".
 pub const APPLICATION_ID: i64 = 0x4576_506c;
 
@@ -235,7 +238,7 @@ pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A write-ahead log that was larger is cut back to this when it starts over.
-const WAL_BYTES_KEPT: i64 = 64 << 20;
+pub const WAL_BYTES_KEPT: i64 = 64 << 20;
 
 /// The writer touches the right edge of a few trees; this holds them with room for a deletion's pages.
 const WRITER_CACHE_KIB: usize = 8 << 10;

@@ -34,14 +34,14 @@ impl Severed {
 }
 
 const HEADER_LEN: usize = 32;
-const FRAME_HEADER_LEN: usize = 24;
+pub const FRAME_HEADER_LEN: usize = 24;
 /// The last bit tells the order of bytes in which checksums are computed.
 const MAGIC: u32 = 0x377f_0682;
 const VERSION: u32 = 3_007_000;
 
 /// The log of a database.
 fn beside(database: &Path) -> PathBuf {
-    super::beside(database, "-wal")
+    super::files::beside(database, "-wal")
 }
 
 /// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:
@@ -170,7 +170,7 @@ pub fn mend(path: &Path, into: &Path) -> std::io::Result<()> {
 fn page_len(header: &[u8]) -> usize {
     let told = word(header, 8) as usize;
     let is_possible = told.is_power_of_two() && (512..=65_536).contains(&told);
-    if is_possible { told } else { super::PAGE_BYTES as usize }
+    if is_possible { told } else { super::schema::PAGE_BYTES as usize }
 }
 
 fn put(bytes: &mut [u8], [a, b]: [u32; 2]) {

@@ -11,15 +11,16 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
+use super::checkpoint::{Moved, checkpoint};
 use super::checksum;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
 use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
-use super::schema::{self, meta};
+use super::schema::{self, PAGE_BYTES, meta};
 use super::segments::{IndexRow, SEGMENT_EVENTS, Segment};
-use super::{Kept, PAGE_BYTES, Shared};
+use super::{Kept, Shared};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
@@ -60,7 +61,7 @@ pub(super) struct Append {
     pub batch: Batch,
     pub receipt: Receipt,
     /// What it took of the queue's room, given back once the writer has it in hand.
-    pub room: super::Room,
+    pub room: super::queue::Room,
     /// What became of each event, when some had idempotency keys and not all are new.
     pub fates: Option<Arc<[Fate]>>,
 }
@@ -250,7 +251,7 @@ impl Writer {
 
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
-        let has_log = self.shared.log.pages.load(Ordering::Relaxed) > 0;
+        let has_log = self.shared.log.pages() > 0;
         let idle_until = has_log.then(|| Instant::now() + IDLE_BEFORE_TRUNCATE);
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
@@ -767,7 +768,7 @@ impl Writer {
     }
 
     fn start_checkpoint_if_due(&mut self) {
-        let pages = self.shared.log.pages.load(Ordering::Relaxed);
+        let pages = self.shared.log.pages();
         if pages >= self.work.checkpoint.due_at && !self.work.checkpoint.is_running {
             self.work.checkpoint.is_running = true;
             self.checkpointer.send(()).expect("the checkpointer lives as long as the writer");
@@ -793,7 +794,7 @@ impl Writer {
     /// Returns an error only when going on is unsafe.
     fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
         self.witness.note(self.last, false);
-        if let Some(log) = super::checkpoint(&self.connection, mode)? {
+        if let Some(log) = checkpoint(&self.connection, mode)? {
             self.watch_log(log);
         }
         Ok(())
@@ -802,7 +803,7 @@ impl Writer {
     /// A log that is not moved entirely has a reader that needs what its pages would replace: one of ours for an
     /// instant, another program for as long as its transaction is open. The log grows until that ends, so it is
     /// said who is to blame.
-    fn watch_log(&mut self, log: super::Moved) {
+    fn watch_log(&mut self, log: Moved) {
         self.shared.log.note(log);
         let checkpoint = &mut self.work.checkpoint;
         if log.is_all() {

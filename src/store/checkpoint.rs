@@ -1,0 +1,118 @@
+//! The write-ahead log, and how its pages get into the database.
+
+use crossbeam_channel::{Receiver, Sender};
+use rusqlite::Connection;
+
+use super::schema::PAGE_BYTES;
+use super::wal::FRAME_HEADER_LEN;
+use super::writer::Command;
+use crate::event::Timestamp;
+use crate::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+/// The write-ahead log.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// Pages in it.
+    pages: AtomicUsize,
+    /// How many of them are in the database, too.
+    moved: AtomicUsize,
+    /// Since when a reader has kept it from starting over, in microseconds; 0 if none does.
+    held_since: AtomicI64,
+}
+
+impl Log {
+    /// Pages in it.
+    pub(super) fn pages(&self) -> usize {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Pages that the next checkpoint will move.
+    pub fn pages_to_move(&self) -> usize {
+        self.pages().saturating_sub(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// The room it takes.
+    pub fn bytes(&self) -> u64 {
+        self.pages() as u64 * LOG_PAGE_BYTES
+    }
+
+    /// Since when a reader has kept it from starting over.
+    pub fn held_since(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.held_since.load(Ordering::Relaxed))).filter(|since| since.0 != 0)
+    }
+
+    /// A commit made it so long.
+    pub(super) fn grew(&self, pages: usize) {
+        // Where all of it was moved, the commit has begun at its start.
+        if self.pages_to_move() == 0 {
+            self.moved.store(0, Ordering::Relaxed);
+        }
+        self.pages.store(pages, Ordering::Relaxed);
+    }
+
+    /// A checkpoint came so far.
+    pub(super) fn note(&self, log: Moved) {
+        self.pages.store(log.pages, Ordering::Relaxed);
+        self.moved.store(log.moved, Ordering::Relaxed);
+        let was_held = self.held_since().is_some();
+        if was_held == log.is_all() {
+            let since = if was_held { 0 } else { Timestamp::now().0 };
+            self.held_since.store(since, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A page and its head in the log.
+const LOG_PAGE_BYTES: u64 = PAGE_BYTES + FRAME_HEADER_LEN as u64;
+
+/// How many pages are in the log, and how many of these a checkpoint has moved into the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) pages: usize,
+    pub(super) moved: usize,
+}
+
+impl Moved {
+    pub(super) fn is_all(self) -> bool {
+        self.moved >= self.pages
+    }
+}
+
+/// Moves the log's pages into the database, so that no commit waits for the disk to take them.
+pub(super) struct Checkpointer {
+    pub(super) connection: Connection,
+    pub(super) due: Receiver<()>,
+    pub(super) commands: Sender<Command>,
+}
+
+impl Checkpointer {
+    pub(super) fn checkpoint(&self) {
+        let how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        let _ = self.commands.send(Command::Checkpointed(how));
+    }
+}
+
+/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Nothing if another
+/// checkpoint is under way, or it could not: then they stay in the log, and the next one moves them all.
+///
+/// # Errors
+/// A failed sync. What it should have brought to the disk would be taken for synced by the next one.
+pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
+    match moved {
+        Ok((pages, moved)) => {
+            let counts = usize::try_from(pages).ok().zip(usize::try_from(moved).ok());
+            Ok(counts.map(|(pages, moved)| Moved { pages, moved }))
+        }
+        Err(error) if is_failed_sync(&error) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "checkpoint");
+            Ok(None)
+        }
+    }
+}
+
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC)
+}

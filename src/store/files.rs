@@ -1,0 +1,56 @@
+//! Files and folders around the database: their names, who may read them, and who holds them.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The file that has the name of another, and more at its end.
+pub fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// Makes sure of a folder, also after a power cut: a name is safe once the folder that it stands in is synced.
+pub fn make_folder(folder: &Path) -> std::io::Result<()> {
+    let holder = |folder: &Path| match folder.parent() {
+        Some(holder) if !holder.as_os_str().is_empty() => holder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let new: Vec<_> = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    new.into_iter().try_for_each(|new| sync_names(&holder(new)))
+}
+
+/// Syncs the names in a folder, where it can be: it may be somebody else's, or on a file system that has no such thing.
+pub fn sync_names(folder: &Path) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported) => Ok(()),
+        done => done,
+    }
+}
+
+/// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes; nothing if another
+/// program holds it.
+pub fn lock(database: &Path) -> std::io::Result<Option<File>> {
+    let path = beside(database, ".lock");
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes sure that the database exists and that only its owner can read it; SQLite gives the files
+/// beside it the same permissions.
+pub fn private_file(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    let mut permissions = file.metadata()?.permissions();
+    if permissions.mode() & 0o077 != 0 {
+        permissions.set_mode(0o600);
+        file.set_permissions(permissions)?;
+    }
+    Ok(())
+}

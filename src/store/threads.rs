@@ -1,0 +1,121 @@
+//! The threads of an open store, and how they start and end.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::oneshot;
+
+use super::checker::Checker;
+use super::checkpoint::Checkpointer;
+use super::segments::Segment;
+use super::writer::{Command, Writer};
+use crate::wire::batch::Commit;
+
+/// The threads of an open store, and what they hand on.
+#[derive(Debug)]
+pub struct Running {
+    /// Every commit that stored events while there was an audience, in order. Must be emptied: a full
+    /// channel stops the writer. It ends when the writer has ended.
+    pub commits: Receiver<Arc<Commit>>,
+    /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
+    /// if it panicked.
+    pub writer: oneshot::Receiver<rusqlite::Result<()>>,
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// An open store whose threads have not been started.
+pub(crate) struct Parts {
+    pub(super) writer: Writer,
+    pub(crate) commits: Receiver<Arc<Commit>>,
+    pub(super) sealer: Sealer,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) checker: Option<Checker>,
+    pub(super) lock: File,
+}
+
+/// Encodes full segments, which takes too long for the writer.
+pub(super) struct Sealer {
+    pub(super) full: Receiver<Arc<Segment>>,
+    pub(super) commands: Sender<Command>,
+}
+
+impl Sealer {
+    fn encode(&self, segment: &Segment) {
+        // The writer is gone only when the process is ending.
+        let _ = self.commands.send(Command::Encoded { segment: segment.number(), rows: segment.rows() });
+    }
+}
+
+impl Parts {
+    pub(super) fn start(self) -> Running {
+        let Parts { writer, commits, sealer, checkpointer, checker, lock } = self;
+        let (ended, how) = oneshot::channel();
+        let (running, stopped) = crossbeam_channel::bounded(0);
+        let mut threads = vec![
+            spawn("writer", move || {
+                let outcome = writer.run();
+                drop(running);
+                // The next server may open the file from here on.
+                drop(lock);
+                let _ = ended.send(outcome);
+            }),
+            spawn("sealer", move || sealer.full.iter().for_each(|segment| sealer.encode(&segment))),
+            spawn("checkpointer", move || checkpointer.due.iter().for_each(|()| checkpointer.checkpoint())),
+        ];
+        threads.extend(checker.map(|checker| spawn("checker", move || checker.run(&stopped))));
+        Running { commits, writer: how, threads }
+    }
+}
+
+/// The threads' work in pieces, for the simulation. Each says whether there was anything to do.
+#[cfg(test)]
+impl Parts {
+    /// A turn of the writer, if it would not have to wait.
+    pub(crate) fn write(&mut self) -> bool {
+        let has_work = self.writer.has_housekeeping() || !self.writer.commands.is_empty();
+        let can = has_work && !self.commits.is_full();
+        if can {
+            self.writer.turn(&mut Vec::new()).expect("the writer can go on");
+        }
+        can
+    }
+
+    /// The beginning of such a turn, up to the commit, of which nobody hears: what follows is a crash.
+    pub(crate) fn write_unheard(&mut self) {
+        if !self.commits.is_full() && (self.writer.has_housekeeping() || !self.writer.commands.is_empty()) {
+            self.writer.turn_unheard();
+        }
+    }
+
+    pub(crate) fn seal(&self) -> bool {
+        self.sealer.full.try_recv().map(|segment| self.sealer.encode(&segment)).is_ok()
+    }
+
+    pub(crate) fn checkpoint(&self) -> bool {
+        self.checkpointer.due.try_recv().map(|()| self.checkpointer.checkpoint()).is_ok()
+    }
+
+    /// From now on the clock is so much behind the last event's time.
+    pub(crate) fn step_clock_back(&mut self, micros: i64) {
+        self.writer.last_time.0 += micros;
+    }
+
+    /// Lets the database grow by so many pages; without a number, without end.
+    pub(crate) fn limit_disk(&self, pages: Option<u64>) {
+        let count = |name| self.writer.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let max = pages.map_or(1 << 30, |more| count("page_count").expect("a number") + more as i64);
+        self.writer.connection.pragma_update(None, "max_page_count", max).expect("a valid number");
+    }
+
+    /// Runs the writer to its end, and leaves the commits.
+    pub(crate) fn finish(self) -> Receiver<Arc<Commit>> {
+        self.writer.run().expect("the writer ends well");
+        self.commits
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system has room for a thread")
+}
