@@ -34,6 +34,14 @@ pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMu
     }
     let connection = schema::open_reader(path)?;
     pages(&connection, Pages::All, &mut found)?;
+    match schema::verify(&connection) {
+        Err(error) if is_damage(&error) => {
+            // Nothing that follows could be read.
+            found(error.to_string());
+            return Ok(0);
+        }
+        verified => verified?,
+    }
     let mut check = Check {
         connection: &connection,
         found: &mut found,
@@ -305,6 +313,8 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
         // A column of another type than it was stored with.
         Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::IntegralValueOutOfRange(..) => true,
         Error::Utf8Error(..) => true,
+        // Our statements are correct: it is the tables that are not as they were made.
+        Error::SqlInputError { .. } => true,
         _ => false,
     }
 }
@@ -502,6 +512,51 @@ mod tests {
         }
         println!("{noticed} noticed, {refused} not opened, {harmless} without effect");
         assert!(noticed > 100 && refused > 10, "most of so small a file is unused, but not all");
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_definition_of_a_table_is_refused_or_noticed_or_without_effect() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
+        finish(filled(&path));
+        let whole = std::fs::read(&path).expect("a file");
+        let before = told(&open(&path).expect("whole").0);
+        let true_events: BTreeSet<_> = before.events[0].0.iter().collect();
+        let (mut refused, mut noticed, mut harmless) = (0, 0, 0);
+        // The first page holds nothing else, after a header of 100 bytes.
+        for (turn, at) in (100..4_096).step_by(3).enumerate() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (turn % 8);
+            let around = String::from_utf8_lossy(&damaged[at - 20..(at + 20).min(4_096)]).into_owned();
+            for file in ["copy.db-wal", "copy.db-shm", "copy.db.lock"] {
+                let _ = std::fs::remove_file(folder.path().join(file));
+            }
+            std::fs::write(&copy, &damaged).expect("written");
+            match open(&copy) {
+                Err(crate::store::OpenError::Damaged(..)) => {
+                    refused += 1;
+                    let (checked, damage) = found(&copy);
+                    assert!(checked.is_err() || !damage.is_empty(), "byte {at}: the check is content");
+                }
+                Err(error) => panic!("byte {at}, {around:?}: {error}"),
+                // The root of a tree is only known to be wrong once all pages are held against each other.
+                Ok((store, _parts)) if !found(&copy).1.is_empty() => {
+                    noticed += 1;
+                    for (events, _) in &told(&store).events {
+                        let is_true = events.iter().all(|event| true_events.contains(event));
+                        assert!(is_true, "byte {at}, {around:?}: an event that was never stored: {events:?}");
+                    }
+                }
+                Ok((store, mut parts)) => {
+                    harmless += 1;
+                    assert!(told(&store) == before, "byte {at}, {around:?}: something else is told");
+                    append(&store, &mut parts, 200..201);
+                    finish((store, parts));
+                }
+            }
+        }
+        println!("{refused} refused, {noticed} noticed, {harmless} without effect");
+        assert!(refused > 100 && harmless > 100);
     }
 
     #[test]

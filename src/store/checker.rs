@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use rusqlite::Connection;
 
-use super::check::{self, Check, Pages, Progress};
+use super::check::{self, Check, Pages, Progress, is_damage};
 use super::{Shared, schema};
 
 /// Holds the file against itself, behind a serving server.
@@ -28,6 +28,7 @@ impl Checker {
                 (integrity.progress, integrity.events) = (Progress::Done, events);
             }
             Ok(None) => {}
+            Err(error) if is_damage(&error) => integrity.lock().note(error.to_string()),
             Err(error) => tracing::warn!(%error, "check the database"),
         }
     }

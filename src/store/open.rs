@@ -99,15 +99,20 @@ impl Store {
         if version > schema::VERSION {
             return Err(OpenError::Newer(path.clone(), version));
         }
-        let needs_upgrade = upgrade::is_needed(&connection).map_err(database)?;
-        if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
-            return Err(OpenError::Foreign(path.clone()));
+        if schema::is_current(&connection).map_err(database)? {
+            schema::verify(&connection).map_err(database)?;
+            schema::prepare(&connection, config.durability).map_err(database)?;
+        } else {
+            let needs_upgrade = upgrade::is_needed(&connection).map_err(database)?;
+            if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
+                return Err(OpenError::Foreign(path.clone()));
+            }
+            schema::prepare(&connection, config.durability).map_err(database)?;
+            if needs_upgrade {
+                upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
+            }
+            schema::create(&mut connection).map_err(database)?;
         }
-        schema::prepare(&connection, config.durability).map_err(database)?;
-        if needs_upgrade {
-            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
-        }
-        schema::create(&mut connection).map_err(database)?;
         let state = State::read(&connection).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
         let witness = Witness::hear(beside, &connection, path, state.last, config.durability).map_err(database)?;

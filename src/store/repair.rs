@@ -100,8 +100,8 @@ fn copy_mended(from: &Path, into: &Path) -> std::io::Result<()> {
 fn open_old(from: &Path) -> Result<Connection, RepairError> {
     let old = schema::open_reader(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))?;
     let version = old.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-    match version.and_then(|version| Ok((version, schema::is_foreign(&old)?))) {
-        Ok((schema::VERSION, false)) => Ok(old),
+    match version.and_then(|version| Ok((version, schema::is_current(&old)? || !schema::is_foreign(&old)?))) {
+        Ok((schema::VERSION, true)) => Ok(old),
         Ok(_) => Err(RepairError::NotOurs(from.to_owned())),
         Err(error) => Err(RepairError::Unreadable(from.to_owned(), error)),
     }

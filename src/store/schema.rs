@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, TransactionBehavior};
 
 use super::{Kept, checksum};
 use crate::config::Durability;
@@ -169,6 +169,46 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     let has_tables: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
     Ok(has_tables && connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err())
+}
+
+/// Whether it says of itself that it is ours and of this format.
+pub fn is_current(connection: &Connection) -> rusqlite::Result<bool> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    Ok((pragma("application_id")?, pragma("user_version")?) == (APPLICATION_ID, VERSION))
+}
+
+/// Holds the tables of a file of this format against [`TABLES`]. One with a damaged name would be taken for missing, a
+/// statement that does not find a column would fail in the middle of the work, and of two trees with one root each would
+/// be written into the other. What else there is does not matter.
+///
+/// # Errors
+/// What is damaged.
+pub fn verify(connection: &Connection) -> rusqlite::Result<()> {
+    let ours = Connection::open_in_memory()?;
+    ours.execute_batch(TABLES)?;
+    let expected = columns(&ours)?;
+    let found = columns(connection).map_err(|error| match error.sqlite_error_code() {
+        // Of a view it is found out here that it asks for what there is not.
+        Some(ErrorCode::Unknown) => damaged(format!("tables: {error}")),
+        _ => error,
+    })?;
+    if let Some((name, _)) = expected.into_iter().find(|column| !found.contains(column)) {
+        return Err(damaged(format!("tables: {name} is damaged")));
+    }
+    const ROOTS: &str = "SELECT count(*) = count(DISTINCT rootpage) FROM sqlite_schema WHERE rootpage != 0";
+    match connection.query_row(ROOTS, [], |row| row.get(0))? {
+        true => Ok(()),
+        false => Err(damaged("tables: two have the same root")),
+    }
+}
+
+/// The columns of all tables and views, each with how it is declared.
+fn columns(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    const SQL: &str = "SELECT its.name || '.' || columns.name, its.type || its.wr || columns.type || columns.\"notnull\" || \
+                       columns.pk || coalesce(columns.dflt_value, '') \
+                       FROM sqlite_schema JOIN pragma_table_list(sqlite_schema.name) AS its \
+                       JOIN pragma_table_xinfo(its.name) AS columns WHERE its.schema = 'main'";
+    connection.prepare(SQL)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Creates what is missing, and makes a file of an earlier format one of this.
