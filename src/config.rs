@@ -70,6 +70,9 @@ pub struct Config {
     /// Bytes of one HTTP body; enough for 1,000 events of 16 KiB. At most 256 MiB: a batch counts its
     /// bytes in 31 bits, and the smallest events grow sixfold when they are encoded.
     pub max_body_bytes: usize,
+    /// Bytes of memory for all HTTP bodies under way and what is read from them, apart from small ones. Two bodies of
+    /// the largest size at one time, or 36 MiB of smaller ones: a third of a second of a gigabit line.
+    pub max_bodies_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
     pub max_in_flight: usize,
     /// Bytes waiting for one subscriber before it is served from storage instead. While as many are being written, a
@@ -131,6 +134,7 @@ impl Default for Config {
             max_ws_connections_per_ip: 0,
             max_ws_message_bytes: 1 << 20,
             max_body_bytes: 16 << 20,
+            max_bodies_bytes: 256 << 20,
             max_in_flight: 4096,
             max_subscriber_bytes: 4 << 20,
             header_timeout: Duration::from_secs(10),
@@ -202,6 +206,8 @@ const SETTINGS: &[Setting] = &[
         "Size of one WebSocket message"),
     Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
         "Size of one HTTP body"),
+    Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
+        "Memory for all HTTP bodies under way, with what is read from them"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
         "Unanswered events of a publishing socket before it is no longer read"),
     Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),

@@ -7,6 +7,7 @@ use dashmap::DashMap;
 use tokio::sync::watch;
 
 use crate::auth::Access;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::event::{EventTypes, Filter, Parser};
 use crate::hub::Hub;
@@ -22,6 +23,8 @@ pub struct Pipeline {
     pub hub: Arc<Hub>,
     pub subscriptions: Subscriptions,
     pub access: Access,
+    /// Memory for the bodies of requests.
+    pub bodies: Budget,
     /// True once the server shuts down. Whoever may still hand in events holds a receiver.
     shutdown: watch::Sender<bool>,
     /// Who subscribes now, by the number of its id.
@@ -44,6 +47,7 @@ impl Pipeline {
         Self {
             types: Arc::new(config.event_types.clone()),
             access: Access::new(&config),
+            bodies: Budget::of_bytes(config.max_bodies_bytes),
             config,
             store,
             hub,

@@ -7,6 +7,7 @@
 //! read by the latter alone and is the last of its connection (RFC 9112, 6.3).
 
 mod answer;
+mod body;
 mod events;
 mod export;
 mod h2;

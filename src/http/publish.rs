@@ -1,23 +1,18 @@
 //! `POST /events`: bodies in all their forms, stored once, answered when they are as safe as was asked.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
 use hyper::http::request::Parts;
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
 use super::answer::{Answer, JSON, NDJSON, answer, media_type};
 use super::query::Parameters;
-use super::reading;
+use super::{body, reading};
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, Rejection, Seq, is_key};
 use crate::pipeline::Pipeline;
 use crate::store::{Receipt, Store, Stored};
@@ -26,13 +21,9 @@ use crate::wire::batch::Fate;
 use crate::wire::refusal::{Place, Problem};
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
 
-/// How long a request waits for room in a full queue before it is told 503. Sockets that pipeline fill the
-/// queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Bodies beyond this are read on a thread of their own: one of 1 MiB takes some 4 ms, and everybody else on
-/// the network thread would wait for it.
-const PARSED_IN_PLACE_BYTES_MAX: usize = 1 << 20;
+/// Bodies beyond this are parsed on a thread of their own, which costs some 20 µs: one of 64 KiB takes 250 µs, and
+/// everybody else on the network thread waits for it.
+const PARSED_IN_PLACE_BYTES_MAX: usize = 64 << 10;
 
 /// What a body holds, by its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +43,14 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let key = key(headers)?;
     let form = Form::of(headers)?;
     check_coding(headers)?;
-    let config = &pipeline.config;
-    let body =
-        timeout(config.body_timeout, read(body, config.max_body_bytes)).await.map_err(|_| Refusal::TooSlow)??;
-    let (mut batch, many) = if body.len() <= PARSED_IN_PLACE_BYTES_MAX {
-        form.events(headers, &body, &mut parser.lock())?
-    } else {
-        let (pipeline, headers) = (pipeline.clone(), headers.clone());
-        let parsed = spawn_blocking(move || form.events(&headers, &body, &mut pipeline.parser()));
-        parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
+    let (body, memory) = body::read(body, pipeline).await?;
+    let (mut batch, many) = match body {
+        small if small.len() <= PARSED_IN_PLACE_BYTES_MAX => form.events(headers, &small, &mut parser.lock())?,
+        large => {
+            let (pipeline, headers) = (pipeline.clone(), headers.clone());
+            let parsed = spawn_blocking(move || form.events(&headers, &large, &mut pipeline.parser()));
+            parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
+        }
     };
     batch.end_message(0);
     if let Some(key) = key {
@@ -73,13 +63,14 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let count = batch.len();
     let (mut response, reached) = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
         AckLevel::Queued => {
-            pipeline.store.append_within(QUEUE_PATIENCE, batch, Receipt::for_nobody()).await?;
+            pipeline.store.append_within(body::PATIENCE, batch, Receipt::for_nobody()).await?;
             let waits = format!(r#"{{"status":"queued","count":{count}}}"#);
             (answer(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
         }
         level => {
             let (receipt, stored) = Receipt::at(level);
-            pipeline.store.append_within(QUEUE_PATIENCE, batch, receipt).await?;
+            pipeline.store.append_within(body::PATIENCE, batch, receipt).await?;
+            drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
             (created(&pipeline.store, &stored, many, key.is_some()).await?, stored.outcome.level())
         }
@@ -238,48 +229,6 @@ fn in_our_words(form: Form, headers: &HeaderMap, text: &str) -> Result<String, R
         Form::BinaryCloudEvent => cloud_event::of_headers(of_header, text)?,
         Form::Json | Form::Lines => text.to_owned(),
     })
-}
-
-/// The whole body. One that came in one piece, as small ones do, is not copied.
-async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Refusal> {
-    let announced = body.size_hint().lower();
-    if announced > bytes_max as u64 {
-        return Err(Refusal::TooLarge(bytes_max));
-    }
-    let first = chunk(&mut body).await?;
-    if first.len() > bytes_max {
-        return Err(Refusal::TooLarge(bytes_max));
-    }
-    if body.is_end_stream() {
-        return Ok(first);
-    }
-    // Room grows as bytes come: an announcement alone costs no memory.
-    let mut whole = Vec::from(first);
-    loop {
-        let more = chunk(&mut body).await?;
-        if more.is_empty() {
-            return Ok(whole.into());
-        }
-        if whole.len() + more.len() > bytes_max {
-            return Err(Refusal::TooLarge(bytes_max));
-        }
-        whole.extend_from_slice(&more);
-    }
-}
-
-/// The next piece of a body, empty at its end.
-async fn chunk(body: &mut Incoming) -> Result<Bytes, Refusal> {
-    loop {
-        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-            None => return Ok(Bytes::new()),
-            Some(Err(_)) => return Err(Refusal::BadRequest("The body is broken off or badly framed".to_owned())),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if !data.is_empty() => return Ok(data),
-                // Trailers, which mean nothing here.
-                Ok(_) | Err(_) => {}
-            },
-        }
-    }
 }
 
 /// The answer to many events: how many they are and their ids, which follow each other.

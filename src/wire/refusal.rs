@@ -54,6 +54,8 @@ pub enum Refusal {
     Damaged,
     #[error("The server has as many connections as it takes, try again")]
     TooManyConnections,
+    #[error("Too many large bodies are under way, try again")]
+    TooManyBodies,
     #[error("Server at subscriber capacity")]
     TooManySubscribers,
 }
@@ -104,7 +106,11 @@ impl Refusal {
             Self::RateLimited(_) => 429,
             Self::Damaged => 500,
             Self::Failed(Failure::StorageFull) => 507,
-            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections | Self::TooManySubscribers => 503,
+            Self::Failed(_)
+            | Self::Unreadable
+            | Self::TooManyConnections
+            | Self::TooManyBodies
+            | Self::TooManySubscribers => 503,
         }
     }
 
@@ -133,9 +139,7 @@ impl Refusal {
         match self {
             Self::RateLimited(wait) => Some(*wait),
             Self::Failed(Failure::StorageFull) => Some(Duration::from_secs(30)),
-            Self::Failed(_) | Self::Unreadable | Self::TooManyConnections | Self::TooManySubscribers => {
-                Some(Duration::from_secs(1))
-            }
+            _ if self.status() == 503 => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

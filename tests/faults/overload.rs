@@ -161,6 +161,60 @@ fn of_producers_leaves_no_event_without_an_answer_and_no_more_in_memory_than_is_
     assert!(peak - before <= bound, "{} bytes more, {bound} are allowed", peak - before);
 }
 
+#[test]
+fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_refused_in_words() {
+    const BODIES_BYTES: u64 = 16 * MIB;
+    const POSTING: usize = 48;
+    const EVENTS: usize = 240;
+    let mut server = Server::with(&[("MAX_BODIES_BYTES", "16777216"), ("MAX_QUEUE_BYTES", "1048576")]);
+    server.allow_noise();
+    let (refused, posted) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let before = peak_bytes(server.pid());
+    let mut database = rusqlite::Connection::open(server.db_path()).unwrap();
+    let lock = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    thread::scope(|scope| {
+        for number in 0..POSTING {
+            let (server, refused, posted) = (&server, &refused, &posted);
+            scope.spawn(move || {
+                let mut wire = Wire::connect(server.addr);
+                let body = vec![tokened(&format!("body-{number}")); EVENTS].join("\n");
+                assert!(
+                    body.len() as u64 * 7 * POSTING as u64 > 10 * BODIES_BYTES,
+                    "far more than there is memory for"
+                );
+                loop {
+                    wire.send(request("POST", "/events", &[NDJSON], body.as_bytes()));
+                    // The connection goes on: a refused body is taken to its end.
+                    let answer = wire.response().expect("an answer to every request");
+                    if answer.status == 201 {
+                        posted.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    let refusal = answer.refusal(503);
+                    assert!(answer.header("retry-after").is_some(), "a refusal says when to come back");
+                    if text_of(&refusal).contains("bodies") {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        await_true("refusals for want of memory", || refused.load(Ordering::Relaxed) >= POSTING);
+        assert_eq!(server.get("/health").status, 200);
+        drop(lock);
+    });
+    assert_eq!(posted.into_inner(), POSTING);
+    let mut counts = std::collections::HashMap::new();
+    for event in server.stored("source=load") {
+        *counts.entry(text_of(&event["payload"]["token"])).or_insert(0) += 1;
+    }
+    assert!(counts.len() == POSTING && counts.values().all(|count| *count == EVENTS), "once each: {counts:?}");
+
+    // Besides, what each connection may have read ahead, SQLite's caches, and what the allocator keeps for its threads.
+    let (more, bound) = (peak_bytes(server.pid()) - before, BODIES_BYTES + POSTING as u64 * MIB / 4 + 64 * MIB);
+    println!("{} refused; {} MiB more of at most {}", refused.into_inner(), more / MIB, bound / MIB);
+    assert!(more <= bound, "{more} bytes more, {bound} are allowed");
+}
+
 /// Lets this process open as many files as it may; returns how many that are.
 fn raise_open_files_limit() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -126,3 +126,32 @@ fn who_takes_nothing_is_given_up() {
     assert!(!rest.is_empty() && !rest.ends_with(b"\r\n0\r\n\r\n"), "an export broken off does not look complete");
     drop((stuck.drain(..), subscribers, publishers));
 }
+
+#[test]
+fn who_lets_a_large_body_wait_does_not_keep_the_memory_that_others_need() {
+    // Room for two of these bodies, and without a pace they could take longer than this test.
+    let server = Server::with(&[("MAX_BODIES_BYTES", "16 MiB"), ("BODY_TIMEOUT_SECONDS", "600")]);
+    let mut bystanders = Bystanders::join(&server);
+    let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n";
+    let begun = " ".repeat(40_000);
+    let announced = format!("{head}Content-Length: 1000000\r\n\r\n{begun}");
+    let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{begun}\r\n", begun.len());
+    let stalled: Vec<_> = (0..40)
+        .map(|n| {
+            let mut wire = Wire::connect(server.addr);
+            wire.send(if n % 2 == 0 { &announced } else { &chunked });
+            wire
+        })
+        .collect();
+    bystanders.are_served();
+    let large = vec![tick("large", 0); 5_000].join("\n");
+    await_true("memory for somebody who sends", || {
+        let answer = server.call("POST", "/events", &[NDJSON], large.as_bytes());
+        if answer.status != 201 {
+            answer.refusal(503);
+        }
+        answer.status == 201
+    });
+    bystanders.are_served();
+    drop(stalled);
+}

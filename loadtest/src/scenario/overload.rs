@@ -27,8 +27,9 @@ const BASE_BYTES: u64 = 128 << 20;
 /// What it may hold of a publishing socket: what was read and is no whole message, its events, their answers.
 const SOCKET_BYTES: u64 = 1 << 20;
 
-/// Of the body of a request it holds the bytes and, encoded, the events; of the answer the ids.
-const BODY_COPIES: u64 = 4;
+/// What it may hold of a connection with a request beside the memory for bodies: what was read ahead (64 KiB), and of
+/// a small body (16 KiB) all that becomes of it.
+const REQUEST_BYTES: u64 = 192 << 10;
 
 /// Publish more than the server can store, and see what becomes of each event
 ///
@@ -97,7 +98,7 @@ impl Overload {
         tasks.finish(&run).await?;
         let stored = target.stored().await? - stored;
         run.ledger.borrow_mut().check_stored(stored);
-        let notes = [self.told(&run), self.check_memory(common, &run, &measured, posts.get(0).len() as u64)];
+        let notes = [self.told(&run), self.check_memory(common, &run, &measured)];
         let title = format!(
             "{sockets} sockets that do not wait, {} HTTP requests of {} events under way",
             grouped(f64::from(self.http)),
@@ -115,13 +116,16 @@ impl Overload {
     }
 
     /// Holds what the server has held against what its settings allow, where that is known.
-    fn check_memory(&self, common: &Common, run: &Run, measured: &Measured, body_bytes: u64) -> Option<String> {
+    fn check_memory(&self, common: &Common, run: &Run, measured: &Measured) -> Option<String> {
         let held = measured.server.as_ref()?.peak_memory_bytes;
-        let queue = match common.target.setting("MAX_QUEUE_BYTES") {
-            Some(bytes) => bytes.parse().ok()?,
-            None => Config::default().max_queue_bytes as u64,
+        let defaults = Config::default();
+        let setting = |name, default: usize| match common.target.setting(name) {
+            Some(bytes) => bytes.parse().ok(),
+            None => Some(default as u64),
         };
-        let allowed = allowed_bytes(queue, u64::from(self.ws), u64::from(self.http), body_bytes);
+        let shared = setting("MAX_QUEUE_BYTES", defaults.max_queue_bytes)?
+            + setting("MAX_BODIES_BYTES", defaults.max_bodies_bytes)?;
+        let allowed = allowed_bytes(shared, u64::from(self.ws), u64::from(self.http));
         if held > allowed {
             let violation = || format!("the server held {held} bytes, by its settings it may hold {allowed}");
             run.ledger.borrow_mut().violation(violation);
@@ -131,9 +135,9 @@ impl Overload {
     }
 }
 
-/// The queue, and what the server may hold of each socket.
-fn allowed_bytes(queue: u64, sockets: u64, requests: u64, body_bytes: u64) -> u64 {
-    BASE_BYTES + queue + sockets * SOCKET_BYTES + requests * (BODY_COPIES * body_bytes + (128 << 10))
+/// What is there for all, and what the server may hold of each connection.
+fn allowed_bytes(shared: u64, sockets: u64, requests: u64) -> u64 {
+    BASE_BYTES + shared + sockets * SOCKET_BYTES + requests * REQUEST_BYTES
 }
 
 /// Asks whether the server is well, again and again until the run stops.
@@ -173,8 +177,8 @@ mod tests {
 
     #[test]
     fn what_may_be_held_grows_with_whoever_is_connected() {
-        let alone = allowed_bytes(0, 0, 0, 0);
-        assert_eq!(allowed_bytes(64 << 20, 2, 0, 0) - alone, 66 << 20);
-        assert_eq!(allowed_bytes(0, 0, 10, 1 << 20) - alone, 10 * ((4 << 20) + (128 << 10)));
+        let alone = allowed_bytes(0, 0, 0);
+        assert_eq!(allowed_bytes(64 << 20, 2, 0) - alone, 66 << 20);
+        assert_eq!(allowed_bytes(0, 0, 10) - alone, 10 * (192 << 10));
     }
 }

@@ -1,0 +1,109 @@
+//! Bodies of requests as they come in, within the memory that there is for all of them.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::budget::{Budget, Share};
+use crate::config::Config;
+use crate::pipeline::Pipeline;
+use crate::wire::Refusal;
+
+/// How long a request waits for room, in memory or in a full queue, before it is told 503. Sockets that pipeline fill
+/// the queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bodies up to this take nothing of the memory for bodies, which every connection therefore may need once.
+const SMALL_BYTES_MAX: usize = 16 << 10;
+
+/// Memory for each byte of a body: itself, and its events, which grow sixfold at most when they are encoded.
+const BYTES_FOR_A_BYTE: usize = 7;
+
+/// What takes of the memory for bodies has to come at an even pace, at least this or what brings it in time, and may be
+/// so much behind it: others may be waiting for the same memory, and who stalls on purpose would keep it for nothing.
+const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
+const STALL_MAX: Duration = Duration::from_secs(5);
+
+/// The whole body, and the memory that it and its events take until they are in the queue. One that comes in one piece,
+/// as small ones do, is not copied.
+pub(super) async fn read(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
+    let Config { body_timeout, max_body_bytes: bytes_max, .. } = pipeline.config;
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > bytes_max {
+        return Err(Refusal::TooLarge(bytes_max));
+    }
+    let began = Instant::now();
+    let mut deadline = began + body_timeout;
+    let (mut whole, mut expected, mut memory) = (Vec::new(), SMALL_BYTES_MAX, Vec::new());
+    loop {
+        let more = timeout_at(deadline, chunk(&mut body)).await.unwrap_or(Err(Refusal::TooSlow))?;
+        let (len, is_last) = (whole.len() + more.len(), more.is_empty() || body.is_end_stream());
+        if len > bytes_max {
+            return Err(Refusal::TooLarge(bytes_max));
+        }
+        // An announcement alone takes nothing from others; who announces nothing gets memory by and by.
+        if len > expected {
+            let covered = expected;
+            expected = if announced >= len { announced } else { bytes_max.min(2 * len) };
+            match share(&pipeline.bodies, (expected - covered) * BYTES_FOR_A_BYTE).await {
+                Some(share) => memory.push(share),
+                None => return Err(unread(body, began + body_timeout).await),
+            }
+        }
+        if is_last && whole.is_empty() {
+            return Ok((more, memory));
+        }
+        whole.reserve_exact(expected - whole.len());
+        whole.extend_from_slice(&more);
+        if is_last {
+            return Ok((whole.into(), memory));
+        }
+        if !memory.is_empty() {
+            deadline = began + body_timeout.min(STALL_MAX + time_for(len, expected, body_timeout));
+        }
+    }
+}
+
+/// So much of the memory for bodies, or nothing if none gets free in time.
+async fn share(bodies: &Budget, bytes: usize) -> Option<Share> {
+    match bodies.try_take(bytes) {
+        Some(share) => Some(share),
+        None => timeout(PATIENCE, bodies.take(bytes)).await.ok(),
+    }
+}
+
+/// Refuses a body for which there is no memory. It is read to its end first: who is still sending would not hear why.
+async fn unread(mut body: Incoming, deadline: Instant) -> Refusal {
+    loop {
+        match timeout_at(deadline, chunk(&mut body)).await.unwrap_or(Err(Refusal::TooSlow)) {
+            Ok(piece) if piece.is_empty() => return Refusal::TooManyBodies,
+            Ok(_) => {}
+            Err(refusal) => return refusal,
+        }
+    }
+}
+
+/// How long the first `len` bytes of a body of so many take at the slowest pace.
+fn time_for(len: usize, expected: usize, body_timeout: Duration) -> Duration {
+    let whole = body_timeout.as_secs_f64().min(expected as f64 / BYTES_PER_SECOND_MIN);
+    Duration::from_secs_f64(whole * len as f64 / expected as f64)
+}
+
+/// The next piece of a body, empty at its end.
+async fn chunk(body: &mut Incoming) -> Result<Bytes, Refusal> {
+    loop {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => return Ok(Bytes::new()),
+            Some(Err(_)) => return Err(Refusal::BadRequest("The body is broken off or badly framed".to_owned())),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(data),
+                // Trailers, which mean nothing here.
+                Ok(_) | Err(_) => {}
+            },
+        }
+    }
+}
