@@ -69,12 +69,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     let severed = wal::examine(from).map_err(file)?;
     private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
     let mended = beside(into, ".damaged");
-    let saved = match severed {
-        None => open_old(from),
-        // SQLite would stop at the broken frame; rows have checksums of their own.
-        Some(_) => copy_mended(from, &mended).map_err(file).and_then(|()| open_old(&mended)),
-    }
-    .and_then(|old| {
+    let saved = open_old(from, severed.is_some(), &mended).and_then(|old| {
         let saved = save(&old, into, epoch::last_noted(&held));
         saved.map_err(|error| match is_damage(&error) {
             true => RepairError::Unreadable(from.to_owned(), error),
@@ -92,19 +87,35 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     saved.map(|repaired| Repaired { broken_frame: severed.map(|severed| severed.frame), ..repaired })
 }
 
-fn copy_mended(from: &Path, into: &Path) -> std::io::Result<()> {
-    std::fs::copy(from, into)?;
-    wal::mend(&beside(from, "-wal"), &beside(into, "-wal"))
-}
-
-fn open_old(from: &Path) -> Result<Connection, RepairError> {
-    let old = schema::open_reader(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))?;
-    let version = old.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-    match version.and_then(|version| Ok((version, schema::is_current(&old)? || !schema::is_foreign(&old)?))) {
-        Ok((schema::VERSION, true)) => Ok(old),
-        Ok(_) => Err(RepairError::NotOurs(from.to_owned())),
-        Err(error) => Err(RepairError::Unreadable(from.to_owned(), error)),
+/// The old file, or a copy of it without what keeps SQLite from reading it.
+fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, RepairError> {
+    let unreadable = |error| RepairError::Unreadable(from.to_owned(), error);
+    let unread = schema::open_unread(from).map_err(unreadable)?;
+    let version: i64 = unread.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(unreadable)?;
+    let is_ours = schema::is_current(&unread).and_then(|it_is| Ok(it_is || !schema::is_foreign(&unread)?));
+    if version != schema::VERSION || !is_ours.map_err(unreadable)? {
+        return Err(RepairError::NotOurs(from.to_owned()));
     }
+    drop(unread);
+    match schema::open_reader(from).and_then(|old| schema::verify(&old).map(|()| old)) {
+        Ok(old) if !is_severed => return Ok(old),
+        Err(error) if !is_damage(&error) => return Err(unreadable(error)),
+        _ => {}
+    }
+    let file = |error| RepairError::File(mended.to_owned(), error);
+    let [log, log_of_copy] = [from, mended].map(|database| beside(database, "-wal"));
+    std::fs::copy(from, mended).map_err(file)?;
+    if is_severed {
+        // SQLite would stop at the broken frame; rows have checksums of their own.
+        wal::mend(&log, &log_of_copy).map_err(file)?;
+    } else if log.exists() {
+        std::fs::copy(log, log_of_copy).map_err(file)?;
+    }
+    let copy = schema::open_writer(mended).map_err(unreadable)?;
+    if schema::verify(&copy).is_err() {
+        schema::redefine(&copy).map_err(unreadable)?;
+    }
+    Ok(copy)
 }
 
 fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repaired> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
 
 use super::{Kept, checksum};
 use crate::config::Durability;
@@ -155,11 +155,17 @@ pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Res
     Ok(())
 }
 
+/// A connection that can only read, and has not read how the tables are defined.
+pub fn open_unread(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
 /// A connection that can only read.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let connection = open_unread(path)?;
     connection.pragma_update(None, "cache_size", -(READER_CACHE_KIB as i64))?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
@@ -187,11 +193,7 @@ pub fn verify(connection: &Connection) -> rusqlite::Result<()> {
     let ours = Connection::open_in_memory()?;
     ours.execute_batch(TABLES)?;
     let expected = columns(&ours)?;
-    let found = columns(connection).map_err(|error| match error.sqlite_error_code() {
-        // Of a view it is found out here that it asks for what there is not.
-        Some(ErrorCode::Unknown) => damaged(format!("tables: {error}")),
-        _ => error,
-    })?;
+    let found = columns(connection)?;
     if let Some((name, _)) = expected.into_iter().find(|column| !found.contains(column)) {
         return Err(damaged(format!("tables: {name} is damaged")));
     }
@@ -209,6 +211,34 @@ fn columns(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
                        FROM sqlite_schema JOIN pragma_table_list(sqlite_schema.name) AS its \
                        JOIN pragma_table_xinfo(its.name) AS columns WHERE its.schema = 'main'";
     connection.prepare(SQL)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// Defines the tables of a copy anew where their definitions are damaged: their trees are there all the same. Which is
+/// whose is told by the name, of which a byte may be wrong. What else there was is not defined any more.
+pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
+    copy.execute_batch("PRAGMA writable_schema = ON")?;
+    let pages: i64 = copy.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+    let mut roots = Vec::new();
+    each(copy, "SELECT CAST(name AS BLOB), rootpage FROM sqlite_schema", |row| {
+        let root = row.get(1).ok().filter(|root: &i64| (2..=pages).contains(root));
+        roots.extend(row.get::<_, Vec<u8>>(0).ok().zip(root));
+        Ok(())
+    })?;
+    copy.execute_batch("DELETE FROM sqlite_schema")?;
+    let ours = Connection::open_in_memory()?;
+    ours.execute_batch(TABLES)?;
+    each(&ours, "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type != 'view'", |row| {
+        let name: String = row.get(1)?;
+        let is_it = |found: &[u8]| {
+            let wrong = found.iter().zip(name.as_bytes()).filter(|(found, right)| found != right).count();
+            found.len() == name.len() && wrong <= 1
+        };
+        let Some((_, root)) = roots.iter().find(|(found, _)| is_it(found)) else { return Ok(()) };
+        const SQL: &str = "INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let [kind, of, sql] = [0, 2, 3].map(|column| row.get::<_, Option<String>>(column));
+        copy.execute(SQL, (kind?, &name, of?, root, sql?)).map(drop)
+    })?;
+    copy.execute_batch("PRAGMA writable_schema = RESET")
 }
 
 /// Creates what is missing, and makes a file of an earlier format one of this.

@@ -120,18 +120,43 @@ fn a_damaged_log_stops_the_start_and_a_repair_saves_what_comes_behind() {
     assert_eq!(checked.code, Some(1));
     assert!(checked.stdout.starts_with("write-ahead log: frame "), "{}", checked.stdout);
 
-    let repaired = run(&server, &["repair", "--into", "data/new.db"]);
+    repair_in_place(&mut server);
+    let saved: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
+    // The later versions of that page are whole.
+    assert_eq!(saved, ids);
+}
+
+#[test]
+fn a_damaged_definition_of_a_table_stops_the_start_and_a_repair_saves_everything() {
+    let mut server = Server::start();
+    let ids: Vec<_> = (1..=100).map(|n| text_of(&server.publish(&marked(n))["id"])).collect();
+    server.stop();
+    flip(&server.db_path(), place(&server.db_path(), "last_seen TEXT NOT NULL\n) WITHOUT ROWID"), 1);
+
+    let mut refused = Process::spawn(server.folder(), &[], &[]);
+    assert_eq!(refused.await_exit().code(), Some(1));
+    let complaints = refused.log.noise();
+    let named = "tables: event_stats.last_seen is damaged";
+    assert!(complaints.len() == 1 && complaints[0].contains(named), "{complaints:#?}");
+    let checked = run(&server, &["check"]);
+    assert_eq!((checked.code, checked.stdout.trim()), (Some(1), named));
+    repair_in_place(&mut server);
+    let saved: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
+    assert_eq!(saved, ids);
+    assert_eq!(told_statistics(&server), (100, statistics(&server.stored(""))));
+}
+
+/// Puts a repaired file in the place of a damaged one, and starts the server on it.
+fn repair_in_place(server: &mut Server) {
+    let repaired = run(server, &["repair", "--into", "data/new.db"]);
     assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
-    let checked = run(&server, &["check", "data/new.db"]);
+    let checked = run(server, &["check", "data/new.db"]);
     assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
     for end in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(server.folder().join(format!("data/events.db{end}")));
     }
     std::fs::rename(server.folder().join("data/new.db"), server.db_path()).unwrap();
     server.restart();
-    let saved: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
-    // The later versions of that page are whole.
-    assert_eq!(saved, ids);
 }
 
 /// The lines of an export as far as they came, and whether it came to its end.
