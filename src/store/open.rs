@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::check::is_damage;
 use super::checker::Checker;
@@ -35,6 +35,8 @@ pub enum OpenError {
     Log(PathBuf, std::io::Error),
     #[error("{0} is in use by another server")]
     InUse(PathBuf),
+    #[error("{0} is locked by another program, which writes to it")]
+    Locked(PathBuf),
     #[error("{0} was written by a newer version (format {1}, this one knows {known})", known = schema::VERSION)]
     Newer(PathBuf, i64),
     #[error(
@@ -86,15 +88,18 @@ impl Store {
             }
             severed.drop_end(path).map_err(log)?;
         }
-        if config.durability != Durability::Off {
-            wal::settle(path).map_err(log)?;
-        }
-
-        let database = |error| match is_damage(&error) {
-            true => OpenError::Damaged(path.clone(), error),
-            false => OpenError::Database(path.clone(), error),
+        let database = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => OpenError::Locked(path.clone()),
+            _ if is_damage(&error) => OpenError::Damaged(path.clone(), error),
+            _ => OpenError::Database(path.clone(), error),
         };
         let mut connection = schema::open_writer(path).map_err(database)?;
+        if config.durability != Durability::Off {
+            // What another program wrote in between would be written over.
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
+            wal::settle(path).map_err(log)?;
+            transaction.rollback().map_err(database)?;
+        }
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
         if version > schema::VERSION {
             return Err(OpenError::Newer(path.clone(), version));

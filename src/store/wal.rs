@@ -114,7 +114,7 @@ fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: u
 
 /// Writes what is in a log again, and syncs it, before it is read. A sync that failed in the life before
 /// left it in the memory of the system only, where every later sync takes it for written: what is stored after it
-/// would be lost with it.
+/// would be lost with it. Nobody else may write to the log meanwhile.
 ///
 /// # Errors
 /// When it cannot be read, written or synced.

@@ -103,6 +103,7 @@ fn that_read_for_long_stop_nobody_and_are_told_of() {
     let bytes = held["wal_bytes"].as_u64().unwrap();
     assert!(bytes > 64 << 20, "{held}");
     assert!(bytes.abs_diff(log_bytes(&server)) < 1 << 20, "{bytes} of {}", log_bytes(&server));
+    server.await_log("keeps the write-ahead log from");
     let warnings = || server.log().iter().filter(|line| line.contains("keeps the write-ahead log from")).count();
     assert_eq!(warnings(), 1);
 
@@ -198,9 +199,28 @@ fn that_write_are_waited_for_and_then_producers_are_told() {
     // The server is the same, and stores again.
     assert_eq!(acknowledged(&publisher.pipeline(&ticks("long", 2))), [4, 5]);
     assert_eq!(server.get("/readiness").status, 200);
+    server.await_log("another program writes");
     let noise: Vec<_> = server.log().into_iter().filter(|line| !line.contains("\"INFO\"")).collect();
     assert!(!noise.is_empty() && noise.iter().all(|line| line.contains("another program writes")), "{noise:#?}");
     server.stop();
+}
+
+#[test]
+fn that_write_while_it_starts_are_waited_for_and_then_named() {
+    let mut server = Server::start();
+    let test = "that_write_while_it_starts_are_waited_for_and_then_named";
+    let Some(mut writer) = Shell::open(test, &server.db_path()) else { return };
+    let ids = server.publish_lines(&ticks("before", 10));
+    server.kill();
+    server.allow_noise();
+    writer.run("BEGIN IMMEDIATE; UPDATE event_stats SET count = count + 1;");
+    let (_, complaints) = server.try_restart().expect_err("a start beside a writer");
+    assert!(complaints.len() == 1 && complaints[0].contains("locked by another program"), "{complaints:#?}");
+    writer.run("ROLLBACK;");
+    server.restart();
+    let stored: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
+    assert_eq!(stored, ids);
+    assert_eq!(told_statistics(&server), (10, statistics(&server.stored(""))));
 }
 
 #[test]
