@@ -56,3 +56,59 @@ impl Budget {
         u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX).clamp(1, self.units)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn poll<T>(taking: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        taking.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn nobody_gets_nothing_and_nobody_more_than_there_is() {
+        for budget in [Budget::new(8), Budget::of_bytes(8 * 1024)] {
+            let one = budget.try_take(0).expect("room");
+            assert_eq!(budget.taken(), budget.unit);
+            assert!(budget.try_take(usize::MAX).is_none());
+            drop(one);
+            let all = budget.try_take(usize::MAX).expect("room");
+            assert_eq!(budget.taken(), 8 * budget.unit);
+            drop(all);
+            assert_eq!(budget.taken(), 0);
+        }
+    }
+
+    #[test]
+    fn who_asks_for_much_is_not_passed_by_those_who_ask_for_little() {
+        let budget = Budget::new(8);
+        let [first, second] = [4, 4].map(|amount| budget.try_take(amount).expect("room"));
+        let (mut much, mut little) = (pin!(budget.take(6)), pin!(budget.take(1)));
+        assert!(poll(much.as_mut()).is_pending() && poll(little.as_mut()).is_pending());
+        drop(first);
+        assert!(poll(much.as_mut()).is_pending() && poll(little.as_mut()).is_pending());
+        assert!(budget.try_take(1).is_none(), "not even who only asks once");
+        drop(second);
+        let Poll::Ready(much) = poll(much.as_mut()) else { panic!("there is enough") };
+        assert!(poll(little.as_mut()).is_ready());
+        drop(much);
+        assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn who_gives_up_waiting_stands_in_nobodys_way() {
+        let budget = Budget::new(8);
+        let half = budget.try_take(4).expect("room");
+        {
+            let mut much = pin!(budget.take(8));
+            assert!(poll(much.as_mut()).is_pending());
+        }
+        assert_eq!(budget.taken(), 4);
+        assert!(budget.try_take(4).is_some());
+        drop(half);
+        assert_eq!(budget.taken(), 0);
+    }
+}

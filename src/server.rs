@@ -60,7 +60,7 @@ const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
     \"detail\":\"The server has as many connections as it takes, try again\"}";
 
-/// Threads for blocking reads, for each network thread.
+/// Threads for blocking reads and for parsing large bodies, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
 
 /// Runs the server until SIGTERM or SIGINT, then ends it in order: no new connections, no new messages,
