@@ -1,5 +1,7 @@
 //! The write-ahead log, and how its pages get into the database.
 
+use std::time::Instant;
+
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 
@@ -68,13 +70,79 @@ const LOG_PAGE_BYTES: u64 = PAGE_BYTES + FRAME_HEADER_LEN as u64;
 /// How many pages are in the log, and how many of these a checkpoint has moved into the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moved {
-    pub(super) pages: usize,
-    pub(super) moved: usize,
+    pages: usize,
+    moved: usize,
 }
 
 impl Moved {
-    pub(super) fn is_all(self) -> bool {
+    fn is_all(self) -> bool {
         self.moved >= self.pages
+    }
+}
+
+/// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
+const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
+
+/// While a reader holds the log, another checkpoint is tried each time that so many pages were added.
+const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
+
+/// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
+const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
+
+/// When the log is to be moved, and whether somebody holds it.
+pub(super) struct Checkpoints {
+    is_running: bool,
+    /// Pages in the log at which the next one begins.
+    due_at: usize,
+    /// Since when a reader keeps the log from starting over.
+    held_since: Option<Instant>,
+    /// Pages of a log that is held at which an operator is told.
+    tell_at: usize,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { is_running: false, due_at: CHECKPOINT_PAGES, held_since: None, tell_at: HELD_PAGES_TOLD }
+    }
+}
+
+impl Checkpoints {
+    /// Whether one is to begin, now that the log is so long; it is then under way.
+    pub(super) fn begin(&mut self, pages: usize) -> bool {
+        let is_due = pages >= self.due_at && !self.is_running;
+        self.is_running |= is_due;
+        is_due
+    }
+
+    pub(super) fn end(&mut self) {
+        self.is_running = false;
+    }
+
+    /// A log that is not moved entirely has a reader that needs what its pages would replace: one of ours for an
+    /// instant, another program for as long as its transaction is open. The log grows until that ends, so it is
+    /// said who is to blame.
+    pub(super) fn watch(&mut self, log: Moved) {
+        if log.is_all() {
+            if let Some(since) = self.held_since
+                && self.tell_at > HELD_PAGES_TOLD
+            {
+                let seconds = since.elapsed().as_secs();
+                tracing::info!(seconds, "the reader has ended: the write-ahead log starts over");
+            }
+            *self = Self { is_running: self.is_running, ..Self::default() };
+            return;
+        }
+        self.due_at = log.pages + CHECKPOINT_PAGES_HELD;
+        let since = *self.held_since.get_or_insert_with(Instant::now);
+        if log.pages >= self.tell_at {
+            self.tell_at = log.pages * 2;
+            let (seconds, bytes) = (since.elapsed().as_secs(), log.pages as u64 * LOG_PAGE_BYTES);
+            tracing::warn!(
+                bytes,
+                seconds,
+                "a reader with an open transaction, probably another program, keeps the write-ahead log from starting over"
+            );
+        }
     }
 }
 

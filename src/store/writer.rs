@@ -11,7 +11,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
-use super::checkpoint::{Moved, checkpoint};
+use super::checkpoint::{Checkpoints, checkpoint};
 use super::checksum;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
@@ -92,7 +92,7 @@ pub(super) struct Work {
     sealing: VecDeque<Sealing>,
     deletions: VecDeque<Deletion>,
     subscriptions: Changes,
-    checkpoint: Checkpoint,
+    checkpoints: Checkpoints,
     wakes: Wakes,
     time_text: TimestampText,
     /// For checksums.
@@ -153,23 +153,6 @@ enum Doomed {
     These(Vec<Seq>),
 }
 
-/// Where the write-ahead log stands.
-struct Checkpoint {
-    is_running: bool,
-    /// Pages in the log at which the next one begins.
-    due_at: usize,
-    /// Since when a reader keeps the log from starting over.
-    held_since: Option<Instant>,
-    /// Pages of a log that is held at which an operator is told.
-    tell_at: usize,
-}
-
-impl Default for Checkpoint {
-    fn default() -> Self {
-        Self { is_running: false, due_at: CHECKPOINT_PAGES, held_since: None, tell_at: HELD_PAGES_TOLD }
-    }
-}
-
 /// Most events and bytes of one transaction: at some 2 µs an event it bounds how long the last
 /// acknowledgement of a full queue waits behind the first.
 const COMMIT_EVENTS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
@@ -190,15 +173,6 @@ static INSERT_MANY: LazyLock<String> =
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
 const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
-
-/// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
-const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
-
-/// While a reader holds the log, another checkpoint is tried each time that so many pages were added.
-const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
-
-/// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
-const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
 
 /// How long a checkpoint that wants the log for itself waits for readers, where room is short: longer than one of our
 /// own takes, and no longer, for meanwhile nothing is stored.
@@ -768,9 +742,7 @@ impl Writer {
     }
 
     fn start_checkpoint_if_due(&mut self) {
-        let pages = self.shared.log.pages();
-        if pages >= self.work.checkpoint.due_at && !self.work.checkpoint.is_running {
-            self.work.checkpoint.is_running = true;
+        if self.work.checkpoints.begin(self.shared.log.pages()) {
             self.checkpointer.send(()).expect("the checkpointer lives as long as the writer");
         }
     }
@@ -779,7 +751,7 @@ impl Writer {
     /// commits, because only a log that is moved entirely can start over. Without this step it would
     /// grow for as long as events keep coming.
     fn finish_checkpoint(&mut self, how: rusqlite::Result<()>) -> rusqlite::Result<()> {
-        self.work.checkpoint.is_running = false;
+        self.work.checkpoints.end();
         how.and_then(|()| self.checkpoint("PASSIVE"))
     }
 
@@ -795,38 +767,10 @@ impl Writer {
     fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
         self.witness.note(self.last, false);
         if let Some(log) = checkpoint(&self.connection, mode)? {
-            self.watch_log(log);
+            self.shared.log.note(log);
+            self.work.checkpoints.watch(log);
         }
         Ok(())
-    }
-
-    /// A log that is not moved entirely has a reader that needs what its pages would replace: one of ours for an
-    /// instant, another program for as long as its transaction is open. The log grows until that ends, so it is
-    /// said who is to blame.
-    fn watch_log(&mut self, log: Moved) {
-        self.shared.log.note(log);
-        let checkpoint = &mut self.work.checkpoint;
-        if log.is_all() {
-            if let Some(since) = checkpoint.held_since
-                && checkpoint.tell_at > HELD_PAGES_TOLD
-            {
-                let seconds = since.elapsed().as_secs();
-                tracing::info!(seconds, "the reader has ended: the write-ahead log starts over");
-            }
-            *checkpoint = Checkpoint { is_running: checkpoint.is_running, ..Checkpoint::default() };
-            return;
-        }
-        checkpoint.due_at = log.pages + CHECKPOINT_PAGES_HELD;
-        let since = *checkpoint.held_since.get_or_insert_with(Instant::now);
-        if log.pages >= checkpoint.tell_at {
-            checkpoint.tell_at = log.pages * 2;
-            let (seconds, bytes) = (since.elapsed().as_secs(), self.shared.log.bytes());
-            tracing::warn!(
-                bytes,
-                seconds,
-                "a reader with an open transaction, probably another program, keeps the write-ahead log from starting over"
-            );
-        }
     }
 }
 
