@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::damage::{damaged, is_damage};
 use super::read::{self, kept};
-use super::schema::{self, damaged, meta};
+use super::schema::{self, meta};
 use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
 use super::{Kept, wal};
 use crate::event::{Seq, Timestamp};
@@ -301,57 +302,6 @@ impl Check<'_> {
 fn deletions(connection: &Connection) -> rusqlite::Result<(Option<i64>, i64)> {
     const SQL: &str = "SELECT (SELECT min(seq) FROM events), (SELECT coalesce(sum(count), 0) FROM holes)";
     connection.prepare_cached(SQL)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-}
-
-/// Whether what is stored is at fault: pages that do not fit together, or rows that are not what was stored.
-pub fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::Error;
-    match error {
-        Error::SqliteFailure(..) => {
-            use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
-            // Unknown is what SQLite calls an error in a statement. Ours are correct: it is the tables that are not as
-            // they were made.
-            matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase | Unknown))
-        }
-        // A column of another type than it was stored with.
-        Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::IntegralValueOutOfRange(..) => true,
-        Error::Utf8Error(..) => true,
-        Error::SqlInputError { .. } => true,
-        _ => false,
-    }
-}
-
-/// What is known of the file's soundness.
-#[derive(Debug, Clone, Default)]
-pub struct Integrity {
-    pub progress: Progress,
-    /// Events held against their checksums since the start.
-    pub events: u64,
-    /// What is damaged, by name; of very much only the first.
-    pub damage: Vec<String>,
-}
-
-/// How far the check that runs behind a serving server is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Progress {
-    /// It was not asked for.
-    #[default]
-    Off,
-    Running,
-    Done,
-}
-
-/// Of so many damaged things the names are kept; with more, the file needs a repair and not a list.
-const NAMED_MAX: usize = 20;
-
-impl Integrity {
-    /// Takes note of damage, and tells the operator the first time.
-    pub(super) fn note(&mut self, what: String) {
-        if self.damage.len() < NAMED_MAX && !self.damage.contains(&what) {
-            tracing::error!(damage = what, "the database is damaged: `event-pipeline repair` saves what can be read");
-            self.damage.push(what);
-        }
-    }
 }
 
 /// After each transaction the check rests this many times as long as it took: a fifth of a core is its share.

@@ -8,7 +8,8 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use rusqlite::Connection;
 
-use super::check::{self, Check, Pages, Progress, is_damage};
+use super::check::{self, Check, Pages};
+use super::damage::{Progress, is_damage};
 use super::{Shared, schema};
 
 /// Holds the file against itself, behind a serving server.

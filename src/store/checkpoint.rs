@@ -2,12 +2,10 @@
 
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 
 use super::schema::PAGE_BYTES;
 use super::wal::FRAME_HEADER_LEN;
-use super::writer::Command;
 use crate::event::Timestamp;
 use crate::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
@@ -143,20 +141,6 @@ impl Checkpoints {
                 "a reader with an open transaction, probably another program, keeps the write-ahead log from starting over"
             );
         }
-    }
-}
-
-/// Moves the log's pages into the database, so that no commit waits for the disk to take them.
-pub(super) struct Checkpointer {
-    pub(super) connection: Connection,
-    pub(super) due: Receiver<()>,
-    pub(super) commands: Sender<Command>,
-}
-
-impl Checkpointer {
-    pub(super) fn checkpoint(&self) {
-        let how = checkpoint(&self.connection, "PASSIVE").map(drop);
-        let _ = self.commands.send(Command::Checkpointed(how));
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row};
 
 use super::checksum;
-use super::schema::damaged;
+use super::damage::damaged;
 use crate::event::Seq;
 
 /// A durable subscription as it is stored.

@@ -7,6 +7,7 @@ mod check;
 mod checker;
 mod checkpoint;
 mod checksum;
+mod damage;
 mod deletion;
 mod epoch;
 mod files;
@@ -34,8 +35,9 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
-pub use check::{Integrity, Progress, check, is_damage};
+pub use check::check;
 pub use checkpoint::Log;
+pub use damage::{Integrity, Progress, is_damage};
 pub use kept::Kept;
 pub use open::OpenError;
 pub use read::{Order, Query, Stats, TypeStats};

@@ -6,17 +6,16 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
-use super::check::is_damage;
 use super::checker::Checker;
-use super::checkpoint::Checkpointer;
+use super::damage::{Integrity, is_damage};
 use super::epoch::Witness;
 use super::files::{beside, lock, make_folder, private_file, sync_names};
 use super::queue::Queue;
 use super::schema::meta;
 use super::segments::{Recent, Segment};
-use super::threads::{Parts, Running, Sealer};
+use super::threads::{Checkpointer, Parts, Running, Sealer};
 use super::writer::Writer;
-use super::{Counts, Integrity, Log, Shared, Store, epoch, read, schema, segments, upgrade, wal, writer};
+use super::{Counts, Log, Shared, Store, epoch, read, schema, segments, upgrade, wal, writer};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, Seq, Timestamp};
@@ -164,7 +163,8 @@ impl State {
             recent.note(Seq(row.get::<_, i64>(0)? as u64), &event);
         }
         let has_legacy_ids = connection.query_row(
-            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = 'events_legacy_id')",
+            "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS its \
+             JOIN pragma_index_info(its.name) AS columns WHERE columns.name = 'legacy_id')",
             [],
             |row| row.get(0),
         )?;

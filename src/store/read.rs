@@ -11,8 +11,8 @@ use std::sync::Arc;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::check::{Integrity, is_damage};
-use super::schema::{self, damaged};
+use super::damage::{Integrity, damaged, is_damage};
+use super::schema;
 use super::segments::{self, Kind};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::value::RawValue;
 
-use super::check::is_damage;
+use super::damage::is_damage;
 use super::files::{beside, lock, private_file};
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};

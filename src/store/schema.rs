@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
 
+use super::damage::damaged;
 use super::{Kept, checksum};
 use crate::config::Durability;
 
@@ -296,11 +297,6 @@ fn each(
         visit(row)?;
     }
     Ok(())
-}
-
-/// Something stored is not what was stored.
-pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what.into()))
 }
 
 /// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::checker::Checker;
-use super::checkpoint::Checkpointer;
+use super::checkpoint::checkpoint;
 use super::segments::Segment;
 use super::writer::{Command, Writer};
 use crate::wire::batch::Commit;
@@ -45,6 +46,20 @@ impl Sealer {
     fn encode(&self, segment: &Segment) {
         // The writer is gone only when the process is ending.
         let _ = self.commands.send(Command::Encoded { segment: segment.number(), rows: segment.rows() });
+    }
+}
+
+/// Moves the log's pages into the database, so that no commit waits for the disk to take them.
+pub(super) struct Checkpointer {
+    pub(super) connection: Connection,
+    pub(super) due: Receiver<()>,
+    pub(super) commands: Sender<Command>,
+}
+
+impl Checkpointer {
+    fn checkpoint(&self) {
+        let how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        let _ = self.commands.send(Command::Checkpointed(how));
     }
 }
 
