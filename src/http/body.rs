@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::budget::{Budget, Share};
+use crate::budget::Share;
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::wire::Refusal;
@@ -49,9 +49,10 @@ pub(super) async fn read(mut body: Incoming, pipeline: &Pipeline) -> Result<(Byt
         if len > expected {
             let covered = expected;
             expected = if announced >= len { announced } else { bytes_max.min(2 * len) };
-            match share(&pipeline.bodies, (expected - covered) * BYTES_FOR_A_BYTE).await {
-                Some(share) => memory.push(share),
-                None => return Err(unread(body, began + body_timeout).await),
+            let share = pipeline.bodies.take((expected - covered) * BYTES_FOR_A_BYTE);
+            match timeout(PATIENCE, share).await {
+                Ok(share) => memory.push(share),
+                Err(_) => return Err(unread(body, began + body_timeout).await),
             }
         }
         if is_last && whole.is_empty() {
@@ -65,14 +66,6 @@ pub(super) async fn read(mut body: Incoming, pipeline: &Pipeline) -> Result<(Byt
         if !memory.is_empty() {
             deadline = began + body_timeout.min(STALL_MAX + time_for(len, expected, body_timeout));
         }
-    }
-}
-
-/// So much of the memory for bodies, or nothing if none gets free in time.
-async fn share(bodies: &Budget, bytes: usize) -> Option<Share> {
-    match bodies.try_take(bytes) {
-        Some(share) => Some(share),
-        None => timeout(PATIENCE, bodies.take(bytes)).await.ok(),
     }
 }
 

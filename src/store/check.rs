@@ -312,7 +312,6 @@ pub(super) const TRY_AGAIN: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::task::{Context, Poll, Waker};
 
     use super::*;
@@ -424,6 +423,18 @@ mod tests {
         assert_eq!(before.committed(), after.committed());
     }
 
+    /// Writes a damaged copy, as if nothing had ever been beside it.
+    fn put(copy: &Path, damaged: &[u8]) {
+        for end in ["-wal", "-shm", ".lock"] {
+            let _ = std::fs::remove_file(crate::store::files::beside(copy, end));
+        }
+        std::fs::write(copy, damaged).expect("written");
+    }
+
+    fn are_true(events: &[String], truth: &Told) -> bool {
+        events.iter().all(|event| truth.events[0].0.contains(event))
+    }
+
     #[test]
     fn no_flipped_bit_is_served_as_data_or_goes_unnoticed() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -431,16 +442,12 @@ mod tests {
         finish(filled(&path));
         let whole = std::fs::read(&path).expect("a file");
         let before = told(&open(&path).expect("whole").0);
-        let true_events: BTreeSet<_> = before.events[0].0.iter().collect();
         let (mut noticed, mut harmless, mut refused) = (0, 0, 0);
         // A prime stride passes all places within a page; each bit has its turn.
         for (turn, at) in (0..whole.len()).step_by(61).enumerate() {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << (turn % 8);
-            for file in ["copy.db-wal", "copy.db-shm", "copy.db.lock"] {
-                let _ = std::fs::remove_file(folder.path().join(file));
-            }
-            std::fs::write(&copy, &damaged).expect("written");
+            put(&copy, &damaged);
             let (checked, damage) = found(&copy);
             let is_noticed = checked.is_err() || !damage.is_empty();
             let after = match open(&copy) {
@@ -451,8 +458,7 @@ mod tests {
                 }
             };
             for (events, is_complete) in &after.events {
-                let is_true = events.iter().all(|event| true_events.contains(event));
-                assert!(is_true, "byte {at}: an event that was never stored: {events:?}");
+                assert!(are_true(events, &before), "byte {at}: an event that was never stored: {events:?}");
                 assert!(*is_complete || is_noticed, "byte {at}: a reading fails and the check is content");
             }
             if is_noticed {
@@ -473,7 +479,6 @@ mod tests {
         finish(filled(&path));
         let whole = std::fs::read(&path).expect("a file");
         let before = told(&open(&path).expect("whole").0);
-        let true_events: BTreeSet<_> = before.events[0].0.iter().collect();
         let new = folder.path().join("new.db");
         let (mut refused, mut saved, mut noticed, mut harmless) = (0, 0, 0, 0);
         // The first page holds nothing else, after a header of 100 bytes.
@@ -481,10 +486,7 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << (turn % 8);
             let around = String::from_utf8_lossy(&damaged[at - 20..(at + 20).min(4_096)]).into_owned();
-            for file in ["copy.db-wal", "copy.db-shm", "copy.db.lock"] {
-                let _ = std::fs::remove_file(folder.path().join(file));
-            }
-            std::fs::write(&copy, &damaged).expect("written");
+            put(&copy, &damaged);
             match open(&copy) {
                 Err(crate::store::OpenError::Damaged(..)) => {
                     refused += 1;
@@ -499,8 +501,10 @@ mod tests {
                 Ok((store, _parts)) if !found(&copy).1.is_empty() => {
                     noticed += 1;
                     for (events, _) in &told(&store).events {
-                        let is_true = events.iter().all(|event| true_events.contains(event));
-                        assert!(is_true, "byte {at}, {around:?}: an event that was never stored: {events:?}");
+                        assert!(
+                            are_true(events, &before),
+                            "byte {at}, {around:?}: an event that was never stored: {events:?}"
+                        );
                     }
                 }
                 Ok((store, mut parts)) => {
@@ -530,9 +534,9 @@ mod tests {
             // A page that was never written, as a disk may return it.
             let mut damaged = whole.clone();
             damaged[page * 4_096..(page + 1) * 4_096].fill(0);
-            std::fs::write(&copy, &damaged).expect("written");
+            put(&copy, &damaged);
             let new = folder.path().join("new.db");
-            for file in ["copy.db-wal", "copy.db-shm", "copy.db.lock", "new.db", "new.db.lock"] {
+            for file in ["new.db", "new.db.lock"] {
                 let _ = std::fs::remove_file(folder.path().join(file));
             }
             let repaired = match repair(&copy, &new) {
@@ -545,7 +549,7 @@ mod tests {
             };
             assert_eq!(found(&new), (Ok(repaired.events), vec![]), "page {page}");
             let (after, is_complete) = told(&open(&new).expect("whole").0).events.swap_remove(0);
-            assert!(is_complete && after.iter().all(|event| before.events[0].0.contains(event)), "page {page}");
+            assert!(is_complete && are_true(&after, &before), "page {page}");
             // A leaf holds some twenty events.
             assert!(after.len() as u64 == repaired.events && after.len() >= 150, "page {page}: {}", after.len());
         }

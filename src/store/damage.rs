@@ -11,16 +11,16 @@ pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error;
     match error {
+        // An error in a statement, which SQLite also calls unknown. Ours are correct: it is the tables that are not as
+        // they were made.
+        Error::SqlInputError { .. } => true,
         Error::SqliteFailure(..) => {
             use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
-            // Unknown is what SQLite calls an error in a statement. Ours are correct: it is the tables that are not as
-            // they were made.
             matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase | Unknown))
         }
         // A column of another type than it was stored with.
         Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::IntegralValueOutOfRange(..) => true,
         Error::Utf8Error(..) => true,
-        Error::SqlInputError { .. } => true,
         _ => false,
     }
 }

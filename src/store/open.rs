@@ -99,22 +99,22 @@ impl Store {
             wal::settle(path).map_err(log)?;
             transaction.rollback().map_err(database)?;
         }
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
+        let version = schema::version(&connection).map_err(database)?;
         if version > schema::VERSION {
             return Err(OpenError::Newer(path.clone(), version));
         }
-        if schema::is_current(&connection).map_err(database)? {
+        let is_current = schema::is_current(&connection).map_err(database)?;
+        let needs_upgrade = !is_current && upgrade::is_needed(&connection).map_err(database)?;
+        if is_current {
             schema::verify(&connection).map_err(database)?;
-            schema::prepare(&connection, config.durability).map_err(database)?;
-        } else {
-            let needs_upgrade = upgrade::is_needed(&connection).map_err(database)?;
-            if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
-                return Err(OpenError::Foreign(path.clone()));
-            }
-            schema::prepare(&connection, config.durability).map_err(database)?;
-            if needs_upgrade {
-                upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
-            }
+        } else if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
+            return Err(OpenError::Foreign(path.clone()));
+        }
+        schema::prepare(&connection, config.durability).map_err(database)?;
+        if needs_upgrade {
+            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
+        }
+        if !is_current {
             schema::create(&mut connection).map_err(database)?;
         }
         let state = State::read(&connection).map_err(database)?;

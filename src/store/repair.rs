@@ -90,17 +90,16 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
 /// The old file, or a copy of it without what keeps SQLite from reading it.
 fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, RepairError> {
     let unreadable = |error| RepairError::Unreadable(from.to_owned(), error);
-    let unread = schema::open_unread(from).map_err(unreadable)?;
-    let version: i64 = unread.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(unreadable)?;
-    let is_ours = schema::is_current(&unread).and_then(|it_is| Ok(it_is || !schema::is_foreign(&unread)?));
+    let old = schema::open_unread(from).map_err(unreadable)?;
+    let version = schema::version(&old).map_err(unreadable)?;
+    let is_ours = schema::is_current(&old).and_then(|it_is| Ok(it_is || !schema::is_foreign(&old)?));
     if version != schema::VERSION || !is_ours.map_err(unreadable)? {
         return Err(RepairError::NotOurs(from.to_owned()));
     }
-    drop(unread);
-    match schema::open_reader(from).and_then(|old| schema::verify(&old).map(|()| old)) {
-        Ok(old) if !is_severed => return Ok(old),
+    match schema::verify(&old) {
+        Ok(()) if !is_severed => return Ok(old),
         Err(error) if !is_damage(&error) => return Err(unreadable(error)),
-        _ => {}
+        _ => drop(old),
     }
     let file = |error| RepairError::File(mended.to_owned(), error);
     let [log, log_of_copy] = [from, mended].map(|database| beside(database, "-wal"));

@@ -178,10 +178,22 @@ pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(has_tables && connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err())
 }
 
+/// The format that a file says it has.
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
 /// Whether it says of itself that it is ours and of this format.
 pub fn is_current(connection: &Connection) -> rusqlite::Result<bool> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    Ok((pragma("application_id")?, pragma("user_version")?) == (APPLICATION_ID, VERSION))
+    let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    Ok(application == APPLICATION_ID && version(connection)? == VERSION)
+}
+
+/// An empty database with our tables.
+fn ours() -> rusqlite::Result<Connection> {
+    let ours = Connection::open_in_memory()?;
+    ours.execute_batch(TABLES)?;
+    Ok(ours)
 }
 
 /// Holds the tables of a file of this format against [`TABLES`]. One with a damaged name would be taken for missing, a
@@ -191,9 +203,7 @@ pub fn is_current(connection: &Connection) -> rusqlite::Result<bool> {
 /// # Errors
 /// What is damaged.
 pub fn verify(connection: &Connection) -> rusqlite::Result<()> {
-    let ours = Connection::open_in_memory()?;
-    ours.execute_batch(TABLES)?;
-    let expected = columns(&ours)?;
+    let expected = columns(&ours()?)?;
     let found = columns(connection)?;
     if let Some((name, _)) = expected.into_iter().find(|column| !found.contains(column)) {
         return Err(damaged(format!("tables: {name} is damaged")));
@@ -226,9 +236,7 @@ pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
         Ok(())
     })?;
     copy.execute_batch("DELETE FROM sqlite_schema")?;
-    let ours = Connection::open_in_memory()?;
-    ours.execute_batch(TABLES)?;
-    each(&ours, "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type != 'view'", |row| {
+    each(&ours()?, "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type != 'view'", |row| {
         let name: String = row.get(1)?;
         let is_it = |found: &[u8]| {
             let wrong = found.iter().zip(name.as_bytes()).filter(|(found, right)| found != right).count();
@@ -245,8 +253,7 @@ pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
 /// Creates what is missing, and makes a file of an earlier format one of this.
 pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let is_without_checksums = (1..3).contains(&version);
+    let is_without_checksums = (1..3).contains(&version(&transaction)?);
     if is_without_checksums {
         transaction.execute_batch(
             "ALTER TABLE events ADD COLUMN checksum INTEGER;

@@ -88,11 +88,7 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
     let again = run(&server, &["repair", "data/events.db", "--into", "data/new.db"]);
     assert_eq!(again.code, Some(1), "a file that exists is not overwritten");
 
-    for end in ["", "-wal", "-shm"] {
-        let _ = std::fs::remove_file(server.folder().join(format!("data/events.db{end}")));
-    }
-    std::fs::rename(server.folder().join("data/new.db"), server.db_path()).unwrap();
-    server.restart();
+    put_in_place(&mut server);
     assert_eq!(damage(&server), [""; 0]);
     assert_eq!(sequences(&server.stored("")), [1, 3, 4, 5]);
     assert_eq!(sequences(&server.stored("session_id=s")), [1, 3, 5]);
@@ -146,17 +142,22 @@ fn a_damaged_definition_of_a_table_stops_the_start_and_a_repair_saves_everything
     assert_eq!(told_statistics(&server), (100, statistics(&server.stored(""))));
 }
 
-/// Puts a repaired file in the place of a damaged one, and starts the server on it.
-fn repair_in_place(server: &mut Server) {
-    let repaired = run(server, &["repair", "--into", "data/new.db"]);
-    assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
-    let checked = run(server, &["check", "data/new.db"]);
-    assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
+/// Puts the repaired file in the place of the damaged one, and starts the server on it.
+fn put_in_place(server: &mut Server) {
     for end in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(server.folder().join(format!("data/events.db{end}")));
     }
     std::fs::rename(server.folder().join("data/new.db"), server.db_path()).unwrap();
     server.restart();
+}
+
+/// Repairs a file, which is sound then, and starts the server on it.
+fn repair_in_place(server: &mut Server) {
+    let repaired = run(server, &["repair", "--into", "data/new.db"]);
+    assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
+    let checked = run(server, &["check", "data/new.db"]);
+    assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
+    put_in_place(server);
 }
 
 /// The lines of an export as far as they came, and whether it came to its end.

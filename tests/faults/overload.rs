@@ -2,7 +2,7 @@
 //! by the thousand, and no open files left. Every event is acknowledged or refused in words, what the server holds
 //! stays within its bounds, and whoever behaves does not notice.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Mutex;
@@ -203,7 +203,7 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
         drop(lock);
     });
     assert_eq!(posted.into_inner(), POSTING);
-    let mut counts = std::collections::HashMap::new();
+    let mut counts = HashMap::new();
     for event in server.stored("source=load") {
         *counts.entry(text_of(&event["payload"]["token"])).or_insert(0) += 1;
     }
