@@ -285,7 +285,8 @@ impl Row {
         }
     }
 
-    #[inline]
+    // Left to the compiler, an edit anywhere else may have the fan-out call it: 20 instructions more an event (2 %).
+    #[inline(always)]
     fn columns<'b>(&self, frames: &'b [u8], decoded: &'b [u8]) -> Columns<'b> {
         let text = |span: Span| span.text(frames, decoded);
         Columns {
