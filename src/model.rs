@@ -50,8 +50,9 @@ fn in_every_order(model: impl Fn() + Send + Sync + 'static) {
 
 /// Goes through so many random orders, and as many with few changes of thread at awkward places.
 fn in_many_orders(count: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
-    run(RandomScheduler::new(count), model.clone());
-    run(PctScheduler::new(3, count), model);
+    let random = run(RandomScheduler::new(count), model.clone());
+    let orders = random + run(PctScheduler::new(3, count), model);
+    eprintln!("{orders} random orders");
 }
 
 fn push(outbox: &Outbox<usize>, item: usize) {

@@ -4,8 +4,9 @@
 //! each time.
 //!
 //! Beside it runs a model, a list of events and a few rules, and every step is held against it.
-//! `SIM_SEED=123` replays one seed, `SIM_SEEDS=3000` runs that many, on as many threads as there are cores. Some
-//! seeds are lived again and again, with a crash after each action in turn; `SIM_CRASH_EVERY=1` does so with all.
+//! `SIM_SEED=123` replays one seed, `SIM_SEEDS=3000` runs that many, from `SIM_FIRST` on, on as many threads as there
+//! are cores. Some seeds are lived again and again, with a crash after each action in turn; `SIM_CRASH_EVERY=1` does so
+//! with all.
 
 mod durable;
 mod group;
@@ -60,7 +61,10 @@ fn promises_are_kept_whatever_the_order() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
+        None => {
+            let first = number("SIM_FIRST").unwrap_or(0);
+            first..first + number("SIM_SEEDS").unwrap_or(SEEDS)
+        }
     };
     let crashes_every = number("SIM_CRASH_EVERY").is_some_and(|number| number > 0);
     let next = AtomicU64::new(seeds.start);

@@ -123,7 +123,7 @@ fn at_random_moments_loses_nothing_acknowledged() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
     let told = Told::default();
-    for life in 0..8 {
+    for life in 0..rounds(8) {
         let enough = told.count.load(Ordering::Relaxed) + dice.below(4000);
         thread::scope(|scope| {
             let (server, told) = (&server, &told);

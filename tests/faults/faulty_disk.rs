@@ -173,7 +173,17 @@ impl Disk {
     }
 }
 
-/// How many rounds: so many, or what `FAULT_ROUNDS` says.
+/// How many rounds: `FAULT_TIMES` as many, and without it a quarter, for `cargo test` shows each kind of fault in a few.
 pub fn rounds(usual: u64) -> u64 {
-    std::env::var("FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+    times().map_or(usual.div_ceil(4), |times| usual * times)
+}
+
+/// How many changes further each next fault lies, where there is one at every change: without `FAULT_TIMES` at every third.
+pub fn stride() -> usize {
+    if times().is_some() { 1 } else { 3 }
+}
+
+fn times() -> Option<u64> {
+    let times = std::env::var("FAULT_TIMES").ok()?;
+    Some(times.parse().expect("FAULT_TIMES is a number"))
 }

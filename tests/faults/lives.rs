@@ -128,7 +128,7 @@ impl Drop for Lives {
     }
 }
 
-/// Ends a start at the first, second, third … change that it makes to what `prepare` left, and goes on until one gets
+/// Ends a start at one change after the other that it makes to what `prepare` left, and goes on until one gets
 /// through; then ends the life once more, after events were acknowledged. A server must start on whatever there is
 /// then, with what was there before.
 pub fn end_while_starting(
@@ -140,8 +140,8 @@ pub fn end_while_starting(
     let Some(disk) = (if faults == CUTS { Disk::with_a_switch(test) } else { Disk::new(test) }) else { return };
     let mut dice = Dice::thrown();
     for durability in ["full", "normal"] {
-        let mut starts = 0;
-        for nth in 1.. {
+        let (mut ended, mut changes) = (0, 0);
+        for nth in (1..).step_by(stride()) {
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
             let mut server = disk.server(folder, &[("DURABILITY", durability)]);
@@ -164,13 +164,14 @@ pub fn end_while_starting(
             server.restart();
             record.check(&server, if faults == CUTS { Loss::Unsynced } else { Loss::Nothing });
             server.kill();
-            starts = nth;
+            changes = nth;
             if has_started {
                 break;
             }
+            ended += 1;
         }
-        eprintln!("{test}: {} ends while starting at durability {durability}", starts - 1);
-        assert!(starts > 10, "a start changes more than that");
+        eprintln!("{test}: {ended} ends while starting at durability {durability}");
+        assert!(changes > 10, "a start changes more than that");
     }
 }
 

@@ -11,6 +11,7 @@ mod support;
 mod access;
 mod ack;
 mod browser;
+mod claims;
 mod class;
 mod cli;
 mod cloudevents;
