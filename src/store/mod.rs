@@ -316,14 +316,13 @@ impl Store {
         &self.shared.log
     }
 
-    /// Whether the writer takes events: goes through the queue as an event does. Cancel-safe.
+    /// Whether the writer would store an event now. Waits in the queue as one does, and is none. Cancel-safe.
     ///
     /// # Errors
     /// What stands in the way.
     pub async fn check(&self) -> Result<(), Failure> {
-        let (receipt, answer) = Receipt::new();
-        self.append(Batch::default(), receipt).await;
-        answer.await.unwrap_or(Err(Failure::Unavailable)).map(drop)
+        let room = self.shared.queue.room(&Batch::default()).await;
+        self.ask(|reply| Command::Check { room, reply }).await
     }
 
     /// Tells the writer that nothing will follow. It stores what is in the queue and ends.

@@ -42,6 +42,11 @@ pub(super) enum Command {
         chosen: Vec<Seq>,
         reply: oneshot::Sender<Result<u64, Failure>>,
     },
+    /// Say whether an event would be stored now.
+    Check {
+        room: super::queue::Room,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
     /// Durable subscriptions wait to be stored, some time or for somebody who waits.
     SubscriptionsChanged {
         reply: Option<oneshot::Sender<Result<(), Failure>>>,
@@ -91,6 +96,8 @@ pub(super) struct Writer {
 pub(super) struct Work {
     sealing: VecDeque<Sealing>,
     deletions: VecDeque<Deletion>,
+    /// Clients that wait to hear whether an event would be stored.
+    checks: Vec<oneshot::Sender<Result<(), Failure>>>,
     subscriptions: Changes,
     checkpoints: Checkpoints,
     wakes: Wakes,
@@ -274,6 +281,10 @@ impl Writer {
                 Command::DeleteThese { chosen, reply } => {
                     self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
                 }
+                Command::Check { room, reply } => {
+                    drop(room);
+                    self.work.checks.push(reply);
+                }
                 Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
                 Command::Checkpointed(how) => self.finish_checkpoint(how)?,
                 Command::Close => {
@@ -295,11 +306,12 @@ impl Writer {
 
     /// One transaction for all that was taken. Returns an error only when going on is unsafe.
     fn commit(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<()> {
-        if appends.is_empty() && !self.has_housekeeping() {
+        let stores = !appends.is_empty() || !self.work.checks.is_empty();
+        if !stores && !self.has_housekeeping() {
             return Ok(());
         }
         let bytes = appends.iter().map(|append| append.batch.bytes()).sum();
-        if !appends.is_empty() && !self.has_free_space(bytes)? {
+        if stores && !self.has_free_space(bytes)? {
             self.refuse(appends, Failure::StorageFull);
             if !self.has_housekeeping() {
                 return Ok(());
@@ -312,7 +324,7 @@ impl Writer {
         let level = self.sync_as_asked(appends)?;
         match self.write(appends) {
             Ok(written) => {
-                self.work.storage_full = false;
+                self.work.storage_full &= appends.is_empty();
                 self.has_unsynced = !self.syncs;
                 self.publish(appends, written, level);
                 self.start_checkpoint_if_due();
@@ -326,15 +338,21 @@ impl Writer {
                         if self.may_warn() {
                             tracing::warn!(%error, "the disk is full: events are refused until there is space");
                         }
-                        self.work.storage_full = true;
+                        let was_full = std::mem::replace(&mut self.work.storage_full, true);
+                        let had_events = !appends.is_empty();
                         self.refuse(appends, Failure::StorageFull);
+                        if (had_events || !was_full) && self.has_housekeeping() {
+                            // A deletion is what helps. It may fit without the events and the index rows beside it.
+                            return self.commit(appends);
+                        }
+                        self.fail(appends, Failure::StorageFull);
                     }
                     // Nothing was written, and whoever has the lock may let go of it.
                     Some(rusqlite::ErrorCode::DatabaseBusy) => {
                         if self.may_warn() {
                             tracing::warn!(%error, "another program writes to the database: events are refused until it ends");
                         }
-                        self.refuse(appends, Failure::Locked);
+                        self.fail(appends, Failure::Locked);
                     }
                     _ => {
                         self.refuse(appends, Failure::Unavailable);
@@ -363,6 +381,8 @@ impl Writer {
         Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
     }
 
+    /// Tells producers that their events are not stored. What else the writer has taken on goes on: on a full disk a
+    /// deletion under way is what helps.
     fn refuse(&mut self, appends: &mut Vec<Append>, failure: Failure) {
         for Append { receipt, batch, .. } in appends.drain(..) {
             if receipt.level() == AckLevel::Queued {
@@ -371,16 +391,22 @@ impl Writer {
             receipt.resolve(Err(failure), &mut self.work.wakes);
         }
         self.work.wakes.wake_all();
-        if failure != Failure::Unavailable {
-            for deletion in self.work.deletions.drain(..) {
-                let _ = deletion.reply.send(Err(failure));
-            }
-            // What is not stored now is tried again later, but nobody waits for it.
-            for reply in self.work.subscriptions.replies.drain(..) {
-                let _ = reply.send(Err(failure));
-            }
-            self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_REFUSED);
+        for reply in self.work.checks.drain(..) {
+            let _ = reply.send(Err(failure));
         }
+    }
+
+    /// Tells everybody who waits that the transaction was not written. The next one may be.
+    fn fail(&mut self, appends: &mut Vec<Append>, failure: Failure) {
+        self.refuse(appends, failure);
+        for deletion in self.work.deletions.drain(..) {
+            let _ = deletion.reply.send(Err(failure));
+        }
+        // What is not stored now is tried again later, but nobody waits for it.
+        for reply in self.work.subscriptions.replies.drain(..) {
+            let _ = reply.send(Err(failure));
+        }
+        self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_REFUSED);
     }
 
     /// Whether so many bytes of events can be stored and the watermark stays free. What is in the log
@@ -437,7 +463,9 @@ impl Writer {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         let mut written = Written { last: self.last, last_time: self.last_time, ..Written::default() };
         self.insert_events(appends, &mut written)?;
-        self.seal_some(&mut written)?;
+        if !self.work.storage_full {
+            self.seal_some(&mut written)?;
+        }
         self.delete_some(&mut written)?;
         self.keep_subscriptions(&mut written)?;
         if self.syncs && self.has_unsynced && written.events == 0 {
@@ -679,6 +707,9 @@ impl Writer {
             }
         }
         self.work.wakes.wake_all();
+        for reply in self.work.checks.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
         if !batches.is_empty() {
             // The fan-out never waits for a subscriber, so this waits only while it is busy; it is gone
             // only when the process is ending.
@@ -723,6 +754,8 @@ impl Writer {
         deletion.deleted += written.deleted;
         if written.deletion_done {
             let deletion = self.work.deletions.pop_front().expect("just looked at");
+            // What it freed may be enough: the next event has the log's room given back and counts again.
+            self.work.storage_full = false;
             tracing::info!(events = deletion.deleted, "deleted events");
             // Whoever asked may be gone.
             let _ = deletion.reply.send(Ok(deletion.deleted));
@@ -834,5 +867,82 @@ impl ToSql for Text<'_> {
     #[inline]
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(self.0.map_or(ValueRef::Null, ValueRef::Text)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::event::{Event, Filter};
+    use crate::store::{Parts, Store};
+
+    fn open(folder: &tempfile::TempDir) -> (Store, Parts, Config) {
+        let config = Config {
+            database_path: folder.path().join("events.db"),
+            durability: Durability::Off,
+            free_space_min_bytes: 0,
+            ..Config::default()
+        };
+        let (store, parts) = Store::open_parts(&config).expect("open");
+        (store, parts, config)
+    }
+
+    fn hand_in(
+        store: &Store,
+        config: &Config,
+        events: usize,
+        payload: &str,
+    ) -> oneshot::Receiver<Result<Stored, Failure>> {
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let (source, session_id, user_id, idempotency_key) = ("s", None, None, None);
+        let mut batch = Batch::default();
+        for _ in 0..events {
+            let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
+            batch.push(&event, &config.event_types);
+        }
+        let (receipt, answer) = Receipt::new();
+        store.try_append(batch, receipt).expect("room");
+        answer
+    }
+
+    #[test]
+    fn a_full_disk_refuses_events_and_not_the_deletion_beside_them() {
+        const EVENTS: u64 = 100;
+        let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60_000));
+        let fills: [fn(&mut Parts); 2] =
+            [|parts| parts.limit_disk(Some(0)), |parts| parts.writer.free_space_min_bytes = 1 << 60];
+        for fill in fills {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (store, mut parts, config) = open(&folder);
+            drop(hand_in(&store, &config, EVENTS as usize, "{}"));
+            while parts.write() {}
+            fill(&mut parts);
+
+            let mut deleting = pin!(store.delete(None, Filter::default()));
+            let mut checking = pin!(store.check());
+            let mut context = Context::from_waker(Waker::noop());
+            let mut turns = 0;
+            let deleted = loop {
+                let deleted = deleting.as_mut().poll(&mut context);
+                if let Poll::Ready(deleted) = deleted {
+                    break deleted;
+                }
+                // A producer that is at it again with every commit of the deletion.
+                let mut refused = hand_in(&store, &config, 1, &large);
+                if turns == 0 {
+                    assert!(checking.as_mut().poll(&mut context).is_pending());
+                }
+                assert!(parts.write(), "the deletion does not get on");
+                assert!(matches!(refused.try_recv(), Ok(Err(Failure::StorageFull))));
+                turns += 1;
+            };
+            assert_eq!(deleted, Ok(EVENTS));
+            assert!(turns > 2, "a deletion of one commit shows nothing");
+            assert_eq!(checking.as_mut().poll(&mut context), Poll::Ready(Err(Failure::StorageFull)));
+        }
     }
 }

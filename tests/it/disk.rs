@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -164,6 +166,43 @@ fn deletion_does_not_disturb_subscribers_or_cursors() {
     // A cursor into what is gone goes on with what is left.
     let mut late = server.subscriber(&json!({"after": id_of(3)}));
     assert_eq!(sequences(&late.collect(2)), [11, 12]);
+}
+
+#[test]
+fn deleting_works_while_the_disk_is_nearly_full() {
+    // No disk in memory has as much room as is to be kept free.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let before = Process::spawn(folder.path(), &[], &[]);
+    let lines = ticks("s", 40_000).join("\n");
+    let stored = call(before.address(), "POST", "/events", &[NDJSON], lines.as_bytes());
+    assert_eq!(stored.status, 201, "{}", stored.text());
+    drop(before);
+
+    let mut server = Server::in_folder(folder, &[("FREE_SPACE_MIN_BYTES", "1024 GiB")]);
+    server.allow_noise();
+    let middle = encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(20_001)))));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut wire = Wire::connect(server.addr);
+                while !is_over.load(Ordering::Relaxed) {
+                    wire.send(request("POST", "/events", &[JSON], tick("s", 0).as_bytes()));
+                    assert_eq!(wire.response().expect("an answer").status, 507);
+                    wire.send(request("GET", "/readiness", &[], b""));
+                    assert_eq!(wire.response().expect("an answer").status, 503);
+                }
+            });
+        }
+        let deleted = ["?event_type=timer_tick&before=", "?before=", ""].map(|what| {
+            let before = if what.is_empty() { "" } else { &middle };
+            server.call("DELETE", &format!("/events{what}{before}"), &[], b"")
+        });
+        is_over.store(true, Ordering::Relaxed);
+        let told = deleted.map(|deleted| (deleted.status, deleted.text()));
+        let expected = [20_000, 0, 20_000].map(|count| (200, json!({"deleted": count}).to_string()));
+        assert_eq!(told, expected);
+    });
 }
 
 #[test]
