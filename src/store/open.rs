@@ -73,6 +73,14 @@ impl Store {
     pub(crate) fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
         let path = &config.database_path;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let database = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => OpenError::Locked(path.clone()),
+            _ if is_damage(&error) => OpenError::Damaged(path.clone(), error),
+            _ => OpenError::Database(path.clone(), error),
+        };
+        if is_another_programs(path).map_err(database)? {
+            return Err(OpenError::Foreign(path.clone()));
+        }
         make_folder(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
         let held = lock(path).map_err(|e| OpenError::File(beside(path, ".lock"), e))?;
         let lock = held.ok_or_else(|| OpenError::InUse(path.clone()))?;
@@ -87,11 +95,6 @@ impl Store {
             }
             severed.drop_end(path).map_err(log)?;
         }
-        let database = |error: rusqlite::Error| match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy) => OpenError::Locked(path.clone()),
-            _ if is_damage(&error) => OpenError::Damaged(path.clone(), error),
-            _ => OpenError::Database(path.clone(), error),
-        };
         let mut connection = schema::open_writer(path).map_err(database)?;
         if config.durability != Durability::Off {
             // What another program wrote in between would be written over.
@@ -121,6 +124,22 @@ impl Store {
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
         let witness = Witness::hear(beside, &connection, path, state.last, config.durability).map_err(database)?;
         assemble(config, folder, connection, state, witness, lock).map_err(database)
+    }
+}
+
+/// Whether a file is certainly no database of ours. Such a one is refused before anything is written to it or beside
+/// it, so this looks past the log: what can only be told with that is told later, by a connection that makes files.
+fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
+    let looked = schema::open_untouched(path).and_then(|connection| {
+        Ok(!schema::is_ours(&connection)? && !upgrade::is_needed(&connection)? && schema::is_foreign(&connection)?)
+    });
+    let has_log = |end| std::fs::metadata(beside(path, end)).is_ok_and(|log| log.len() > 0);
+    match looked {
+        // Without its log there is nothing that could mend it.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            if has_log("-wal") || has_log("-journal") { Ok(false) } else { Err(error) }
+        }
+        looked => Ok(looked.unwrap_or(false)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! The tables, and the only place that opens connections.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, percent_encode};
+use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
 
 use super::damage::damaged;
@@ -157,6 +160,16 @@ pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Res
 }
 
 /// A connection that can only read, and has not read how the tables are defined.
+/// A connection that changes nothing, takes no lock and makes no files: for a file that may be another program's. What
+/// is in the log alone it does not see.
+pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
+    /// What a path has that means something else in an address.
+    const ESCAPED: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'?').add(b'#');
+    let uri = format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), ESCAPED));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(uri, flags)
+}
+
 pub fn open_unread(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -175,7 +188,16 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 /// Whether there are tables, and none of them is our `events`.
 pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     let has_tables: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
-    Ok(has_tables && connection.prepare("SELECT seq, time_us, legacy_id FROM events").is_err())
+    match connection.prepare("SELECT seq, time_us, legacy_id FROM events").map(drop) {
+        Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) => Err(error),
+        found => Ok(has_tables && found.is_err()),
+    }
+}
+
+/// Whether it says of itself that it is ours, of whatever format.
+pub fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
+    let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    Ok(application == APPLICATION_ID)
 }
 
 /// The format that a file says it has.
@@ -185,8 +207,7 @@ pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
 
 /// Whether it says of itself that it is ours and of this format.
 pub fn is_current(connection: &Connection) -> rusqlite::Result<bool> {
-    let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    Ok(application == APPLICATION_ID && version(connection)? == VERSION)
+    Ok(is_ours(connection)? && version(connection)? == VERSION)
 }
 
 /// An empty database with our tables.

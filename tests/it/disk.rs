@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -279,7 +279,7 @@ fn a_sealed_segment_knows_every_key() {
 #[test]
 fn what_is_no_database_of_ours_is_refused_in_one_line() {
     type Prepare = fn(&Path);
-    let prepare: [(&str, Prepare); 3] = [
+    let prepare: [(&str, Prepare); 4] = [
         ("not SQLite", |path| {
             std::fs::write(path, "this is not a database, and long enough to have a header".repeat(200)).unwrap()
         }),
@@ -298,7 +298,19 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
         let path = database(folder.path());
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         prepare(&path);
-        let before = std::fs::read(&path).ok();
+        let around = || {
+            let entries = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+            let state = |path: PathBuf| {
+                (std::fs::metadata(&path).unwrap().permissions().mode(), std::fs::read(&path).ok(), path)
+            };
+            let mut files: Vec<_> = entries.map(state).collect();
+            files.sort();
+            files
+        };
+        if path.is_file() {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        }
+        let before = around();
         let mut process = Process::spawn(folder.path(), &[], &[]);
         let status = process.await_exit();
         let complaints = process.log.noise();
@@ -307,6 +319,15 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
             complaints.len() == 1 && complaints[0].contains("events.db"),
             "{what}: one line names the file: {complaints:#?}"
         );
-        assert!(std::fs::read(&path).ok() == before, "{what}: the file is left as it was");
+        if path.is_file() {
+            assert!(around() == before, "{what}: nothing in the folder is changed, and nothing is new");
+        }
     }
 }
+        ("another program's, which is using it", |path| {
+            let attendance = Connection::open(path).unwrap();
+            attendance.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE attendance(day TEXT);").unwrap();
+            attendance.execute_batch("PRAGMA wal_checkpoint; INSERT INTO attendance VALUES('monday');").unwrap();
+            // It stays open for as long as the test runs, as a program would have it.
+            std::mem::forget(attendance);
+        }),
