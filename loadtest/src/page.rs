@@ -24,6 +24,8 @@ pub enum Question {
     Older(u64),
     /// How many events there are.
     Stats,
+    /// Events with a payload that none has.
+    Nothing,
 }
 
 /// What was known when a question was asked.
@@ -57,6 +59,7 @@ impl Question {
             Self::Since(_, timestamp) => format!("/events?since={timestamp}&limit={LENGTH}"),
             Self::Older(event) => format!("/events?before_id=evt_{event:012x}&limit={LENGTH}"),
             Self::Stats => "/stats".to_owned(),
+            Self::Nothing => format!("/events?payload.x=nothing&limit={LENGTH}"),
         }
     }
 
@@ -115,6 +118,7 @@ impl Question {
                 Some(format!("the newest event before {event} that was given is {newest}"))
             }
             Self::Older(event) => too_few(LENGTH.min(event - first)),
+            Self::Nothing => (count > 0).then(|| format!("{count} events were given that nobody published")),
             Self::Stats => None,
         }
     }

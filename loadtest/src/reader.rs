@@ -32,10 +32,14 @@ pub enum Ask {
     Older,
     /// The statistics
     Stats,
+    /// Events with a payload that none has, for which all are looked at
+    Nothing,
 }
 
 impl Ask {
-    pub const ALL: [Self; 5] = [Self::Latest, Self::Session, Self::Since, Self::Older, Self::Stats];
+    /// What clients usually ask.
+    pub const USUAL: [Self; 5] = [Self::Latest, Self::Session, Self::Since, Self::Older, Self::Stats];
+    const ALL: [Self; 6] = [Self::Latest, Self::Session, Self::Since, Self::Older, Self::Stats, Self::Nothing];
 }
 
 /// What all readers of a run share.
@@ -128,6 +132,7 @@ impl Reader {
             (Ask::Older, _, Some(event)) => Question::Older(event),
             (Ask::Session, ..) => Question::Session(self.random.below(library.sessions)),
             (Ask::Stats, ..) => Question::Stats,
+            (Ask::Nothing, ..) => Question::Nothing,
             // What is asked for in the past begins with the present.
             (Ask::Latest | Ask::Since | Ask::Older, ..) => Question::Latest,
         };

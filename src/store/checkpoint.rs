@@ -87,11 +87,26 @@ const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
 /// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
 const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
 
+/// A log of 12 MiB has met readers at every checkpoint so far, each of which kept it from starting over: then reads of
+/// ours are kept out for one. It stays below 32 MiB like that, for it grows by less than 16 MiB meanwhile.
+const CHECKPOINT_PAGES_ALONE: usize = CHECKPOINT_PAGES * 3;
+
+/// How a checkpoint goes about reads of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// They go on. What one of them needs stays in the log.
+    Readers,
+    /// New ones are kept out until all is moved, so that the log can start over.
+    Nobody,
+}
+
 /// When the log is to be moved, and whether somebody holds it.
 pub(super) struct Checkpoints {
     is_running: bool,
     /// Pages in the log at which the next one begins.
     due_at: usize,
+    /// Pages in the log at which the next one is to be alone.
+    alone_at: usize,
     /// Since when a reader keeps the log from starting over.
     held_since: Option<Instant>,
     /// Pages of a log that is held at which an operator is told.
@@ -100,16 +115,26 @@ pub(super) struct Checkpoints {
 
 impl Default for Checkpoints {
     fn default() -> Self {
-        Self { is_running: false, due_at: CHECKPOINT_PAGES, held_since: None, tell_at: HELD_PAGES_TOLD }
+        let (due_at, alone_at) = (CHECKPOINT_PAGES, CHECKPOINT_PAGES_ALONE);
+        Self { is_running: false, due_at, alone_at, held_since: None, tell_at: HELD_PAGES_TOLD }
     }
 }
 
 impl Checkpoints {
-    /// Whether one is to begin, now that the log is so long; it is then under way.
-    pub(super) fn begin(&mut self, pages: usize) -> bool {
-        let is_due = pages >= self.due_at && !self.is_running;
-        self.is_running |= is_due;
-        is_due
+    /// Whether one is to begin, now that the log is so long, and how; it is then under way. `erasure` is whether the
+    /// log has traces of what was deleted.
+    pub(super) fn begin(&mut self, pages: usize, erasure: Erasure) -> Option<Company> {
+        let is_due = pages >= self.due_at || erasure == Erasure::Awaited;
+        if !is_due || self.is_running {
+            return None;
+        }
+        self.is_running = true;
+        let is_alone = pages >= self.alone_at || erasure != Erasure::None;
+        if is_alone {
+            // If it does not help, because another program reads, ours are not kept out for nothing all the time.
+            self.alone_at = pages + CHECKPOINT_PAGES.max(pages / 4);
+        }
+        Some(if is_alone { Company::Nobody } else { Company::Readers })
     }
 
     pub(super) fn end(&mut self) {
@@ -142,6 +167,16 @@ impl Checkpoints {
             );
         }
     }
+}
+
+/// Whether the log has traces of events that were chosen to be deleted. They go when it is truncated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Erasure {
+    #[default]
+    None,
+    Due,
+    /// Somebody waits for it.
+    Awaited,
 }
 
 /// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Nothing if another

@@ -1,11 +1,12 @@
 //! Deleting events: the oldest, a slice with each commit, or chosen ones out of the middle. Statistics stay true to
 //! what remains, and keys go with their events. What is used up of numbers and times is for the writer to note.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{Shared, keys, read, segments};
+use super::segments::{self, Kind};
+use super::{Shared, keys, read};
 use crate::event::{Seq, Timestamp};
 
 /// What one transaction deleted.
@@ -53,18 +54,29 @@ pub(super) fn chosen(
     chosen: &[Seq],
     newest: impl Fn(&str) -> Option<Timestamp>,
 ) -> rusqlite::Result<Deleted> {
-    let mut find = connection.prepare_cached("SELECT event_type FROM events WHERE seq = ?1")?;
+    const FIND: &str = "SELECT event_type, session_id, user_id, source FROM events WHERE seq = ?1";
+    let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
     const HOLE: &str = "INSERT INTO holes (segment, count) VALUES (?1, 1) \
                         ON CONFLICT (segment) DO UPDATE SET count = count + 1";
     let mut hole = connection.prepare_cached(HOLE)?;
     let mut by_type = BTreeMap::<String, u64>::new();
+    let mut lists = BTreeSet::<(u64, Kind, String)>::new();
     for seq in chosen {
-        let Some(event_type) = find.query_row([seq.0 as i64], |row| row.get(0)).optional()? else { continue };
+        let values = find.query_row([seq.0 as i64], |row| {
+            Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?])
+        });
+        let Some(values) = values.optional()? else { continue };
         delete.execute([seq.0 as i64])?;
         keys::forget(connection, *seq)?;
         hole.execute([segments::segment_of(*seq) as i64])?;
-        *by_type.entry(event_type).or_default() += 1;
+        let [event_type, ..] = &values;
+        *by_type.entry(event_type.clone().unwrap_or_default()).or_default() += 1;
+        let of_kinds = Kind::ALL.into_iter().zip(values);
+        lists.extend(of_kinds.filter_map(|(kind, value)| Some((segments::segment_of(*seq), kind, value?))));
+    }
+    for (segment, kind, key) in &lists {
+        drop_if_emptied(connection, *segment, *kind, key)?;
     }
     let events = by_type.values().sum();
     for (event_type, deleted) in by_type {
@@ -78,4 +90,38 @@ pub(super) fn chosen(
         connection.prepare_cached(COUNT)?.execute((event_type, deleted as i64, last_seen))?;
     }
     Ok(Deleted { events, is_done: true })
+}
+
+/// Removes a list whose last event is deleted: the key, which may name a person, goes with it. A segment that is not
+/// sealed yet has none; [`is_emptied`] is asked when it is.
+fn drop_if_emptied(connection: &Connection, segment: u64, kind: Kind, key: &str) -> rusqlite::Result<()> {
+    const FIND: &str = "SELECT offsets FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
+    let place = (segment as i64, kind as i64, key);
+    let mut find = connection.prepare_cached(FIND)?;
+    let mut rows = find.query(place)?;
+    let Some(row) = rows.next()? else { return Ok(()) };
+    if is_emptied(connection, segment, row.get_ref(0)?.as_blob()?)? {
+        drop(rows);
+        const DROP: &str = "DELETE FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
+        connection.prepare_cached(DROP)?.execute(place)?;
+    }
+    Ok(())
+}
+
+/// Whether no event of a list is left. Deletions go from the oldest to the newest, so a look at the newest mostly
+/// tells. A damaged list is not, for the check to find.
+pub(super) fn is_emptied(connection: &Connection, segment: u64, offsets: &[u8]) -> rusqlite::Result<bool> {
+    let Some(offsets) = segments::newest_first(offsets) else { return Ok(false) };
+    let mut is_there = connection.prepare_cached("SELECT 1 FROM events WHERE seq = ?1")?;
+    for offset in offsets {
+        if is_there.exists([segments::first_of(segment).plus(offset.into()).0 as i64])? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether events of a segment were chosen to be deleted.
+pub(super) fn has_holes(connection: &Connection, segment: u64) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM holes WHERE segment = ?1")?.exists([segment as i64])
 }

@@ -169,7 +169,8 @@ impl Store {
     }
 
     /// Deletes every event before `before`, or all of them, that passes a filter, and returns how many there
-    /// were. Their numbers are not used again.
+    /// were. Their numbers are not used again. What a filter chose has left no trace in the files when this returns,
+    /// unless another program reads them: then the write-ahead log has some until that ends.
     ///
     /// # Errors
     /// When the writer cannot do it; a part of the events, the oldest, may be gone then.
@@ -191,7 +192,8 @@ impl Store {
             }
             match reached {
                 Some(reached) => after = reached,
-                None => return Ok(deleted),
+                // Also when nothing was left: a deletion that was broken off is asked for again.
+                None => return self.ask(|reply| Command::Erase { reply }).await.map(|()| deleted),
             }
         }
     }

@@ -251,7 +251,7 @@ fn assemble(
     let sealer = Sealer { full, commands: commands.clone() };
     let connection = schema::open_writer(&config.database_path)?;
     schema::prepare(&connection, config.durability)?;
-    let checkpointer = Checkpointer { connection, due, commands: commands.clone() };
+    let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
     Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
 }

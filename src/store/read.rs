@@ -1,13 +1,14 @@
-//! Reading the record back. Every read is one short transaction on a connection of its own, so no
-//! reader holds up the writer or keeps the write-ahead log from starting over. All of it blocks: call
-//! it from a thread that may.
+//! Reading the record back, in short transactions on connections of their own, so that no reader holds up the
+//! writer or keeps the write-ahead log from starting over for long. All of it blocks: call it from a thread that may.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::{RwLock, RwLockWriteGuard};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -63,6 +64,8 @@ pub struct TypeStats {
 pub(super) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
+    /// Every read holds it shared; who holds it alone keeps new reads out until a checkpoint is over.
+    gate: RwLock<()>,
     integrity: Arc<Mutex<Integrity>>,
 }
 
@@ -82,9 +85,27 @@ macro_rules! select_events {
 }
 pub(super) use select_events;
 
-/// Events looked at in one transaction: some 50 ms at 0.8 µs each, for a reader that holds the log longer keeps
-/// it from starting over.
+/// Events looked at in one read, which may take several transactions: some 50 ms at 0.8 µs each, so that the threads
+/// for blocking work go round.
 const EVENTS_PER_READ: usize = if cfg!(test) { 40 } else { 1 << 16 };
+
+/// How long one transaction reads on: the pages that it needs cannot leave the write-ahead log, and a checkpoint that
+/// wants to be alone waits for it. It ends within 20 ms, for the last step takes some time, too. Tests have a clock of
+/// their own.
+const TRANSACTION_TIME: Duration = if cfg!(test) { Duration::MAX } else { Duration::from_millis(15) };
+
+/// Events between two looks at the clock, which costs as much as a twentieth of an event.
+const EVENTS_PER_LOOK_AT_CLOCK: usize = 16;
+
+/// Segments whose lists are counted in one transaction: some 20 ms at 150 µs for dense lists.
+const SEGMENTS_PER_COUNT: u64 = if cfg!(test) { 1 } else { 128 };
+
+/// How long a read waits for a checkpoint at most. One takes some 10 ms; a disk on which it takes this long must not
+/// keep anybody from what is in memory, and then the log grows.
+const GATE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a checkpoint waits for the reads under way: several times as long as one takes.
+const READS_END_WITHIN: Duration = Duration::from_millis(100);
 
 impl Query {
     /// The same reading without a beginning.
@@ -103,10 +124,18 @@ impl Query {
 
 impl Readers {
     pub(super) fn new(path: PathBuf, integrity: Arc<Mutex<Integrity>>) -> Self {
-        Self { path, idle: Mutex::new(Vec::new()), integrity }
+        Self { path, idle: Mutex::new(Vec::new()), gate: RwLock::new(()), integrity }
     }
 
+    /// Keeps new reads out, until what is returned is dropped, and waits for those under way. Nothing if one of them
+    /// takes too long. Never call it within a read.
+    pub(super) fn keep_out(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        self.gate.try_write_for(READS_END_WITHIN)
+    }
+
+    /// One transaction, which must be short. Never call it within another.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let _inside = self.gate.try_read_for(GATE_PATIENCE);
         let idle = self.idle.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -153,8 +182,8 @@ impl super::Store {
         }
     }
 
-    /// Like [`Store::scan`], but looks at a bounded number of events, whether they pass or not: one short
-    /// transaction. A filter that few events pass comes to less than `visit` would take.
+    /// Like [`Store::scan`], but looks at a bounded number of events, whether they pass or not. A filter that few
+    /// events pass comes to less than `visit` would take.
     ///
     /// # Errors
     /// What SQLite reports; events shown before stay shown.
@@ -163,14 +192,28 @@ impl super::Store {
         query: &Query,
         mut visit: impl FnMut(StoredEvent<'_>) -> ControlFlow<()>,
     ) -> rusqlite::Result<Option<Seq>> {
-        // Noted before the transaction begins: a segment that is not in memory now is in the table then.
+        // Noted before the first transaction begins: a segment that is not in memory now is in the table then.
         let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
-        self.shared.readers.with(|transaction| {
-            let record = Record::new(transaction, &self.shared);
-            let Some(range) = record.range(query, committed)? else { return Ok(None) };
-            let mut scan = Scan { record, query, range, left: EVENTS_PER_READ };
-            scan.run(&recent, &mut visit)
-        })
+        let (mut query, mut left, mut broken_off) = (Cow::Borrowed(query), EVENTS_PER_READ, false);
+        loop {
+            let reached = self.shared.readers.with(|transaction| {
+                let record = Record::new(transaction, &self.shared);
+                let Some(range) = record.range(&query, committed)? else { return Ok(None) };
+                let until = Instant::now().checked_add(TRANSACTION_TIME);
+                let mut scan = Scan { record, query: &query, range, left, until };
+                let reached = scan.run(&recent, &mut |event| {
+                    let flow = visit(event);
+                    broken_off = flow.is_break();
+                    flow
+                });
+                left = scan.left;
+                reached
+            })?;
+            match reached {
+                Some(reached) if left > 0 && !broken_off => query.to_mut().go_on_after(reached),
+                end => return Ok(end),
+            }
+        }
     }
 
     /// Shows `visit` the events of these numbers, as far as they are stored, until it breaks off. Returns the
@@ -201,18 +244,30 @@ impl super::Store {
     /// # Errors
     /// What SQLite reports.
     pub fn count(&self, query: &Query) -> rusqlite::Result<u64> {
+        let mut count = 0;
         if !query.filter.has_rest() {
             let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
-            return self.shared.readers.with(|transaction| {
-                let record = Record::new(transaction, &self.shared);
-                match record.range(query, committed)? {
-                    None => Ok(0),
-                    Some(range) if !query.filter.is_indexed() => count_between(transaction, range),
-                    Some(range) => Scan { record, query, range, left: usize::MAX }.count(&recent),
+            let mut rest = Cow::Borrowed(query);
+            loop {
+                let reached = self.shared.readers.with(|transaction| {
+                    let record = Record::new(transaction, &self.shared);
+                    let Some(range) = record.range(&rest, committed)? else { return Ok(None) };
+                    if !query.filter.is_indexed() {
+                        count += count_between(transaction, range)?;
+                        return Ok(None);
+                    }
+                    let segment = segments::segment_of(*range.start()) + SEGMENTS_PER_COUNT;
+                    let reached = segments::first_of(segment).prev();
+                    let (is_all, range) = (reached >= *range.end(), *range.start()..=reached.min(*range.end()));
+                    count += Scan { record, query: &rest, range, left: usize::MAX, until: None }.count(&recent)?;
+                    Ok((!is_all).then_some(reached))
+                })?;
+                match reached {
+                    Some(reached) => rest.to_mut().after = reached,
+                    None => return Ok(count),
                 }
-            });
+            }
         }
-        let mut count = 0;
         self.scan(query, |_| {
             count += 1;
             ControlFlow::Continue(())
@@ -252,7 +307,7 @@ impl super::Store {
             let is_beginning = self.shared.readers.with(|transaction| {
                 let record = Record::new(transaction, &self.shared);
                 let Some(range) = record.range(&query.whole(), through)? else { return Ok(true) };
-                let scan = Scan { record, query: &query, range, left: usize::MAX };
+                let scan = Scan { record, query: &query, range, left: usize::MAX, until: None };
                 scan.latest_in(number, field, &mut latest)?;
                 Ok(segments::first_of(number) <= *scan.range.start())
             })?;
@@ -390,7 +445,7 @@ pub(super) fn newest_of_type(
     let record = Record::new(connection, shared);
     let Some(range) = record.range(&query, Seq::MAX)? else { return Ok(None) };
     let mut newest = None;
-    Scan { record, query: &query, range, left: usize::MAX }.run(&recent, &mut |event| {
+    Scan { record, query: &query, range, left: usize::MAX, until: None }.run(&recent, &mut |event| {
         newest = Some(event.time);
         ControlFlow::Break(())
     })?;
@@ -409,6 +464,8 @@ struct Scan<'c, 'q> {
     range: RangeInclusive<Seq>,
     /// So many more events may be looked at.
     left: usize,
+    /// When the transaction is to end.
+    until: Option<Instant>,
 }
 
 impl Scan<'_, '_> {
@@ -453,6 +510,13 @@ impl Scan<'_, '_> {
                 Order::OldestFirst => lowest + step,
                 Order::NewestFirst => highest - step,
             };
+            if step > 0 && self.is_time_up() {
+                // All of the segments before this one were looked at.
+                return Ok(Some(match self.query.order {
+                    Order::OldestFirst => segments::first_of(number).prev(),
+                    Order::NewestFirst => segments::first_of(number + 1),
+                }));
+            }
             let offsets = self.offsets(number, recent)?;
             let (first, range) = (segments::first_of(number), self.range.clone());
             let passing = offsets.iter().map(|&o| first.plus(o.into())).filter(|seq| range.contains(seq));
@@ -523,7 +587,13 @@ impl Scan<'_, '_> {
         if !filter.has_rest() || filter.matches(&event.columns()) {
             visit(event)?;
         }
-        if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let looks_at_clock = self.left.is_multiple_of(EVENTS_PER_LOOK_AT_CLOCK);
+        let is_over = self.left == 0 || (looks_at_clock && self.is_time_up());
+        if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn is_time_up(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
     }
 
     /// Notes the newest passing event of each value of a field in one sealed segment.

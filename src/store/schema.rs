@@ -31,7 +31,7 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 ///
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
 /// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
-/// 3 source. Lists are never changed: `holes` counts the events that were chosen to be deleted out of each
+/// 3 source. Lists do not change, but go with their last event: `holes` counts the events that were chosen to be deleted out of each
 /// segment. `idempotency_keys` has for a key the first of the `count` events that were stored under it.
 ///
 /// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to files that
@@ -153,13 +153,13 @@ pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Res
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "secure_delete", SECURE_DELETE)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "cache_size", -(WRITER_CACHE_KIB as i64))?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
 
-/// A connection that can only read, and has not read how the tables are defined.
 /// A connection that changes nothing, takes no lock and makes no files: for a file that may be another program's. What
 /// is in the log alone it does not see.
 pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
@@ -170,6 +170,7 @@ pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(uri, flags)
 }
 
+/// A connection that can only read, and has not read how the tables are defined.
 pub fn open_unread(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -326,6 +327,10 @@ fn each(
     }
     Ok(())
 }
+
+/// Where a cell was on a page that is written anyway, there are zeros: else a row that moved to the next page, as most
+/// do when a segment is sealed, would leave a copy behind that outlives its deletion.
+pub const SECURE_DELETE: &str = "FAST";
 
 /// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program
 /// that writes.

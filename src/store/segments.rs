@@ -1,6 +1,6 @@
 //! The segment index: which events of a run of 65,536 have a given type, session, user or source.
 //! While a segment is open its lists grow in memory; once full they are encoded, sorted, and appended
-//! to `event_index`, where they never change again. That keeps every write of the log at the right
+//! to `event_index`, where they do not change but go with their last event. That keeps every write of the log at the right
 //! edge of a tree, which is what an ordinary index on random keys cannot do.
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
+    pub const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
 
     /// The kind with this number.
     pub fn of_number(number: i64) -> Option<Self> {
@@ -277,6 +277,18 @@ pub fn decode(blob: &[u8]) -> Option<Vec<u16>> {
     }
 }
 
+/// The offsets of a blob, the newest first, or `None` when it is not one that `encode` made. The first of a bitmap cost
+/// nothing.
+pub fn newest_first(blob: &[u8]) -> Option<Box<dyn Iterator<Item = u16> + '_>> {
+    match blob.split_first()? {
+        (&BITMAP, bits) if bits.len() == BITMAP_LEN => {
+            let is_set = |offset: &u16| bits[usize::from(*offset) / 8] & 1 << (offset % 8) != 0;
+            Some(Box::new((0..=u16::MAX).rev().filter(is_set)))
+        }
+        _ => Some(Box::new(decode(blob)?.into_iter().rev())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,7 +296,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn check(offsets: &[u16]) {
-        assert_eq!(decode(&encode(offsets)).as_deref(), Some(offsets));
+        let blob = encode(offsets);
+        assert_eq!(decode(&blob).as_deref(), Some(offsets));
+        assert!(newest_first(&blob).expect("encoded").eq(offsets.iter().rev().copied()));
     }
 
     #[test]

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::RwLockWriteGuard;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::Shared;
 use super::checker::Checker;
-use super::checkpoint::checkpoint;
+use super::checkpoint::{Company, checkpoint};
 use super::segments::Segment;
 use super::writer::{Command, Writer};
 use crate::wire::batch::Commit;
@@ -52,14 +54,43 @@ impl Sealer {
 /// Moves the log's pages into the database, so that no commit waits for the disk to take them.
 pub(super) struct Checkpointer {
     pub(super) connection: Connection,
-    pub(super) due: Receiver<()>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) due: Receiver<Company>,
     pub(super) commands: Sender<Command>,
 }
 
+/// A checkpoint that is alone, until the writer has moved the last pages.
+struct Alone<'c> {
+    _gate: Option<RwLockWriteGuard<'c, ()>>,
+    /// Ends with the writer's part.
+    finished: Receiver<()>,
+}
+
 impl Checkpointer {
-    fn checkpoint(&self) {
-        let how = checkpoint(&self.connection, "PASSIVE").map(drop);
-        let _ = self.commands.send(Command::Checkpointed(how));
+    /// Moves what was in the log when it began. The bulk is moved beside the readers in any case: they are kept out
+    /// only for what comes after that.
+    fn checkpoint(&self, company: Company) -> Option<Alone<'_>> {
+        let mut how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        if company == Company::Readers {
+            let _ = self.commands.send(Command::Checkpointed { how, alone: None });
+            return None;
+        }
+        let _gate = self.shared.readers.keep_out();
+        if how.is_ok() {
+            how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        }
+        let (alone, finished) = bounded(0);
+        let _ = self.commands.send(Command::Checkpointed { how, alone: Some(alone) });
+        Some(Alone { _gate, finished })
+    }
+
+    fn run(self) {
+        for company in &self.due {
+            if let Some(alone) = self.checkpoint(company) {
+                // Nothing is ever sent: the other end goes when the writer is done, or dead.
+                let _ = alone.finished.recv();
+            }
+        }
     }
 }
 
@@ -77,7 +108,7 @@ impl Parts {
                 let _ = ended.send(outcome);
             }),
             spawn("sealer", move || sealer.full.iter().for_each(|segment| sealer.encode(&segment))),
-            spawn("checkpointer", move || checkpointer.due.iter().for_each(|()| checkpointer.checkpoint())),
+            spawn("checkpointer", move || checkpointer.run()),
         ];
         threads.extend(checker.map(|checker| spawn("checker", move || checker.run(&stopped))));
         Running { commits, writer: how, threads }
@@ -109,7 +140,8 @@ impl Parts {
     }
 
     pub(crate) fn checkpoint(&self) -> bool {
-        self.checkpointer.due.try_recv().map(|()| self.checkpointer.checkpoint()).is_ok()
+        // Readers are on the same thread: nobody can wait for the writer to let them in again.
+        self.checkpointer.due.try_recv().map(|company| drop(self.checkpointer.checkpoint(company))).is_ok()
     }
 
     /// From now on the clock is so much behind the last event's time.

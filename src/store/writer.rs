@@ -11,7 +11,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 use tokio::sync::oneshot;
 
-use super::checkpoint::{Checkpoints, checkpoint};
+use super::checkpoint::{Checkpoints, Company, Erasure, checkpoint};
 use super::checksum;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
@@ -57,7 +57,15 @@ pub(super) enum Command {
         rows: Vec<IndexRow>,
     },
     /// The checkpointer has moved into the database what was in the log when it began; or a sync failed.
-    Checkpointed(rusqlite::Result<()>),
+    Checkpointed {
+        how: rusqlite::Result<()>,
+        /// Dropped when the writer has done its part, if readers are kept out until then.
+        alone: Option<Sender<()>>,
+    },
+    /// Chosen events were deleted, and somebody waits until their traces are gone from the log, or cannot go yet.
+    Erase {
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
     /// Nothing will follow: finish and end.
     Close,
 }
@@ -77,7 +85,7 @@ pub(super) struct Writer {
     pub commands: Receiver<Command>,
     pub commits: Sender<Arc<Commit>>,
     pub sealer: Sender<Arc<Segment>>,
-    pub checkpointer: Sender<()>,
+    pub checkpointer: Sender<Company>,
     pub last: Seq,
     pub last_time: Timestamp,
     pub free_space_min_bytes: u64,
@@ -100,6 +108,9 @@ pub(super) struct Work {
     checks: Vec<oneshot::Sender<Result<(), Failure>>>,
     subscriptions: Changes,
     checkpoints: Checkpoints,
+    erasure: Erasure,
+    /// Clients that wait for it.
+    erasing: Vec<oneshot::Sender<Result<(), Failure>>>,
     wakes: Wakes,
     time_text: TimestampText,
     /// For checksums.
@@ -218,6 +229,7 @@ impl Writer {
     pub fn turn(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
         let closing = self.receive(appends)?;
         self.commit(appends)?;
+        self.start_checkpoint_if_due();
         Ok(!closing)
     }
 
@@ -286,7 +298,11 @@ impl Writer {
                     self.work.checks.push(reply);
                 }
                 Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
-                Command::Checkpointed(how) => self.finish_checkpoint(how)?,
+                Command::Checkpointed { how, alone } => self.finish_checkpoint(how, alone)?,
+                Command::Erase { reply } => {
+                    self.work.erasing.push(reply);
+                    self.work.erasure = Erasure::Awaited;
+                }
                 Command::Close => {
                     self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now());
                     return Ok(true);
@@ -327,7 +343,6 @@ impl Writer {
                 self.work.storage_full &= appends.is_empty();
                 self.has_unsynced = !self.syncs;
                 self.publish(appends, written, level);
-                self.start_checkpoint_if_due();
                 Ok(())
             }
             Err(error) => {
@@ -626,7 +641,11 @@ impl Writer {
             "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
+        let has_holes = deletion::has_holes(&self.connection, sealing.segment)?;
         for row in slice {
+            if has_holes && deletion::is_emptied(&self.connection, sealing.segment, &row.offsets)? {
+                continue;
+            }
             insert.raw_bind_parameter(1, sealing.segment as i64)?;
             insert.raw_bind_parameter(2, row.kind as i64)?;
             insert.raw_bind_parameter(3, Text(Some(&row.key)))?;
@@ -666,7 +685,12 @@ impl Writer {
         let Deleted { events, is_done } = match &deletion.what {
             Doomed::Through(last) => deletion::oldest(&self.connection, *last)?,
             Doomed::These(chosen) => {
-                deletion::chosen(&self.connection, &self.shared, chosen, |of| written.newest_of(of))?
+                // Pages that become free are overwritten, too, which costs a write for each.
+                self.connection.pragma_update(None, "secure_delete", "ON")?;
+                let newest = |of: &str| written.newest_of(of);
+                let deleted = deletion::chosen(&self.connection, &self.shared, chosen, newest);
+                self.connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
+                deleted?
             }
         };
         (written.deleted, written.deletion_done) = (events, is_done);
@@ -756,6 +780,9 @@ impl Writer {
             let deletion = self.work.deletions.pop_front().expect("just looked at");
             // What it freed may be enough: the next event has the log's room given back and counts again.
             self.work.storage_full = false;
+            if matches!(deletion.what, Doomed::These(_)) && self.work.erasure == Erasure::None {
+                self.work.erasure = Erasure::Due;
+            }
             tracing::info!(events = deletion.deleted, "deleted events");
             // Whoever asked may be gone.
             let _ = deletion.reply.send(Ok(deletion.deleted));
@@ -775,24 +802,45 @@ impl Writer {
     }
 
     fn start_checkpoint_if_due(&mut self) {
-        if self.work.checkpoints.begin(self.shared.log.pages()) {
-            self.checkpointer.send(()).expect("the checkpointer lives as long as the writer");
+        if let Some(company) = self.work.checkpoints.begin(self.shared.log.pages(), self.work.erasure) {
+            self.checkpointer.send(company).expect("the checkpointer lives as long as the writer");
         }
     }
 
     /// The checkpointer has done the bulk; the few pages written meanwhile are moved here, between two
     /// commits, because only a log that is moved entirely can start over. Without this step it would
     /// grow for as long as events keep coming.
-    fn finish_checkpoint(&mut self, how: rusqlite::Result<()>) -> rusqlite::Result<()> {
+    fn finish_checkpoint(&mut self, how: rusqlite::Result<()>, alone: Option<Sender<()>>) -> rusqlite::Result<()> {
         self.work.checkpoints.end();
-        how.and_then(|()| self.checkpoint("PASSIVE"))
+        how?;
+        if alone.is_none() || self.work.erasure == Erasure::None {
+            return self.checkpoint("PASSIVE");
+        }
+        // Whoever still reads is another program, and may do so for long: the next checkpoint tries again.
+        self.truncate_log(Duration::ZERO)?;
+        if self.work.erasure == Erasure::Awaited {
+            self.work.erasure = Erasure::Due;
+            self.tell_erased();
+        }
+        Ok(())
     }
 
-    /// Gives the log's room back to the disk, unless a reader still needs it after this long: then the next idle
+    fn tell_erased(&mut self) {
+        for reply in self.work.erasing.drain(..) {
+            // Whoever asked may be gone.
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Gives the log's room back to the disk, and all that is in it, unless a reader still needs it after this long: then the next idle
     /// moment does.
     fn truncate_log(&mut self, patience: Duration) -> rusqlite::Result<()> {
         self.connection.busy_timeout(patience)?;
         let truncated = self.checkpoint("TRUNCATE");
+        if self.shared.log.pages() == 0 {
+            self.work.erasure = Erasure::None;
+            self.tell_erased();
+        }
         truncated.and(self.connection.busy_timeout(schema::BUSY_TIMEOUT))
     }
 

@@ -215,6 +215,40 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
     assert!(more <= bound, "{more} bytes more, {bound} are allowed");
 }
 
+#[test]
+fn of_readers_that_never_pause_leaves_the_write_ahead_log_short() {
+    const READERS: usize = 10;
+    const LOG_BYTES_MAX: u64 = 32 * MIB;
+    let server = Server::start();
+    // Something to look through, so that one of them reads at any time.
+    server.publish_lines(&ticks("before", 20_000));
+    let is_over = AtomicBool::new(false);
+    let longest = thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                let mut wire = Wire::connect(server.addr);
+                while !is_over.load(Ordering::Relaxed) {
+                    wire.send(request("GET", "/events?payload.x=nothing", &[], b""));
+                    let answer = wire.response().expect("an answer");
+                    assert_eq!((answer.status, answer.text()), (200, "[]".to_owned()));
+                }
+            });
+        }
+        // Twice as much as the log may take.
+        let lines = vec![tokened("token"); 500].join("\n");
+        let answers = (0..35).map(|_| {
+            let stored = server.call("POST", "/events", &[NDJSON], lines.as_bytes());
+            (stored.status, std::fs::metadata(server.db_path().with_extension("db-wal")).unwrap().len())
+        });
+        let answers: Vec<_> = answers.collect();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
+        answers.iter().map(|(_, bytes)| *bytes).max().unwrap()
+    });
+    println!("the log came to {} MiB", longest / MIB);
+    assert!(longest < LOG_BYTES_MAX, "{longest} bytes");
+}
+
 /// Lets this process open as many files as it may; returns how many that are.
 fn raise_open_files_limit() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

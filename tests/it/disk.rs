@@ -205,6 +205,81 @@ fn deleting_works_while_the_disk_is_nearly_full() {
     });
 }
 
+/// Which of these words are in the database, its log, or another file beside it.
+fn traces<'w>(server: &Server, words: &'w [String]) -> Vec<&'w str> {
+    let files = std::fs::read_dir(server.db_path().parent().unwrap()).unwrap();
+    let bytes: Vec<_> = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
+    let text = String::from_utf8_lossy(&bytes);
+    let is_there = |word: &&str| text.contains(word);
+    words.iter().map(String::as_str).filter(is_there).collect()
+}
+
+fn delete_user(server: &Server, user: &str) -> Value {
+    let answer = server.call("DELETE", &format!("/events?user_id={user}"), &[], b"");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+#[test]
+fn deleting_a_user_leaves_no_trace_of_the_name_in_the_files() {
+    const SEGMENT: usize = 65_536;
+    const USERS: usize = 400;
+    let server = Server::start();
+    let event = |n: usize| {
+        let user = format!("learner-{:03}-of-our-school", n * 7 % USERS);
+        // Their own words name them, and some are long.
+        let payload = json!({"by": user, "text": if n % 500 == 3 { "x".repeat(9_000) } else { String::new() }});
+        json!({"event_type": "answer_changed", "source": "it", "session_id": format!("s{}", n % 9_000),
+               "user_id": user, "payload": payload})
+        .to_string()
+    };
+    let publish = |from: usize, to: usize| {
+        for from in (from..to).step_by(8_192) {
+            server.publish_lines(&(from..to.min(from + 8_192)).map(event).collect::<Vec<_>>());
+        }
+    };
+    let await_sealed = |segments: i64| {
+        let sealed =
+            || number(&reader(&server), "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'sealed_before'");
+        await_true("the segment to be in the index", || sealed() == segments);
+    };
+    // Some of each are in a segment that is in the index, and some in the open one.
+    publish(0, SEGMENT + 6_000);
+    await_sealed(1);
+    let gone: Vec<_> = (0..USERS).step_by(40).map(|n| format!("learner-{n:03}-of-our-school")).collect();
+    assert_eq!(traces(&server, &gone), gone, "they can be found where they are");
+    for user in &gone {
+        let stored = server.stored(&format!("user_id={user}")).len();
+        assert_eq!(delete_user(&server, user), json!({"deleted": stored}));
+    }
+    assert_eq!(traces(&server, &gone), [""; 0]);
+
+    // The open segment is put into the index later, and does not remember them either.
+    let after = |n: usize| event(n).replace("-of-our-school", "-of-another-school");
+    for from in (SEGMENT + 6_000..2 * SEGMENT + 1).step_by(8_192) {
+        server.publish_lines(&(from..(from + 8_192).min(2 * SEGMENT + 1)).map(after).collect::<Vec<_>>());
+    }
+    await_sealed(2);
+    assert_eq!(traces(&server, &gone), [""; 0]);
+    let lists = "SELECT count(*) FROM event_index WHERE segment = 1 AND kind = 2 AND key LIKE '%-of-our-school'";
+    assert_eq!(number(&reader(&server), lists), (USERS - gone.len()) as i64, "the others are in the index");
+}
+
+#[test]
+fn the_traces_of_a_deletion_leave_the_log_once_no_other_program_reads_it() {
+    let server = Server::start();
+    let users = ["a-learner-who-leaves".to_string()];
+    let event = json!({"event_type": "quiz_started", "source": "it", "user_id": users[0]}).to_string();
+    server.publish(&event);
+    let other = reader(&server);
+    other.execute_batch("BEGIN").unwrap();
+    assert_eq!(number(&other, "SELECT count(*) FROM events"), 1);
+    assert_eq!(delete_user(&server, &users[0]), json!({"deleted": 1}), "nobody waits for another program");
+    assert_eq!(traces(&server, &users), users, "it may read on");
+    other.execute_batch("COMMIT").unwrap();
+    await_true("the log to be truncated", || traces(&server, &users).is_empty());
+}
+
 #[test]
 fn many_segments_answer_like_one() {
     let mut server = Server::start();
@@ -291,6 +366,13 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
                 )
                 .unwrap();
         }),
+        ("another program's, which is using it", |path| {
+            let attendance = Connection::open(path).unwrap();
+            attendance.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE attendance(day TEXT);").unwrap();
+            attendance.execute_batch("PRAGMA wal_checkpoint; INSERT INTO attendance VALUES('monday');").unwrap();
+            // It stays open for as long as the test runs, as a program would have it.
+            std::mem::forget(attendance);
+        }),
         ("a folder", |path| std::fs::create_dir(path).unwrap()),
     ];
     for (what, prepare) in prepare {
@@ -324,10 +406,3 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
         }
     }
 }
-        ("another program's, which is using it", |path| {
-            let attendance = Connection::open(path).unwrap();
-            attendance.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE attendance(day TEXT);").unwrap();
-            attendance.execute_batch("PRAGMA wal_checkpoint; INSERT INTO attendance VALUES('monday');").unwrap();
-            // It stays open for as long as the test runs, as a program would have it.
-            std::mem::forget(attendance);
-        }),

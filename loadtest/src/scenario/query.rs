@@ -28,7 +28,7 @@ pub struct Query {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     readers: u32,
     /// What readers ask for, in turn
-    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_values_t = Ask::ALL)]
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_values_t = Ask::USUAL)]
     ask: Vec<Ask>,
     /// Questions a second of all readers, or max. At a rate, latency counts from when a question was due
     #[arg(long, value_name = "RATE", default_value = "max")]

@@ -106,7 +106,7 @@ impl Traffic {
         }
 
         let run = Run::in_phases(Kind::Acknowledgement, newest, drive.step, &drive.phases);
-        let library = Library::new(&run, &target, &self.events, &Ask::ALL, newest, stored);
+        let library = Library::new(&run, &target, &self.events, &Ask::USUAL, newest, stored);
         let mut tasks = Tasks::default();
         let pace =
             drive.rhythm.map(|rhythm| anyhow::Ok((Pace::start(run.start, rhythm.clone())?, rhythm))).transpose()?;
