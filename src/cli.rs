@@ -42,8 +42,8 @@ fn command() -> clap::Command {
         .mut_subcommand("serve", |serve| serve.args(config::args()))
 }
 
-/// Takes events in over HTTP and WebSocket, stores every acknowledged one in SQLite, and delivers it live to
-/// every matching subscriber.
+/// Takes events in over HTTP and WebSocket, stores them durably in SQLite, and delivers them live to every matching
+/// subscriber.
 #[derive(Parser)]
 #[command(
     version,
@@ -165,7 +165,10 @@ struct Filter {
 
 /// A filter that the server would take.
 fn filter(text: &str) -> Result<String, String> {
-    let asked = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let asked: serde_json::Map<_, _> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if let Some(unknown) = asked.keys().find(|key| !event_pipeline::event::Filter::is_key(key)) {
+        return Err(format!("a filter has no '{unknown}'"));
+    }
     event_pipeline::event::Filter::parse(&asked).map(|_| text.to_owned())
 }
 
@@ -203,6 +206,7 @@ mod tests {
             "tail --since soon",
             "tail --filter x",
             "query --filter {\"source\":7}",
+            "tail --filter {\"sesion_id\":\"s\"}",
             "tail --after 5",
             "tail --after evt_000000000001 --last 5",
             "query --limit 0",

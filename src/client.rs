@@ -8,7 +8,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,12 +17,13 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::wire::frame::{self, Decoder, MESSAGE_BYTES_MAX, Message, OpCode, Role, Violation};
+use crate::wire::refusal::Again;
 
 /// One server, and at most one HTTP connection to it, opened when first needed, kept between requests and
 /// opened anew when the server has closed it. For more connections make more clients.
@@ -121,19 +122,30 @@ impl Client {
         self.socket(&format!("/ws/publish{query}")).await
     }
 
-    /// A WebSocket that has subscribed with this first message, and the server's answer to it.
+    /// A WebSocket that has subscribed with this first message, and the server's answer to it. What the server does not
+    /// know of the message it refuses.
     ///
     /// # Errors
-    /// The server cannot be reached, a [`Refused`], a [`Disconnected`], or an answer that is not `subscribed`.
+    /// The message is no JSON object, the server cannot be reached, a [`Refused`], or a [`Disconnected`] with what the
+    /// server said before.
     pub async fn subscriber(&self, first_message: &str) -> anyhow::Result<(Socket, String)> {
+        let mut asked: Map<String, Value> = serde_json::from_str(first_message).context("a first message in JSON")?;
+        // A filter whose name is misspelt would let everything through.
+        asked.insert("strict".to_owned(), true.into());
         let mut socket = self.socket("/ws/subscribe").await?;
-        socket.send(first_message).await?;
+        socket.send(&Value::from(asked).to_string()).await?;
         let answer = socket.next().await?;
         let status: Value = serde_json::from_str(&answer).with_context(|| format!("answer {answer:?}"))?;
-        if status["status"] != "subscribed" {
-            bail!("subscribe: {}", status["message"].as_str().unwrap_or(&answer));
+        if status["status"] == "subscribed" {
+            return Ok((socket, answer));
         }
-        Ok((socket, answer))
+        let why = format!("subscribe: {}", status["message"].as_str().unwrap_or(&answer));
+        loop {
+            // The code in the Close frame tells whether to try again.
+            if let Err(end) = socket.next().await {
+                return Err(anyhow::Error::new(end).context(why));
+            }
+        }
     }
 
     /// A WebSocket on any path, on a connection of its own.
@@ -274,6 +286,12 @@ impl Refused {
             Err(_) => String::from_utf8_lossy(body).trim().into(),
         };
         Self { status, detail }
+    }
+
+    /// Whether the same request would be refused again.
+    pub fn is_final(&self) -> bool {
+        let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+        !self.status.is_server_error() && !passes.contains(&self.status)
     }
 }
 
@@ -480,6 +498,13 @@ pub enum Disconnected {
     Lost(String),
     #[error("the server broke the protocol: {0}")]
     Violation(Violation),
+}
+
+impl Disconnected {
+    /// Whether there is no use in connecting again.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Closed { code, .. } if Again::after(*code) == Again::No)
+    }
 }
 
 impl From<io::Error> for Disconnected {
@@ -736,7 +761,8 @@ mod tests {
             frame::text(&mut out, b"one");
             frame::unmasked(&mut out, OpCode::Ping, b"there?");
             stream.write_all(&out).await.expect("the client reads");
-            assert_eq!(frames(&mut stream, 2).await, [r#"Text("{}")"#, "Pong([116, 104, 101, 114, 101, 63])"]);
+            let said = [r#"Text("{\"strict\":true}")"#, "Pong([116, 104, 101, 114, 101, 63])"];
+            assert_eq!(frames(&mut stream, 2).await, said);
 
             out.clear();
             frame::text(&mut out, b"two");
@@ -760,6 +786,30 @@ mod tests {
             }
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn a_refused_subscription_tells_why_and_whether_to_come_again() {
+        for (code, is_final) in [(1008, true), (1013, false), (4002, false), (4010, true)] {
+            let script = async |listener: TcpListener| {
+                let mut stream = accept(&listener).await;
+                head(&mut stream).await;
+                let mut out = Vec::from(SWITCH);
+                frame::text(&mut out, br#"{"status":"error","message":"not now"}"#);
+                frame::close(&mut out, code, "why");
+                stream.write_all(&out).await.expect("the client reads");
+                frames(&mut stream, 2).await;
+            };
+            play(script, async |client| {
+                let error = client.subscriber("{}").await.err().expect("a refusal");
+                let end: &Disconnected = error.downcast_ref().expect("how it ended");
+                assert_eq!(end.is_final(), is_final, "{code}");
+                assert_eq!(format!("{error:#}"), format!("subscribe: not now: {end}"));
+            })
+            .await;
+        }
+        let refused = |status| Refused { status, detail: String::new() }.is_final();
+        assert!(refused(StatusCode::UNAUTHORIZED) && !refused(StatusCode::TOO_MANY_REQUESTS));
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use event_pipeline::client::{Disconnected, Refused, Socket};
-use event_pipeline::event::EventId;
+use event_pipeline::event::{EventId, Seq};
+use event_pipeline::wire::subscription::Note;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -55,21 +56,27 @@ impl Tail {
         let mut left = self.count.unwrap_or(u64::MAX);
         // The id after which a new connection goes on.
         let mut after = self.after.map(|id| id.to_string());
+        // The life of the database that this id is from.
+        let mut epoch = None;
         let mut connected = false;
         let mut pause = RECONNECT_PAUSES.0;
         while left > 0 {
-            let lost = match client.subscriber(&self.first_message(after.as_deref())).await {
+            let lost = match client.subscriber(&self.first_message(after.as_deref(), epoch.as_ref())).await {
                 Ok((socket, answer)) => {
                     if connected {
                         eprintln!("event-pipeline: connected again");
                     }
                     (connected, pause) = (true, RECONNECT_PAUSES.0);
                     let answer: Value = serde_json::from_str(&answer)?;
+                    // An empty database has no last event, and what comes first follows this one.
+                    let newest = answer["last_event_id"].as_str().map_or(Seq::ZERO.id().to_string(), Into::into);
                     let begins_now = after.is_none() && self.since.is_none() && self.last.is_none();
                     if tell_gap(&answer) || begins_now {
-                        after = answer["last_event_id"].as_str().map(Into::into);
+                        after = Some(newest.clone());
                     }
-                    let Some(lost) = follow(socket, &mut out, &mut left, &mut after).await? else { break };
+                    epoch = Some(answer["epoch"].clone());
+                    let lost = follow(socket, &mut out, &mut left, &mut after, newest).await?;
+                    let Some(lost) = lost else { break };
                     let resume = after.as_ref().map_or(String::new(), |id| format!(" after {id}"));
                     let lost = anyhow::Error::new(lost);
                     if !is_final(&lost) {
@@ -88,7 +95,7 @@ impl Tail {
         Ok(())
     }
 
-    fn first_message(&self, after: Option<&str>) -> String {
+    fn first_message(&self, after: Option<&str>, epoch: Option<&Value>) -> String {
         let Filter { types, source, session, user, expression } = &self.filter;
         let asked = expression.as_ref().map(|json| json.parse().expect("checked when it was read"));
         let mut message: Value = asked.unwrap_or_else(|| json!({}));
@@ -97,8 +104,12 @@ impl Tail {
         for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !value.is_null()) {
             message[key] = value.clone();
         }
+        message["signals"] = true.into();
         match (after, &self.since, self.last) {
-            (Some(after), _, _) => message["after"] = after.into(),
+            (Some(after), _, _) => {
+                message["after"] = after.into();
+                message["epoch"] = epoch.cloned().unwrap_or_default();
+            }
             (_, Some(since), _) => message["since"] = since.as_str().into(),
             (_, _, Some(last)) => message["last"] = last.into(),
             _ => {}
@@ -120,7 +131,8 @@ fn tell_gap(answer: &Value) -> bool {
     gap("unknown_cursor").is_some()
 }
 
-/// Prints events until as many as were `left` have been: then `None`, else how the connection ended.
+/// Prints events until as many as were `left` have been: then `None`, else how the connection ended. Where history had
+/// none, `after` becomes the event that was the `newest` at the beginning.
 ///
 /// # Errors
 /// Stdout's.
@@ -129,7 +141,9 @@ async fn follow(
     out: &mut Printer,
     left: &mut u64,
     after: &mut Option<String>,
+    newest: String,
 ) -> io::Result<Option<Disconnected>> {
+    let caught_up = Note::CaughtUp.json().to_string();
     let mut asked = false;
     loop {
         let mut printed = Ok(());
@@ -141,6 +155,8 @@ async fn follow(
                         if let Some(id) = id {
                             *left -= 1;
                             *after = Some(id);
+                        } else if after.is_none() && text == caught_up {
+                            *after = Some(newest.clone());
                         }
                     });
                 }
@@ -165,14 +181,7 @@ async fn follow(
     }
 }
 
-/// Whether a second try would meet the same refusal.
+/// Whether a second try would meet the same refusal. What is neither is a server that cannot be reached.
 fn is_final(error: &anyhow::Error) -> bool {
-    match (error.downcast_ref::<Disconnected>(), error.downcast_ref::<Refused>()) {
-        // Misused protocol, broken rule, message too big, wrong key, too many connections, taken over.
-        (Some(Disconnected::Closed { code, .. }), _) => matches!(code, 1002 | 1007..=1009 | 4001 | 4002 | 4009),
-        (Some(_), _) => false,
-        (_, Some(refused)) => !refused.status.is_server_error(),
-        // What is left is a server that cannot be reached.
-        (None, None) => false,
-    }
+    error.downcast_ref().is_some_and(Disconnected::is_final) || error.downcast_ref().is_some_and(Refused::is_final)
 }

@@ -56,6 +56,12 @@ pub enum Refusal {
     TooManyConnections,
     #[error("Too many large bodies are under way, try again")]
     TooManyBodies,
+    #[error("Too many large pages are on their way, try again, or ask for fewer events with 'limit'")]
+    TooManyPages,
+    #[error(
+        "This takes too long to read: ask for less, with a later start or with a filter on type, source, session or user"
+    )]
+    TooMuchToRead,
     #[error("Server at subscriber capacity")]
     TooManySubscribers,
 }
@@ -110,6 +116,8 @@ impl Refusal {
             | Self::Unreadable
             | Self::TooManyConnections
             | Self::TooManyBodies
+            | Self::TooManyPages
+            | Self::TooMuchToRead
             | Self::TooManySubscribers => 503,
         }
     }
@@ -139,6 +147,7 @@ impl Refusal {
         match self {
             Self::RateLimited(wait) => Some(*wait),
             Self::Failed(Failure::StorageFull) => Some(Duration::from_secs(30)),
+            Self::TooMuchToRead => None,
             _ if self.status() == 503 => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -162,6 +171,38 @@ pub fn sentence(rejection: &Rejection) -> String {
     match rejection.index {
         Some(index) => format!("Event {index}: {}", rejection.fault),
         None => rejection.fault.to_string(),
+    }
+}
+
+/// Every code of a Close frame, and whether its receiver should connect again. The server closes with no other; what is
+/// said here is said to the clients of others in `docs/CONTRACT.md`.
+pub const CLOSE_CODES: [(u16, Again); 12] = [
+    (1000, Again::No),
+    (1001, Again::Yes),
+    (1002, Again::No),
+    (1007, Again::No),
+    (1008, Again::No),
+    (1009, Again::No),
+    (1011, Again::Yes),
+    (1013, Again::Yes),
+    (4002, Again::Yes),
+    (4008, Again::Yes),
+    (4009, Again::No),
+    (4010, Again::No),
+];
+
+/// Whether a client whose WebSocket was closed should connect again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Yes,
+    /// The same would happen, or it would undo what somebody meant.
+    No,
+}
+
+impl Again {
+    /// After a code that is not ours, of a proxy for instance, it is worth a try.
+    pub fn after(code: u16) -> Self {
+        CLOSE_CODES.iter().find(|(known, _)| *known == code).map_or(Self::Yes, |(_, again)| *again)
     }
 }
 
@@ -229,5 +270,34 @@ impl Ending {
             Self::TakenOver => "Another connection goes on with this subscription".to_owned(),
             Self::Failed => "Internal error, reconnect".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_has_a_code_of_the_table() {
+        let endings = [
+            Ending::Asked(None),
+            Ending::GoingAway,
+            Ending::NoFirstMessage,
+            Ending::Silent,
+            Ending::NotUnderstood,
+            Ending::Capacity,
+            Ending::TooManyConnections,
+            Ending::Complete,
+            Ending::TooSlow,
+            Ending::TakenOver,
+            Ending::Deleted,
+            Ending::Failed,
+        ];
+        let codes = endings.iter().filter_map(|ending| ending.code()).chain([1002, 1007, 1009]);
+        let mut codes: Vec<_> = codes.collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes, CLOSE_CODES.map(|(code, _)| code), "1002, 1007 and 1009 are those of violations");
+        assert_eq!(Again::after(1006), Again::Yes);
     }
 }

@@ -162,3 +162,55 @@ fn failures_are_one_line_and_usage_is_exit_2() {
     assert_eq!(version.stdout.trim(), format!("event-pipeline {}", env!("CARGO_PKG_VERSION")));
     assert_eq!(json!(version.code), 0);
 }
+
+#[test]
+fn a_tail_that_lost_an_empty_server_shows_what_came_meanwhile() {
+    let mut server = Server::start();
+    let home = server.addr;
+    let tails: Vec<_> = [&["--count", "8"][..], &["--count", "8", "--last", "5"], &["--count", "8", "--since", "1d"]]
+        .iter()
+        .map(|more| start(&server, &[&["tail", "--json"], *more].concat(), ""))
+        .collect();
+    server.await_stats("three tails", |stats| stats["router"]["active_subscribers"] == 3);
+    server.stop();
+    // On another port, where they do not come back to.
+    server.restart();
+    assert_ne!(server.addr, home);
+    server.publish_lines(&ticks("s", 8));
+    let stored = server.stored_lines("");
+    server.stop();
+    server.addr = home;
+    server.restart_in_place();
+    for tail in tails {
+        assert_eq!(lines(tail.finish()), stored);
+    }
+}
+
+#[test]
+fn a_tail_whose_history_was_empty_shows_what_came_meanwhile() {
+    let mut server = Server::start();
+    let home = server.addr;
+    server.publish_lines(&ticks("other", 3));
+    let tail = start(&server, &["tail", "--json", "--session", "s", "--last", "2", "--count", "4"], "");
+    server.await_stats("a tail", |stats| stats["router"]["active_subscribers"] == 1);
+    server.stop();
+    server.restart();
+    assert_ne!(server.addr, home);
+    server.publish_lines(&ticks("s", 4));
+    let stored = server.stored_lines("session_id=s");
+    server.stop();
+    server.addr = home;
+    server.restart_in_place();
+    assert_eq!(lines(tail.finish()), stored);
+}
+
+#[test]
+fn a_misspelt_filter_is_no_filter_and_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for command_name in ["tail", "query"] {
+        let mut command = command(folder.path());
+        let finished = Run::start(command.args([command_name, "--filter", r#"{"sesion_id":"s"}"#]), "").finish();
+        assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+        assert!(finished.stderr.contains("sesion_id"), "{}", finished.stderr);
+    }
+}

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use event_pipeline::wire::refusal::{Again, CLOSE_CODES};
+
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// The code map: each room with those it may import.
@@ -78,4 +80,22 @@ fn every_dependency_has_its_reason() {
         let name = line.split(' ').next().unwrap();
         assert!(reasons.contains(name), "{name} has no line under Dependencies in ARCHITECTURE.md");
     }
+}
+
+#[test]
+fn the_contract_tells_clients_what_ours_does_after_each_close_code() {
+    let text = fs::read_to_string("docs/CONTRACT.md").unwrap();
+    let table = text.split("| close code |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let mut told = Vec::new();
+    for row in table.lines().skip(2) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let again = match cells[3] {
+            "yes" | "later" => Again::Yes,
+            "no" | "not the same" => Again::No,
+            other => panic!("{other:?} after {}", cells[1]),
+        };
+        told.extend(cells[1].split(", ").map(|code| (code.parse().unwrap(), again)));
+    }
+    told.sort_unstable_by_key(|(code, _)| *code);
+    assert_eq!(told, CLOSE_CODES);
 }
