@@ -1,8 +1,9 @@
-//! The event pipeline: takes events in over HTTP and WebSocket, stores every acknowledged one durably
-//! in SQLite, and delivers it live to every matching subscriber.
+//! The event pipeline: takes events in over HTTP and WebSocket, stores them durably in SQLite, and delivers
+//! them live to every matching subscriber.
 //!
 //! It is one process with one file. It is not a broker with topics and partitions, not a cluster, and
-//! not a place for events that may be lost: an acknowledgement means stored.
+//! not a place for events that may be lost: an acknowledgement means committed and synced to the disk, unless
+//! the operator (`DURABILITY`) or the producer (`?ack=`) asked for less.
 //!
 //! The rooms, in the order an event walks through them (ARCHITECTURE.md has the picture):
 //!
