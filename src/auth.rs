@@ -28,7 +28,8 @@ pub struct Access {
     places: Arc<DashMap<IpAddr, usize>>,
 }
 
-/// What a request does, each with a rate of its own.
+/// What a request does, each with a rate of its own. A WebSocket's handshake is a request, for the first message of a
+/// subscriber too; each message of a publisher is one, and each `update_filters` is a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Publish,
@@ -80,7 +81,8 @@ impl Access {
         self.origins == CorsOrigins::Any
     }
 
-    /// Counts a request of this client. Costs nothing where no rate is configured.
+    /// Counts a request of this client, before anybody looks at its key: wrong keys count like right ones, and cannot be
+    /// tried faster. Costs nothing where no rate is configured.
     ///
     /// # Errors
     /// `RateLimited`, with the time to wait.

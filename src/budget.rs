@@ -17,7 +17,16 @@ pub struct Budget {
 /// A part of a [`Budget`], given back when dropped.
 #[derive(Debug)]
 pub struct Share {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
+    unit: usize,
+}
+
+impl Share {
+    /// Gives back what is more than this.
+    pub fn keep(&mut self, amount: usize) {
+        let more = self.permit.num_permits().saturating_sub(amount.div_ceil(self.unit).max(1));
+        drop(self.permit.split(more));
+    }
 }
 
 impl Budget {
@@ -38,13 +47,13 @@ impl Budget {
     /// Waits until there is so much. Cancel-safe: who no longer waits loses the place in the line, and nothing else.
     pub async fn take(&self, amount: usize) -> Share {
         let permit = self.free.clone().acquire_many_owned(self.units(amount)).await;
-        Share { _permit: permit.expect("it is never closed") }
+        Share { permit: permit.expect("it is never closed"), unit: self.unit }
     }
 
     /// So much, if it is there.
     pub fn try_take(&self, amount: usize) -> Option<Share> {
         let permit = self.free.clone().try_acquire_many_owned(self.units(amount));
-        permit.ok().map(|_permit| Share { _permit })
+        permit.ok().map(|permit| Share { permit, unit: self.unit })
     }
 
     /// How much is given out.
@@ -75,8 +84,13 @@ mod tests {
             assert_eq!(budget.taken(), budget.unit);
             assert!(budget.try_take(usize::MAX).is_none());
             drop(one);
-            let all = budget.try_take(usize::MAX).expect("room");
+            let mut all = budget.try_take(usize::MAX).expect("room");
             assert_eq!(budget.taken(), 8 * budget.unit);
+            all.keep(usize::MAX);
+            all.keep(3 * budget.unit);
+            assert_eq!(budget.taken(), 3 * budget.unit);
+            all.keep(0);
+            assert_eq!(budget.taken(), budget.unit);
             drop(all);
             assert_eq!(budget.taken(), 0);
         }

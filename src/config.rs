@@ -73,6 +73,9 @@ pub struct Config {
     /// Bytes of memory for all HTTP bodies under way and what is read from them, apart from small ones. Two bodies of
     /// the largest size at one time, or 36 MiB of smaller ones: a third of a second of a gigabit line.
     pub max_bodies_bytes: usize,
+    /// Bytes of memory for all pages of `GET /events` that are being read or not taken yet, apart from small ones: 64 of
+    /// the largest, or a thousand of 1,000 usual events. A client that takes none is given up after `write_timeout`.
+    pub max_pages_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
     pub max_in_flight: usize,
     /// Bytes waiting for one subscriber before it is served from storage instead. While as many are being written, a
@@ -83,6 +86,9 @@ pub struct Config {
     pub header_timeout: Duration,
     /// Time for the body of a request to be complete.
     pub body_timeout: Duration,
+    /// Time for one reading of the record before an answer begins. 10 s look at some ten million events; whoever wants
+    /// more of them in one go can export them.
+    pub read_timeout: Duration,
     /// A peer that takes no byte for so long is closed, also when what it does not take lies in the system's buffers.
     pub write_timeout: Duration,
     /// Time for a subscriber's first message.
@@ -135,10 +141,12 @@ impl Default for Config {
             max_ws_message_bytes: 1 << 20,
             max_body_bytes: 16 << 20,
             max_bodies_bytes: 256 << 20,
+            max_pages_bytes: 256 << 20,
             max_in_flight: 4096,
             max_subscriber_bytes: 4 << 20,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
             subscribe_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
@@ -208,6 +216,8 @@ const SETTINGS: &[Setting] = &[
         "Size of one HTTP body"),
     Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
         "Memory for all HTTP bodies under way, with what is read from them"),
+    Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
+        "Memory for all pages of GET /events under way, apart from small ones"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
         "Unanswered events of a publishing socket before it is no longer read"),
     Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),
@@ -217,6 +227,8 @@ const SETTINGS: &[Setting] = &[
         "Until the head of a request is complete"),
     Setting::new("Timeouts", "BODY_TIMEOUT_SECONDS", |c| &mut c.body_timeout, SECONDS,
         "Until the body of a request is complete"),
+    Setting::new("Timeouts", "READ_TIMEOUT_SECONDS", |c| &mut c.read_timeout, SECONDS,
+        "Until a request is refused whose answer begins with a long search of the stored events"),
     Setting::new("Timeouts", "WRITE_TIMEOUT_SECONDS", |c| &mut c.write_timeout, SECONDS,
         "Until a peer that takes no byte is closed"),
     Setting::new("Timeouts", "SUBSCRIBE_TIMEOUT_SECONDS", |c| &mut c.subscribe_timeout, SECONDS,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::auth::Access;
@@ -25,6 +26,11 @@ pub struct Pipeline {
     pub access: Access,
     /// Memory for the bodies of requests.
     pub bodies: Budget,
+    /// Memory for pages of events that wait to be taken.
+    pub pages: Budget,
+    /// Large bodies are parsed on the blocking threads of this runtime, on which nobody reads: a long reading, or many,
+    /// hold up no producer.
+    pub parsing: Handle,
     /// True once the server shuts down. Whoever may still hand in events holds a receiver.
     shutdown: watch::Sender<bool>,
     /// Who subscribes now, by the number of its id.
@@ -43,11 +49,13 @@ pub struct Subscriber {
 }
 
 impl Pipeline {
-    pub fn new(config: Config, store: Store, hub: Arc<Hub>, subscriptions: Subscriptions) -> Self {
+    pub fn new(config: Config, store: Store, hub: Arc<Hub>, subscriptions: Subscriptions, parsing: Handle) -> Self {
         Self {
             types: Arc::new(config.event_types.clone()),
             access: Access::new(&config),
             bodies: Budget::of_bytes(config.max_bodies_bytes),
+            pages: Budget::of_bytes(config.max_pages_bytes),
+            parsing,
             config,
             store,
             hub,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -54,14 +54,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const FILES_KEPT: usize = 64;
 const FILES_KEPT_FOR_A_THREAD: usize = 16;
 
-/// For who comes when all places are taken; nothing of theirs is read.
-const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
-    Content-Type: application/problem+json\r\nContent-Length: 134\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"The server has as many connections as it takes, try again\"}";
-
-/// Threads for blocking reads and for parsing large bodies, for each network thread.
+/// Threads for blocking reads, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
+
+/// Threads that parse large bodies, for each network thread: a gigabyte a second each, more than a network thread reads.
+const PARSING_THREADS: usize = 2;
 
 /// Runs the server until SIGTERM or SIGINT, then ends it in order: no new connections, no new messages,
 /// everything in hand stored and acknowledged, every subscriber served to the end.
@@ -72,7 +69,11 @@ pub fn run(config: Config) -> Result<(), Error> {
     let address = SocketAddr::new(config.host, config.port);
     let listener = listen(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?;
     let (store, running) = Store::open(&config)?;
-    let control = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+    let control = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(config.network_threads.saturating_mul(PARSING_THREADS))
+        .build()
+        .map_err(Error::Start)?;
     control.block_on(serve(config, listener, store, running))
 }
 
@@ -113,7 +114,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
     let (subscriptions, dispatchers) = loaded.map_err(Error::Store)?;
     let groups_thread = spawn_groups(dispatchers)?;
-    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone(), subscriptions));
+    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone(), subscriptions, Handle::current()));
     let (fan_out, mut fan_out_ended) = oneshot::channel();
     let fan_out_thread = spawn("fan-out", move || {
         hub.run(&commits);
@@ -237,6 +238,7 @@ impl Network {
     /// Accepts connections and deals them out in turn, for ever. Cancel-safe but for a connection just
     /// accepted, which is dropped.
     async fn accept(&self, listener: TcpListener, pipeline: &Pipeline, places: Arc<Semaphore>) {
+        let no_places_left = http::no_places_left(&pipeline.access);
         for thread in self.threads.iter().cycle() {
             let (stream, peer) = loop {
                 match listener.accept().await {
@@ -249,7 +251,7 @@ impl Network {
             };
             let Ok(place) = places.clone().try_acquire_owned() else {
                 // Nobody waits for a client that does not even take this.
-                let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+                let _ = stream.try_write(&no_places_left);
                 continue;
             };
             // Answers are written whole; waiting for more to send would only delay them.

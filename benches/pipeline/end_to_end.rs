@@ -22,7 +22,7 @@ pub fn end_to_end(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     // As on a network thread.
     let answering = runtime.spawn(Doorbell::answer());
-    let server = Server::start();
+    let server = Server::start(runtime.handle().clone());
     let mut parser = server.pipeline.parser();
     let mut feed = server.feed();
     let mut group = c.benchmark_group("end to end");
@@ -46,7 +46,7 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    fn start(parsing: tokio::runtime::Handle) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let database_path = folder.path().join("events.db");
         let config = Config { database_path, check_at_start: false, ..Config::default() };
@@ -59,7 +59,7 @@ impl Server {
         }));
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
-        Self { pipeline: Arc::new(Pipeline::new(config, store, hub, subscriptions)), threads, _folder: folder }
+        Self { pipeline: Arc::new(Pipeline::new(config, store, hub, subscriptions, parsing)), threads, _folder: folder }
     }
 
     fn feed(&self) -> Feed {

@@ -19,12 +19,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use stream::{Said, Stream};
-use tokio::task::JoinHandle;
 
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
 use crate::outbox::Taken;
-use crate::store::{Order, Query, Store};
+use crate::store::{Order, Query, Reading, Store};
 use crate::wire::Batch;
 use crate::wire::batch::{Committed, Run, StoredText};
 use crate::wire::subscription::OnLag;
@@ -56,7 +55,7 @@ pub struct Feed {
     changes: VecDeque<(Filter, Seq)>,
     taken: Vec<Delivery>,
     /// A page on its way. Who waits for it may turn to something else many times before it is there.
-    reading: Option<JoinHandle<rusqlite::Result<Page>>>,
+    reading: Option<Reading<Page>>,
 }
 
 #[derive(Debug)]
@@ -227,8 +226,7 @@ impl Feed {
             if let Some(reading) = &mut self.reading {
                 let read = reading.await;
                 self.reading = None;
-                let page = read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
-                if let Some(chunk) = self.page_read(page) {
+                if let Some(chunk) = self.page_read(read?) {
                     return Ok(chunk);
                 }
             }
@@ -237,8 +235,7 @@ impl Feed {
                 Step::Again => {}
                 Step::Wait => self.wait().await,
                 Step::Read(request) => {
-                    let store = self.store.clone();
-                    self.reading = Some(tokio::task::spawn_blocking(move || request.read(&store)));
+                    self.reading = Some(self.store.reading(move |store| request.read(store)));
                 }
             }
         }

@@ -55,9 +55,8 @@ impl Stream {
         request: &Subscribe,
         waiting_bytes_max: usize,
     ) -> rusqlite::Result<Result<(Self, Opening), String>> {
-        let (reader, asked) = (store.clone(), request.clone());
-        let found = tokio::task::spawn_blocking(move || place(&reader, &asked)).await;
-        let place = match found.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))? {
+        let asked = request.clone();
+        let place = match store.reading_in_time(move |store| place(store, &asked)).await? {
             Ok(place) => place,
             Err(why) => return Ok(Err(why)),
         };

@@ -104,6 +104,23 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
     response
 }
 
+/// A refusal as the bytes of an HTTP/1.1 answer, for a connection that is closed unread.
+pub(super) fn unread(refusal: &Refusal, reader: Reader) -> Vec<u8> {
+    let (mut response, body) = (refused(refusal), refusal.problem());
+    let status = response.status();
+    let headers = response.headers_mut();
+    add_common(headers, reader);
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let mut bytes = format!("HTTP/1.1 {status}\r\n").into_bytes();
+    for (name, value) in &*headers {
+        bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
 /// What browsers are told with every answer.
 static EVERYWHERE: [(HeaderName, HeaderValue); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),

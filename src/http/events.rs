@@ -7,25 +7,28 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
+use super::body::PATIENCE;
 use super::export::{Export, first_page};
 use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, is_of_filter, next_page};
+use super::socket::Watched;
 use super::{reading, unreadable};
+use crate::budget::Share;
 use crate::event::{Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
-use crate::store::{Order, Store};
+use crate::store::{Order, Query, Store};
 use crate::wire::subscription::Gap;
 use crate::wire::{Refusal, cloud_event};
 
 /// `GET /events`: a page, or all of them as lines.
-pub(super) async fn list(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri) -> Answer {
+pub(super) async fn list(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri, watched: Watched) -> Answer {
     let parameters = Parameters::of(uri);
     let mut response = match accepts(headers, NDJSON.as_bytes()) {
-        true => export(&pipeline.store, &parameters).await?,
-        false => page(pipeline, uri.path(), &parameters, Shape::accepted(headers)).await?,
+        true => export(&pipeline.store, &parameters, watched).await?,
+        false => page(pipeline, uri.path(), &parameters, Shape::accepted(headers), &watched).await?,
     };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
@@ -69,7 +72,7 @@ impl Shape {
     }
 }
 
-async fn export(store: &Store, parameters: &Parameters<'_>) -> Answer {
+async fn export(store: &Store, parameters: &Parameters<'_>, watched: Watched) -> Answer {
     let listing = Listing::of(parameters, usize::MAX)?;
     let events_max = listing.limit.unwrap_or(usize::MAX);
     let begin = move |store: &Store| match listing.query(store, Order::OldestFirst)? {
@@ -78,7 +81,7 @@ async fn export(store: &Store, parameters: &Parameters<'_>) -> Answer {
     };
     let (first, gap) = reading(store, begin).await??;
     let mut response = answer(StatusCode::OK, NDJSON, Bytes::new());
-    *response.body_mut() = Body::Export(Export::new(store.clone(), first));
+    *response.body_mut() = Body::Export(Export::new(store.clone(), first, watched));
     tell_gap(response.headers_mut(), gap);
     Ok(response)
 }
@@ -91,73 +94,187 @@ fn tell_gap(headers: &mut HeaderMap, gap: Option<Gap>) {
     headers.extend(gap.and_then(|gap| HeaderValue::try_from(gap.json().to_string()).ok()).map(|gap| (EVENT_GAP, gap)));
 }
 
+/// Most bytes of a page, unless its first event alone has more. A thousand usual events have 250 KB.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// A page takes nothing of the memory for pages up to this: a hundred usual events, of which every request may therefore
+/// have some.
+const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
+
 /// Times that a page goes on reading because too few of the events it looked at pass: some 2 s. Then it ends
 /// short, and its `Link` leads on.
 const READS_PER_PAGE: usize = 32;
 
-/// What was found for one page.
+/// A page in the making.
 struct Page {
+    query: Query,
+    shape: Shape,
+    limit: usize,
+    /// An array that is not closed yet.
     json: Vec<u8>,
     shown: usize,
-    /// Where the next page goes on, if there may be more.
-    rest: Option<Seq>,
+    last: Seq,
+    /// The last event that was looked at in the last step.
+    looked_at: Seq,
     /// Nothing that passes was committed up to here but what is shown.
     reached: Seq,
     gap: Option<Gap>,
 }
 
-fn read_page(store: &Store, listing: Listing, shape: Shape) -> rusqlite::Result<Result<Page, Refusal>> {
-    let (limit, order) = (listing.limit.unwrap_or(LIMIT_DEFAULT), listing.order());
-    let reached = store.committed();
-    let (mut query, gap) = match listing.query(store, order)? {
-        Ok(found) => found,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let (mut json, mut shown, mut last, mut is_full) = (vec![b'['], 0, Seq::ZERO, false);
-    let (mut event_json, mut time) = (Vec::new(), TimestampText::default());
-    let mut reads = READS_PER_PAGE;
-    let rest = loop {
-        // One more than is shown tells whether more remain.
-        let broken_off = store.scan_some(&query, |event| {
-            is_full = shown == limit;
-            if is_full {
+/// What became of a page in one step.
+enum Step {
+    /// Nothing more passes.
+    End,
+    /// More events pass, and do not fit.
+    Full,
+    /// The next event needs more memory.
+    Grows,
+    /// So many events were looked at that others may have their turn.
+    Goes,
+}
+
+impl Page {
+    /// Blocks: ids are looked up.
+    fn begin(store: &Store, listing: Listing, shape: Shape) -> rusqlite::Result<Result<Self, Refusal>> {
+        let (limit, order) = (listing.limit.unwrap_or(LIMIT_DEFAULT), listing.order());
+        let reached = store.committed();
+        Ok(listing.query(store, order)?.map(|(query, gap)| Self {
+            query,
+            shape,
+            limit,
+            json: vec![b'['],
+            shown: 0,
+            last: Seq::ZERO,
+            looked_at: Seq::ZERO,
+            reached,
+            gap,
+        }))
+    }
+
+    /// Adds events of one transaction, up to this size. Blocks.
+    fn read_on(&mut self, store: &Store, bytes_max: usize) -> rusqlite::Result<Step> {
+        let Self { query, shape, limit, json, shown, last, looked_at, .. } = self;
+        let (mut event_json, mut time) = (Vec::new(), TimestampText::default());
+        let mut stopped = None;
+        let reached = store.scan_some(query, |event| {
+            // One more than is shown tells whether more remain.
+            if shown == limit {
+                stopped = Some(Step::Full);
                 return ControlFlow::Break(());
             }
-            if shown > 0 {
+            let before = json.len();
+            if *shown > 0 {
                 json.push(b',');
             }
             event_json.clear();
             event.write_json(&mut event_json, &mut time);
-            shape.write(&event_json, &mut json);
-            (shown, last) = (shown + 1, event.seq);
+            shape.write(&event_json, json);
+            if json.len() > bytes_max && *shown > 0 {
+                json.truncate(before);
+                stopped = Some(if bytes_max < PAGE_BYTES_MAX { Step::Grows } else { Step::Full });
+                return ControlFlow::Break(());
+            }
+            (*shown, *last) = (*shown + 1, event.seq);
             ControlFlow::Continue(())
         })?;
-        reads -= 1;
-        match broken_off {
-            None => break None,
-            Some(_) if is_full => break Some(last),
-            Some(looked_at) if reads == 0 => break Some(looked_at),
-            Some(looked_at) => query.go_on_after(looked_at),
-        }
-    };
-    json.push(b']');
-    Ok(Ok(Page { json, shown, rest, reached, gap }))
+        Ok(match (stopped, reached) {
+            (Some(stopped), _) => {
+                query.go_on_after(*last);
+                stopped
+            }
+            (None, Some(reached)) => {
+                *looked_at = reached;
+                query.go_on_after(reached);
+                Step::Goes
+            }
+            (None, None) => Step::End,
+        })
+    }
 }
 
-async fn page(pipeline: &Arc<Pipeline>, path: &str, parameters: &Parameters<'_>, shape: Shape) -> Answer {
+/// Bytes of a page, and the memory that they take until the client has taken them.
+struct Held {
+    json: Vec<u8>,
+    _memory: Option<Share>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+/// Memory for a page that is no small one.
+async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
+    timeout(PATIENCE, pipeline.pages.take(PAGE_BYTES_MAX)).await.map_err(|_| Refusal::TooManyPages)
+}
+
+/// The page, where the next one goes on if there may be more, and its memory. Read step by step, each a turn of its own on
+/// the blocking threads: a long search delays others by one step, and ends with its client.
+async fn read_page(
+    pipeline: &Arc<Pipeline>,
+    listing: &Listing,
+    shape: Shape,
+) -> Result<(Page, Option<Seq>, Option<Share>), Refusal> {
+    let begun = listing.clone();
+    let first = move |store: &Store| {
+        let mut page = match Page::begin(store, begun, shape)? {
+            Ok(page) => page,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let step = page.read_on(store, SMALL_PAGE_BYTES_MAX)?;
+        Ok(Ok((page, step)))
+    };
+    let (mut page, mut step) = reading(&pipeline.store, first).await??;
+    let (mut share, mut reads) = (None, 1);
+    let rest = loop {
+        match step {
+            Step::End => break None,
+            Step::Full => break Some(page.last),
+            Step::Goes if reads >= READS_PER_PAGE => break Some(page.looked_at),
+            Step::Goes => {}
+            Step::Grows => share = Some(memory(pipeline).await?),
+        }
+        let bytes_max = if share.is_some() { PAGE_BYTES_MAX } else { SMALL_PAGE_BYTES_MAX };
+        let next = move |store: &Store| {
+            let step = page.read_on(store, bytes_max)?;
+            Ok((page, step))
+        };
+        (page, step) = reading(&pipeline.store, next).await?;
+        reads += 1;
+    };
+    page.json.push(b']');
+    page.json.shrink_to_fit();
+    // One event alone can be as large as the configuration allows.
+    if share.is_none() && page.json.len() > 2 * SMALL_PAGE_BYTES_MAX {
+        share = Some(memory(pipeline).await?);
+    }
+    if let Some(share) = &mut share {
+        share.keep(page.json.len());
+    }
+    Ok((page, rest, share))
+}
+
+async fn page(
+    pipeline: &Arc<Pipeline>,
+    path: &str,
+    parameters: &Parameters<'_>,
+    shape: Shape,
+    watched: &Watched,
+) -> Answer {
     let listing = Listing::of(parameters, LIMIT_MAX)?;
     let order = listing.order();
     let deadline = Instant::now() + listing.wait.unwrap_or_default();
-    let page = loop {
-        let asked = listing.clone();
-        let page = reading(&pipeline.store, move |store| read_page(store, asked, shape)).await??;
-        let is_final = listing.wait.is_none() || page.shown > 0 || page.rest.is_some();
-        if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline).await? {
-            break page;
+    let (page, rest, memory) = loop {
+        let (page, rest, memory) = read_page(pipeline, &listing, shape).await?;
+        let is_final = listing.wait.is_none() || page.shown > 0 || rest.is_some();
+        if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline, watched).await? {
+            break (page, rest, memory);
         }
     };
-    let mut response = answer(StatusCode::OK, shape.media_type(true), page.json);
-    if let Some(last) = page.rest {
+    let body = Bytes::from_owner(Held { json: page.json, _memory: memory });
+    let mut response = answer(StatusCode::OK, shape.media_type(true), body);
+    if let Some(last) = rest {
         let link = next_page(path, parameters, order, last);
         let link = HeaderValue::try_from(link).expect("percent-encoded text is ASCII");
         response.headers_mut().insert(header::LINK, link);
@@ -166,13 +283,17 @@ async fn page(pipeline: &Arc<Pipeline>, path: &str, parameters: &Parameters<'_>,
     Ok(response)
 }
 
-/// Whether an event that passes is committed after `reached`, before the deadline and the end of the server.
+/// Whether an event that passes is committed after `reached`, before the deadline and the end of the server. Whoever
+/// waits for one is a subscriber for so long.
 async fn comes_in_time(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
     reached: Seq,
     deadline: Instant,
+    watched: &Watched,
 ) -> Result<bool, Refusal> {
+    watched.is_live();
+    let _place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     let mut feed = Feed::new(pipeline.store.clone(), pipeline.hub.clone(), listing.filter().clone(), reached);
     let mut shutting_down = pipeline.producer();
     let chunk = tokio::select! {

@@ -4,12 +4,11 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use super::socket::Watched;
+use crate::event::TimestampText;
+use crate::store::{Query, Reading, Store};
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use tokio::task::{JoinHandle, spawn_blocking};
-
-use crate::event::TimestampText;
-use crate::store::{Query, Store};
 
 /// A body that reads the record page by page, as fast as the client takes it and one page ahead. When reading
 /// fails the body breaks off without its proper end, so that nobody takes a part for the whole.
@@ -17,7 +16,8 @@ pub(super) struct Export {
     store: Store,
     /// What was read and not taken yet.
     lines: Vec<u8>,
-    page: Option<JoinHandle<rusqlite::Result<Page>>>,
+    page: Option<Reading<Page>>,
+    _watched: Watched,
 }
 
 /// What is left to be read.
@@ -42,9 +42,9 @@ pub(super) struct BrokenOff;
 
 impl Export {
     /// What follows the first page, and that.
-    pub(super) fn new(store: Store, first: Page) -> Self {
+    pub(super) fn new(store: Store, first: Page, watched: Watched) -> Self {
         let page = first.rest.map(|rest| start(&store, rest));
-        Self { store, lines: first.lines, page }
+        Self { store, lines: first.lines, page, _watched: watched }
     }
 }
 
@@ -56,10 +56,8 @@ pub(super) fn first_page(store: &Store, mut query: Query, events_max: usize) -> 
     read(store, Rest { query, events_max })
 }
 
-/// A page is read to its end even if the client has gone: it is short, and the blocking thread cannot be stopped.
-fn start(store: &Store, rest: Rest) -> JoinHandle<rusqlite::Result<Page>> {
-    let store = store.clone();
-    spawn_blocking(move || read(&store, rest))
+fn start(store: &Store, rest: Rest) -> Reading<Page> {
+    store.reading(move |store| read(store, rest))
 }
 
 fn read(store: &Store, Rest { mut query, mut events_max }: Rest) -> rusqlite::Result<Page> {
@@ -92,12 +90,11 @@ impl Body for Export {
             let read = ready!(Pin::new(page).poll(cx));
             self.page = None;
             let Page { lines, rest } = match read {
-                Ok(Ok(page)) => page,
-                Ok(Err(error)) => {
+                Ok(page) => page,
+                Err(error) => {
                     tracing::error!(%error, "read events for an export");
                     return Poll::Ready(Some(Err(BrokenOff)));
                 }
-                Err(died) => std::panic::resume_unwind(died.into_panic()),
             };
             self.page = rest.map(|rest| start(&self.store, rest));
             self.lines = lines;

@@ -52,7 +52,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const UNSEEN_RESETS_MAX: usize = 20;
 
 /// How many more requests a client may take back than it hears answers; beyond it the connection ends. A query
-/// goes on in its thread after its stream is gone, so the limit on streams does not count it: a thousand are
+/// goes on for one transaction after its stream is gone, so the limit on streams does not count it: a thousand are
 /// about a quarter second of one network thread's reads.
 const ABANDONED_MAX: usize = 1_000;
 

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use super::answer::{Answer, Body, answer};
 use super::export::BrokenOff;
 use super::query::Parameters;
+use super::socket::Watched;
 use super::unreadable;
 use crate::feed::{Said, Stream};
 use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
@@ -29,7 +30,8 @@ use crate::wire::{Refusal, frame};
 const RETRY_MS: u32 = 1_000;
 
 /// Opens the stream that the parameters ask for.
-pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri) -> Answer {
+pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri, watched: Watched) -> Answer {
+    watched.is_live();
     let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let request = Parameters::of(uri).subscription(last_event_id)?;
     let place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
@@ -42,7 +44,8 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
         write_note(&Note::Gap(gap), &mut first);
     }
     let heartbeat = pipeline.config.keepalive_interval;
-    let speaker = Speaker { stream, heartbeat, producer: pipeline.producer(), _place: place, first: Some(first) };
+    let producer = pipeline.producer();
+    let speaker = Speaker { stream, heartbeat, producer, _place: place, _watched: watched, first: Some(first) };
     let mut response: Response<Body> = answer(StatusCode::OK, EVENT_STREAM, Bytes::new());
     *response.body_mut() = Body::Live(Live(Some(Box::pin(speaker.speak()))));
     let headers = response.headers_mut();
@@ -79,6 +82,7 @@ struct Speaker {
     /// requests that publish may follow on this connection.
     producer: Producer,
     _place: SubscriberPlace,
+    _watched: Watched,
     first: Option<Vec<u8>>,
 }
 

@@ -34,10 +34,9 @@ use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::auth::{Class, Place};
+use crate::auth::{Access, Class, Place};
 use crate::event::{Parser, Timestamp};
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::{self, Integrity, Progress, Store};
@@ -49,7 +48,7 @@ use answer::{Answer, Body, PROBLEM, Reader};
 use h2::Protocol;
 pub use publish::Form;
 pub use query::Parameters;
-use socket::Socket;
+use socket::{Socket, Watch};
 
 /// What hyper may keep of one connection: the head of a request must fit, and bodies come in pieces of it. An
 /// idle connection keeps less; ten thousand of the worst kind cost 640 MiB.
@@ -71,8 +70,9 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         pipeline: pipeline.clone(),
         peer,
         accepted: Mutex::new(None),
+        watch: Watch::default(),
     };
-    let socket = Socket::new(stream, pipeline.config.write_timeout);
+    let socket = Socket::new(stream, pipeline.config.write_timeout, connection.watch.clone());
     match protocol {
         Protocol::Nothing => return,
         // Boxed, so that the other connections do not carry its room.
@@ -83,7 +83,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         let mut http = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                // Some clients end their side once they have asked; who is gone for good is noticed at the answer.
+                // Some clients end their side once they have asked; the socket itself looks who is gone for good.
                 .half_close(true)
                 .header_read_timeout(pipeline.config.header_timeout)
                 .max_buf_size(BUFFER_BYTES_MAX)
@@ -106,10 +106,11 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
     let Some(Accepted { upgrade, purpose }) = connection.accepted.into_inner() else { return };
     let Ok(upgraded) = upgrade.await else { return };
     let parts = upgraded.downcast::<Socket>().expect("every connection is served on a Socket");
-    let (stream, received) = (parts.io.into_inner(), parts.read_buf);
+    let ((stream, ahead), read) = (parts.io.into_parts(), parts.read_buf);
+    let received = if ahead.is_empty() { read } else { [&read[..], &ahead].concat().into() };
     match purpose {
         Purpose::Publish(mode, _place) => ws::publish(stream, received, peer, pipeline, producer, mode).await,
-        Purpose::Subscribe(_place) => ws::subscribe(stream, received, pipeline, producer).await,
+        Purpose::Subscribe(_place) => ws::subscribe(stream, received, peer, pipeline, producer).await,
         Purpose::Refuse(ending) => ws::refuse(stream, ending).await,
     }
 }
@@ -121,6 +122,7 @@ struct Connection {
     parser: Mutex<Parser>,
     /// The handshake that was accepted, until hyper has let go of the stream.
     accepted: Mutex<Option<Accepted>>,
+    watch: Watch,
 }
 
 struct Accepted {
@@ -213,60 +215,46 @@ impl Connection {
         }
     }
 
-    /// What is wrong with a request is told in this order: no HTTP, no key, no such path, no such method there,
-    /// too many requests, and then what its route finds.
+    /// What is wrong with a request is told in this order: no HTTP, too many requests, no key, a page that may not, no
+    /// such path, no such method there, and then what its route finds. Requests are counted first, so that keys cannot
+    /// be guessed faster.
     async fn route(&self, parts: Parts, body: Incoming) -> Answer {
         let Self { pipeline, peer, parser, .. } = self;
-        let (access, ip) = (&pipeline.access, peer.ip());
+        let access = &pipeline.access;
         check_host(&parts)?;
         if is_preflight(&parts) {
             return self.preflight(&parts.headers);
         }
         let route = Route::of(parts.uri.path());
-        if !route.is_some_and(Route::is_open) {
+        // hyper leaves out the body of an answer to HEAD.
+        let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
+        if let Some(class) = class(route, method) {
+            access.check(class, peer.ip())?;
             let parameters = route.filter(|route| route.takes_key_in_url()).map(|_| Parameters::of(&parts.uri));
             access.authorize(&parts.headers, parameters.as_ref().and_then(|parameters| parameters.get("api_key")))?;
         }
+        // A page can send some requests without asking first, a `POST` without a content type for one.
+        if changes_something(method) && !access.origin_allowed(parts.headers.get(header::ORIGIN)) {
+            return Err(Refusal::ForbiddenOrigin);
+        }
         let route = route.ok_or(Refusal::NotFound("Not Found"))?;
-        // hyper leaves out the body of an answer to HEAD.
-        let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
         match (route, method) {
-            (Route::Events, &Method::POST) => {
-                access.check(Class::Publish, ip)?;
-                publish::publish(pipeline, parser, &parts, body).await
-            }
+            (Route::Events, &Method::POST) => publish::publish(pipeline, parser, &parts, body).await,
             (Route::Events, &Method::GET) => {
-                access.check(Class::Query, ip)?;
-                events::list(pipeline, &parts.headers, &parts.uri).await
+                events::list(pipeline, &parts.headers, &parts.uri, self.watch.of_reading()).await
             }
-            (Route::Events, &Method::DELETE) => {
-                access.check(Class::Admin, ip)?;
-                events::delete(&pipeline.store, &parts.uri).await
-            }
-            (Route::Event(id), &Method::GET) => {
-                access.check(Class::Query, ip)?;
-                events::one(&pipeline.store, &parts.headers, id).await
-            }
+            (Route::Events, &Method::DELETE) => events::delete(&pipeline.store, &parts.uri).await,
+            (Route::Event(id), &Method::GET) => events::one(&pipeline.store, &parts.headers, id).await,
             (Route::Stream, &Method::GET) => {
-                access.check(Class::Query, ip)?;
-                live::stream(pipeline, &parts.headers, &parts.uri).await
+                live::stream(pipeline, &parts.headers, &parts.uri, self.watch.of_reading()).await
             }
             (Route::Subscriptions, &Method::GET) => {
-                access.check(Class::Query, ip)?;
+                let _watched = self.watch.of_reading();
                 subscriptions::list(pipeline).await
             }
-            (Route::Subscription(EXPLAIN), &Method::GET) => {
-                access.check(Class::Query, ip)?;
-                subscriptions::explain(pipeline, &parts.uri).await
-            }
-            (Route::Subscription(name), &Method::DELETE) => {
-                access.check(Class::Admin, ip)?;
-                subscriptions::delete(pipeline, name).await
-            }
-            (Route::Stats, &Method::GET) => {
-                access.check(Class::Query, ip)?;
-                self.stats().await
-            }
+            (Route::Subscription(EXPLAIN), &Method::GET) => subscriptions::explain(pipeline, &parts.uri).await,
+            (Route::Subscription(name), &Method::DELETE) => subscriptions::delete(pipeline, name).await,
+            (Route::Stats, &Method::GET) => self.stats().await,
             (Route::EventTypes, &Method::GET) => Ok(answer::json(self.event_types())),
             (Route::Health, &Method::GET) => Ok(answer::json(HEALTH)),
             (Route::Readiness, &Method::GET) => Ok(self.readiness().await),
@@ -390,8 +378,29 @@ impl Connection {
     }
 }
 
+/// What a client is told for whom there is no place, as bytes: nothing of its request is read.
+pub fn no_places_left(access: &Access) -> Vec<u8> {
+    let reader = if access.any_origin_allowed() { Reader::Anyone } else { Reader::Nobody };
+    answer::unread(&Refusal::TooManyConnections, reader)
+}
+
 const HEALTH: &str =
     concat!(r#"{"status":"ok","service":"event-pipeline","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
+
+/// Which rate counts a request; none counts what everybody may ask for without a key.
+fn class(route: Option<Route<'_>>, method: &Method) -> Option<Class> {
+    match (route, method) {
+        (Some(route), _) if route.is_open() => None,
+        (_, &Method::DELETE) => Some(Class::Admin),
+        (Some(Route::Publish), _) | (_, &Method::POST) => Some(Class::Publish),
+        _ => Some(Class::Query),
+    }
+}
+
+/// All but what HTTP calls safe (RFC 9110, 9.2.1).
+fn changes_something(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
 
 /// A request names its host, once (RFC 9112, 3.2). HTTP/2 has a place of its own for it, with which a `Host` agrees
 /// (RFC 9113, 8.3.1).
@@ -418,18 +427,19 @@ fn is_preflight(parts: &Parts) -> bool {
 /// Reads the record where it may block.
 ///
 /// # Errors
-/// `Unreadable` when SQLite reports an error, which is logged here.
+/// `TooMuchToRead` when it takes too long; `Damaged` or `Unreadable` when SQLite reports an error, which is logged here.
 async fn reading<T: Send + 'static>(
     store: &Store,
     read: impl FnOnce(&Store) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let store = store.clone();
-    let read = spawn_blocking(move || read(&store)).await;
-    read.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())).map_err(|error| unreadable(&error))
+    store.reading_in_time(read).await.map_err(|error| unreadable(&error))
 }
 
 /// What SQLite says is for the operator.
 fn unreadable(error: &rusqlite::Error) -> Refusal {
+    if store::took_too_long(error) {
+        return Refusal::TooMuchToRead;
+    }
     tracing::error!(%error, "read stored events");
     if store::is_damage(error) { Refusal::Damaged } else { Refusal::Unreadable }
 }

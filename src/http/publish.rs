@@ -8,7 +8,6 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
 use hyper::http::request::Parts;
 use parking_lot::Mutex;
-use tokio::task::spawn_blocking;
 
 use super::answer::{Answer, JSON, NDJSON, answer, media_type};
 use super::query::Parameters;
@@ -21,8 +20,8 @@ use crate::wire::batch::Fate;
 use crate::wire::refusal::{Place, Problem};
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
 
-/// Bodies beyond this are parsed on a thread of their own, which costs some 20 µs: one of 64 KiB takes 250 µs, and
-/// everybody else on the network thread waits for it.
+/// Bodies beyond this are parsed on a thread for that ([`Pipeline::parsing`]), which costs some 20 µs: one of 64 KiB takes
+/// 250 µs, and everybody else on the network thread waits for it.
 const PARSED_IN_PLACE_BYTES_MAX: usize = 64 << 10;
 
 /// What a body holds, by its content type.
@@ -47,8 +46,8 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let (mut batch, many) = match body {
         small if small.len() <= PARSED_IN_PLACE_BYTES_MAX => form.events(headers, &small, &mut parser.lock())?,
         large => {
-            let (pipeline, headers) = (pipeline.clone(), headers.clone());
-            let parsed = spawn_blocking(move || form.events(&headers, &large, &mut pipeline.parser()));
+            let (mut parser, headers) = (pipeline.parser(), headers.clone());
+            let parsed = pipeline.parsing.spawn_blocking(move || form.events(&headers, &large, &mut parser));
             parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
         }
     };

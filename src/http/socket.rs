@@ -1,7 +1,14 @@
-//! The TCP stream below one HTTP connection, with the patience that hyper leaves to us.
+//! The TCP stream below one HTTP/1.1 connection, with the patience that hyper leaves to us.
+//!
+//! Some clients end their side once they have asked, and still want the answer (`printf … | nc`). A client that has gone
+//! looks the same until something is written to it. So hyper is told that clients may do so, and does not read while an
+//! answer is in the making; the socket itself then looks whether the client has ended its side, and the answer says how
+//! long that is borne ([`Watch`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +22,51 @@ use tokio::time::{Sleep, sleep};
 /// closing on unread bytes would reset the connection and could take the answer from it.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long an answer is worked on after its client has ended its side, from the last byte that it took. Longer than a
+/// page is read for (`READS_PER_PAGE`), so that only those who are gone, or ask for very much, are cut off.
+const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is read ahead to find that end: requests sent in advance. Behind more of them it stays unseen until the answer
+/// is written.
+const AHEAD_BYTES_MAX: usize = 4 << 10;
+
+/// How long the answers of one connection are worked on for a client that has ended its side. Over HTTP/2 nobody looks
+/// at it: there that end is the end of the connection.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watch(Arc<AtomicU8>);
+
+/// An answer in the making, from the request to the last byte of the body.
+#[derive(Debug)]
+pub(super) struct Watched(Watch);
+
+/// What an answer is worth to a client that has ended its side.
+const NOT_WATCHED: u8 = 0;
+/// It may still want it: [`HALF_CLOSED_PATIENCE`].
+const READ: u8 = 1;
+/// Nothing: the answer has no end, or waits, and whoever wants it stays.
+const LIVE: u8 = 2;
+
+impl Watch {
+    /// For an answer that is read from storage.
+    pub(super) fn of_reading(&self) -> Watched {
+        self.0.store(READ, Relaxed);
+        Watched(self.clone())
+    }
+}
+
+impl Watched {
+    /// From now on the answer is one that waits for events.
+    pub(super) fn is_live(&self) {
+        self.0.0.store(LIVE, Relaxed);
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.0.store(NOT_WATCHED, Relaxed);
+    }
+}
+
 /// Fails when the peer takes no byte for too long, and closes so that the last answer arrives.
 pub(super) struct Socket {
     io: TokioIo<TcpStream>,
@@ -22,20 +74,64 @@ pub(super) struct Socket {
     /// Runs while the peer takes nothing: there is no timer as long as all goes well.
     overdue: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
+    watch: Watch,
+    /// What was read while hyper did not want it, at most [`AHEAD_BYTES_MAX`].
+    ahead: Vec<u8>,
+    /// The client has ended its side.
+    half_closed: bool,
+    /// Runs while a client that has done so takes nothing.
+    leaving: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
-        Self { io: TokioIo::new(stream), write_timeout, overdue: None, lingering: None }
+    pub(super) fn new(stream: TcpStream, write_timeout: Duration, watch: Watch) -> Self {
+        Self {
+            io: TokioIo::new(stream),
+            write_timeout,
+            overdue: None,
+            lingering: None,
+            watch,
+            ahead: Vec::new(),
+            half_closed: false,
+            leaving: None,
+        }
     }
 
-    pub(super) fn into_inner(self) -> TcpStream {
-        self.io.into_inner()
+    /// The stream, and what was read of it that hyper has not had.
+    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.io.into_inner(), self.ahead)
+    }
+
+    /// Looks whether the client of a watched answer is still there: an error when it is given up.
+    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let watched = self.watch.0.load(Relaxed);
+        if watched == NOT_WATCHED {
+            self.leaving = None;
+            return Ok(());
+        }
+        while !self.half_closed && self.ahead.len() < AHEAD_BYTES_MAX {
+            let mut piece = [0; AHEAD_BYTES_MAX];
+            let mut piece = ReadBuf::new(&mut piece[self.ahead.len()..]);
+            match Pin::new(self.io.inner_mut()).poll_read(cx, &mut piece) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(read) => read?,
+            }
+            self.half_closed = piece.filled().is_empty();
+            self.ahead.extend_from_slice(piece.filled());
+        }
+        if !self.half_closed {
+            return Ok(());
+        }
+        let leaving = self.leaving.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_PATIENCE)));
+        match watched == LIVE || leaving.as_mut().poll(cx).is_ready() {
+            true => Err(io::ErrorKind::ConnectionAborted.into()),
+            false => Ok(()),
+        }
     }
 
     fn unless_overdue<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.overdue = None;
+            (self.overdue, self.leaving) = (None, None);
             return written;
         }
         let overdue = self.overdue.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
@@ -44,7 +140,16 @@ impl Socket {
 }
 
 impl Read for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let len = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..len]);
+            self.ahead.drain(..len);
+            return Poll::Ready(Ok(()));
+        }
+        if self.half_closed {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -68,8 +173,10 @@ impl Write for Socket {
         self.io.is_write_vectored()
     }
 
+    /// A TCP stream has nothing to flush. hyper calls this whenever its task was woken and it has nothing to write,
+    /// so this is where somebody looks after the client.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Poll::Ready(self.look(cx))
     }
 
     /// Says that nothing more follows, then reads on for a moment.

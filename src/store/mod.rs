@@ -16,6 +16,7 @@ mod keys;
 mod open;
 mod queue;
 mod read;
+mod reading;
 mod rebuild;
 mod receipt;
 mod repair;
@@ -41,6 +42,7 @@ pub use damage::{Integrity, Progress, is_damage};
 pub use kept::Kept;
 pub use open::OpenError;
 pub use read::{Order, Query, Stats, TypeStats};
+pub use reading::{Reading, took_too_long};
 pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};
 #[cfg(test)]
@@ -64,6 +66,8 @@ use writer::{Append, Command};
 pub struct Store {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    /// How long what is read through this handle may go on.
+    leash: Option<reading::Leash>,
 }
 
 /// What the writer tells everyone else.
@@ -84,6 +88,8 @@ struct Shared {
     /// Events up to this one were stored before rows had checksums.
     unchecked_through: Seq,
     epoch: Epoch,
+    /// How long one reading may take for which a client waits.
+    read_timeout: Duration,
     /// Where the file is, to look for free space.
     folder: PathBuf,
     queue: Queue,
@@ -180,9 +186,8 @@ impl Store {
         }
         let (mut deleted, mut after, last) = (0, Seq::ZERO, self.committed());
         loop {
-            let (store, filter) = (self.clone(), filter.clone());
-            let chosen = tokio::task::spawn_blocking(move || store.choose(filter, after, last, before)).await;
-            let chosen = chosen.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+            let filter = filter.clone();
+            let chosen = self.reading(move |store| store.choose(filter, after, last, before)).await;
             let (chosen, reached) = chosen.map_err(|error| {
                 tracing::error!(%error, "find what to delete");
                 Failure::Unavailable
@@ -250,9 +255,7 @@ impl Store {
         if !self.shared.has_legacy_ids {
             return Ok(id.parse().ok().map(|EventId(seq)| seq));
         }
-        let store = self.clone();
-        let found = tokio::task::spawn_blocking(move || store.position(&id)).await;
-        found.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
+        self.reading(move |store| store.position(&id)).await
     }
 
     /// Some events that pass, the oldest first, and how far it looked; `None` when to the end. Blocks.

@@ -219,6 +219,7 @@ fn assemble(
         has_legacy_ids,
         unchecked_through,
         epoch: witness.epoch(),
+        read_timeout: config.read_timeout,
         folder,
         queue: Queue::new(config),
     });
@@ -253,5 +254,5 @@ fn assemble(
     schema::prepare(&connection, config.durability)?;
     let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
-    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
+    Ok((Store { shared, commands, leash: None }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
 }

@@ -170,6 +170,7 @@ impl super::Store {
     ) -> rusqlite::Result<Option<Seq>> {
         let (mut query, mut broken_off) = (Cow::Borrowed(query), false);
         loop {
+            self.go_on()?;
             let reached = self.scan_some(&query, |event| {
                 let flow = visit(event);
                 broken_off = flow.is_break();
@@ -303,6 +304,7 @@ impl super::Store {
             if latest.is_full() {
                 break;
             }
+            self.go_on()?;
             // A transaction each: nobody holds the log up for long.
             let is_beginning = self.shared.readers.with(|transaction| {
                 let record = Record::new(transaction, &self.shared);

@@ -1,6 +1,7 @@
 //! `/ws/subscribe`: filters in, events out.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,13 +12,16 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Beat, Pulse, goodbye, linger, write_all, write_slices};
+use crate::auth::Class;
 use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
+use crate::store;
 use crate::subscriptions::{Denied, Subscription};
+use crate::wire::Refusal;
 use crate::wire::answer::error;
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
@@ -27,13 +31,19 @@ use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, S
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// Serves one subscriber until its socket ends.
-pub async fn subscribe(mut stream: TcpStream, received: Bytes, pipeline: Arc<Pipeline>, producer: Producer) {
+pub async fn subscribe(
+    mut stream: TcpStream,
+    received: Bytes,
+    peer: SocketAddr,
+    pipeline: Arc<Pipeline>,
+    producer: Producer,
+) {
     let said_goodbye = {
         let (read, mut write) = stream.split();
         let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
         drop(received);
         let replies = Outbox::new(REPLY_BYTES_MAX);
-        let socket = Socket { pipeline: &pipeline, replies, pulse: Pulse::new(&pipeline) };
+        let socket = Socket { pipeline: &pipeline, peer, replies, pulse: Pulse::new(&pipeline) };
         match socket.serve(Reader { read, decoder }, &mut write, producer).await {
             Ok(ending) => goodbye(&mut write, ending, pipeline.config.write_timeout).await,
             Err(_) => false,
@@ -46,6 +56,7 @@ pub async fn subscribe(mut stream: TcpStream, received: Bytes, pipeline: Arc<Pip
 
 struct Socket<'p> {
     pipeline: &'p Arc<Pipeline>,
+    peer: SocketAddr,
     /// What the reading half wants to be said, for the writing half to say it in its place.
     replies: Outbox<Reply>,
     pulse: Pulse,
@@ -117,6 +128,9 @@ impl Socket<'_> {
         mut request: Subscribe,
     ) -> Result<(Served, Opening, Filters), Declined> {
         let failed = |error| {
+            if store::took_too_long(&error) {
+                return Declined::Refused(Refusal::TooMuchToRead.to_string());
+            }
             tracing::error!(%error, "find where a subscription starts");
             Declined::Ended(Ending::Failed)
         };
@@ -210,7 +224,10 @@ impl Socket<'_> {
                         self.refuse("The filters of a group do not change while it has members");
                     }
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
-                        self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
+                        match self.pipeline.access.check(Class::Query, self.peer.ip()) {
+                            Ok(()) => self.reply(Reply::Filters(filters, self.pipeline.store.committed())),
+                            Err(refusal) => self.refuse(&refusal.to_string()),
+                        }
                     }
                     Ok(FromSubscriber::Confirm(id)) => self.confirm(id, durable, member).await,
                     Ok(FromSubscriber::Other) => {}

@@ -353,6 +353,14 @@ fn of_clients_beyond_the_open_files_is_refused_in_words_and_leaves_the_others_se
     let refused = crowd.iter_mut().rev().take(FILES).map(|wire| wire.response());
     let refused: Vec<_> = refused.flatten().inspect(|answer| drop(answer.refusal(503))).collect();
     assert_eq!(refused.len(), FILES, "each is told");
+    let served = crowd.iter_mut().next().map(|wire| {
+        wire.send(request("GET", "/nowhere", &[], b""));
+        wire.response().expect("the first of the crowd has a place")
+    });
+    let headers_of_all = served.unwrap().headers.into_iter();
+    for (name, value) in headers_of_all.filter(|(name, _)| !matches!(name.as_str(), "date" | "content-length")) {
+        assert_eq!(refused[0].header(&name), Some(value.as_str()), "as every answer has it");
+    }
     assert_eq!(acknowledged(&[publisher.ask(&tick("s", 0))]), [1]);
     // As many questions at once as there are threads for, and then some: each needs files.
     for wire in &mut wires {

@@ -155,3 +155,116 @@ fn who_lets_a_large_body_wait_does_not_keep_the_memory_that_others_need() {
     bystanders.are_served();
     drop(stalled);
 }
+
+#[test]
+fn large_pages_that_nobody_takes_share_a_bounded_memory() {
+    let server = Server::with(&[("MAX_PAGES_BYTES", "16 MiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
+    let filler = "x".repeat(60_000);
+    let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
+    server.publish_lines(&vec![big; 200]);
+    let mut bystanders = Bystanders::join(&server);
+    bystanders.are_served();
+    assert_eq!(server.get("/events?limit=1000").status, 200);
+    let memory = Memory::of(&server);
+
+    // A window of nothing: whatever is answered waits.
+    let ask = |stream: u32| {
+        let head = h2::head("GET", "/events?limit=1000", &[("host", "x")]);
+        h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, stream, &head)
+    };
+    let mut wires: Vec<_> = (0..2)
+        .map(|_| {
+            let mut wire = h2::connect(&server);
+            wire.send(h2::frame(h2::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+            wire.send((0..100).flat_map(|n| ask(2 * n + 1)).collect::<Vec<_>>());
+            wire
+        })
+        .collect();
+    // Each is answered, with a page or in words.
+    for wire in &mut wires {
+        let mut answers = 0;
+        while answers < 100 {
+            let (kind, ..) = h2::read_frame(wire).expect("a frame");
+            answers += usize::from(kind == h2::HEADERS);
+        }
+    }
+    memory.has_grown_less_than(64 * MIB);
+    let refused = server.get("/events?limit=1000");
+    assert!(text_of(&refused.refusal(503)).contains("pages"), "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(server.get("/events?limit=1").json().as_array().unwrap().len(), 1, "small pages need none of it");
+    bystanders.are_served();
+    drop(wires);
+    await_true("memory for others", || server.get("/events?limit=1000").status == 200);
+}
+
+/// Whether nothing has come from the server yet.
+fn is_unanswered(wire: &Wire) -> bool {
+    let stream = wire.stream();
+    stream.set_nonblocking(true).unwrap();
+    let peeked = stream.peek(&mut [0]);
+    stream.set_nonblocking(false).unwrap();
+    peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+/// Events enough for a search that takes several turns.
+fn many_events(server: &Server) {
+    for _ in 0..8 {
+        server.publish_lines(&ticks("s", 50_000));
+    }
+}
+
+/// Searches that find nothing, sent one after the other and not answered yet.
+fn searches(server: &Server, path: &str, count: usize) -> Vec<Wire> {
+    let filter = encode(r#"{"payload":{"n":"nothing"}}"#);
+    let ask = |_| {
+        let mut wire = Wire::connect(server.addr);
+        wire.send(request("GET", &format!("{path}filter={filter}"), &[], b""));
+        wire
+    };
+    (0..count).map(ask).collect()
+}
+
+#[test]
+fn long_searches_take_turns_with_short_readings() {
+    let server = Server::with(&[("NETWORK_THREADS", "1")]);
+    many_events(&server);
+    let mut searching = searches(&server, "/events?", 12);
+    // Behind the first turn of each, and before the last of any.
+    assert_eq!(server.get("/events?limit=1").json().as_array().unwrap().len(), 1);
+    assert!(searching.iter().all(is_unanswered), "a short reading does not wait for a long one's end");
+    for wire in &mut searching {
+        assert_eq!(wire.response().expect("an answer").text(), "[]");
+    }
+}
+
+#[test]
+fn large_bodies_do_not_wait_for_long_searches() {
+    let server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
+    many_events(&server);
+    // Six for each thread that reads.
+    let searching = searches(&server, "/events/stream?last=100000&", 24);
+    let large = ticks("large", 2_000);
+    assert!(large.join("\n").len() > 64 << 10, "as much is parsed beside the network thread");
+    server.publish_lines(&large);
+    let unanswered = searching.iter().filter(|wire| is_unanswered(wire)).count();
+    assert!(unanswered > 12, "a body that waits for a thread that reads waits for most of them: {unanswered} are left");
+}
+
+#[test]
+fn a_search_that_takes_too_long_is_refused_in_words() {
+    let server = Server::with(&[("READ_TIMEOUT_SECONDS", "0.01")]);
+    many_events(&server);
+    for wire in &mut searches(&server, "/events/stream?last=100000&", 8) {
+        let answer = wire.response_head().expect("an answer");
+        assert_eq!((answer.status, answer.header("retry-after")), (503, None), "the same takes as long again");
+    }
+    let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
+    subscriber.send(&json!({"last": 100_000, "payload": {"n": "nothing"}}).to_string());
+    let (words, code) = subscriber.last_words();
+    assert!(code == 1008 && words.len() == 1 && words[0].contains("takes too long"), "{code}: {words:?}");
+    // Pages and exports do a bit at a time, and go on for as long as they need.
+    assert_eq!(searches(&server, "/events?", 1)[0].response().expect("an answer").text(), "[]");
+    let filter = encode(r#"{"payload":{"n":"nothing"}}"#);
+    assert_eq!(server.stored_lines(&format!("filter={filter}")), [""; 0]);
+}

@@ -229,6 +229,34 @@ fn one_list_of_origins_rules_cors_and_websockets() {
 }
 
 #[test]
+fn a_page_of_a_forbidden_origin_changes_nothing() {
+    let server = Server::with(&[("CORS_ORIGINS", "https://a.example")]);
+    let (allowed, evil) = (("Origin", "https://a.example"), ("Origin", "https://evil.example"));
+    let event = tick("s", 0);
+    // Without a content type no browser asks first whether a page may send this.
+    for headers in [&[][..], &[JSON], &[NDJSON], &[("Content-Type", "application/cloudevents+json")]] {
+        server.call("POST", "/api/v1/events", &[headers, &[evil]].concat(), event.as_bytes()).refusal(403);
+    }
+    server.call("POST", "/events", &[("Origin", "null")], event.as_bytes()).refusal(403);
+    server.call("POST", "/nowhere", &[evil], b"").refusal(403);
+    assert_eq!(server.get_json("/stats")["total_events"], 0);
+    assert_eq!(server.call("POST", "/events", &[allowed], event.as_bytes()).status, 201);
+    assert_eq!(server.call("POST", "/events", &[], event.as_bytes()).status, 201, "what is no browser sends no origin");
+
+    server.subscriber(&json!({"name": "grader"})).reset();
+    server.call("DELETE", "/events", &[evil], b"").refusal(403);
+    server.call("DELETE", "/subscriptions/grader", &[evil], b"").refusal(403);
+    assert_eq!(
+        server.call("GET", "/events", &[evil], b"").json().as_array().unwrap().len(),
+        2,
+        "reading changes nothing"
+    );
+    assert_eq!(server.get_json("/subscriptions").as_array().unwrap().len(), 1);
+    assert_eq!(server.call("DELETE", "/subscriptions/grader", &[allowed], b"").status, 204);
+    assert_eq!(server.call("DELETE", "/events", &[allowed], b"").json()["deleted"], 2);
+}
+
+#[test]
 fn too_many_sockets_from_one_address_are_closed_with_4002() {
     let server = Server::with(&[("MAX_WS_CONNECTIONS_PER_IP", "2")]);
     let mut publisher = server.publisher();
@@ -286,4 +314,63 @@ fn rates_are_unlimited_by_default() {
     for _ in 0..300 {
         server.publish(&tick("s", 0));
     }
+}
+
+#[test]
+fn handshakes_and_new_filters_count_in_a_rate() {
+    let server = Server::with(&[("RATE_LIMIT_PUBLISH", "4/hour"), ("RATE_LIMIT_QUERY", "3/hour")]);
+    let limited = |path: &str| {
+        let refusal = Socket::handshake(server.addr, path, &[]).err();
+        let refusal = refusal.unwrap_or_else(|| panic!("{path} was let in"));
+        refusal.refusal(429);
+        assert!(refusal.header("retry-after").is_some(), "{path}");
+    };
+    let [mut publisher, _] = [server.publisher(), server.publisher()];
+    for _ in 0..2 {
+        assert_eq!(publisher.ask(&tick("s", 0))["status"], "ok");
+    }
+    assert_eq!(publisher.ask(&tick("s", 0))["status"], "error", "its messages are counted with the handshakes");
+    limited("/ws/publish");
+    limited("/api/v1/ws/publish");
+
+    let mut subscriber = server.subscriber(&json!({"after": id_of(2)}));
+    let update = |session: &str| json!({"type": "update_filters", "filters": {"session_id": session}}).to_string();
+    for session in ["a", "b"] {
+        assert_eq!(subscriber.ask(&update(session))["status"], "filters_updated");
+    }
+    let refused = subscriber.ask(&update("c"));
+    assert_eq!(refused["status"], "error", "{refused}");
+    assert!(text_of(&refused["message"]).starts_with("Rate limit exceeded"), "{refused}");
+    limited("/ws/subscribe");
+    server.get("/events").refusal(429);
+    assert_eq!(subscriber.ask(r#"{"type":"ping"}"#)["type"], "pong", "it goes on, with the former filters");
+}
+
+#[test]
+fn keys_cannot_be_guessed_faster_than_a_rate_and_others_do_not_suffer() {
+    let server = Server::with(&[
+        ("HOST", "::"),
+        ("REQUIRE_AUTH", "true"),
+        ("API_KEY", KEY),
+        ("RATE_LIMIT_PUBLISH", "5/hour"),
+        ("RATE_LIMIT_QUERY", "5/hour"),
+        ("RATE_LIMIT_ADMIN", "5/hour"),
+    ]);
+    let at = |host: &str| format!("{host}:{}", server.addr.port()).parse().unwrap();
+    let (guesser, other) = (at("127.0.0.1"), at("[::1]"));
+    for (method, path) in [("GET", "/stats"), ("POST", "/events"), ("DELETE", "/events")] {
+        for guess in 0..5 {
+            call(guesser, method, path, &[("X-API-Key", &format!("guess {guess}"))], b"").refusal(401);
+        }
+        for path in [path, "/nowhere", "/events/stream"] {
+            // Not even the right one is told apart.
+            for key in ["guess", KEY] {
+                call(guesser, method, path, &[("X-API-Key", key)], b"").refusal(429);
+            }
+        }
+    }
+    assert_eq!(Socket::handshake(guesser, "/ws/publish", &[WITH_KEY]).err().expect("a refusal").status, 429);
+    assert_eq!(Socket::handshake(guesser, "/ws/subscribe", &[WITH_KEY]).err().expect("a refusal").status, 429);
+    assert_eq!(call(guesser, "GET", "/health", &[], b"").status, 200);
+    assert_eq!(call(other, "GET", "/stats", &[WITH_KEY], b"").status, 200, "another address has a rate of its own");
 }

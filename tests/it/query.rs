@@ -254,3 +254,40 @@ fn any_query_is_answered_as_a_scan_would() {
         assert_eq!(server.stored(""), stored);
     }
 }
+
+/// An event with so much in its payload.
+fn large(n: usize, bytes: usize) -> String {
+    let filler = "x".repeat(bytes);
+    json!({"event_type": "timer_tick", "source": "it", "payload": {"n": n, "filler": filler}}).to_string()
+}
+
+#[test]
+fn a_page_ends_at_four_mebibytes_but_never_before_an_event() {
+    const MAX: usize = 4 << 20;
+    let server = Server::with(&[("MAX_PAYLOAD_BYTES", "6000000")]);
+    for batch in 0..3 {
+        server.publish_lines(&(0..70).map(|n| large(batch * 70 + n, 60_000)).collect::<Vec<_>>());
+    }
+    for n in 210..213 {
+        server.publish(&large(n, 5_000_000));
+    }
+    for (query, expected) in [
+        ("limit=1000".to_string(), (1..=213).rev().collect::<Vec<u64>>()),
+        (format!("limit=1000&source=it&after_id={}", id_of(0)), (1..=213).collect()),
+        (format!("limit=50&after_id={}", id_of(100)), (101..=213).collect()),
+    ] {
+        let (mut next, mut got, mut pages) = (Some(format!("/events?{query}")), Vec::new(), 0);
+        while let Some(target) = next {
+            let page = server.get(&target);
+            let events = sequences(page.json().as_array().unwrap());
+            assert!(page.body.len() <= MAX || events.len() == 1, "{} bytes in {}", page.body.len(), events.len());
+            next = page.next_page();
+            got.extend(events);
+            pages += 1;
+        }
+        assert_eq!(got, expected, "{query}");
+        assert!(pages <= 10, "{pages} pages: they are as large as they may be");
+    }
+    let cloud = server.call("GET", "/events?limit=1000", &[("Accept", "application/cloudevents-batch+json")], b"");
+    assert!(cloud.status == 200 && cloud.next_page().is_some());
+}

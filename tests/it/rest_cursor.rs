@@ -191,7 +191,37 @@ fn many_may_wait_at_once() {
     for (wire, place) in wires.iter_mut().zip(3..) {
         assert_eq!(answered(wire), [place]);
     }
-    assert_eq!(server.get_json("/stats")["router"]["active_subscribers"], 0, "who waits once takes no place");
+    assert_eq!(server.get_json("/stats")["router"]["active_subscribers"], 0, "who has an answer has no place any more");
+}
+
+#[test]
+fn who_waits_is_a_subscriber_until_then() {
+    let server = Server::with(&[("MAX_SUBSCRIBERS", "2"), ("KEEPALIVE_SECONDS", "600")]);
+    server.publish(&tick("s", 0));
+    let waiting = format!("after_id={}&wait=55s", id_of(1));
+    let count = |count: usize| {
+        server.await_stats("as many subscribers", |stats| stats["router"]["active_subscribers"] == count);
+    };
+    let mut wires = [ask(&server, &waiting), ask(&server, &waiting)];
+    count(2);
+    let refused = server.get(&format!("/events?{waiting}"));
+    refused.refusal(503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    server.get("/events/stream").refusal(503);
+    assert_eq!(page(&server, &format!("after_id={}&wait=55s", id_of(0))).0, [1], "what is there is not waited for");
+
+    // Nobody waits for somebody who has gone, or has ended its side.
+    let [first, second] = &mut wires;
+    first.finish();
+    count(1);
+    first.await_close();
+    let mut third = ask(&server, &waiting);
+    count(2);
+    server.publish(&tick("s", 0));
+    assert_eq!((answered(second), answered(&mut third)), (vec![2], vec![2]));
+    count(0);
+    drop(ask(&server, &format!("after_id={}&wait=55s", id_of(2))));
+    count(0);
 }
 
 #[test]

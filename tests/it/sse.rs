@@ -287,6 +287,58 @@ fn a_reader_too_many_is_told_to_come_back() {
     assert_eq!(sequence(&stream.event()["id"]), 1);
 }
 
+#[test]
+fn a_closed_stream_gives_its_place_back_at_once() {
+    // Nothing is written to it that would show that nobody is there.
+    let server = Server::with(&[("MAX_SUBSCRIBERS", "1"), ("KEEPALIVE_SECONDS", "600")]);
+    let is_free = || server.await_stats("a free place", |stats| stats["router"]["active_subscribers"] == 0);
+    drop(EventStream::open(server.addr, ""));
+    is_free();
+    EventStream::open(server.addr, "").into_wire().reset();
+    is_free();
+    // Whoever ends its own side of a stream has ended the stream.
+    let mut half_closed = EventStream::open(server.addr, "").into_wire();
+    half_closed.finish();
+    is_free();
+    half_closed.await_close();
+    // What was sent in advance hides the end from nobody.
+    let mut hasty = EventStream::open(server.addr, "").into_wire();
+    hasty.send(request("GET", "/health", &[], b"").repeat(3));
+    drop(hasty);
+    is_free();
+    let mut stream = EventStream::open(server.addr, "");
+    server.publish(&tick("s", 0));
+    assert_eq!(stream.sequences(1), [1]);
+}
+
+#[test]
+fn requests_sent_behind_a_film_are_answered_after_it() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 3));
+    let target = format!("/events/stream?after={}&until=9999-01-01T00:00:00Z", id_of(0));
+    let mut wire = Wire::connect(server.addr);
+    wire.send([request("GET", &target, &[], b""), request("GET", "/health", &[], b"").repeat(200)].concat());
+    assert_eq!(film(&wire.response().expect("a film")), [1, 2, 3]);
+    for _ in 0..200 {
+        assert_eq!(wire.response().expect("an answer").json()["status"], "ok");
+    }
+}
+
+#[test]
+fn who_ends_its_side_after_a_question_is_answered() {
+    let server = Server::start();
+    let ids = server.publish_lines(&ticks("s", 5_000));
+    for headers in [&[][..], &[ACCEPT_NDJSON]] {
+        let mut wire = Wire::connect(server.addr);
+        wire.send(request("GET", &format!("/events?limit=1000&after_id={}", id_of(0)), headers, b""));
+        wire.finish();
+        let answer = wire.response().expect("an answer");
+        assert_eq!(answer.text().matches("\"id\"").count(), 1_000, "{headers:?}");
+        wire.await_close();
+    }
+    assert_eq!(ids.len(), 5_000);
+}
+
 /// Publishes 30 MB, far more than sockets hold.
 fn publish_much(server: &Server) {
     let filler = "x".repeat(60_000);
