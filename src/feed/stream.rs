@@ -179,7 +179,7 @@ fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, S
     let after = match &request.start {
         Start::Now => newest,
         Start::Since(time) => store.before_time(*time)?,
-        Start::Last(count) => store.before_last(filter, *count)?,
+        Start::Last(count) => store.before_last(filter, *count, newest)?,
         Start::Place(confirmed) => {
             gap = (confirmed.next() < extent.oldest).then(|| Gap::MissingThrough(extent.oldest.prev()));
             *confirmed

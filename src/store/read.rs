@@ -371,13 +371,14 @@ impl super::Store {
         Ok(Extent { oldest, newest, epoch: self.shared.epoch })
     }
 
-    /// Where a reader has to start to see the last `count` events that pass.
+    /// Where a reader has to start to see the last `count` events up to `through` that pass.
     ///
     /// # Errors
     /// What SQLite reports.
-    pub fn before_last(&self, filter: &Filter, count: usize) -> rusqlite::Result<Seq> {
-        let query = Query { filter: filter.clone(), order: Order::NewestFirst, ..Query::default() };
-        let (mut left, mut start) = (count, self.committed());
+    pub fn before_last(&self, filter: &Filter, count: usize, through: Seq) -> rusqlite::Result<Seq> {
+        let (filter, before) = (filter.clone(), Some(through.next()));
+        let query = Query { filter, before, order: Order::NewestFirst, ..Query::default() };
+        let (mut left, mut start) = (count, through);
         if count > 0 {
             self.scan(&query, |event| {
                 start = event.seq.prev();
