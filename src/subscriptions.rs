@@ -115,7 +115,7 @@ impl Subscriptions {
         let mut by_name = HashMap::new();
         for kept in store.kept_subscriptions()? {
             let asked = serde_json::from_str(&kept.filters).ok();
-            let Some(filters) = asked.and_then(|asked| Filters::parse(&asked).ok()) else {
+            let Some(filters) = asked.and_then(|asked| Filters::parse_kept(&asked).ok()) else {
                 tracing::warn!(name = &*kept.name, "the filters of a durable subscription are damaged: it is left out");
                 continue;
             };

@@ -9,7 +9,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::Columns;
+use super::decimal::Decimal;
+use super::types::NAME_CHARS_MAX;
+use super::{Columns, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
 
 /// Selects events by their fields; what is not named does not matter.
 ///
@@ -40,7 +42,16 @@ struct Rest {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct PayloadKey {
     key: Box<str>,
-    values: Vec<Value>,
+    values: Vec<Scalar>,
+}
+
+/// A value that a payload's can be equal to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Scalar {
+    Null,
+    Bool(bool),
+    Text(Box<str>),
+    Number(Decimal),
 }
 
 /// A field that filters select by and the record is indexed by.
@@ -59,6 +70,25 @@ impl Field {
     pub fn name(self) -> &'static str {
         ["event_types", "source", "session_id", "user_id"][self as usize]
     }
+
+    /// Characters of the longest value that an event may have.
+    fn chars_max(self) -> usize {
+        match self {
+            Field::Type => NAME_CHARS_MAX,
+            Field::Source => SOURCE_CHARS_MAX,
+            Field::Session | Field::User => REFERENCE_CHARS_MAX,
+        }
+    }
+}
+
+/// Whether a condition on a field, or a time, leaves open what is asked for: null, an empty text and an empty list.
+pub fn says_nothing(asked: &Value) -> bool {
+    match asked {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
 }
 
 /// Values of one condition: a class's worth of sessions. Each costs its own look at an index.
@@ -72,11 +102,35 @@ impl Filter {
     /// # Errors
     /// A sentence for the client.
     pub fn parse(asked: &Map<String, Value>) -> Result<Self, String> {
+        let filter = Self::parse_kept(asked)?;
+        for field in Field::ALL {
+            let unwanted = filter.rest.as_deref().map_or(&[][..], |rest| &rest.unwanted[field as usize]);
+            for value in filter.wanted(field).iter().chain(unwanted) {
+                let (name, chars_max) = (field.name(), field.chars_max());
+                if value.is_empty() {
+                    return Err(format!("Filter '{name}' has an empty value in its list"));
+                }
+                if value.len() > chars_max && value.chars().count() > chars_max {
+                    return Err(format!(
+                        "Filter '{name}' has a value of more than {chars_max} characters, as no event has"
+                    ));
+                }
+            }
+        }
+        Ok(filter)
+    }
+
+    /// A filter that was kept. It may be from a version that took empty values in lists, and longer ones, and it goes
+    /// on meaning what it meant.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn parse_kept(asked: &Map<String, Value>) -> Result<Self, String> {
         let mut rest = Rest { payload: payload_keys(asked)?, ..Rest::default() };
         match asked.get("exclude") {
             None | Some(Value::Null) => {}
             Some(Value::Object(exclude)) => {
-                let known = |key: &str| key == "payload" || Field::ALL.iter().any(|field| field.name() == key);
+                let known = |key: &str| key == "payload" || is_field(key);
                 if let Some(key) = exclude.keys().find(|key| !known(key)) {
                     // Whoever excludes something does not want to see it because of a misspelled key.
                     return Err(format!("Filter 'exclude' has the unknown key '{key}'"));
@@ -90,9 +144,21 @@ impl Filter {
         Ok(Self { wanted: values_of(asked)?, rest })
     }
 
+    /// The first condition that is there and leaves open what it asks for. Reading, it means any event; whoever deletes
+    /// meant something by it, and nobody knows what.
+    pub fn empty_condition(asked: &Map<String, Value>) -> Option<&str> {
+        asked.iter().find_map(|(key, value)| match value {
+            Value::Null => Self::is_key(key).then_some(&**key),
+            Value::Object(inner) if inner.is_empty() => Self::is_key(key).then_some(&**key),
+            Value::Object(exclude) if key == "exclude" => Self::empty_condition(exclude),
+            Value::Array(list) if is_field(key) => (list.is_empty() || list.iter().any(|of| of == "")).then_some(&**key),
+            value => (is_field(key) && says_nothing(value)).then_some(&**key),
+        })
+    }
+
     /// The keys of a JSON object that belong to its filter.
     pub fn is_key(key: &str) -> bool {
-        matches!(key, "payload" | "exclude") || Field::ALL.iter().any(|field| field.name() == key)
+        matches!(key, "payload" | "exclude") || is_field(key)
     }
 
     /// The same filter for these values of a field only; none at all means every value.
@@ -176,6 +242,11 @@ impl fmt::Display for Mismatch<'_> {
     }
 }
 
+/// Whether a key of a filter is that of a field.
+fn is_field(key: &str) -> bool {
+    Field::ALL.iter().any(|field| field.name() == key)
+}
+
 fn sorted(mut values: Vec<Box<str>>) -> Values {
     values.sort_unstable();
     values.dedup();
@@ -192,29 +263,22 @@ fn holds(values: &[Box<str>], value: &[u8]) -> bool {
     }
 }
 
-/// For each field what a JSON object says of it: one value or a list; an empty text, an empty list and null
-/// mean nothing.
+/// For each field what a JSON object says of it: one value or a list; what says nothing leaves any.
 fn values_of(object: &Map<String, Value>) -> Result<[Values; 4], String> {
     let mut values = <[Values; 4]>::default();
     for field in Field::ALL {
         let key = field.name();
-        values[field as usize] = match object.get(key) {
-            None | Some(Value::Null) => continue,
-            Some(Value::String(text)) if field != Field::Type => {
-                if text.is_empty() {
-                    Box::default()
-                } else {
-                    [text.as_str().into()].into()
-                }
-            }
-            Some(Value::Array(list)) if list.len() <= VALUES_MAX => {
+        let Some(asked) = object.get(key).filter(|asked| !says_nothing(asked)) else { continue };
+        values[field as usize] = match asked {
+            Value::String(text) if field != Field::Type => [text.as_str().into()].into(),
+            Value::Array(list) if list.len() <= VALUES_MAX => {
                 let texts = list.iter().map(|value| value.as_str().map(Box::from));
                 let not_texts = || format!("Filter '{key}' must be a list of strings");
                 sorted(texts.collect::<Option<_>>().ok_or_else(not_texts)?)
             }
-            Some(Value::Array(_)) => return Err(format!("Filter '{key}' has more than {VALUES_MAX} values")),
-            Some(_) if field == Field::Type => return Err(format!("Filter '{key}' must be a list of strings or null")),
-            Some(_) => return Err(format!("Filter '{key}' must be a string, a list of strings or null")),
+            Value::Array(_) => return Err(format!("Filter '{key}' has more than {VALUES_MAX} values")),
+            _ if field == Field::Type => return Err(format!("Filter '{key}' must be a list of strings or null")),
+            _ => return Err(format!("Filter '{key}' must be a string, a list of strings or null")),
         };
     }
     Ok(values)
@@ -229,16 +293,14 @@ fn payload_keys(object: &Map<String, Value>) -> Result<Vec<PayloadKey>, String> 
     };
     let mut parsed = Vec::with_capacity(keys.len());
     for (key, value) in keys {
-        let values = match value {
-            Value::Array(list) => list.clone(),
-            one => vec![one.clone()],
-        };
-        if values.is_empty() || values.len() > VALUES_MAX || values.iter().any(|v| v.is_array() || v.is_object()) {
+        let asked = value.as_array().map_or(std::slice::from_ref(value), |list| list);
+        let scalars = asked.iter().map(Scalar::of).collect::<Option<Vec<_>>>();
+        let Some(values) = scalars.filter(|values| (1..=VALUES_MAX).contains(&values.len())) else {
             return Err(format!(
-                "Filter 'payload' key '{key}' must be a string, a number, true, false, null, or a list of up to \
-                 {VALUES_MAX} of these"
+                "Filter 'payload' key '{key}' must be a string, a number (its exponent of at most 18 digits), true, \
+                 false, null, or a list of up to {VALUES_MAX} of these"
             ));
-        }
+        };
         parsed.push(PayloadKey { key: key.as_str().into(), values });
     }
     // Filters that ask for the same are equal, in whatever order they are spelled.
@@ -283,7 +345,7 @@ impl<'p> Visitor<'p> for &mut Found<'_> {
                 continue;
             }
             let value = payload.next_value::<&RawValue>()?;
-            let is_one_of = |asked: &PayloadKey| asked.values.iter().any(|asked| is_equal(asked, value.get()));
+            let is_one_of = |asked: &PayloadKey| asked.values.iter().any(|asked| asked.is_spelled(value.get()));
             // The last of two equal keys counts.
             if let Some(place) = wanted {
                 self.wanted[place] = is_one_of(&self.wanted_keys[place]);
@@ -296,14 +358,29 @@ impl<'p> Visitor<'p> for &mut Found<'_> {
     }
 }
 
-/// Whether a payload's value is what was asked for. Numbers are equal by value: 1 is 1.0.
-fn is_equal(asked: &Value, value: &str) -> bool {
-    match (asked, serde_json::from_str(value)) {
-        (Value::Number(asked), Ok(Value::Number(value))) => {
-            *asked == value || (asked.is_f64() != value.is_f64() && asked.as_f64() == value.as_f64())
+impl Scalar {
+    /// What a JSON value asks for; `None` if nothing of a payload is compared with it.
+    fn of(asked: &Value) -> Option<Self> {
+        match asked {
+            Value::Null => Some(Self::Null),
+            Value::Bool(asked) => Some(Self::Bool(*asked)),
+            Value::String(text) => Some(Self::Text(text.as_str().into())),
+            Value::Number(number) => Decimal::parse(number.as_str()).map(Self::Number),
+            Value::Array(_) | Value::Object(_) => None,
         }
-        (asked, Ok(value)) => *asked == value,
-        (_, Err(_)) => false,
+    }
+
+    /// Whether a payload's value is equal to it: texts unescaped, numbers by value.
+    fn is_spelled(&self, value: &str) -> bool {
+        match (self, value.as_bytes()) {
+            (Self::Null, b"null") | (Self::Bool(true), b"true") | (Self::Bool(false), b"false") => true,
+            (Self::Text(asked), [b'"', text @ .., b'"']) => match text.contains(&b'\\') {
+                false => asked.as_bytes() == text,
+                true => serde_json::from_str::<String>(value).is_ok_and(|text| *text == **asked),
+            },
+            (Self::Number(asked), [b'-' | b'0'..=b'9', ..]) => asked.is_spelled(value),
+            _ => false,
+        }
     }
 }
 
@@ -332,7 +409,6 @@ mod tests {
         check(r#"{"session_id":["b","café","a"]}"#, true);
         check(r#"{"session_id":["b","a"]}"#, false);
         check(r#"{"user_id":"u"}"#, false);
-        check(r#"{"user_id":["",null]}"#.replace(",null", "").as_str(), false);
         check(r#"{"payload":{"n":7}}"#, true);
         check(r#"{"payload":{"n":7.0}}"#, true);
         check(r#"{"payload":{"n":"7"}}"#, false);
@@ -372,8 +448,12 @@ mod tests {
             r#"{"payload":{"a":{}}}"#,
             r#"{"payload":{"a":[]}}"#,
             r#"{"payload":{"a":[[1]]}}"#,
+            r#"{"payload":{"a":1e1000000000000000000}}"#,
             r#"{"exclude":[]}"#,
             r#"{"exclude":{"sesion_id":"a"}}"#,
+            r#"{"event_types":["a",""]}"#,
+            r#"{"user_id":[""]}"#,
+            r#"{"exclude":{"source":["", "a"]}}"#,
             &format!(r#"{{"user_id":{}}}"#, Value::from(vec!["u"; VALUES_MAX + 1])),
         ] {
             assert!(filter(bad).is_err(), "{bad}");
@@ -381,11 +461,82 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_as_long_as_an_event_can_have_it() {
+        for (key, chars_max) in [("event_types", 64), ("source", 100), ("session_id", 200), ("user_id", 200)] {
+            for (letter, list) in [("x", false), ("\u{1f600}", true), ("\u{e9}", true)] {
+                let asked = |count: usize| {
+                    let value = Value::from(letter.repeat(count));
+                    let value = if list || key == "event_types" { Value::from(vec![value]) } else { value };
+                    [serde_json::json!({ key: value }), serde_json::json!({ "exclude": { key: value } })]
+                };
+                asked(chars_max).into_iter().for_each(|asked| assert!(filter(&asked.to_string()).is_ok(), "{asked}"));
+                for asked in asked(chars_max + 1) {
+                    assert!(filter(&asked.to_string()).is_err(), "{asked}");
+                    let kept = asked.as_object().expect("an object");
+                    assert!(Filter::parse_kept(kept).is_ok(), "an older version took it: {asked}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_condition_that_is_empty_is_found_wherever_it_is() {
+        let found = |json: &str| {
+            let asked = serde_json::from_str::<Value>(json).expect("JSON");
+            Filter::empty_condition(asked.as_object().expect("an object")).map(str::to_owned)
+        };
+        for (json, key) in [
+            (r#"{"source":"a","session_id":""}"#, "session_id"),
+            (r#"{"source":"a","event_types":[]}"#, "event_types"),
+            (r#"{"source":"a","event_types":["a",""]}"#, "event_types"),
+            (r#"{"source":"a","user_id":null}"#, "user_id"),
+            (r#"{"source":"a","payload":{}}"#, "payload"),
+            (r#"{"source":"a","exclude":null}"#, "exclude"),
+            (r#"{"source":"a","exclude":{}}"#, "exclude"),
+            (r#"{"source":"a","exclude":{"user_id":""}}"#, "user_id"),
+            (r#"{"source":"a","exclude":{"payload":{}}}"#, "payload"),
+        ] {
+            assert_eq!(found(json).as_deref(), Some(key), "{json}");
+        }
+        let values = r#"{"source":"a","payload":{"x":"","y":null,"z":["",null]},"exclude":{"payload":{"":""}}}"#;
+        assert_eq!(found(values), None, "of a payload these are values");
+        assert_eq!(found("{}"), None);
+    }
+
+    #[test]
     fn a_filter_that_was_kept_asks_for_the_same() {
-        // Of numbers beyond 64 bits only the nearest that is a float can be kept; reading that must give it back.
-        for number in ["184467440703709551616", "0.1", "1.7976931348623157e308", "5e-324", "-0", "9007199254740993"] {
-            let asked: Value = serde_json::from_str(&format!(r#"{{"payload":{{"n":{number}}}}}"#)).expect(number);
-            assert_eq!(filter(&asked.to_string()), filter(&format!(r#"{{"payload":{{"n":{number}}}}}"#)), "{number}");
+        for number in ["184467440737095516160001", "0.1", "1e400", "-5e-324", "-0", "9007199254740993.0"] {
+            let text = format!(r#"{{"payload":{{"n":{number}}}}}"#);
+            let asked: Value = serde_json::from_str(&text).expect(number);
+            assert_eq!(filter(&asked.to_string()), filter(&text), "{number}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_compared_digit_by_digit() {
+        let passes = |asked: &str, payload: &str| {
+            let payload = format!(r#"{{"n":{payload}}}"#);
+            let asked = filter(&format!(r#"{{"payload":{{"n":{asked}}}}}"#)).expect(asked);
+            asked.matches(&Columns { payload: payload.as_bytes(), ..EVENT })
+        };
+        for (asked, payload) in [
+            ("18446744073709551615", "18446744073709551615.0"),
+            ("1e400", "1E+400"),
+            ("0", "-0.0"),
+            ("[1,2e0]", "20e-1"),
+        ] {
+            assert!(passes(asked, payload), "{asked} is {payload}");
+        }
+        for (asked, payload) in [
+            ("18446744073709551615", "18446744073709551616"),
+            ("1e-400", "0"),
+            ("0", "1e-400"),
+            ("1e400", "1e401"),
+            ("0.1", "0.1000000000000000055511151231257827021181583404541015625"),
+            ("1", "\"1\""),
+            ("1", "1e1000000000000000000"),
+        ] {
+            assert!(!passes(asked, payload), "{asked} is not {payload}");
         }
     }
 
@@ -393,10 +544,10 @@ mod tests {
     fn equal_filters_are_equal_however_they_are_spelled() {
         assert_eq!(
             filter(r#"{"session_id":["b","a","b"],"payload":{"x":1,"y":[2]}}"#),
-            filter(r#"{"payload":{"y":2,"x":[1]},"session_id":["a","b"],"user_id":null,"other":1}"#)
+            filter(r#"{"payload":{"y":2.0,"x":[10e-1]},"session_id":["a","b"],"user_id":null,"other":1}"#)
         );
         assert!(
-            filter(r#"{"event_types":[],"session_id":"","user_id":null,"exclude":{},"payload":{}}"#)
+            filter(r#"{"event_types":"","session_id":"","user_id":null,"source":[],"exclude":{},"payload":{}}"#)
                 .expect("empty")
                 .is_any()
         );

@@ -1,13 +1,14 @@
 //! What an event is: its fields and their rules, its place in the order (`Seq`), its id, its time,
 //! and the filter that selects it. No input or output, no clock.
 
+mod decimal;
 mod filter;
 mod parse;
 mod time;
 mod types;
 
-pub use filter::{Field, Filter, Mismatch};
-pub use parse::{Fault, Parsed, Parser, Rejection, is_key};
+pub use filter::{Field, Filter, Mismatch, says_nothing};
+pub use parse::{Fault, Parsed, Parser, REJECTIONS_MAX, Rejection, is_key};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};
 

@@ -6,10 +6,15 @@ use std::sync::Arc;
 
 use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
 
-use super::{Event, EventTypes, KEY_CHARS_MAX, Limits, PAYLOAD_DEPTH_MAX, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
+use super::{
+    Event, EventType, EventTypes, KEY_CHARS_MAX, Limits, PAYLOAD_DEPTH_MAX, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX,
+};
 
 /// Longest `ref` of a message, in bytes of JSON: it waits in memory until its answer leaves.
 const REF_BYTES_MAX: usize = 256;
+
+/// Most rejections of one text: whoever has so many wants to see the first of them, not each of a million lines.
+pub const REJECTIONS_MAX: usize = 100;
 
 /// Levels around a payload: the event's own object and the array that may hold it.
 const ENVELOPE_DEPTH: usize = 2;
@@ -44,8 +49,8 @@ pub enum Fault {
     Missing(&'static str),
     #[error("Field '{field}' must be {expected}")]
     WrongType { field: &'static str, expected: &'static str },
-    #[error("Unknown event type '{0}'")]
-    UnknownType(String),
+    #[error("Unknown event type '{name}'; known are {known}")]
+    UnknownType { name: String, known: String },
     #[error("Field 'source' must be 1 to {SOURCE_CHARS_MAX} characters of A-Z, a-z, 0-9, '_', '.' and '-'")]
     BadSource,
     #[error("Field '{0}' is longer than {REFERENCE_CHARS_MAX} characters")]
@@ -67,7 +72,7 @@ impl Fault {
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Missing(field) | Self::TooLong(field) | Self::WrongType { field, .. } => Some(field),
-            Self::UnknownType(_) => Some("event_type"),
+            Self::UnknownType { .. } => Some("event_type"),
             Self::BadSource => Some("source"),
             Self::BadKey => Some("idempotency_key"),
             Self::RefTooLong => Some("ref"),
@@ -84,7 +89,7 @@ impl Fault {
             Self::NoEvents => "too_short",
             Self::Missing(_) => "missing",
             Self::WrongType { .. } | Self::BadKey => "wrong_type",
-            Self::UnknownType(_) => "enum",
+            Self::UnknownType { .. } => "enum",
             Self::BadSource => "string_pattern_mismatch",
             Self::TooLong(_) | Self::RefTooLong => "string_too_long",
             Self::PayloadKeys { .. } | Self::PayloadBytes { .. } => "too_long",
@@ -98,13 +103,14 @@ impl Fault {
 pub struct Parsed<'t> {
     /// The `ref` of a single event, as raw JSON; also there when the event was refused.
     pub reference: Option<&'t str>,
-    /// `None` for a single object, the length of an array otherwise; every event of it went to the sink.
-    pub outcome: Result<Option<usize>, Rejection>,
+    /// `None` for a single object, the length of an array otherwise; every event of it went to the sink. Else all
+    /// that is wrong, at least one thing and at most [`REJECTIONS_MAX`].
+    pub outcome: Result<Option<usize>, Vec<Rejection>>,
 }
 
 impl<'t> Parsed<'t> {
     fn refused(reference: Option<&'t str>, fault: Fault) -> Self {
-        Self { reference, outcome: Err(Rejection { index: None, fault }) }
+        Self { reference, outcome: Err(vec![Rejection { index: None, fault }]) }
     }
 }
 
@@ -154,7 +160,10 @@ impl Parser {
                 let fields = Cursor::new(text, &tape, &self.buffers).object();
                 let rules = Rules { types: &self.types, limits: self.limits };
                 match rules.check(&fields, &mut self.compact) {
-                    Err(fault) => Parsed::refused(fields.reference.filter(|raw| raw.len() <= REF_BYTES_MAX), fault),
+                    Err(_) => Parsed {
+                        reference: fields.reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
+                        outcome: Err(rules.rejections(None, &fields)),
+                    },
                     Ok(event) => {
                         sink(event);
                         Parsed { reference: fields.reference, outcome: Ok(None) }
@@ -187,20 +196,32 @@ fn array(
     rules: &Rules<'_>,
     compact: &mut String,
     sink: &mut impl FnMut(Event<'_>),
-) -> Result<(), Rejection> {
+) -> Result<(), Vec<Rejection>> {
     if len == 0 {
-        return Err(Rejection { index: None, fault: Fault::NoEvents });
+        return Err(vec![Rejection { index: None, fault: Fault::NoEvents }]);
     }
+    let mut rejections = Vec::new();
     cursor.node += 1;
     for index in 0..len {
         cursor.structural += 1; // over the '[' or ',' before the element
-        let event = match cursor.nodes[cursor.node] {
-            Node::Object { .. } => rules.check(&cursor.object(), compact),
-            _ => Err(Fault::NotAnObject),
+        let Node::Object { .. } = cursor.nodes[cursor.node] else {
+            cursor.value();
+            rejections.push(Rejection { index: Some(index), fault: Fault::NotAnObject });
+            continue;
         };
-        sink(event.map_err(|fault| Rejection { index: Some(index), fault })?);
+        let fields = cursor.object();
+        match rules.check(&fields, compact) {
+            // Once one of them is refused none is stored.
+            Ok(event) if rejections.is_empty() => sink(event),
+            Ok(_) => {}
+            Err(_) => rejections.extend(rules.rejections(Some(index), &fields)),
+        }
+        if rejections.len() >= REJECTIONS_MAX {
+            break;
+        }
     }
-    Ok(())
+    rejections.truncate(REJECTIONS_MAX);
+    if rejections.is_empty() { Ok(()) } else { Err(rejections) }
 }
 
 /// The text with room behind it, for simd-json to read in whole vectors and to unescape strings in.
@@ -395,49 +416,102 @@ struct Rules<'r> {
 impl Rules<'_> {
     #[inline]
     fn check<'e>(&self, fields: &Fields<'e, 'e>, compact: &'e mut String) -> Result<Event<'e>, Fault> {
-        if fields.depth > PAYLOAD_DEPTH_MAX {
-            return Err(Fault::TooDeep);
-        }
-        let name = required("event_type", fields.event_type)?;
-        let event_type = self.types.get(name).ok_or_else(|| Fault::UnknownType(excerpt(name)))?;
-        let source = required("source", fields.source)?;
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        if !(1..=SOURCE_CHARS_MAX).contains(&source.len()) || !source.bytes().all(allowed) {
-            return Err(Fault::BadSource);
-        }
+        check_depth(fields)?;
+        let event_type = self.event_type(fields)?;
+        let source = source(fields)?;
         let session_id = optional("session_id", fields.session_id)?;
         let user_id = optional("user_id", fields.user_id)?;
         let payload = match fields.payload {
             None => "{}",
-            Some((Node::Object { len, .. }, raw)) => self.check_payload(len, raw, compact)?,
-            Some(_) => return Err(Fault::WrongType { field: "payload", expected: "an object" }),
+            Some((node, raw)) => {
+                self.check_keys(node)?;
+                self.check_bytes(raw)?;
+                in_one_line(raw, compact)
+            }
         };
-        if fields.reference.is_some_and(|raw| raw.len() > REF_BYTES_MAX) {
-            return Err(Fault::RefTooLong);
-        }
-        let idempotency_key = match fields.idempotency_key {
-            None | Some(Node::Static(StaticNode::Null)) => None,
-            Some(Node::String(key)) if is_key(key) => Some(key),
-            Some(_) => return Err(Fault::BadKey),
-        };
+        check_reference(fields)?;
+        let idempotency_key = idempotency_key(fields)?;
         Ok(Event { event_type, source, session_id, user_id, payload, idempotency_key })
     }
 
-    fn check_payload<'e>(&self, keys: usize, raw: &'e str, compact: &'e mut String) -> Result<&'e str, Fault> {
-        if keys > self.limits.payload_keys_max {
-            return Err(Fault::PayloadKeys { found: keys, max: self.limits.payload_keys_max });
-        }
-        if raw.len() > self.limits.payload_bytes_max {
-            return Err(Fault::PayloadBytes { found: raw.len(), max: self.limits.payload_bytes_max });
-        }
-        // A line break would end a line of NDJSON or of an event stream too early. Inside strings JSON
-        // allows none, so a payload with one was laid out for human eyes.
-        if !raw.bytes().any(|b| b == b'\n' || b == b'\r') {
-            return Ok(raw);
-        }
-        remove_layout(raw, compact);
-        Ok(compact)
+    /// All that keeps these fields from being an event, which [`check`](Self::check) told apart from one.
+    #[cold]
+    fn rejections(&self, index: Option<usize>, fields: &Fields<'_, '_>) -> Vec<Rejection> {
+        let payload = fields.payload;
+        let faults = [
+            check_depth(fields).err(),
+            self.event_type(fields).err(),
+            source(fields).err(),
+            optional("session_id", fields.session_id).err(),
+            optional("user_id", fields.user_id).err(),
+            payload.and_then(|(node, _)| self.check_keys(node).err()),
+            payload.and_then(|(_, raw)| self.check_bytes(raw).err()),
+            check_reference(fields).err(),
+            idempotency_key(fields).err(),
+        ];
+        faults.into_iter().flatten().map(|fault| Rejection { index, fault }).collect()
     }
+
+    #[inline]
+    fn event_type(&self, fields: &Fields<'_, '_>) -> Result<EventType, Fault> {
+        let name = required("event_type", fields.event_type)?;
+        let unknown = || Fault::UnknownType { name: excerpt(name), known: self.types.listed() };
+        self.types.get(name).ok_or_else(unknown)
+    }
+
+    #[inline]
+    fn check_keys(&self, payload: Node<'_>) -> Result<(), Fault> {
+        let max = self.limits.payload_keys_max;
+        match payload {
+            Node::Object { len, .. } if len <= max => Ok(()),
+            Node::Object { len: found, .. } => Err(Fault::PayloadKeys { found, max }),
+            _ => Err(Fault::WrongType { field: "payload", expected: "an object" }),
+        }
+    }
+
+    #[inline]
+    fn check_bytes(&self, payload: &str) -> Result<(), Fault> {
+        let (found, max) = (payload.len(), self.limits.payload_bytes_max);
+        if found <= max { Ok(()) } else { Err(Fault::PayloadBytes { found, max }) }
+    }
+}
+
+#[inline]
+fn check_depth(fields: &Fields<'_, '_>) -> Result<(), Fault> {
+    if fields.depth <= PAYLOAD_DEPTH_MAX { Ok(()) } else { Err(Fault::TooDeep) }
+}
+
+#[inline]
+fn source<'n>(fields: &Fields<'n, '_>) -> Result<&'n str, Fault> {
+    let source = required("source", fields.source)?;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let is_well = (1..=SOURCE_CHARS_MAX).contains(&source.len()) && source.bytes().all(allowed);
+    if is_well { Ok(source) } else { Err(Fault::BadSource) }
+}
+
+#[inline]
+fn check_reference(fields: &Fields<'_, '_>) -> Result<(), Fault> {
+    if fields.reference.is_some_and(|raw| raw.len() > REF_BYTES_MAX) { Err(Fault::RefTooLong) } else { Ok(()) }
+}
+
+#[inline]
+fn idempotency_key<'n>(fields: &Fields<'n, '_>) -> Result<Option<&'n str>, Fault> {
+    match fields.idempotency_key {
+        None | Some(Node::Static(StaticNode::Null)) => Ok(None),
+        Some(Node::String(key)) if is_key(key) => Ok(Some(key)),
+        Some(_) => Err(Fault::BadKey),
+    }
+}
+
+/// A line break would end a line of NDJSON or of an event stream too early. Inside strings JSON allows none, so a
+/// payload with one was laid out for human eyes.
+#[inline]
+fn in_one_line<'e>(payload: &'e str, compact: &'e mut String) -> &'e str {
+    if !payload.bytes().any(|b| b == b'\n' || b == b'\r') {
+        return payload;
+    }
+    remove_layout(payload, compact);
+    compact
 }
 
 fn required<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<&'n str, Fault> {
@@ -498,7 +572,7 @@ mod tests {
 
     type Owned = (String, String, Option<String>, Option<String>, String);
 
-    fn parse(text: &str) -> (Result<Vec<Owned>, Rejection>, Option<String>) {
+    fn parse(text: &str) -> (Result<Vec<Owned>, Vec<Rejection>>, Option<String>) {
         let types = Arc::new(EventTypes::builtin());
         let mut parser = Parser::new(types.clone(), LIMITS);
         let mut events = Vec::new();
@@ -516,7 +590,7 @@ mod tests {
 
     fn payload(json: &str) -> Result<String, Fault> {
         let text = format!(r#"{{"event_type":"timer_tick","payload":{json},"source":"s"}}"#);
-        parse(&text).0.map(|events| events[0].4.clone()).map_err(|r| r.fault)
+        parse(&text).0.map(|events| events[0].4.clone()).map_err(|refused| refused[0].fault.clone())
     }
 
     #[test]
@@ -533,12 +607,37 @@ mod tests {
         let item = r#"{"event_type":"timer_tick","source":"s","payload":{"n":1}}"#;
         let (events, _) = parse(&format!("[{item}, {item} ,{item}]"));
         assert_eq!(events.map(|e| e.len()), Ok(3));
-        let check = |text: &str, index, fault| assert_eq!(parse(text).0, Err(Rejection { index, fault }), "{text}");
-        check("[]", None, Fault::NoEvents);
-        check(&format!("[{item},{{}}]"), Some(1), Fault::Missing("event_type"));
-        check(&format!("[{item},{{}},{item}]"), Some(1), Fault::Missing("event_type"));
-        check(&format!("[{item},7]"), Some(1), Fault::NotAnObject);
-        check(&format!("[[{item}]]"), Some(0), Fault::NotAnObject);
+        let check = |text: &str, refused: &[(usize, Fault)]| {
+            let refused = refused.iter().cloned().map(|(index, fault)| Rejection { index: Some(index), fault });
+            assert_eq!(parse(text).0, Err(refused.collect()), "{text}");
+        };
+        assert_eq!(parse("[]").0, Err(vec![Rejection { index: None, fault: Fault::NoEvents }]));
+        let missing = |index| [(index, Fault::Missing("event_type")), (index, Fault::Missing("source"))];
+        check(&format!("[{item},{{}}]"), &missing(1));
+        check(&format!("[{{}},{item},{{}},{item}]"), &[missing(0), missing(2)].concat());
+        check(&format!("[{item},7]"), &[(1, Fault::NotAnObject)]);
+        check(
+            &format!("[[{item}],{item},\"[,]\",{{}}]"),
+            &[&[(0, Fault::NotAnObject), (2, Fault::NotAnObject)][..], &missing(3)].concat(),
+        );
+    }
+
+    #[test]
+    fn every_fault_of_an_event_is_told_and_of_very_many_the_first() {
+        let event = format!(
+            r#"{{"event_type":"nope","source":"","session_id":1,"user_id":"{}","payload":[],"ref":"{}","idempotency_key":7}}"#,
+            "u".repeat(201),
+            "r".repeat(REF_BYTES_MAX),
+        );
+        let fields = |text: &str| {
+            let refused = parse(text).0.expect_err("many faults");
+            refused.iter().map(|refused| (refused.index, refused.fault.field().expect("a field"))).collect::<Vec<_>>()
+        };
+        let all = ["event_type", "source", "session_id", "user_id", "payload", "ref", "idempotency_key"];
+        assert_eq!(fields(&event), all.map(|field| (None, field)));
+        let many = fields(&format!("[{}]", vec![&*event; 200].join(",")));
+        let first = (0..200).flat_map(|index| all.map(|field| (Some(index), field))).take(REJECTIONS_MAX);
+        assert_eq!(many, first.collect::<Vec<_>>());
     }
 
     #[test]
@@ -607,10 +706,11 @@ mod tests {
             assert!(matches!(fault, Err(Fault::NotJson(_))), "{json}: {fault:?}");
         }
         for text in ["", " ", "{", "}", "{}}", "{} {}", "\u{feff}{}"] {
-            assert!(matches!(parse(text).0, Err(Rejection { fault: Fault::NotJson(_), .. })), "{text}");
+            let refused = parse(text).0.expect_err(text);
+            assert!(matches!(refused[..], [Rejection { fault: Fault::NotJson(_), .. }]), "{text}");
         }
         for text in ["1", "null", "\"x\"", "1e400"] {
-            assert_eq!(parse(text).0, Err(Rejection { index: None, fault: Fault::NotAnObject }), "{text}");
+            assert_eq!(parse(text).0, Err(vec![Rejection { index: None, fault: Fault::NotAnObject }]), "{text}");
         }
     }
 
@@ -631,7 +731,7 @@ mod tests {
             parse(&format!(r#"{{"event_type":"timer_tick","source":"s","{field}":"{value}"}}"#))
                 .0
                 .map(|_| ())
-                .map_err(|r| r.fault)
+                .map_err(|refused| refused[0].fault.clone())
         };
         assert_eq!(event("source", &"a".repeat(100)), Ok(()));
         for bad in ["", "a b", "ä", &"a".repeat(101)] {
@@ -647,7 +747,7 @@ mod tests {
     #[test]
     fn types_are_strict() {
         let check =
-            |text: &str, fault: Fault| assert_eq!(parse(text).0, Err(Rejection { index: None, fault }), "{text}");
+            |text: &str, fault: Fault| assert_eq!(parse(text).0, Err(vec![Rejection { index: None, fault }]), "{text}");
         check(r#"{"source":"s"}"#, Fault::Missing("event_type"));
         check(r#"{"event_type":"timer_tick"}"#, Fault::Missing("source"));
         check(r#"{"event_type":1,"source":"s"}"#, Fault::WrongType { field: "event_type", expected: "a string" });
@@ -659,7 +759,9 @@ mod tests {
             r#"{"event_type":"timer_tick","source":"s","session_id":7}"#,
             Fault::WrongType { field: "session_id", expected: "a string or null" },
         );
-        check(r#"{"event_type":"nope","source":"s"}"#, Fault::UnknownType("nope".into()));
+        let known = EventTypes::builtin().iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+        let unknown = Fault::UnknownType { name: "nope".into(), known };
+        check(r#"{"event_type":"nope","source":"s"}"#, unknown);
         for key in ["7", "\"\"", "[]", &format!("\"{}\"", "k".repeat(KEY_CHARS_MAX + 1))] {
             let event = format!(r#"{{"event_type":"timer_tick","source":"s","idempotency_key":{key}}}"#);
             check(&event, Fault::BadKey);

@@ -16,19 +16,19 @@ impl Timestamp {
         Self(since_1970.as_micros() as i64)
     }
 
-    /// The last microsecond at or before an RFC 3339 time of any offset and fraction: what an
+    /// The last microsecond at or before a time in any spelling: what an
     /// exclusive lower bound compares with.
     ///
     /// # Errors
-    /// `NotATime` when the text is not RFC 3339.
+    /// `NotATime`.
     pub fn parse_floor(text: &str) -> Result<Self, NotATime> {
         nanoseconds(text).map(|ns| Self(ns.div_euclid(1000) as i64))
     }
 
-    /// The first microsecond at or after an RFC 3339 time: what an exclusive upper bound compares with.
+    /// The first microsecond at or after a time: what an exclusive upper bound compares with.
     ///
     /// # Errors
-    /// `NotATime` when the text is not RFC 3339.
+    /// `NotATime`.
     pub fn parse_ceil(text: &str) -> Result<Self, NotATime> {
         nanoseconds(text).map(|ns| Self((-(-ns).div_euclid(1000)) as i64))
     }
@@ -40,20 +40,28 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// The text is not an RFC 3339 time.
+/// The text is not a time as RFC 3339 or Python's `isoformat` spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an RFC 3339 time such as 2026-01-15T10:30:00Z or 2026-01-15T11:30:00.25+01:00")]
+#[error(
+    "not a time such as 2026-01-15T10:30:00Z, 2026-01-15T11:30:00.25+01:00, or in UTC 2026-01-15T10:30:00 or 2026-01-15"
+)]
 pub struct NotATime;
 
-/// RFC 3339 is narrower than what the parser takes (ISO 8601 basic forms, zone names), so the shape
-/// is held against the grammar first.
+/// RFC 3339, and what Python's `isoformat` writes besides: no offset, which means UTC; a date alone, which means its
+/// beginning; seconds in an offset. The parser takes more (ISO 8601 basic forms, zone names), so the shape is held
+/// against the grammar first.
 fn nanoseconds(text: &str) -> Result<i128, NotATime> {
     let b = text.as_bytes();
     let digits = |range: std::ops::Range<usize>| b.get(range).is_some_and(|s| s.iter().all(u8::is_ascii_digit));
     let at = |i: usize, allowed: &[u8]| b.get(i).is_some_and(|c| allowed.contains(c));
-    let date = digits(0..4) && at(4, b"-") && digits(5..7) && at(7, b"-") && digits(8..10);
+    if !(digits(0..4) && at(4, b"-") && digits(5..7) && at(7, b"-") && digits(8..10)) {
+        return Err(NotATime);
+    }
+    if b.len() == DATE_LEN {
+        return nanoseconds(&format!("{text}T00:00:00Z"));
+    }
     let clock = at(10, b"Tt ") && digits(11..13) && at(13, b":") && digits(14..16) && at(16, b":") && digits(17..19);
-    if !date || !clock {
+    if !clock {
         return Err(NotATime);
     }
     let mut end = 19;
@@ -64,24 +72,34 @@ fn nanoseconds(text: &str) -> Result<i128, NotATime> {
         }
         end += 1 + fraction;
     }
-    let zulu = at(end, b"Zz") && b.len() == end + 1;
-    let offset = at(end, b"+-")
-        && digits(end + 1..end + 3)
-        && at(end + 3, b":")
-        && digits(end + 4..end + 6)
-        && b.len() == end + 6;
-    if !zulu && !offset {
-        return Err(NotATime);
-    }
     // Local time first: the years 0000 and 9999 have more moments than the parser's time line.
     let local: jiff::civil::DateTime = text[..end].replace([' ', 't'], "T").parse().map_err(|_| NotATime)?;
-    let (hours, minutes) = if zulu { (0, 0) } else { (number(&b[end + 1..end + 3]), number(&b[end + 4..end + 6])) };
-    if hours > 23 || minutes > 59 {
-        return Err(NotATime);
-    }
-    let east = (hours * 60 + minutes) * 60 * if at(end, b"-") { -1 } else { 1 };
     const EPOCH: jiff::civil::DateTime = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
-    Ok(local.duration_since(EPOCH).as_nanos() - i128::from(east) * 1_000_000_000)
+    let east_seconds = match &b[end..] {
+        [] | [b'Z' | b'z'] => 0,
+        [b'+', offset @ ..] => seconds_of(offset)?,
+        [b'-', offset @ ..] => -seconds_of(offset)?,
+        _ => return Err(NotATime),
+    };
+    Ok(local.duration_since(EPOCH).as_nanos() - i128::from(east_seconds) * 1_000_000_000)
+}
+
+/// Bytes of `2026-01-15`.
+const DATE_LEN: usize = 10;
+
+/// The seconds of an offset without its sign: `01:00`, or `00:53:28` of a place's time before there were zones.
+fn seconds_of(offset: &[u8]) -> Result<i64, NotATime> {
+    let is_well = |part: &[u8]| part.len() == 2 && part.iter().all(u8::is_ascii_digit);
+    let parts: Vec<_> = offset.split(|b| *b == b':').collect();
+    match parts[..] {
+        [hours, minutes, ref seconds @ ..] if seconds.len() <= 1 && parts.iter().all(|part| is_well(part)) => {
+            let (hours, minutes) = (number(hours), number(minutes));
+            let seconds = seconds.first().map_or(0, |seconds| number(seconds));
+            let is_offset = hours < 24 && minutes < 60 && seconds < 60;
+            is_offset.then_some((hours * 60 + minutes) * 60 + seconds).ok_or(NotATime)
+        }
+        _ => Err(NotATime),
+    }
 }
 
 fn number(digits: &[u8]) -> i64 {
@@ -171,21 +189,32 @@ mod tests {
     }
 
     #[test]
-    fn every_rfc_3339_form_is_a_time_and_nothing_else() {
+    fn what_rfc_3339_and_python_write_is_a_time_and_nothing_else() {
         for text in [
             "2026-01-15T10:30:00Z",
             "2026-01-15t11:30:00.0+01:00",
             "2026-01-15 10:30:00.000000000z",
             "2026-01-15T00:30:00-10:00",
+            "2026-01-15T10:30:00",
+            "2026-01-15 10:30:00.000",
+            "2026-01-15T11:23:28+00:53:28",
         ] {
             assert_eq!(Timestamp::parse_floor(text), Ok(Timestamp(1_768_473_000_000_000)), "{text}");
         }
+        assert_eq!(Timestamp::parse_floor("2026-01-15"), Timestamp::parse_floor("2026-01-15T00:00:00Z"));
         for text in [
             "",
             "now",
-            "2026-01-15",
+            "2026-01-1",
+            "2026-02-30",
+            "2026-01-15Z",
+            "2026-01-15T",
             "2026-01-15T10:30Z",
-            "2026-01-15T10:30:00",
+            "2026-01-15T10:30",
+            "2026-01-15T10:30:00 ",
+            "2026-01-15T10:30:00+01:00:60",
+            "2026-01-15T10:30:00+01:00:00:00",
+            "2026-01-15T10:30:00+01:00:00Z",
             "20260115T103000Z",
             "2026-13-01T00:00:00Z",
             "2026-02-30T00:00:00Z",

@@ -33,7 +33,10 @@ const BUILTIN: [(&str, &str); 15] = [
 ];
 
 /// Longest name of a type, so that a row, a metric label and a column of a table stay readable.
-const NAME_CHARS_MAX: usize = 64;
+pub(super) const NAME_CHARS_MAX: usize = 64;
+
+/// Names that a message lists: more than most deployments have, and still a line or a few.
+const NAMES_LISTED_MAX: usize = 50;
 
 impl EventTypes {
     /// The fifteen types that nothing can remove.
@@ -80,6 +83,15 @@ impl EventTypes {
         &self.entries[event_type.0 as usize].0
     }
 
+    /// The names for a message: all, or of very many the first and how many more there are.
+    pub(super) fn listed(&self) -> String {
+        let names: Vec<_> = self.iter().map(|(name, _)| name).take(NAMES_LISTED_MAX).collect();
+        match self.entries.len() - names.len() {
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
+        }
+    }
+
     /// Names and descriptions, in registration order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|(name, description)| (&**name, &**description))
@@ -107,5 +119,15 @@ mod tests {
         for bad in ["", "Upper", "1st", "with space", "_x", &"x".repeat(65)] {
             assert!(types.extend(bad, "").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_message_names_so_many_types_and_counts_the_others() {
+        let mut types = EventTypes::builtin();
+        assert!(
+            types.listed().starts_with("quiz_started, quiz_completed, ") && types.listed().ends_with("error_occurred")
+        );
+        (0..100).for_each(|n| types.extend(&format!("of_ours_{n}"), "").expect("a name"));
+        assert!(types.listed().ends_with(", of_ours_34 and 65 more"), "{}", types.listed());
     }
 }

@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
 use super::body::PATIENCE;
 use super::export::{Export, first_page};
-use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, Parameters, is_of_filter, next_page};
+use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
 use super::socket::Watched;
 use super::{reading, unreadable};
 use crate::budget::Share;
-use crate::event::{Seq, Timestamp, TimestampText};
+use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
 use crate::store::{Order, Query, Store};
@@ -318,19 +318,34 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
     Ok(response)
 }
 
-/// `DELETE /events`. Here a parameter that means nothing is refused: somebody meant it to spare something.
+/// `DELETE /events`. It never guesses: a parameter that means nothing here, is empty or is there twice is refused, for
+/// somebody meant it to spare something.
 pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
+    let refused = |why: String| Err(Refusal::BadRequest(why));
     let parameters = Parameters::of(uri);
-    if let Some(name) = parameters.names().find(|name| *name != "before" && !is_of_filter(name)) {
-        let known = "only 'before' and what selects events can be given";
-        return Err(Refusal::BadRequest(format!("Unknown parameter '{name}': {known}")));
+    for (n, (name, value)) in parameters.iter().enumerate() {
+        if name != "before" && !is_of_filter(name) {
+            let known = "only 'before' and what selects events can be given";
+            return refused(format!("Unknown parameter '{name}': {known}"));
+        }
+        // A payload's value can be empty, and what is asked for twice is refused of every request.
+        if name.starts_with(PAYLOAD_PREFIX) {
+            continue;
+        }
+        if value.is_empty() {
+            return refused(format!("'{name}' is empty: say which events are meant"));
+        }
+        if parameters.iter().take(n).any(|(other, _)| other == name) {
+            return refused(format!("'{name}' is there twice: say which events are meant"));
+        }
     }
-    if let Some(name) = parameters.names().find(|name| *name != "before" && parameters.says_nothing(name)) {
-        return Err(Refusal::BadRequest(format!("'{name}' is empty: say which events are meant")));
+    let before = parameters.time("before", Timestamp::parse_ceil)?;
+    if let Some(key) = Filter::empty_condition(&parameters.asked()?) {
+        return refused(format!("'{key}' is empty: say which events are meant"));
     }
-    let (before, filter) = (parameters.time("before", Timestamp::parse_ceil)?, parameters.filter()?);
-    if filter.is_any() && parameters.names().any(|name| name != "before") {
-        return Err(Refusal::BadRequest("'filter' lets every event through: say which events are meant".to_owned()));
+    let filter = parameters.filter()?;
+    if filter.is_any() && parameters.iter().any(|(name, _)| name != "before") {
+        return refused("'filter' lets every event through: say which events are meant".to_owned());
     }
     let deleted = store.delete(before, filter).await?;
     Ok(json(format!(r#"{{"deleted":{deleted}}}"#)))

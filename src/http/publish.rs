@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 use super::answer::{Answer, JSON, NDJSON, answer, media_type};
 use super::query::Parameters;
 use super::{body, reading};
-use crate::event::{Fault, KEY_CHARS_MAX, Parser, Rejection, Seq, is_key};
+use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::Pipeline;
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
 use crate::wire::batch::Fate;
-use crate::wire::refusal::{Place, Problem};
+use crate::wire::refusal::Place;
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
 
 /// Bodies beyond this are parsed on a thread for that ([`Pipeline::parsing`]), which costs some 20 µs: one of 64 KiB takes
@@ -114,7 +114,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
 }
 
 fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
-    Refusal::Invalid(Problem { loc, msg, kind: "idempotency_key" })
+    Refusal::invalid(loc, msg, "idempotency_key")
 }
 
 /// The answer to events that are stored. Where none is new it says so, and is that of the first time.
@@ -186,7 +186,7 @@ impl Form {
         let (mut batch, types) = (Batch::default(), parser.types().clone());
         let mut parse = |json: &str| {
             let parsed = parser.parse(json, |event| batch.push(&event, &types));
-            parsed.outcome.map_err(|rejection| Refusal::of(&rejection)).map(|array| array.is_some())
+            parsed.outcome.map_err(|rejections| Refusal::of(&rejections)).map(|array| array.is_some())
         };
         let many = match self {
             Self::Json => parse(text)?,
@@ -194,22 +194,30 @@ impl Form {
                 parse(&in_our_words(self, headers, text)?)?
             }
             Self::Lines => {
+                let mut rejections = Vec::new();
                 for (index, line) in text.lines().filter(|line| !line.trim_ascii().is_empty()).enumerate() {
                     let parsed = parser.parse(line, |event| batch.push(&event, &types));
-                    let fault = match parsed.outcome {
+                    let of_line = match parsed.outcome {
                         Ok(None) => continue,
-                        Err(Rejection { index: None, fault }) => fault,
+                        Err(of_line) if of_line.iter().all(|rejection| rejection.index.is_none()) => of_line,
                         // Each line is one event; an array of them is none.
-                        Ok(Some(_)) | Err(Rejection { index: Some(_), .. }) => Fault::NotAnObject,
+                        Ok(Some(_)) | Err(_) => vec![Rejection { index: None, fault: Fault::NotAnObject }],
                     };
-                    return Err(Refusal::of(&Rejection { index: Some(index), fault }));
+                    let here = |rejection| Rejection { index: Some(index), ..rejection };
+                    rejections.extend(of_line.into_iter().map(here));
+                    if rejections.len() >= REJECTIONS_MAX {
+                        break;
+                    }
+                }
+                rejections.truncate(REJECTIONS_MAX);
+                if !rejections.is_empty() {
+                    return Err(Refusal::of(&rejections));
                 }
                 true
             }
         };
         if batch.is_empty() {
-            let msg = "The body holds no event".to_owned();
-            return Err(Refusal::Invalid(Problem { loc: vec![Place::Name("body")], msg, kind: "too_short" }));
+            return Err(Refusal::invalid(vec![Place::Name("body")], "The body holds no event", "too_short"));
         }
         Ok((batch, many))
     }

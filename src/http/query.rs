@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 use crate::event::{EventId, Filter, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
-use crate::wire::refusal::{Place, Problem};
+use crate::wire::refusal::Place;
 use crate::wire::subscription::{Gap, LAST_MAX, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
@@ -31,11 +31,12 @@ impl<'u> Parameters<'u> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| &**name)
+    /// Names and values, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// The time of this name, if it is there, rounded by `read` to the microseconds of events.
+    /// The time of this name, if it is there and not empty, rounded by `read` to the microseconds of events.
     ///
     /// # Errors
     /// `BadRequest` when it is no time.
@@ -44,7 +45,7 @@ impl<'u> Parameters<'u> {
         name: &str,
         read: impl FnOnce(&str) -> Result<Timestamp, E>,
     ) -> Result<Option<Timestamp>, Refusal> {
-        let Some(text) = self.get(name) else { return Ok(None) };
+        let Some(text) = self.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
         read(&with_offset(text)).map(Some).map_err(|error| Refusal::BadRequest(format!("'{name}' is {error}")))
     }
 
@@ -65,7 +66,7 @@ impl<'u> Parameters<'u> {
     ///
     /// # Errors
     /// `Invalid` when `filter` is no JSON object, or says what another parameter says too.
-    fn asked(&self) -> Result<Map<String, Value>, Refusal> {
+    pub(super) fn asked(&self) -> Result<Map<String, Value>, Refusal> {
         let mut asked = match self.get("filter").filter(|text| !text.is_empty()).map(serde_json::from_str) {
             None => Map::new(),
             Some(Ok(Value::Object(filter))) if filter.keys().all(|key| Filter::is_key(key)) => filter,
@@ -108,19 +109,13 @@ impl<'u> Parameters<'u> {
         Filter::parse(&self.asked()?).map_err(|why| Refusal::parameter("filter", why, "invalid"))
     }
 
-    /// Whether the parameter of this name leaves open what it asks of an event.
-    pub(super) fn says_nothing(&self, name: &str) -> bool {
-        let text = self.get(name).unwrap_or_default();
-        let field = FIELDS.iter().chain(&EXCLUDED_FIELDS).find(|(known, _)| *known == name);
-        field.map_or(text.is_empty(), |(_, key)| values(key, text).is_none())
-    }
-
     /// The subscription that the parameters of an event stream ask for. A browser that connects again says in a
     /// header where it was; it cannot change the URL, so the header counts.
     ///
     /// # Errors
     /// `BadRequest` for what is no time; `Invalid` for the rest.
     pub fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
+        let invalid = |why| Refusal::invalid(vec![Place::Name("query")], why, "invalid");
         let mut asked = self.asked()?;
         let text = |name| self.get(name).filter(|value| !value.is_empty());
         let until = self.time("until", Timestamp::parse_ceil)?.map(|time| time.to_string());
@@ -142,19 +137,32 @@ impl<'u> Parameters<'u> {
             let number = speed.parse().ok().and_then(Number::from_f64);
             asked.insert("speed".to_owned(), number.map_or(Value::from(speed), Value::from));
         }
-        asked.extend(text("signals").map(|value| ("signals".to_owned(), switch(value))));
-        if let Some(key) = text("conflate") {
-            let interval = self.number("interval_ms", 0..=usize::MAX)?.map_or(Value::Null, Value::from);
-            let skipped = text("skipped").map_or(Value::Null, switch);
-            let conflate = serde_json::json!({ "key": key, "interval_ms": interval, "skipped": skipped });
-            asked.insert("conflate".to_owned(), conflate);
+        for name in ["signals", "strict"] {
+            asked.extend(text(name).map(|value| (name.to_owned(), switch(value))));
+        }
+        match text("conflate") {
+            Some(key) => {
+                let interval = self.number("interval_ms", 0..=usize::MAX)?.map_or(Value::Null, Value::from);
+                let skipped = text("skipped").map_or(Value::Null, switch);
+                let conflate = serde_json::json!({ "key": key, "interval_ms": interval, "skipped": skipped });
+                asked.insert("conflate".to_owned(), conflate);
+            }
+            None => {
+                if let Some(name) = ["interval_ms", "skipped"].into_iter().find(|name| text(name).is_some()) {
+                    return Err(Refusal::parameter(name, format!("'{name}' needs 'conflate'"), "missing"));
+                }
+            }
         }
         // Where a browser was is later than the snapshot it began with.
         if let Some(key) = text("latest_by").filter(|_| last_event_id.is_none()) {
             asked.insert("snapshot".to_owned(), serde_json::json!({ "latest_by": key }));
         }
-        Subscribe::of(&asked)
-            .map_err(|why| Refusal::Invalid(Problem { loc: vec![Place::Name("query")], msg: why, kind: "invalid" }))
+        let subscribe = Subscribe::of(&asked).map_err(invalid)?;
+        let unknown = |(name, _): &(&str, &str)| !is_of_filter(name) && !STREAM_OPTIONS.contains(name);
+        match self.iter().find(unknown).filter(|_| subscribe.strict) {
+            Some((name, _)) => Err(invalid(format!("Unknown parameter '{name}'"))),
+            None => Ok(subscribe),
+        }
     }
 
     /// The same URL, but with another cursor.
@@ -178,7 +186,25 @@ const EXCLUDED_FIELDS: [(&str, &str); 4] = [
     ("exclude_user_id", "user_id"),
 ];
 /// `payload.quiz_id=demo` asks for a text; for numbers there is `filter`.
-const PAYLOAD_PREFIX: &str = "payload.";
+pub(super) const PAYLOAD_PREFIX: &str = "payload.";
+
+/// The parameters of an event stream besides those of its filter.
+const STREAM_OPTIONS: [&str; 14] = [
+    "after",
+    "since",
+    "last",
+    "epoch",
+    "until",
+    "speed",
+    "on_lag",
+    "signals",
+    "conflate",
+    "interval_ms",
+    "skipped",
+    "latest_by",
+    "strict",
+    "api_key",
+];
 
 /// Whether a parameter asks something of an event.
 pub(super) fn is_of_filter(name: &str) -> bool {
@@ -189,10 +215,10 @@ pub(super) fn is_of_filter(name: &str) -> bool {
 /// What a parameter says of a field; nothing if it is empty. Types and sources have no commas, ids may.
 fn values(key: &str, text: &str) -> Option<Value> {
     let values = match key {
-        "event_types" | "source" => text.split(',').filter(|name| !name.is_empty()).map(Value::from).collect(),
+        "event_types" | "source" => text.split(',').map(Value::from).collect(),
         _ => Value::from(text),
     };
-    (!matches!(&values, Value::Array(list) if list.is_empty()) && !text.is_empty()).then_some(values)
+    (!text.is_empty()).then_some(values)
 }
 
 fn inner<'m>(asked: &'m mut Map<String, Value>, key: &str) -> Option<&'m mut Map<String, Value>> {
@@ -353,12 +379,12 @@ mod tests {
         check("ff", Some("+"));
         check("bad", Some("%zz\u{fffd}"));
         check("absent", None);
-        assert_eq!(Parameters::of(&"/events".parse().unwrap()).names().count(), 0);
+        assert_eq!(Parameters::of(&"/events".parse().unwrap()).iter().count(), 0);
     }
 
     #[test]
     fn a_listing_takes_every_filter() {
-        let uri = uri("event_type=b,a,,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z");
+        let uri = uri("event_type=b,a,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z");
         let listing = Listing::of(&Parameters::of(&uri), LIMIT_MAX).unwrap();
         let asked = serde_json::json!({"event_types": ["a", "b"], "source": "s", "session_id": "x&y"});
         assert_eq!(listing.filter, Filter::parse(asked.as_object().unwrap()).unwrap(), "an empty user means any");
@@ -373,8 +399,8 @@ mod tests {
             assert_eq!(limit(text, LIMIT_MAX), Ok(Some(expected)), "{text}");
         }
         for text in ["", "0", "1001", "-1", "+1", "%201", "1.5", "1e2", "99999999999999999999", "ten"] {
-            let Err(Refusal::Invalid(problem)) = limit(text, LIMIT_MAX) else { panic!("{text}") };
-            assert_eq!(problem.kind, "out_of_range");
+            let Err(Refusal::Invalid(problems)) = limit(text, LIMIT_MAX) else { panic!("{text}") };
+            assert_eq!(problems[0].kind, "out_of_range");
         }
         assert_eq!(limit("18446744073709551615", usize::MAX), Ok(Some(usize::MAX)));
     }
@@ -398,9 +424,29 @@ mod tests {
             "filter=%7B%22source%22:%22x%22%7D&source=y",
             "filter=%7B%22exclude%22:7%7D&exclude_source=y",
             "payload.n=1&payload.n=2",
+            "event_type=,",
+            "event_type=a,,b",
+            "source=a,",
+            "exclude_source=,a",
         ] {
             assert!(matches!(filter(bad), Err(Refusal::Invalid(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_stream_refuses_options_that_change_nothing() {
+        let asked = |query: &str| Parameters::of(&uri(query)).subscription(None);
+        for well in
+            ["skipped=&interval_ms=", "strict=false&sesion_id=s1", "strict=1&payload.x=1&filter=%7B%7D&api_key=k"]
+        {
+            assert!(asked(well).is_ok(), "{well}: {:?}", asked(well));
+        }
+        for bad in ["skipped=2", "skipped=true", "interval_ms=250", "strict=2", "strict=true&sesion_id=s1"] {
+            assert!(matches!(asked(bad), Err(Refusal::Invalid(_))), "{bad}");
+        }
+        let all = "conflate=source&interval_ms=250&skipped=1&since=&last=&until=&speed=&on_lag=skip&signals=0&strict=1";
+        assert!(asked(all).is_err(), "'last' is a number");
+        assert!(asked(&all.replace("&last=", "&epoch=&after=&latest_by=")).is_ok());
     }
 
     #[test]
@@ -421,8 +467,11 @@ mod tests {
             assert_eq!(read(&format!("since={time}")), expected, "{time}");
         }
         assert_eq!(read("since=2026-01-15+10:30:00Z"), expected);
-        assert_eq!(read("until=x"), Ok(None));
-        for bad in ["since=", "since", "since=+01:00", "since=%C3%BC%C3%BC%C3%BC%C3%BC", "since=2026-01-15T10:30:00"] {
+        assert_eq!(read("since=2026-01-15+10:30:00"), expected, "without an offset");
+        for nothing in ["until=x", "since=", "since"] {
+            assert_eq!(read(nothing), Ok(None), "{nothing}");
+        }
+        for bad in ["since=+01:00", "since=%C3%BC%C3%BC%C3%BC%C3%BC", "since=2026-01-15T10:30"] {
             assert!(matches!(read(bad), Err(Refusal::BadRequest(_))), "{bad}");
         }
     }

@@ -149,8 +149,7 @@ fn note_times(connection: &Connection) -> rusqlite::Result<Timestamp> {
 /// A time as Python and SQLite spell it: RFC 3339, also without an offset, which then is UTC, and also
 /// with a `Z` behind the offset, a common slip.
 fn parse_time(text: &str) -> Option<Timestamp> {
-    let bare = text.trim().trim_end_matches(['Z', 'z']);
-    Timestamp::parse_floor(bare).or_else(|_| Timestamp::parse_floor(&format!("{bare}Z"))).ok()
+    Timestamp::parse_floor(text.trim().trim_end_matches(['Z', 'z'])).ok()
 }
 
 /// Copies the events in order, with all that hangs on them: full segments, statistics, `meta`.

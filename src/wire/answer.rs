@@ -155,7 +155,10 @@ impl Answers {
             },
             (Ok(None), Some(reference)) => self.0.push(Answer::Event { reference: reference.into() }),
             (Ok(Some(len)), _) => self.0.push(Answer::Array { len: *len as u32 }),
-            (Err(rejection), reference) => self.error(refusal::sentence(rejection), reference),
+            (Err(rejections), reference) => {
+                let first = rejections.first().expect("what is refused is refused for a reason");
+                self.error(refusal::sentence(first), reference);
+            }
         }
     }
 
@@ -382,7 +385,7 @@ mod tests {
     }
 
     fn answers() -> Answers {
-        let refused = Rejection { index: None, fault: Fault::BadSource };
+        let refused = vec![Rejection { index: None, fault: Fault::BadSource }];
         let mut answers = Answers::default();
         for parsed in [
             Parsed { reference: None, outcome: Ok(None) },

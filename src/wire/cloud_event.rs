@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 
 use super::Refusal;
 use super::refusal::{Place, Problem};
+use crate::event::REJECTIONS_MAX;
 
 /// The content type of one CloudEvent.
 pub const MEDIA_TYPE: &str = "application/cloudevents+json";
@@ -39,36 +40,46 @@ pub const BATCH_MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 const SPEC_VERSION: &str = "1.0";
 const DATA_CONTENT_TYPE: &str = "application/json";
 
-/// The event that a structured CloudEvent is, as JSON.
-pub fn to_event(json: &str) -> Result<String, NotACloudEvent> {
-    structured(json).map_err(|fault| NotACloudEvent { part: Part::Body, index: None, fault })
+/// The event that a structured CloudEvent is, as JSON, or all that is wrong with it.
+pub fn to_event(json: &str) -> Result<String, Vec<NotACloudEvent>> {
+    let refused = |fault| NotACloudEvent { part: Part::Body, index: None, fault };
+    structured(json).map_err(|faults| faults.into_iter().map(refused).collect())
 }
 
-/// The array of events that a batch of CloudEvents is, as JSON. An empty batch becomes an empty array.
-pub fn to_events(json: &str) -> Result<String, NotACloudEvent> {
+/// The array of events that a batch of CloudEvents is, as JSON, or all that is wrong with them, of very much the
+/// beginning. An empty batch becomes an empty array.
+pub fn to_events(json: &str) -> Result<String, Vec<NotACloudEvent>> {
     let refused = |index, fault| NotACloudEvent { part: Part::Body, index, fault };
     let items: Vec<&RawValue> =
-        serde_json::from_str(json).map_err(|error| refused(None, Fault::reading(&error, Fault::NotAnArray)))?;
+        serde_json::from_str(json).map_err(|error| vec![refused(None, Fault::reading(&error, Fault::NotAnArray))])?;
     // Most events differ little from the CloudEvents they come from.
-    let mut events = String::with_capacity(json.len());
+    let (mut events, mut wrong) = (String::with_capacity(json.len()), Vec::new());
     events.push('[');
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             events.push(',');
         }
-        events.push_str(&structured(item.get()).map_err(|fault| refused(Some(index), fault))?);
+        match structured(item.get()) {
+            Ok(event) => events.push_str(&event),
+            Err(faults) => wrong.extend(faults.into_iter().map(|fault| refused(Some(index), fault))),
+        }
+        if wrong.len() >= REJECTIONS_MAX {
+            break;
+        }
     }
     events.push(']');
-    Ok(events)
+    wrong.truncate(REJECTIONS_MAX);
+    if wrong.is_empty() { Ok(events) } else { Err(wrong) }
 }
 
 /// The event that a binary-mode request is, as JSON: `get` gives the value of a header by its lower-case
 /// name, `body` is the data.
-pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, NotACloudEvent> {
-    binary(get, body).map_err(|fault| {
+pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Vec<NotACloudEvent>> {
+    let refused = |fault: Fault| {
         let part = if fault.field().is_some() { Part::Header } else { Part::Body };
         NotACloudEvent { part, index: None, fault }
-    })
+    };
+    binary(get, body).map_err(|faults| faults.into_iter().map(refused).collect())
 }
 
 /// Appends the structured CloudEvent of a delivered event's JSON.
@@ -163,16 +174,19 @@ impl Fault {
     }
 }
 
-impl From<NotACloudEvent> for Refusal {
-    fn from(refused: NotACloudEvent) -> Self {
-        let part = match refused.part {
-            Part::Header => "header",
-            Part::Body => "body",
+impl From<Vec<NotACloudEvent>> for Refusal {
+    fn from(refused: Vec<NotACloudEvent>) -> Self {
+        let problem = |refused: &NotACloudEvent| {
+            let part = match refused.part {
+                Part::Header => "header",
+                Part::Body => "body",
+            };
+            let mut loc = vec![Place::Name(part)];
+            loc.extend(refused.index.map(Place::Index));
+            loc.extend(refused.fault.field().map(Place::Name));
+            Problem { loc, msg: refused.to_string(), kind: refused.fault.kind() }
         };
-        let mut loc = vec![Place::Name(part)];
-        loc.extend(refused.index.map(Place::Index));
-        loc.extend(refused.fault.field().map(Place::Name));
-        Self::Invalid(Problem { loc, msg: refused.to_string(), kind: refused.fault.kind() })
+        Self::Invalid(refused.iter().map(problem).collect())
     }
 }
 
@@ -220,15 +234,13 @@ struct CloudEvent<'a> {
     data: &'a RawValue,
 }
 
-fn structured(json: &str) -> Result<String, Fault> {
+fn structured(json: &str) -> Result<String, Vec<Fault>> {
     // A map, because of two equal keys the last wins, as everywhere here; a derived struct would refuse them.
     let members: BTreeMap<String, &RawValue> =
-        serde_json::from_str(json).map_err(|error| Fault::reading(&error, Fault::NotAnObject))?;
+        serde_json::from_str(json).map_err(|error| vec![Fault::reading(&error, Fault::NotAnObject)])?;
     // The JSON format lets an attribute that is not set be null.
     let member = |name| members.get(name).copied().filter(|value| value.get() != "null");
-    if member("data_base64").is_some() {
-        return Err(Fault::BinaryData);
-    }
+    let binary_data = member("data_base64").map(|_| Fault::BinaryData);
     let attribute = |name| match member(name).map(RawValue::get) {
         None => Ok(None),
         Some(string) if string.starts_with('"') => {
@@ -237,21 +249,24 @@ fn structured(json: &str) -> Result<String, Fault> {
         }
         Some(_) => Err(Fault::NotAString(name)),
     };
-    translate(attribute, member("data"))
+    translate(attribute, member("data"), binary_data)
 }
 
-fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Fault> {
+fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Vec<Fault>> {
     let attribute = |name| match name {
         // The one attribute that is a header of HTTP itself, and spelled as HTTP says.
         "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
         _ => get(&format!("ce-{name}")).map(|value| decoded(value).ok_or(Fault::NotUtf8(name))).transpose(),
     };
     // The body has to be one whole value: text that ends the object it is put into could add fields to it.
-    let data: Option<&RawValue> = match body.trim_ascii() {
-        "" | "null" => None,
-        _ => Some(serde_json::from_str(body).map_err(|error| Fault::NotJson(error.to_string()))?),
+    let data: Result<Option<&RawValue>, Fault> = match body.trim_ascii() {
+        "" | "null" => Ok(None),
+        _ => serde_json::from_str(body).map(Some).map_err(|error| Fault::NotJson(error.to_string())),
     };
-    translate(attribute, data)
+    match data {
+        Ok(data) => translate(attribute, data, None),
+        Err(fault) => translate(attribute, None, Some(fault)),
+    }
 }
 
 /// A header's value: first out of its double quotes, which senders of before percent-encoding use, then out of
@@ -268,28 +283,42 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(&plain).decode_utf8().ok().map(|text| text.into_owned().into())
 }
 
-/// The mapping itself, wherever the attributes come from.
+/// The mapping itself, wherever the attributes come from; `fault` is what was wrong with the data.
 fn translate<'a>(
     attribute: impl Fn(&'static str) -> Result<Option<Cow<'a, str>>, Fault>,
     data: Option<&RawValue>,
-) -> Result<String, Fault> {
+    fault: Option<Fault>,
+) -> Result<String, Vec<Fault>> {
+    let mut faults: Vec<_> = fault.into_iter().collect();
+    let mut well = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
+        attribute.unwrap_or_else(|fault| {
+            faults.push(fault);
+            None
+        })
+    };
     let filled = |name| match attribute(name)? {
         Some(text) if text.is_empty() => Err(Fault::Empty(name)),
         text => Ok(text),
     };
-    let required = |name| filled(name)?.ok_or(Fault::Missing(name));
-    if required("specversion")? != SPEC_VERSION {
-        return Err(Fault::OtherVersion);
-    }
-    let (id, source, event_type) = (required("id")?, required("source")?, required("type")?);
-    if attribute("datacontenttype")?.is_some_and(|media_type| !is_json(&media_type)) {
-        return Err(Fault::DataNotJson);
-    }
+    let required = |name| filled(name)?.ok_or(Fault::Missing(name)).map(Some);
+    let version = required("specversion");
+    well(version.and_then(|version| match version.as_deref() == Some(SPEC_VERSION) {
+        true => Ok(version),
+        false => Err(Fault::OtherVersion),
+    }));
+    let (id, source, event_type) = (well(required("id")), well(required("source")), well(required("type")));
+    well(attribute("datacontenttype").and_then(|media_type| match media_type.as_deref().is_none_or(is_json) {
+        true => Ok(media_type),
+        false => Err(Fault::DataNotJson),
+    }));
     for not_kept in ["time", "dataschema"] {
-        filled(not_kept)?;
+        well(filled(not_kept));
     }
-    let subject = filled("subject")?;
-    let (session_id, user_id) = (attribute("sessionid")?.or(subject), attribute("userid")?);
+    let subject = well(filled("subject"));
+    let (session_id, user_id) = (well(attribute("sessionid")).or(subject), well(attribute("userid")));
+    let (Some(id), Some(source), Some(event_type), []) = (id, source, event_type, &faults[..]) else {
+        return Err(faults);
+    };
     let event = Published {
         event_type: &event_type,
         source: &source,
@@ -327,13 +356,13 @@ mod tests {
 
     #[track_caller]
     fn check_refused(cloud_event: &str, fault: Fault) {
-        let refused = |index| Err(NotACloudEvent { part: Part::Body, index, fault: fault.clone() });
+        let refused = |index| Err(vec![NotACloudEvent { part: Part::Body, index, fault: fault.clone() }]);
         assert_eq!(to_event(cloud_event), refused(None));
         assert_eq!(to_events(&format!("[{{{MINIMAL}}},{cloud_event}]")), refused(Some(1)));
     }
 
     #[track_caller]
-    fn binary_mode(headers: &[(&str, &str)], body: &str) -> Result<String, NotACloudEvent> {
+    fn binary_mode(headers: &[(&str, &str)], body: &str) -> Result<String, Vec<NotACloudEvent>> {
         let minimal = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "timer_tick")];
         let get =
             |name: &str| headers.iter().chain(&minimal).find(|(known, _)| *known == name).map(|(_, value)| *value);
@@ -406,11 +435,37 @@ mod tests {
         }
         check_refused(&format!(r#"{{{MINIMAL},"data_base64":"e30="}}"#), Fault::BinaryData);
         for text in ["", "{", "{}{}", "{\"id\":NaN}", r#"{"specversion":"\ud800"}"#] {
-            assert!(matches!(to_event(text).map_err(|e| e.fault), Err(Fault::NotJson(_))), "{text}");
+            let refused = to_event(text).expect_err(text);
+            assert!(matches!(refused[0].fault, Fault::NotJson(_)), "{text}");
         }
         for text in ["{}", "1"] {
-            assert_eq!(to_events(text).map_err(|e| e.fault), Err(Fault::NotAnArray), "{text}");
+            assert_eq!(to_events(text).expect_err(text)[0].fault, Fault::NotAnArray, "{text}");
         }
+    }
+
+    #[test]
+    fn every_fault_of_every_cloud_event_is_told() {
+        let faults = |refused: Vec<NotACloudEvent>| -> Vec<_> {
+            refused.into_iter().map(|refused| (refused.index, refused.fault)).collect()
+        };
+        let bad = r#"{"specversion":"0.3","id":"","type":7,"time":"","data_base64":""}"#;
+        let of_it = |index| {
+            [
+                Fault::BinaryData,
+                Fault::OtherVersion,
+                Fault::Empty("id"),
+                Fault::Missing("source"),
+                Fault::NotAString("type"),
+                Fault::Empty("time"),
+            ]
+            .map(|fault| (index, fault))
+        };
+        assert_eq!(faults(to_event(bad).expect_err(bad)), of_it(None));
+        let batch = format!("[{bad},{{{MINIMAL}}},7,{bad}]");
+        let expected = [&of_it(Some(0))[..], &[(Some(2), Fault::NotAnObject)], &of_it(Some(3))].concat();
+        assert_eq!(faults(to_events(&batch).expect_err("a bad batch")), expected);
+        let many = format!("[{}]", [bad; 50].join(","));
+        assert_eq!(to_events(&many).expect_err("a bad batch").len(), REJECTIONS_MAX);
     }
 
     #[test]
@@ -446,7 +501,7 @@ mod tests {
     fn headers_that_break_a_rule_are_refused() {
         let check = |headers: &[(&str, &str)], fault| {
             let refused = NotACloudEvent { part: Part::Header, index: None, fault };
-            assert_eq!(binary_mode(headers, "{}"), Err(refused), "{headers:?}");
+            assert_eq!(binary_mode(headers, "{}"), Err(vec![refused]), "{headers:?}");
         };
         check(&[("ce-specversion", "0.3")], Fault::OtherVersion);
         check(&[("ce-id", "")], Fault::Empty("id"));
@@ -454,12 +509,12 @@ mod tests {
         check(&[("ce-type", "\"%ff\"")], Fault::NotUtf8("type"));
         check(&[("ce-time", "%ff")], Fault::NotUtf8("time"));
         check(&[("content-type", "text/plain")], Fault::DataNotJson);
-        let missing = NotACloudEvent { part: Part::Header, index: None, fault: Fault::Missing("specversion") };
-        assert_eq!(of_headers(|_| None, "{}"), Err(missing));
+        let missing = |name| NotACloudEvent { part: Part::Header, index: None, fault: Fault::Missing(name) };
+        assert_eq!(of_headers(|_| None, "{}"), Err(["specversion", "id", "source", "type"].map(missing).to_vec()));
         for body in [r#"{},"event_type":"quiz_started""#, "{", "NaN", "{} {}"] {
             let refused = binary_mode(&[], body).expect_err(body);
             assert!(
-                matches!(refused, NotACloudEvent { part: Part::Body, fault: Fault::NotJson(_), .. }),
+                matches!(refused[..], [NotACloudEvent { part: Part::Body, fault: Fault::NotJson(_), .. }]),
                 "{refused:?}"
             );
         }
@@ -520,10 +575,10 @@ mod tests {
     #[test]
     fn a_refusal_says_what_and_where() {
         let check = |part, index, fault, problem: serde_json::Value| {
-            let refusal = Refusal::from(NotACloudEvent { part, index, fault });
+            let refusal = Refusal::from(vec![NotACloudEvent { part, index, fault }]);
             assert_eq!(refusal.status(), 422);
-            let Refusal::Invalid(found) = refusal else { panic!("{refusal:?}") };
-            assert_eq!(serde_json::json!(found), problem);
+            let Refusal::Invalid(problems) = refusal else { panic!("{refusal:?}") };
+            assert_eq!(serde_json::json!(problems), serde_json::json!([problem]));
         };
         check(
             Part::Body,

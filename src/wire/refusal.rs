@@ -40,8 +40,9 @@ pub enum Refusal {
     UnsupportedMediaType,
     #[error("The body must not be compressed: a Content-Encoding is not understood")]
     UnsupportedCoding,
-    #[error("{}", .0.msg)]
-    Invalid(Problem),
+    /// With all that is wrong, which is at least one thing.
+    #[error("{}", .0.first().map_or("", |problem| &*problem.msg))]
+    Invalid(Vec<Problem>),
     #[error("This path is a WebSocket: connect over HTTP/1.1 with an Upgrade request")]
     UpgradeRequired,
     #[error("Rate limit exceeded, try again in {} s", .0.as_secs().max(1))]
@@ -84,17 +85,25 @@ pub enum Place {
 }
 
 impl Refusal {
-    /// A refused event, in a body with one object or with many.
-    pub fn of(rejection: &Rejection) -> Self {
-        let mut loc = vec![Place::Name("body")];
-        loc.extend(rejection.index.map(Place::Index));
-        loc.extend(rejection.fault.field().map(Place::Name));
-        Self::Invalid(Problem { loc, msg: sentence(rejection), kind: rejection.fault.kind() })
+    /// Refused events, in a body with one object or with many.
+    pub fn of(rejections: &[Rejection]) -> Self {
+        let problem = |rejection: &Rejection| {
+            let mut loc = vec![Place::Name("body")];
+            loc.extend(rejection.index.map(Place::Index));
+            loc.extend(rejection.fault.field().map(Place::Name));
+            Problem { loc, msg: sentence(rejection), kind: rejection.fault.kind() }
+        };
+        Self::Invalid(rejections.iter().map(problem).collect())
+    }
+
+    /// A refusal with one problem.
+    pub fn invalid(loc: Vec<Place>, msg: impl Into<String>, kind: &'static str) -> Self {
+        Self::Invalid(vec![Problem { loc, msg: msg.into(), kind }])
     }
 
     /// A refused query parameter.
     pub fn parameter(name: &'static str, msg: impl Into<String>, kind: &'static str) -> Self {
-        Self::Invalid(Problem { loc: vec![Place::Name("query"), Place::Name(name)], msg: msg.into(), kind })
+        Self::invalid(vec![Place::Name("query"), Place::Name(name)], msg, kind)
     }
 
     pub fn status(&self) -> u16 {
@@ -157,7 +166,7 @@ impl Refusal {
     /// the service this one replaces expect.
     pub fn problem(&self) -> Vec<u8> {
         let detail = match self {
-            Self::Invalid(problem) => serde_json::json!([problem]),
+            Self::Invalid(problems) => serde_json::json!(problems),
             _ => self.to_string().into(),
         };
         serde_json::json!({ "type": "about:blank", "title": self.title(), "status": self.status(), "detail": detail })

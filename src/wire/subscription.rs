@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::event::{Field, Filter, Seq, Timestamp};
+use crate::event::{Field, Filter, Seq, Timestamp, says_nothing};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Subscribe {
     /// First the latest event of each value of this field.
     pub snapshot: Option<Field>,
     pub durable: Option<Durable>,
+    /// Keys that mean nothing are refused, here and in later filters.
+    pub strict: bool,
 }
 
 /// Filters, and how they were asked for.
@@ -104,6 +106,24 @@ const ACK_WAIT_MS: RangeInclusive<u64> = 100..=3_600_000;
 const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const NAME_CHARS_MAX: usize = 100;
 
+/// The keys of a first message besides those of its filter.
+const OPTIONS: [&str; 14] = [
+    "after",
+    "since",
+    "last",
+    "epoch",
+    "until",
+    "speed",
+    "on_lag",
+    "signals",
+    "conflate",
+    "snapshot",
+    "name",
+    "group",
+    "ack_wait_ms",
+    "strict",
+];
+
 impl Subscribe {
     /// # Errors
     /// A sentence for the client.
@@ -122,10 +142,17 @@ impl Subscribe {
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(format!("'{key}' must be a string")),
         };
-        let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match text(key) {
-            Ok(None) => Ok(None),
-            Ok(Some(text)) => read(text).map(Some).map_err(|error| format!("'{key}' is {error}")),
-            Err(_) => Err(format!("'{key}' must be an RFC 3339 time in a string")),
+        let strict = flag(message, "strict")?;
+        if strict {
+            only_known(message, |key| Filter::is_key(key) || OPTIONS.contains(&key), "The first message")?;
+        }
+        let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match message
+            .get(key)
+            .filter(|time| !says_nothing(time))
+        {
+            None => Ok(None),
+            Some(Value::String(text)) => read(text).map(Some).map_err(|error| format!("'{key}' is {error}")),
+            Some(_) => Err(format!("'{key}' must be a time in a string")),
         };
         let mut starts = Vec::new();
         if let Some(after) = given(message, "after") {
@@ -161,6 +188,7 @@ impl Subscribe {
             conflate: Conflate::parse(message)?,
             snapshot: snapshot(message)?,
             durable: Durable::parse(message)?,
+            strict,
         };
         subscribe.is_sensible().map(|()| subscribe)
     }
@@ -210,6 +238,14 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
     }
 }
 
+/// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
+fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, what: &str) -> Result<(), String> {
+    match object.keys().find(|key| !is_known(key)) {
+        Some(key) => Err(format!("{what} has the unknown key '{key}'")),
+        None => Ok(()),
+    }
+}
+
 /// The field that a key of a message names.
 fn field(name: &Value, fields: &[(&str, Field)], what: &str) -> Result<Field, String> {
     let known = fields.iter().find(|(known, _)| name.as_str() == Some(known));
@@ -224,6 +260,7 @@ fn snapshot(message: &Map<String, Value>) -> Result<Option<Field>, String> {
     match given(message, "snapshot") {
         None => Ok(None),
         Some(Value::Object(asked)) => {
+            only_known(asked, |key| key == "latest_by", "'snapshot'")?;
             field(asked.get("latest_by").unwrap_or(&Value::Null), KEYS, "'snapshot': 'latest_by'").map(Some)
         }
         Some(_) => Err("'snapshot' must be an object with 'latest_by'".to_owned()),
@@ -237,6 +274,7 @@ impl Conflate {
             Some(Value::Object(asked)) => asked,
             Some(_) => return Err("'conflate' must be an object with 'key' and 'interval_ms'".to_owned()),
         };
+        only_known(asked, |key| matches!(key, "key" | "interval_ms" | "skipped"), "'conflate'")?;
         let key = field(asked.get("key").unwrap_or(&Value::Null), KEYS, "'conflate': 'key'")?;
         let interval_ms = number(asked, "interval_ms", CONFLATE_MS)?.ok_or("'conflate' needs 'interval_ms'")?;
         let interval = Duration::from_millis(interval_ms);
@@ -268,9 +306,20 @@ impl Filters {
     /// # Errors
     /// A sentence for the client.
     pub fn parse(message: &Map<String, Value>) -> Result<Self, String> {
-        let filter = Filter::parse(message)?;
+        Ok(Self::new(Filter::parse(message)?, message))
+    }
+
+    /// Filters that were kept, perhaps by a version that took more for a filter than this one.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn parse_kept(kept: &Map<String, Value>) -> Result<Self, String> {
+        Ok(Self::new(Filter::parse_kept(kept)?, kept))
+    }
+
+    fn new(filter: Filter, message: &Map<String, Value>) -> Self {
         let asked = message.iter().filter(|(key, _)| Filter::is_key(key));
-        Ok(Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() })
+        Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() }
     }
 
     /// How they were asked for.
@@ -280,19 +329,26 @@ impl Filters {
 }
 
 impl FromSubscriber {
+    /// `strict` is what the subscriber's first message said.
+    ///
     /// # Errors
-    /// A sentence for the client, when it asks for new filters that are none.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
+    /// A sentence for the client, when it asks for new filters that are none or confirms without an id.
+    pub fn parse(text: &[u8], strict: bool) -> Result<Self, String> {
         let Ok(Value::Object(mut message)) = serde_json::from_slice(text) else { return Ok(Self::Other) };
         match message.get("type").and_then(Value::as_str) {
             Some("ping") => Ok(Self::Ping),
             Some("ack") => match message.get("id") {
                 Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
-                _ => Ok(Self::Other),
+                _ => Err("A confirmation needs an 'id': the id of an event, in a string".to_owned()),
             },
             Some("update_filters") => match message.get_mut("filters").map(Value::take) {
                 None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
-                Some(Value::Object(filters)) => Filters::parse(&filters).map(Self::UpdateFilters),
+                Some(Value::Object(filters)) => {
+                    if strict {
+                        only_known(&filters, Filter::is_key, "'filters'")?;
+                    }
+                    Filters::parse(&filters).map(Self::UpdateFilters)
+                }
                 Some(_) => Err("'filters' must be an object".to_owned()),
             },
             _ => Ok(Self::Other),
@@ -458,15 +514,45 @@ mod tests {
             r#"{"since":"yesterday"}"#,
             r#"{"after":1}"#,
             r#"{"after":"evt_000000000001","last":1}"#,
+            r#"{"conflate":{"key":"source","interval_ms":250,"skiped":true}}"#,
+            r#"{"conflate":{"key":"source","interval_ms":250,"skipped":2}}"#,
+            r#"{"snapshot":{"latest_by":"source","event_types":["a"]}}"#,
+            r#"{"strict":1}"#,
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
+    fn times_that_are_empty_say_nothing() {
+        for nothing in ["null", r#""""#, "[]"] {
+            let message = format!(r#"{{"since":{nothing},"until":{nothing}}}"#);
+            let asked = Subscribe::parse(message.as_bytes()).expect(nothing);
+            assert_eq!((asked.start, asked.until), (Start::Now, None), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_strict_subscriber_is_told_of_every_key_that_means_nothing() {
+        let misspelt = r#"{"event_type":["timer_tick"]}"#;
+        assert!(Subscribe::parse(misspelt.as_bytes()).expect("ignored").filters.filter.is_any());
+        let strict = misspelt.replacen('{', r#"{"strict":true,"#, 1);
+        let refused = "The first message has the unknown key 'event_type'".to_owned();
+        assert_eq!(Subscribe::parse(strict.as_bytes()), Err(refused));
+        let update = format!(r#"{{"type":"update_filters","filters":{misspelt},"note":7}}"#);
+        assert!(matches!(FromSubscriber::parse(update.as_bytes(), false), Ok(FromSubscriber::UpdateFilters(_))));
+        let refused = "'filters' has the unknown key 'event_type'".to_owned();
+        assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Err(refused));
+    }
+
+    #[test]
     fn what_a_subscriber_says_later_has_a_meaning_or_none() {
-        let parse = |text: &str| FromSubscriber::parse(text.as_bytes());
+        let parse = |text: &str| FromSubscriber::parse(text.as_bytes(), false);
         assert_eq!(parse(r#"{"type":"ping"}"#), Ok(FromSubscriber::Ping));
+        assert_eq!(parse(r#"{"type":"ack","id":"x"}"#), Ok(FromSubscriber::Confirm("x".to_owned())));
+        for unusable in ["", r#","id":5"#, r#","id":null"#, r#","id":["x"]"#, r#","event_id":"x""#] {
+            assert!(parse(&format!(r#"{{"type":"ack"{unusable}}}"#)).is_err(), "{unusable}");
+        }
         for other in ["", "hello", "[]", "{}", r#"{"type":7}"#, r#"{"type":"dance"}"#] {
             assert_eq!(parse(other), Ok(FromSubscriber::Other), "{other}");
         }
@@ -478,7 +564,7 @@ mod tests {
     }
 
     fn filters() -> impl Strategy<Value = Filters> {
-        let values = || prop::collection::vec("[a-cä]{0,3}", 0..4).prop_map(Value::from);
+        let values = || prop::collection::vec("[a-cä]{1,3}", 0..4).prop_map(Value::from);
         let fields = || prop::collection::vec((prop::sample::select(Field::ALL.to_vec()), values()), 0..4);
         (fields(), fields(), prop::collection::btree_map(".{0,4}", any::<f64>(), 0..3)).prop_map(
             |(wanted, not, payload)| {
@@ -516,10 +602,11 @@ mod tests {
         (
             (filters(), start, prop::option::of("[0-9a-f]{8}"), prop::option::weighted(0.2, time()), on_lag),
             (prop::option::weighted(0.2, SPEED), any::<bool>(), prop::option::weighted(0.2, conflate)),
-            (prop::option::weighted(0.2, field()), prop::option::weighted(0.3, durable)),
+            (prop::option::weighted(0.2, field()), prop::option::weighted(0.3, durable), any::<bool>()),
         )
-            .prop_map(|((filters, start, epoch, until, on_lag), (speed, signals, conflate), (snapshot, durable))| {
-                Subscribe { filters, start, epoch, until, speed, on_lag, signals, conflate, snapshot, durable }
+            .prop_map(|(first, (speed, signals, conflate), (snapshot, durable, strict))| {
+                let (filters, start, epoch, until, on_lag) = first;
+                Subscribe { filters, start, epoch, until, speed, on_lag, signals, conflate, snapshot, durable, strict }
             })
             .prop_filter("sensible", |subscribe| subscribe.is_sensible().is_ok())
     }
@@ -539,6 +626,7 @@ mod tests {
         say("until", subscribe.until.map(|time| time.to_string()).into());
         say("speed", subscribe.speed.into());
         say("signals", subscribe.signals.into());
+        say("strict", subscribe.strict.into());
         let on_lag = match subscribe.on_lag {
             OnLag::CatchUp => "catch_up",
             OnLag::Skip => "skip",
@@ -572,7 +660,7 @@ mod tests {
             let told = Filters::parse(told["filters"].as_object().expect("an object"));
             prop_assert_eq!(told.as_ref(), Ok(&filters));
             let update = serde_json::json!({ "type": "update_filters", "filters": filters.asked() }).to_string();
-            prop_assert_eq!(FromSubscriber::parse(update.as_bytes()), Ok(FromSubscriber::UpdateFilters(filters)));
+            prop_assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Ok(FromSubscriber::UpdateFilters(filters)));
         }
 
         /// Of what lies after a cursor, what is deleted is missing; a cursor beyond the end is unknown.

@@ -90,7 +90,7 @@ impl Socket<'_> {
             Ok(request) => self.open(&place, request).await,
             Err(declined) => Err(declined),
         };
-        let (served, opening, filters) = match opened {
+        let (served, opening, filters, strict) = match opened {
             Ok(opened) => opened,
             Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
             Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
@@ -103,7 +103,7 @@ impl Socket<'_> {
             Source::Member(member) => Some(member.clone()),
         };
         let reading = async {
-            let ending = self.read(reader, durable.as_deref(), member.as_deref()).await;
+            let ending = self.read(reader, strict, durable.as_deref(), member.as_deref()).await;
             self.reply(Reply::End(ending));
             std::future::pending().await
         };
@@ -126,7 +126,7 @@ impl Socket<'_> {
         &self,
         place: &SubscriberPlace,
         mut request: Subscribe,
-    ) -> Result<(Served, Opening, Filters), Declined> {
+    ) -> Result<(Served, Opening, Filters, bool), Declined> {
         let failed = |error| {
             if store::took_too_long(&error) {
                 return Declined::Refused(Refusal::TooMuchToRead.to_string());
@@ -159,7 +159,7 @@ impl Socket<'_> {
         }
         let name = served.durable.as_ref().map(|durable| durable.name().to_owned());
         place.tell(Subscriber { filter: request.filters.filter.clone(), name });
-        Ok((served, opening, request.filters))
+        Ok((served, opening, request.filters, request.strict))
     }
 
     /// The filters, in time. From then on the subscriber holds up no shutdown: it is served to its end.
@@ -203,13 +203,19 @@ impl Socket<'_> {
     }
 
     /// Reads what the subscriber says later, until the socket ends, and says how.
-    async fn read(&self, mut reader: Reader<'_>, durable: Option<&Subscription>, member: Option<&Member>) -> Ending {
+    async fn read(
+        &self,
+        mut reader: Reader<'_>,
+        strict: bool,
+        durable: Option<&Subscription>,
+        member: Option<&Member>,
+    ) -> Ending {
         loop {
             loop {
                 let said = match reader.decoder.next() {
                     Ok(None) => break,
-                    Ok(Some(Message::Text(text))) => FromSubscriber::parse(text.as_bytes()),
-                    Ok(Some(Message::Binary(bytes))) => FromSubscriber::parse(bytes),
+                    Ok(Some(Message::Text(text))) => FromSubscriber::parse(text.as_bytes(), strict),
+                    Ok(Some(Message::Binary(bytes))) => FromSubscriber::parse(bytes, strict),
                     Ok(Some(Message::Ping(payload))) => {
                         self.reply(Reply::Frame(pong(payload)));
                         continue;
@@ -244,13 +250,13 @@ impl Socket<'_> {
 
     /// Takes note that a client is done with everything up to an event.
     async fn confirm(&self, id: String, durable: Option<&Subscription>, member: Option<&Member>) {
-        // To whom nothing is kept, a confirmation means nothing.
-        let Some(durable) = durable else { return };
         let store = &self.pipeline.store;
         match store.place_of(id).await {
-            Ok(Some(seq)) if seq <= store.committed() => match member {
-                Some(member) => member.confirm(seq).await,
-                None => durable.confirm(seq),
+            Ok(Some(seq)) if seq <= store.committed() => match (member, durable) {
+                (Some(member), _) => member.confirm(seq).await,
+                (None, Some(durable)) => durable.confirm(seq),
+                // Nothing is kept for a subscription without a name.
+                (None, None) => {}
             },
             Ok(Some(_)) => self.refuse("An event that is yet to come cannot be confirmed"),
             Ok(None) => self.refuse("'id' is not an event id"),

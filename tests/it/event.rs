@@ -235,6 +235,43 @@ fn types_are_registered_by_exact_name() {
     }
 }
 
+#[test]
+fn every_problem_of_a_body_is_told_at_once() {
+    let server = Server::start();
+    let many_faults = json!({"event_type": "quiz_exploded", "source": "a b", "session_id": 7, "user_id": "u".repeat(201),
+        "payload": [], "idempotency_key": ""});
+    let all = ["event_type", "source", "session_id", "user_id", "payload", "idempotency_key"];
+    let places = |detail: &serde_json::Value| {
+        detail.as_array().unwrap().iter().map(|problem| problem["loc"].clone()).collect::<Vec<_>>()
+    };
+    let detail = server.post(many_faults.to_string()).refusal(422);
+    assert_eq!(places(&detail), all.map(|field| json!(["body", field])));
+    for known in ["quiz_started", "timer_tick", "error_occurred"] {
+        assert!(text_of(&detail[0]["msg"]).contains(known), "{detail} does not name {known}");
+    }
+
+    // In an array and in lines each is named by its place; what is well among them is not stored.
+    let well = tick("s", 0);
+    let items = [&well, &many_faults.to_string(), "7", &well, "{}"];
+    let mut expected = all.map(|field| json!(["body", 1, field])).to_vec();
+    expected.extend([json!(["body", 2]), json!(["body", 4, "event_type"]), json!(["body", 4, "source"])]);
+    assert_eq!(places(&server.post(format!("[{}]", items.join(","))).refusal(422)), expected);
+    let lines = server.call("POST", "/events", &[NDJSON], items.join("\n").as_bytes());
+    assert_eq!(places(&lines.refusal(422)), expected);
+    assert_eq!(server.get_json("/stats")["total_events"], 0);
+
+    // Of very many the first are told.
+    for body in [format!("[{}]", ["{}"; 1_000].join(",")), ["{}"; 1_000].join("\n")] {
+        let headers = if body.starts_with('[') { &[JSON][..] } else { &[NDJSON] };
+        let detail = server.call("POST", "/events", headers, body.as_bytes()).refusal(422);
+        assert_eq!(places(&detail).len(), 100);
+        assert_eq!(detail[99]["loc"], json!(["body", 49, "source"]));
+    }
+    // A WebSocket has one sentence, about the first.
+    let answer = server.publisher().ask(&many_faults.to_string());
+    assert!(text_of(&answer["message"]).starts_with("Unknown event type 'quiz_exploded'"), "{answer}");
+}
+
 /// Sends the body over both ways in and checks that both agree.
 fn check(server: &Server, publisher: &mut Socket, what: &str, body: &str, accepted: bool) {
     let response = server.post(body);

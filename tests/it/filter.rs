@@ -25,7 +25,7 @@ const PAYLOADS: [&str; 16] = [
     r#"{"n":2,"n":1}"#,
     r#"{"n":1,"n":2}"#,
     r#"{"on":"true","z":0}"#,
-    r#"{"z":-0.0,"":"empty key"}"#,
+    r#"{"z":-0.0,"":"empty key","on":""}"#,
 ];
 
 /// A mixture in which every two fields go together in several ways.
@@ -105,7 +105,7 @@ fn table() -> Vec<(Value, Option<String>)> {
     let plain = str::to_string;
     let in_both = [
         (json!({"event_types": ["timer_tick", "error_occurred"]}), plain("event_type=timer_tick,error_occurred")),
-        (json!({"event_types": ["timer_tick", "error_occurred"]}), plain("event_type=,error_occurred,,timer_tick,")),
+        (json!({"event_types": ["timer_tick", "error_occurred"]}), plain("event_type=error_occurred,timer_tick")),
         (json!({"source": ["web", "app.v-2"]}), plain("source=web,app.v-2")),
         (json!({"session_id": "s1"}), plain("session_id=s1")),
         // An id may hold a comma: it is one value, as it always was.
@@ -127,6 +127,12 @@ fn table() -> Vec<(Value, Option<String>)> {
         (json!({"payload": {"quiz_id": "7"}}), plain("payload.quiz_id=7")),
         (json!({"payload": {"quiz_id": "exam, demo"}}), plain("payload.quiz_id=exam,+demo")),
         (json!({"payload": {"": "empty key"}}), plain("payload.=empty%20key")),
+        // Of a payload an empty text is a value, and so is null.
+        (json!({"payload": {"on": ""}}), plain("payload.on=")),
+        (
+            json!({"payload": {"on": ["", true], "z": [null, 0]}}),
+            with_json(r#"{"payload":{"on":["",true],"z":[null,0]}}"#, ""),
+        ),
         (json!({"payload": {"quiz_id": "demo", "n": 1}}), with_json(r#"{"payload":{"n":1}}"#, "payload.quiz_id=demo")),
         (
             json!({"event_types": ["timer_tick"], "source": ["web"], "exclude": {"session_id": "s1", "payload": {"n": 1}}}),
@@ -194,9 +200,9 @@ fn deleting_takes_exactly_what_passes() {
         server.publish_lines(&varied(160));
         last += 160;
         let stored = server.stored("");
-        // What an empty parameter or filter means is not deleted: see below.
-        if plain.as_ref().is_some_and(|query| query.ends_with('=')) || stored.iter().all(|event| passes(&filter, event))
-        {
+        // What an empty condition means is not deleted: see below.
+        let is_empty = |query: &String| query.ends_with("user_id=");
+        if plain.as_ref().is_some_and(is_empty) || stored.iter().all(|event| passes(&filter, event)) {
             continue;
         }
         // Half of them are told apart by time besides.
@@ -300,6 +306,12 @@ fn what_is_no_filter_is_refused_everywhere() {
     let no_filters = [
         json!({"event_types": "timer_tick"}),
         json!({"event_types": [1]}),
+        json!({"session_id": ["s1", 1]}),
+        json!({"event_types": ["t".repeat(65)]}),
+        json!({"source": "s".repeat(101)}),
+        json!({"session_id": "é".repeat(201)}),
+        json!({"user_id": ["u1", "u".repeat(201)]}),
+        json!({"exclude": {"user_id": "u".repeat(201)}}),
         json!({"source": 7}),
         json!({"session_id": [null]}),
         json!({"session_id": {"is": "s1"}}),
@@ -376,7 +388,10 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
         "source=,,&session_id=s1",
         "exclude_event_type=,",
         "exclude_source=",
-        "payload.quiz_id=",
+        "exclude_source=web,",
+        "session_id=s1&session_id=",
+        "session_id=s1&session_id=s,1",
+        "before=9999-01-01T00:00:00Z&before=2020-01-01T00:00:00Z",
         "filter=",
         "filter=%7B%7D",
         "before=",
@@ -388,12 +403,112 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
         assert!(!detail.as_str().unwrap().is_empty(), "{unclear}");
         assert_eq!(server.stored("").len(), 10, "{unclear}");
     }
-    for nothing in
-        [json!({"session_id": ""}), json!({"event_types": []}), json!({"user_id": null, "payload": {}, "exclude": {}})]
-    {
-        delete(&server, &format!("filter={}", encode(&nothing.to_string()))).refusal(400);
+    let empty = [
+        json!({"session_id": ""}),
+        json!({"event_types": []}),
+        json!({"event_types": ""}),
+        json!({"user_id": null, "payload": {}, "exclude": {}}),
+        json!({"source": "web", "session_id": ""}),
+        json!({"source": "web", "session_id": null}),
+        json!({"source": "web", "session_id": []}),
+        json!({"source": "web", "session_id": [""]}),
+        json!({"source": "web", "session_id": ["s1", ""]}),
+        json!({"source": "web", "payload": {}}),
+        json!({"source": "web", "payload": null}),
+        json!({"source": "web", "exclude": {}}),
+        json!({"source": "web", "exclude": {"user_id": ""}}),
+        json!({"source": "web", "exclude": {"user_id": ["u1", ""]}}),
+        json!({"source": "web", "exclude": {"payload": {}}}),
+    ];
+    for empty in empty {
+        delete(&server, &format!("filter={}", encode(&empty.to_string()))).refusal(400);
     }
     assert_eq!(server.stored("").len(), 10, "nothing was deleted");
+}
+
+#[test]
+fn what_is_empty_asks_for_any_event_however_it_is_read() {
+    let server = Server::start();
+    server.publish_lines(&varied(20));
+    let all = server.stored("");
+    let every: Vec<_> = (1..=20).collect();
+    for query in [
+        "event_type=&source=&session_id=&user_id=&since=&until=",
+        "event_type&source&since",
+        "exclude_event_type=&exclude_source=&exclude_session_id=&exclude_user_id=&filter=",
+    ] {
+        assert_eq!(server.stored(query), all, "{query}");
+        assert_eq!(
+            sequences(server.get_json(&format!("/events?after_id={}&{query}", id_of(0))).as_array().unwrap()),
+            every
+        );
+        let stream = format!("/events/stream?after={}&until={LATER}&{}", id_of(0), query.replace("&until=", ""));
+        assert_eq!(film(&server.get(&stream)), every, "{query} as a stream");
+    }
+    for nothing in [Value::Null, json!(""), json!([])] {
+        let mut filter = json!({});
+        for key in ["event_types", "source", "session_id", "user_id"] {
+            filter[key] = nothing.clone();
+            filter["exclude"][key] = nothing.clone();
+        }
+        assert_eq!(server.stored(&format!("filter={}", encode(&filter.to_string()))), all, "{filter}");
+        let mut first = filter.clone();
+        (first["after"], first["until"], first["since"]) = (json!(id_of(0)), json!(LATER), nothing.clone());
+        assert_eq!(history(&server, &first), every, "{first}");
+        first["until"] = nothing;
+        assert_eq!(sequences(&server.subscriber(&first).collect(20)), every, "{first}");
+    }
+}
+
+#[test]
+fn an_empty_item_of_a_list_is_refused() {
+    let server = Server::start();
+    for query in ["event_type=,", "event_type=timer_tick,,quiz_started", "source=web,", "exclude_source=,web"] {
+        server.get(&format!("/events?{query}")).refusal(422);
+        server.call("GET", &format!("/events?{query}"), &[ACCEPT_NDJSON], b"").refusal(422);
+        EventStream::ask(server.addr, &format!("/events/stream?{query}"), &[]).err().unwrap().refusal(422);
+    }
+    for key in ["event_types", "source", "session_id", "user_id"] {
+        for filter in [json!({key: [""]}), json!({key: ["a", ""]}), json!({"exclude": {key: ["", "a"]}})] {
+            server.get(&format!("/events?filter={}", encode(&filter.to_string()))).refusal(422);
+            let mut socket = Socket::open(server.addr, "/ws/subscribe");
+            socket.send(&filter.to_string());
+            let (words, code) = socket.last_words();
+            assert!(words[0].contains(r#""status":"error""#) && code == 1008, "{filter}: {words:?}");
+        }
+    }
+}
+
+#[test]
+fn numbers_of_a_payload_are_told_apart_digit_by_digit() {
+    let server = Server::start();
+    let numbers = ["18446744073709551615", "18446744073709551616", "1e-400", "0", "1e400", "10e399", "1e401", "0.10"];
+    let event = |number: &&str| format!(r#"{{"event_type":"timer_tick","source":"it","payload":{{"n":{number}}}}}"#);
+    server.publish_lines(&numbers.iter().map(event).collect::<Vec<_>>());
+    let asked = |number: &str| format!("filter={}", encode(&format!(r#"{{"payload":{{"n":{number}}}}}"#)));
+    let table: [(&str, &[u64]); 6] = [
+        ("1844674407370955161.5e1", &[1]),
+        ("18446744073709551616", &[2]),
+        ("1e-400", &[3]),
+        ("-0", &[4]),
+        ("1e400", &[5, 6]),
+        ("0.1", &[8]),
+    ];
+    for (number, expected) in table {
+        assert_eq!(sequences(&server.stored(&asked(number))), expected, "{number}");
+        let first = format!(r#"{{"payload":{{"n":{number}}},"last":9,"until":"{LATER}"}}"#);
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        socket.send(&first);
+        let (words, _) = socket.last_words();
+        let events = words[1..].iter().map(|text| serde_json::from_str(text).unwrap()).collect::<Vec<Value>>();
+        assert_eq!(sequences(&events), expected, "{number} over a WebSocket");
+    }
+    assert_eq!(delete(&server, &asked("18446744073709551615")).json(), json!({"deleted": 1}));
+    assert_eq!(delete(&server, &asked("0")).json(), json!({"deleted": 1}));
+    assert_eq!(sequences(&server.stored("")), [2, 3, 5, 6, 7, 8]);
+    // The exponent is read, not counted out.
+    let beyond = asked(&format!("1e{}", "9".repeat(1_000)));
+    server.get(&format!("/events?{beyond}")).refusal(422);
 }
 
 #[test]

@@ -174,6 +174,94 @@ fn history_starts_where_it_was_asked_to() {
 }
 
 #[test]
+fn the_last_events_are_counted_back_from_the_id_that_is_announced() {
+    let server = Server::start();
+    server.publish_lines(&(0..3000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
+    while_publishing(
+        &server,
+        |n| tick(["a", "b"][n % 2], n),
+        || {
+            in_parallel(8, |n| {
+                for count in [1, 7, 500].into_iter().cycle().take(30) {
+                    let (first, newest) = match n % 2 {
+                        0 => {
+                            let mut socket = Socket::open(server.addr, "/ws/subscribe");
+                            let newest = sequence(&socket.ask(&json!({"last": count}).to_string())["last_event_id"]);
+                            (sequences(&socket.collect(1))[0], newest)
+                        }
+                        _ => {
+                            let target = format!("/events/stream?last={count}");
+                            let mut stream = EventStream::ask(server.addr, &target, &[]).ok().expect("a stream");
+                            let newest = sequence(&stream.note().1["last_event_id"]);
+                            (stream.sequences(1)[0], newest)
+                        }
+                    };
+                    assert_eq!(first, newest + 1 - count, "the last {count} up to {newest}");
+                }
+            });
+        },
+    );
+}
+
+#[test]
+fn a_strict_subscriber_is_told_of_keys_that_mean_nothing() {
+    let server = Server::start();
+    server.publish(&tick("s", 0));
+    // Misspelt, it asks for every event, as it always did.
+    let misspelt = json!({"event_type": ["quiz_started"], "last": 1});
+    assert_eq!(sequences(&server.subscriber(&misspelt).collect(1)), [1]);
+    let mut strict = misspelt.clone();
+    strict["strict"] = json!(true);
+    let options = [
+        json!({"strict": 1}),
+        json!({"conflate": {"key": "session_id", "interval_ms": 250, "skiped": true}}),
+        json!({"conflate": {"key": "session_id", "interval_ms": 250, "skipped": 2}}),
+        json!({"snapshot": {"latest_by": "session_id", "last": 5}}),
+    ];
+    for first in std::iter::once(&strict).chain(&options) {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        socket.send(&first.to_string());
+        let (words, code) = socket.last_words();
+        assert!(words.len() == 1 && words[0].contains(r#""status":"error""#), "{first}: {words:?}");
+        assert_eq!(code, 1008, "{first}");
+    }
+    for query in ["strict=true&sesion_id=s", "strict=1&event_types=timer_tick", "skipped=2", "interval_ms=250"] {
+        let refused = EventStream::ask(server.addr, &format!("/events/stream?{query}"), &[]).err();
+        refused.unwrap_or_else(|| panic!("{query} opens a stream")).refusal(422);
+    }
+
+    let mut subscriber = server.subscriber(&json!({"strict": true, "session_id": "s"}));
+    let update = r#"{"type":"update_filters","filters":{"sesion_id":"t"}}"#;
+    assert_eq!(subscriber.ask(update)["status"], "error");
+    server.publish_lines(&["t", "s"].map(|session| tick(session, 0)));
+    assert_eq!(sequence(&subscriber.json()["id"]), 3, "the former filters stay");
+}
+
+#[test]
+fn a_confirmation_without_a_usable_id_is_answered() {
+    let server = Server::start();
+    server.publish(&tick("s", 0));
+    for first in [json!({}), json!({"name": "worker"}), json!({"group": "workers"})] {
+        let mut subscriber = server.subscriber(&first);
+        let unusable = [
+            json!({"type": "ack"}),
+            json!({"type": "ack", "id": 5}),
+            json!({"type": "ack", "id": null}),
+            json!({"type": "ack", "id": "nonsense"}),
+            json!({"type": "ack", "id": id_of(2)}),
+            json!({"type": "ack", "event_id": id_of(1)}),
+        ];
+        for ack in unusable {
+            let answer = subscriber.ask(&ack.to_string());
+            assert_eq!(answer["status"], "error", "{first}: {ack}");
+        }
+        // One that is understood is not answered, whether anything is kept or not.
+        subscriber.send(&json!({"type": "ack", "id": id_of(1)}).to_string());
+        assert_eq!(subscriber.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "{first}");
+    }
+}
+
+#[test]
 fn history_and_live_join_without_gap_or_repeat() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536")]);
     server.publish_lines(&(0..2000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
@@ -298,7 +386,6 @@ fn pings_are_answered_and_junk_is_ignored() {
         r#"{"type":"PING"}"#,
         r#"{"filters":{}}"#,
         r#"{"session_id":"x"}"#,
-        r#"{"type":"ack","id":5}"#,
     ];
     for junk in junk {
         subscriber.send(junk);

@@ -92,17 +92,35 @@ fn by_url(mut asked: Map<String, Value>, filter: &Filter) {
     }
 }
 
+/// Whether an event can have a value as long as this.
+fn fits(field: Field, value: &str) -> bool {
+    value.chars().count() <= [64, 100, 200, 200][field as usize]
+}
+
 /// Whether the contract takes it for a filter.
 fn is_filter(asked: &Map<String, Value>) -> bool {
     let values_are_well = |object: &Map<String, Value>| {
         Field::ALL.into_iter().all(|field| match object.get(field.name()) {
             None | Some(Value::Null) => true,
-            Some(Value::String(_)) => field != Field::Type,
-            Some(Value::Array(list)) => list.len() <= 1_000 && list.iter().all(Value::is_string),
+            Some(Value::String(one)) => one.is_empty() || field != Field::Type && fits(field, one),
+            Some(Value::Array(list)) => {
+                let is_well = |value: &str| !value.is_empty() && fits(field, value);
+                list.len() <= 1_000 && list.iter().all(|value| value.as_str().is_some_and(is_well))
+            }
             Some(_) => false,
         })
     };
-    let is_scalar = |value: &Value| !value.is_array() && !value.is_object();
+    let is_scalar = |value: &Value| match value {
+        Value::Array(_) | Value::Object(_) => false,
+        Value::Number(number) => {
+            number_of(number.as_str()).is_some_and(|(digits, exponent)| {
+                // Where the point stands before the first digit.
+                let place = exponent + digits.trim_start_matches('-').len() as i128;
+                place.unsigned_abs() <= 1_000_000_000_000_000_000
+            })
+        }
+        _ => true,
+    };
     let payload_is_well = |object: &Map<String, Value>| match object.get("payload") {
         None | Some(Value::Null) => true,
         Some(Value::Object(keys)) => {
@@ -163,12 +181,22 @@ fn is_equal(asked: &Value, value: &Json<'_>) -> bool {
         (Value::Bool(asked), json::Value::Bool(value)) => asked == value,
         (Value::String(asked), json::Value::Text(value)) => asked == value,
         (Value::Number(asked), json::Value::Number(value)) => {
-            let whole = |text: &str| text.parse::<i128>().ok().filter(|_| text != "-0");
-            match (asked.as_i128(), whole(value).filter(|n| (i64::MIN.into()..=u64::MAX.into()).contains(n))) {
-                (Some(asked), Some(value)) => asked == value,
-                _ => value.parse() == Ok(asked.as_f64().unwrap()),
-            }
+            number_of(value).is_some_and(|value| Some(value) == number_of(asked.as_str()))
         }
         _ => false,
     }
+}
+
+/// A number as a whole one without zeros at its end, times ten to some power; `None` if the power is beyond counting.
+fn number_of(text: &str) -> Option<(String, i128)> {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let fraction = mantissa.split_once('.').map_or(0, |(_, fraction)| fraction.len());
+    let sign = if mantissa.starts_with('-') { "-" } else { "" };
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).skip_while(|digit| *digit == '0').collect();
+    let whole = digits.trim_end_matches('0');
+    if whole.is_empty() {
+        return Some((String::new(), 0));
+    }
+    let zeros = digits.len() - whole.len();
+    Some((format!("{sign}{whole}"), exponent.parse::<i128>().ok()? - fraction as i128 + zeros as i128))
 }

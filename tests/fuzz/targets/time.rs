@@ -13,7 +13,16 @@ pub fn time(data: &[u8]) {
 
 fn read(text: &str) {
     let (floor, ceil) = (Timestamp::parse_floor(text), Timestamp::parse_ceil(text));
-    let known: Option<jiff::Timestamp> = text.parse().ok();
+    // A date alone begins there, and what has no offset is in UTC.
+    let spelled = match text.split_at_checked(10) {
+        Some((date, "")) => format!("{date}T00:00:00Z"),
+        Some((_, rest)) if rest.starts_with(['T', 't', ' ']) && !rest.contains(['Z', 'z', '+', '-']) => {
+            format!("{text}Z")
+        }
+        _ => text.to_owned(),
+    };
+    let known: Option<jiff::Timestamp> = spelled.parse().ok();
+    let text = &*spelled;
     match (floor, known) {
         (Ok(floor), Some(known)) => {
             assert!(is_rfc_3339(text), "{text}");
@@ -30,7 +39,7 @@ fn read(text: &str) {
     }
 }
 
-/// The grammar alone, with at most nine digits of a fraction.
+/// The grammar alone, with at most nine digits of a fraction, once nothing is left out.
 fn is_rfc_3339(text: &str) -> bool {
     let Some((date, rest)) = text.split_at_checked(10) else { return false };
     let has_shape = |text: &str, shape: &str| {
@@ -44,8 +53,16 @@ fn is_rfc_3339(text: &str) -> bool {
         && clock.starts_with(['T', 't', ' '])
         && has_shape(&clock[1..], "00:00:00")
         && fraction.is_none_or(|digits| (1..10).contains(&digits))
-        && (matches!(zone, "Z" | "z") || zone.starts_with(['+', '-']) && has_shape(&zone[1..], "00:00"))
-        && (zone.len() == 1 || zone[1..3] < *"24" && zone[4..] < *"60")
+        && (matches!(zone, "Z" | "z") || is_offset(zone))
+}
+
+/// With seconds too, as Python writes them.
+fn is_offset(zone: &str) -> bool {
+    let Some(offset) = zone.strip_prefix(['+', '-']) else { return false };
+    let parts: Vec<_> = offset.split(':').collect();
+    let is_below =
+        |part: &&str, end: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit()) && **part < *end;
+    matches!(parts.len(), 2 | 3) && is_below(&parts[0], "24") && parts[1..].iter().all(|part| is_below(part, "60"))
 }
 
 fn write(data: &[u8]) {
