@@ -123,7 +123,8 @@ fn at_random_moments_loses_nothing_acknowledged() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
     let told = Told::default();
-    for life in 0..rounds(8) {
+    // Each look at the file takes as long as what all lives before have stored.
+    for life in 0..rounds(8).min(8) {
         let enough = told.count.load(Ordering::Relaxed) + dice.below(4000);
         thread::scope(|scope| {
             let (server, told) = (&server, &told);
