@@ -441,7 +441,7 @@ fn unreadable(error: &rusqlite::Error) -> Refusal {
         return Refusal::TooMuchToRead;
     }
     tracing::error!(%error, "read stored events");
-    if store::is_damage(error) { Refusal::Damaged } else { Refusal::Unreadable }
+    if store::is_damage(error) { Refusal::Failed(Failure::Damaged) } else { Refusal::Unreadable }
 }
 
 #[cfg(test)]

@@ -140,6 +140,7 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
                 };
                 return Err(bad_key(loc, key_reused(index)));
             }
+            Fate::Damaged => return Err(Refusal::Failed(Failure::Damaged)),
         }
     }
     let is_replay = fates.iter().all(|fate| matches!(fate, Fate::Replayed(_)));

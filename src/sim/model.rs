@@ -207,7 +207,7 @@ impl Model {
                     let excused = match failure {
                         Failure::Unavailable => self.is_ending,
                         Failure::StorageFull => self.disk_had_an_end,
-                        Failure::QueueFull | Failure::Locked => false,
+                        Failure::QueueFull | Failure::Locked | Failure::Damaged => false,
                     };
                     assert!(excused, "{failure}");
                     self.deletions.pop_front();

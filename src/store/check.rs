@@ -12,6 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 
 use super::damage::{damaged, is_damage};
+use super::holes::Holes;
+use super::keys::{self, select_keys};
 use super::read::{self, kept};
 use super::schema::{self, meta};
 use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
@@ -105,6 +107,8 @@ struct Tally {
     last: Option<(Seq, Timestamp)>,
     /// Some could not be read: what they counted for is not known.
     has_gaps: bool,
+    /// The file is of a former format, whose keys and holes tell less.
+    is_former: bool,
 }
 
 impl Check<'_> {
@@ -123,7 +127,8 @@ impl Check<'_> {
                 Seq::ZERO
             }
         };
-        let (mut tally, mut began_with, mut number) = (Tally::default(), None, 0);
+        let is_former = schema::version(self.connection)? < schema::VERSION;
+        let (mut tally, mut began_with, mut number) = (Tally { is_former, ..Tally::default() }, None, 0);
         loop {
             let transaction = self.connection.unchecked_transaction()?;
             let looked = (|| {
@@ -175,6 +180,7 @@ impl Check<'_> {
         unchecked_through: Seq,
         tally: &mut Tally,
     ) -> rusqlite::Result<()> {
+        let began = tally.last.is_none();
         let whole = segments::first_of(number)..=segments::first_of(number + 1).prev();
         let numbers = *whole.start().max(kept.start())..=*whole.end().min(kept.end());
         let mut present = vec![false; SEGMENT_EVENTS as usize];
@@ -217,6 +223,11 @@ impl Check<'_> {
             }
         }
 
+        if !tally.is_former {
+            let from = if began { Seq::ZERO } else { *whole.start() };
+            self.keys(connection, from..=*whole.end())?;
+            self.holes(connection, number, &numbers, &present, tally)?;
+        }
         const HOLES: &str = "SELECT coalesce((SELECT count FROM holes WHERE segment = ?1), 0)";
         let deleted: i64 = connection.prepare_cached(HOLES)?.query_row([number as i64], |row| row.get(0))?;
         let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - rows_seen;
@@ -229,6 +240,43 @@ impl Check<'_> {
         }
         if (number as i64) < meta::get(connection, meta::SEALED_BEFORE)? {
             self.lists(connection, &segment, &present)?;
+        }
+        Ok(())
+    }
+
+    /// The keys of some events, each against its checksum.
+    fn keys(&mut self, connection: &Connection, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(select_keys!("WHERE seq BETWEEN ?1 AND ?2"))?;
+        let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
+        loop {
+            let kept = match rows.next() {
+                Ok(Some(row)) => keys::Kept::read(row).map(drop),
+                Ok(None) => return Ok(()),
+                Err(error) => return self.damage(error),
+            };
+            kept.or_else(|error| self.damage(error))?;
+        }
+    }
+
+    /// The holes of a segment, against the numbers without an event.
+    fn holes(
+        &mut self,
+        connection: &Connection,
+        number: u64,
+        numbers: &RangeInclusive<Seq>,
+        present: &[bool],
+        tally: &Tally,
+    ) -> rusqlite::Result<()> {
+        let holes = match Holes::of(connection, number) {
+            Ok(holes) => holes.and_then(|holes| holes.offsets),
+            Err(error) => return self.damage(error),
+        };
+        let Some(holes) = holes.filter(|_| !tally.has_gaps) else { return Ok(()) };
+        let is_there = |hole: &&u16| present.get(usize::from(**hole)).is_some_and(|is_there| *is_there);
+        let wrong = holes.iter().filter(is_there).count();
+        if wrong > 0 {
+            let id = numbers.start().id();
+            (self.found)(format!("holes: {wrong} of the segment of {id} have their events"));
         }
         Ok(())
     }

@@ -43,6 +43,25 @@ pub fn of_subscription(name: &str, filters: &str, position: i64, last_seen: &str
     finish(&row)
 }
 
+/// The checksum of a row of `idempotency_keys`.
+pub fn of_key(first: i64, count: i64, key: &[u8], digest: &[u8]) -> i32 {
+    let mut row = Vec::with_capacity(32 + key.len() + digest.len());
+    row.extend_from_slice(&first.to_le_bytes());
+    row.extend_from_slice(&count.to_le_bytes());
+    add(&mut row, Some(key));
+    add(&mut row, Some(digest));
+    finish(&row)
+}
+
+/// The checksum of a row of `holes`.
+pub fn of_holes(segment: i64, count: i64, offsets: &[u8]) -> i32 {
+    let mut row = Vec::with_capacity(16 + offsets.len());
+    row.extend_from_slice(&segment.to_le_bytes());
+    row.extend_from_slice(&count.to_le_bytes());
+    row.extend_from_slice(offsets);
+    finish(&row)
+}
+
 /// The checksum of a row of `meta`.
 pub fn of_meta(key: &str, value: i64) -> i32 {
     let mut row = value.to_le_bytes().to_vec();

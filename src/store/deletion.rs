@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::Shared;
+use super::damage::is_damage;
+use super::holes::{self, Holes};
+use super::keys::{self, Parting};
+use super::read::{self, Record};
 use super::segments::{self, Kind};
-use super::{Shared, keys, read};
 use crate::event::{Seq, Timestamp};
 
 /// What one transaction deleted.
@@ -23,7 +27,7 @@ const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
 /// Deletes a slice of the events up to `last`, the oldest first, with the lists of segments that are gone.
-pub(super) fn oldest(connection: &Connection, last: Seq) -> rusqlite::Result<Deleted> {
+pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rusqlite::Result<Deleted> {
     let first: Option<i64> =
         connection.prepare_cached("SELECT min(seq) FROM events")?.query_row([], |row| row.get(0))?;
     let first = first.map_or(last.next(), |first| Seq(first as u64));
@@ -34,8 +38,11 @@ pub(super) fn oldest(connection: &Connection, last: Seq) -> rusqlite::Result<Del
                               AS n FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone \
                               WHERE event_type = gone.type";
         connection.prepare_cached(COUNTS)?.execute([through.0 as i64])?;
+        // Of all others the events go as a whole.
+        let parting = part(connection, shared, through)?;
         events = connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])? as u64;
         keys::forget_through(connection, through)?;
+        parting.map(|parting| parting.end(connection)).transpose()?;
     }
     const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                            kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
@@ -46,82 +53,85 @@ pub(super) fn oldest(connection: &Connection, last: Seq) -> rusqlite::Result<Del
     Ok(Deleted { events, is_done: through == last && (orphans as u64) < EVENTS_PER_COMMIT })
 }
 
-/// Deletes events out of the middle. The index keeps their numbers, which then lead nowhere. `newest` knows the
-/// events of this transaction by type, which no list has yet.
-pub(super) fn chosen(
-    connection: &Connection,
-    shared: &Shared,
-    chosen: &[Seq],
-    newest: impl Fn(&str) -> Option<Timestamp>,
-) -> rusqlite::Result<Deleted> {
-    const FIND: &str = "SELECT event_type, session_id, user_id, source FROM events WHERE seq = ?1";
+/// Looks for the key of an event that is about to be deleted. One that is damaged stays, for the check to tell of.
+fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Parting>> {
+    match Parting::of(Record::new(connection, shared), seq) {
+        Err(error) if is_damage(&error) => {
+            shared.note_damage(&error);
+            Ok(None)
+        }
+        parting => parting,
+    }
+}
+
+/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. What this
+/// transaction stores must be counted already.
+pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -> rusqlite::Result<Deleted> {
+    const FIND: &str = "SELECT time_us, event_type, session_id, user_id, source FROM events WHERE seq = ?1";
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
-    const HOLE: &str = "INSERT INTO holes (segment, count) VALUES (?1, 1) \
-                        ON CONFLICT (segment) DO UPDATE SET count = count + 1";
-    let mut hole = connection.prepare_cached(HOLE)?;
-    let mut by_type = BTreeMap::<String, u64>::new();
+    let mut by_type = BTreeMap::<String, (u64, Timestamp)>::new();
     let mut lists = BTreeSet::<(u64, Kind, String)>::new();
+    let mut deleted = Vec::with_capacity(chosen.len());
     for seq in chosen {
-        let values = find.query_row([seq.0 as i64], |row| {
-            Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?])
+        let found = find.query_row([seq.0 as i64], |row| {
+            Ok((row.get(0)?, [row.get::<_, Option<String>>(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))
         });
-        let Some(values) = values.optional()? else { continue };
+        let Some((time, values)) = found.optional()? else { continue };
+        let parting = part(connection, shared, *seq)?;
         delete.execute([seq.0 as i64])?;
-        keys::forget(connection, *seq)?;
-        hole.execute([segments::segment_of(*seq) as i64])?;
-        let [event_type, ..] = &values;
-        *by_type.entry(event_type.clone().unwrap_or_default()).or_default() += 1;
+        parting.map(|parting| parting.end(connection)).transpose()?;
+        let of_type = by_type.entry(values[0].clone().unwrap_or_default()).or_default();
+        *of_type = (of_type.0 + 1, of_type.1.max(Timestamp(time)));
         let of_kinds = Kind::ALL.into_iter().zip(values);
         lists.extend(of_kinds.filter_map(|(kind, value)| Some((segments::segment_of(*seq), kind, value?))));
+        deleted.push(*seq);
     }
-    for (segment, kind, key) in &lists {
-        drop_if_emptied(connection, *segment, *kind, key)?;
+    for of_segment in deleted.chunk_by(|one, other| segments::segment_of(*one) == segments::segment_of(*other)) {
+        let (segment, offsets) = (segments::segment_of(of_segment[0]), of_segment.iter().copied());
+        let holes = holes::add(connection, segment, &offsets.map(segments::offset_of).collect::<Vec<_>>())?;
+        for (_, kind, key) in lists.iter().filter(|(of, ..)| *of == segment) {
+            drop_if_emptied(connection, &holes, segment, *kind, key)?;
+        }
     }
-    let events = by_type.values().sum();
-    for (event_type, deleted) in by_type {
-        let newest = match newest(&event_type) {
-            Some(newest) => Some(newest),
-            None => read::newest_of_type(connection, shared, &event_type)?,
-        };
+    for (event_type, (deleted, last_deleted)) in by_type {
         const COUNT: &str =
-            "UPDATE event_stats SET count = count - ?2, last_seen = coalesce(?3, last_seen) WHERE event_type = ?1";
-        let last_seen = newest.map(|time| time.to_string());
-        connection.prepare_cached(COUNT)?.execute((event_type, deleted as i64, last_seen))?;
+            "UPDATE event_stats SET count = count - ?2 WHERE event_type = ?1 RETURNING count, last_seen";
+        let counted = connection
+            .prepare_cached(COUNT)?
+            .query_row((&event_type, deleted as i64), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
+        // Only where the newest of a type went, and others are left, is there another one to be found.
+        let is_another_newest =
+            counted.optional()?.is_some_and(|(left, last_seen)| left > 0 && last_deleted.to_string() >= last_seen);
+        if !is_another_newest {
+            continue;
+        }
+        if let Some(newest) = read::newest_of_type(connection, shared, &event_type)? {
+            const LAST_SEEN: &str = "UPDATE event_stats SET last_seen = ?2 WHERE event_type = ?1";
+            connection.prepare_cached(LAST_SEEN)?.execute((event_type, newest.to_string()))?;
+        }
     }
-    Ok(Deleted { events, is_done: true })
+    Ok(Deleted { events: deleted.len() as u64, is_done: true })
 }
 
 /// Removes a list whose last event is deleted: the key, which may name a person, goes with it. A segment that is not
-/// sealed yet has none; [`is_emptied`] is asked when it is.
-fn drop_if_emptied(connection: &Connection, segment: u64, kind: Kind, key: &str) -> rusqlite::Result<()> {
+/// sealed yet has none, and such a list is left out when it is.
+fn drop_if_emptied(
+    connection: &Connection,
+    holes: &Holes,
+    segment: u64,
+    kind: Kind,
+    key: &str,
+) -> rusqlite::Result<()> {
     const FIND: &str = "SELECT offsets FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
     let place = (segment as i64, kind as i64, key);
     let mut find = connection.prepare_cached(FIND)?;
     let mut rows = find.query(place)?;
     let Some(row) = rows.next()? else { return Ok(()) };
-    if is_emptied(connection, segment, row.get_ref(0)?.as_blob()?)? {
+    if holes.are_all_of(row.get_ref(0)?.as_blob()?) {
         drop(rows);
         const DROP: &str = "DELETE FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
         connection.prepare_cached(DROP)?.execute(place)?;
     }
     Ok(())
-}
-
-/// Whether no event of a list is left. Deletions go from the oldest to the newest, so a look at the newest mostly
-/// tells. A damaged list is not, for the check to find.
-pub(super) fn is_emptied(connection: &Connection, segment: u64, offsets: &[u8]) -> rusqlite::Result<bool> {
-    let Some(offsets) = segments::newest_first(offsets) else { return Ok(false) };
-    let mut is_there = connection.prepare_cached("SELECT 1 FROM events WHERE seq = ?1")?;
-    for offset in offsets {
-        if is_there.exists([segments::first_of(segment).plus(offset.into()).0 as i64])? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Whether events of a segment were chosen to be deleted.
-pub(super) fn has_holes(connection: &Connection, segment: u64) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM holes WHERE segment = ?1")?.exists([segment as i64])
 }

@@ -1,14 +1,18 @@
 //! Idempotency keys: an event, or all events of a request, stored once however often they are sent.
 //!
-//! A key is kept for as long as its events. Whether a repeat says the same is told by the stored events
-//! themselves, so nothing else is kept. A batch without keys never comes here; one with keys costs a look-up and
-//! an insert into an index of random keys for each, which is what the log itself avoids.
+//! A key is kept for as long as any of its events. Whether a repeat says the same is told by a digest of what was
+//! stored, because some of the events may be deleted by then. A batch without keys never comes here; one with keys
+//! costs a look-up and an insert into an index of random keys for each, which is what the log itself avoids.
 
 use std::ops::Range;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row};
+use sha2::{Digest as _, Sha256};
 
+use super::damage::damaged;
 use super::read::Record;
+use super::{checksum, read};
 use crate::event::{Columns, Field, Seq};
 use crate::wire::batch::{Batch, Fate, Keyed};
 
@@ -28,6 +32,14 @@ pub(super) enum Known {
     /// It stands in this place of the batch too.
     Like(usize),
 }
+
+/// The statement that has the keys which are given in SQL, for [`Kept::read`].
+macro_rules! select_keys {
+    ($which:literal) => {
+        concat!("SELECT key, seq, count, digest, checksum FROM idempotency_keys ", $which)
+    };
+}
+pub(super) use select_keys;
 
 /// The messages of a batch, in order, each with those of its keys.
 pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
@@ -61,8 +73,7 @@ pub(super) fn judge(
     keys: &[Keyed],
 ) -> rusqlite::Result<Verdict> {
     let mut known = vec![Known::New; message.len()];
-    const FIND: &str = "SELECT seq, count FROM idempotency_keys WHERE key = ?1";
-    let mut find = record.connection.prepare_cached(FIND)?;
+    let mut find = record.connection.prepare_cached(select_keys!("WHERE key = ?1"))?;
     for (nth, keyed) in keys.iter().enumerate() {
         let place = keyed.events.start - message.start;
         if let Some(before) = keys[..nth].iter().find(|before| before.key == keyed.key) {
@@ -77,27 +88,19 @@ pub(super) fn judge(
             };
             continue;
         }
-        let found =
-            find.query_row([&*keyed.key], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).optional()?;
-        let Some((first, count)) = found else { continue };
-        let mut is_same = count as usize == keyed.events.len();
-        for (n, index) in keyed.events.clone().enumerate() {
-            let seq = Seq(first as u64).plus(n);
-            is_same = is_same && is_stored_as(record, seq, batch, index)?;
-            known[index - message.start] = Known::Stored(seq);
-        }
+        let Some(kept) = find.query_row([&*keyed.key], |row| Ok(Kept::read(row))).optional()?.transpose()? else {
+            continue;
+        };
+        let said = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
+        let is_same = kept.count == keyed.events.len() as u64 && kept.digest(record)? == Some(said);
         if !is_same {
             return Ok(Verdict::Refused(place));
         }
+        for (n, index) in keyed.events.clone().enumerate() {
+            known[index - message.start] = Known::Stored(kept.first.plus(n));
+        }
     }
     Ok(Verdict::Accepted(known))
-}
-
-/// Whether an event of a batch says what is stored under a number.
-fn is_stored_as(record: Record<'_>, seq: Seq, batch: &Batch, index: usize) -> rusqlite::Result<bool> {
-    let mut is_same = false;
-    record.event(seq, |stored| is_same = is_alike(&stored.columns(), &batch.columns(index)))?;
-    Ok(is_same)
 }
 
 /// Whether two events say the same.
@@ -106,27 +109,157 @@ fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
 }
 
 /// Keeps the keys of a message whose events without a number got the next ones.
-pub(super) fn keep(connection: &Connection, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
-    const KEEP: &str = "INSERT INTO idempotency_keys (seq, count, key) VALUES (?1, ?2, ?3)";
-    let mut keep = connection.prepare_cached(KEEP)?;
+pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
     for keyed in keys {
         if let Fate::Stored(first) = fates[keyed.events.start] {
-            keep.execute((first.0 as i64, keyed.events.len() as i64, &*keyed.key))?;
+            let digest = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
+            let count = keyed.events.len() as u64;
+            Kept { key: keyed.key.clone(), first, count, digest: Some(digest) }.store(connection)?;
         }
     }
     Ok(())
 }
 
-/// Forgets the keys of the events up to one.
-pub(super) fn forget_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
-    connection.prepare_cached("DELETE FROM idempotency_keys WHERE seq <= ?1")?.execute([last.0 as i64]).map(drop)
+/// A key as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub key: Box<str>,
+    /// The first of the events that were stored under it, which follow each other.
+    pub first: Seq,
+    pub count: u64,
+    /// Of what they said. A key that was stored before format 4 gets its digest when the first of its events is
+    /// deleted; until then the events themselves tell.
+    pub digest: Option<Digest>,
 }
 
-/// Forgets the key of an event, which it may share with others.
-pub(super) fn forget(connection: &Connection, seq: Seq) -> rusqlite::Result<()> {
-    const FORGET: &str = "DELETE FROM idempotency_keys WHERE seq = (SELECT max(seq) FROM idempotency_keys \
-                          WHERE seq <= ?1) AND seq + count > ?1";
-    connection.prepare_cached(FORGET)?.execute([seq.0 as i64]).map(drop)
+impl Kept {
+    /// From a row of [`select_keys`].
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (key, first): (String, i64) = (row.get(0)?, row.get(1)?);
+        let (first, count) = (Seq(first as u64), row.get::<_, i64>(2)? as u64);
+        let mut kept = Self { key: key.into(), first, count, digest: None };
+        let is_whole = match (row.get_ref(3)?, row.get_ref(4)?) {
+            (ValueRef::Null, ValueRef::Null) => true,
+            (ValueRef::Blob(digest), ValueRef::Integer(checksum)) => {
+                kept.digest = digest.try_into().ok().map(Digest);
+                kept.checksum().is_some_and(|expected| i64::from(expected) == checksum)
+            }
+            _ => false,
+        };
+        is_whole.then_some(kept).ok_or_else(|| damaged(format!("idempotency_keys: that of {} is damaged", first.id())))
+    }
+
+    pub fn store(&self, connection: &Connection) -> rusqlite::Result<()> {
+        const SQL: &str =
+            "INSERT INTO idempotency_keys (seq, count, key, digest, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let digest = self.digest.as_ref().map(|Digest(digest)| &digest[..]);
+        let columns = (self.first.0 as i64, self.count as i64, &*self.key, digest, self.checksum());
+        connection.prepare_cached(SQL)?.execute(columns).map(drop)
+    }
+
+    fn checksum(&self) -> Option<i32> {
+        let Digest(digest) = self.digest.as_ref()?;
+        Some(checksum::of_key(self.first.0 as i64, self.count as i64, self.key.as_bytes(), digest))
+    }
+
+    /// Its digest; nothing if it has none and its events are not all there any more.
+    fn digest(&self, record: Record<'_>) -> rusqlite::Result<Option<Digest>> {
+        if self.digest.is_some() {
+            return Ok(self.digest);
+        }
+        let mut hash = Sha256::new();
+        for n in 0..self.count as usize {
+            let mut is_there = false;
+            record.event(self.first.plus(n), |stored| {
+                Digest::add(&mut hash, &stored.columns());
+                is_there = true;
+            })?;
+            if !is_there {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Digest::finish(hash)))
+    }
+
+    /// Gives it its digest while its events are there.
+    fn remember(self, record: Record<'_>) -> rusqlite::Result<()> {
+        let digest = self.digest(record)?;
+        const SQL: &str = "UPDATE idempotency_keys SET digest = ?2, checksum = ?3 WHERE seq = ?1";
+        let Some(Digest(bytes)) = digest else { return Ok(()) };
+        let checksum = Self { digest, ..self }.checksum();
+        record.connection.prepare_cached(SQL)?.execute((self.first.0 as i64, &bytes[..], checksum)).map(drop)
+    }
+
+    fn forget(first: Seq, connection: &Connection) -> rusqlite::Result<()> {
+        connection.prepare_cached("DELETE FROM idempotency_keys WHERE seq = ?1")?.execute([first.0 as i64]).map(drop)
+    }
+}
+
+/// What tells whether events say the same as others: 128 bits of SHA-256, for with fewer two different ones may look
+/// alike by chance, and an event that is taken for a repeat is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Digest(pub [u8; 16]);
+
+impl Digest {
+    fn of<'b>(events: impl Iterator<Item = Columns<'b>>) -> Self {
+        let mut hash = Sha256::new();
+        events.for_each(|event| Self::add(&mut hash, &event));
+        Self::finish(hash)
+    }
+
+    /// Each text with its length, so that no two events look alike.
+    fn add(hash: &mut Sha256, event: &Columns<'_>) {
+        let Columns { event_type, source, session_id, user_id, payload } = *event;
+        for text in [Some(event_type), Some(source), session_id, user_id, Some(payload)] {
+            hash.update(text.map_or(u32::MAX, |text| text.len() as u32).to_le_bytes());
+            hash.update(text.unwrap_or_default());
+        }
+    }
+
+    fn finish(hash: Sha256) -> Self {
+        let hash: [u8; 32] = hash.finalize().into();
+        Self(std::array::from_fn(|byte| hash[byte]))
+    }
+}
+
+/// The key that an event was stored under, which it may share with others.
+fn of_event(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<Kept>> {
+    let mut find = connection.prepare_cached(select_keys!("WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"))?;
+    let kept = find.query_row([seq.0 as i64], |row| Ok(Kept::read(row))).optional()?.transpose()?;
+    Ok(kept.filter(|kept| seq.0 < kept.first.0 + kept.count))
+}
+
+/// What becomes of the key of events that are deleted: it is looked for before, and let go after.
+pub(super) struct Parting {
+    first: Seq,
+    count: u64,
+}
+
+impl Parting {
+    /// Looks for the key of an event that is about to be deleted.
+    pub fn of(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<Self>> {
+        let Some(kept) = of_event(record.connection, seq)? else { return Ok(None) };
+        let parting = Self { first: kept.first, count: kept.count };
+        if kept.digest.is_none() && kept.count > 1 {
+            kept.remember(record)?;
+        }
+        Ok(Some(parting))
+    }
+
+    /// Forgets the key if no event under it is left.
+    pub fn end(self, connection: &Connection) -> rusqlite::Result<()> {
+        let last = self.first.plus(self.count as usize - 1);
+        if self.count == 1 || !read::is_any_of(connection, self.first..=last)? {
+            Kept::forget(self.first, connection)?;
+        }
+        Ok(())
+    }
+}
+
+/// Forgets the keys all of whose events are among those up to one.
+pub(super) fn forget_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
+    const SQL: &str = "DELETE FROM idempotency_keys WHERE seq <= ?1 AND seq + count - 1 <= ?1";
+    connection.prepare_cached(SQL)?.execute([last.0 as i64]).map(drop)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod damage;
 mod deletion;
 mod epoch;
 mod files;
+mod holes;
 mod kept;
 mod keys;
 mod open;
@@ -93,6 +94,24 @@ struct Shared {
     /// Where the file is, to look for free space.
     folder: PathBuf,
     queue: Queue,
+}
+
+impl Shared {
+    /// Takes note of damage that was met.
+    fn note_damage(&self, error: &rusqlite::Error) {
+        self.integrity.lock().note(error.to_string());
+    }
+
+    /// What a client hears whose deletion came to an error.
+    fn failure(&self, error: &rusqlite::Error) -> Failure {
+        match is_damage(error) {
+            true => {
+                self.note_damage(error);
+                Failure::Damaged
+            }
+            false => Failure::Unavailable,
+        }
+    }
 }
 
 /// Events acknowledged since the start, by how safe they were then.
@@ -190,7 +209,7 @@ impl Store {
             let chosen = self.reading(move |store| store.choose(filter, after, last, before)).await;
             let (chosen, reached) = chosen.map_err(|error| {
                 tracing::error!(%error, "find what to delete");
-                Failure::Unavailable
+                self.shared.failure(&error)
             })?;
             if !chosen.is_empty() {
                 deleted += self.delete_these(chosen).await?;

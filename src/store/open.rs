@@ -106,9 +106,10 @@ impl Store {
         if version > schema::VERSION {
             return Err(OpenError::Newer(path.clone(), version));
         }
-        let is_current = schema::is_current(&connection).map_err(database)?;
+        let is_of = |formats| schema::is_of(&connection, formats).map_err(database);
+        let (is_current, can_be_verified) = (is_of(schema::VERSION..=schema::VERSION)?, is_of(schema::VERIFIED)?);
         let needs_upgrade = !is_current && upgrade::is_needed(&connection).map_err(database)?;
-        if is_current {
+        if can_be_verified {
             schema::verify(&connection).map_err(database)?;
         } else if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
             return Err(OpenError::Foreign(path.clone()));
@@ -150,6 +151,8 @@ struct State {
     recent: Recent,
     has_legacy_ids: bool,
     unchecked_through: Seq,
+    /// What was found damaged on the way.
+    damage: Vec<String>,
 }
 
 impl State {
@@ -157,13 +160,11 @@ impl State {
     /// that are not in the table yet are built again from their rows.
     fn read(connection: &Connection) -> rusqlite::Result<State> {
         let noted = |key| meta::get(connection, key);
-        let (stored, stored_time): (i64, i64) = connection.query_row(
-            "SELECT coalesce(max(seq), 0), coalesce((SELECT time_us FROM events ORDER BY seq DESC LIMIT 1), 0) FROM events",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+        let stored: i64 = connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))?;
         let last = Seq(stored.max(noted(meta::LAST_SEQ)?) as u64);
-        let last_time = Timestamp(stored_time.max(noted(meta::LAST_TIME_US)?));
+        let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
+        let (stored_time, damage) = read::newest_time(connection, unchecked_through)?;
+        let last_time = stored_time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
         let sealed_before = noted(meta::SEALED_BEFORE)?;
         connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
 
@@ -187,8 +188,7 @@ impl State {
             [],
             |row| row.get(0),
         )?;
-        let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
-        Ok(State { last, last_time, recent, has_legacy_ids, unchecked_through })
+        Ok(State { last, last_time, recent, has_legacy_ids, unchecked_through, damage })
     }
 }
 
@@ -200,12 +200,14 @@ fn assemble(
     witness: Witness,
     lock: File,
 ) -> rusqlite::Result<(Store, Parts)> {
-    let State { last, last_time, recent, has_legacy_ids, unchecked_through } = state;
+    let State { last, last_time, recent, has_legacy_ids, unchecked_through, damage } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
     for segment in &recent.full {
         full_sender.send(segment.clone()).expect("its receiver is in this scope");
     }
-    let integrity = Arc::new(Mutex::new(Integrity::default()));
+    let mut integrity = Integrity::default();
+    damage.into_iter().for_each(|what| integrity.note(what));
+    let integrity = Arc::new(Mutex::new(integrity));
     let shared = Arc::new(Shared {
         committed: AtomicU64::new(last.0),
         log: Log::default(),
@@ -249,7 +251,7 @@ fn assemble(
         has_unsynced: true,
         work: writer::Work::default(),
     };
-    let sealer = Sealer { full, commands: commands.clone() };
+    let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;
     schema::prepare(&connection, config.durability)?;
     let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };

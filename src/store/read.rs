@@ -13,6 +13,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::damage::{Integrity, damaged, is_damage};
+use super::holes::Holes;
 use super::schema;
 use super::segments::{self, Kind};
 use super::{Shared, checksum};
@@ -425,8 +426,12 @@ impl super::Store {
                 Some(kept) => {
                     // Where the clock is behind the record, the hour is the last one of the record.
                     let record = Record::new(transaction, &self.shared);
+                    // A damaged one has no time; the damage itself is told beside these figures.
                     let mut newest = Timestamp(0);
-                    record.event(*kept.end(), |event| newest = event.time)?;
+                    match record.event(*kept.end(), |event| newest = event.time) {
+                        Err(error) if is_damage(&error) => self.shared.note_damage(&error),
+                        looked => looked?,
+                    }
                     let first = record.first_later(&kept, Timestamp(now.0.max(newest.0) - HOUR_US))?;
                     count_between(transaction, first..=*kept.end())?
                 }
@@ -447,12 +452,43 @@ pub(super) fn newest_of_type(
     let recent = in_memory(shared, &query);
     let record = Record::new(connection, shared);
     let Some(range) = record.range(&query, Seq::MAX)? else { return Ok(None) };
-    let mut newest = None;
-    Scan { record, query: &query, range, left: usize::MAX, until: None }.run(&recent, &mut |event| {
-        newest = Some(event.time);
-        ControlFlow::Break(())
-    })?;
-    Ok(newest)
+    Scan { record, query: &query, range, left: usize::MAX, until: None }
+        .newest(&recent, |error| shared.note_damage(&error))
+}
+
+/// The time of the newest event that is whole, and what is damaged behind it. A flipped bit in the last time would have
+/// every later event stamped centuries ahead. One without a checksum may not be later than what the statistics say.
+pub(super) fn newest_time(
+    connection: &Connection,
+    unchecked_through: Seq,
+) -> rusqlite::Result<(Option<Timestamp>, Vec<String>)> {
+    let last_seen: Option<String> =
+        connection.query_row("SELECT max(last_seen) FROM event_stats", [], |row| row.get(0))?;
+    let last_seen = last_seen.and_then(|last_seen| Timestamp::parse_floor(&last_seen).ok());
+    let mut damage = Vec::new();
+    let mut statement = connection.prepare(select_events!("true ORDER BY seq DESC"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match stored(row, unchecked_through) {
+            Ok(event) => {
+                let is_checked = event.seq > unchecked_through;
+                if is_checked || last_seen.is_none_or(|last_seen| event.time <= last_seen) {
+                    return Ok((Some(event.time), damage));
+                }
+                damage.push(format!("events: {} is damaged", event.seq.id()));
+            }
+            Err(error) if is_damage(&error) => damage.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((None, damage))
+}
+
+/// Whether any of these numbers has its event.
+pub(super) fn is_any_of(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM events WHERE seq BETWEEN ?1 AND ?2)";
+    let numbers = [numbers.start().0 as i64, numbers.end().0 as i64];
+    connection.prepare_cached(SQL)?.query_row(numbers, |row| row.get(0))
 }
 
 /// The offsets that a query asks for of the segments in memory.
@@ -534,20 +570,51 @@ impl Scan<'_, '_> {
         Ok(None)
     }
 
+    /// The time of the newest event that the index finds and that is whole; what is not is handed to `damaged`.
+    fn newest(
+        &self,
+        recent: &[(u64, Vec<u16>)],
+        mut damaged: impl FnMut(rusqlite::Error),
+    ) -> rusqlite::Result<Option<Timestamp>> {
+        let (lowest, highest) = (segments::segment_of(*self.range.start()), segments::segment_of(*self.range.end()));
+        for number in (lowest..=highest).rev() {
+            let offsets = match self.offsets(number, recent) {
+                Err(error) if is_damage(&error) => {
+                    damaged(error);
+                    continue;
+                }
+                offsets => offsets?,
+            };
+            let first = segments::first_of(number);
+            let seqs = offsets.iter().rev().map(|offset| first.plus((*offset).into()));
+            for seq in seqs.filter(|seq| self.range.contains(seq)) {
+                let mut newest = None;
+                match self.record.event(seq, |event| newest = Some(event.time)) {
+                    Err(error) if is_damage(&error) => damaged(error),
+                    looked => looked?,
+                }
+                if newest.is_some() {
+                    return Ok(newest);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// How many events the index finds.
     fn count(&mut self, recent: &[(u64, Vec<u16>)]) -> rusqlite::Result<u64> {
         let (lowest, highest) = (segments::segment_of(*self.range.start()), segments::segment_of(*self.range.end()));
-        let mut has_holes =
-            self.record.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM holes WHERE segment = ?1)")?;
         let mut count = 0;
         for number in lowest..=highest {
             let offsets = self.offsets(number, recent)?;
             let (first, range) = (segments::first_of(number), self.range.clone());
             let passing = offsets.iter().map(|&o| first.plus(o.into())).filter(|seq| range.contains(seq));
-            // Lists keep the numbers of events that were chosen to be deleted.
-            match has_holes.query_row([number as i64], |row| row.get(0))? {
-                false => count += passing.count() as u64,
-                true => drop(self.rows(passing, &mut |_| {
+            let are_there = offsets.is_empty()
+                || Holes::of(self.record.connection, number)?.is_none_or(|holes| holes.offsets.is_some());
+            match are_there {
+                true => count += passing.count() as u64,
+                // Of a former format, and the sealer has not looked yet.
+                false => drop(self.rows(passing, &mut |_| {
                     count += 1;
                     ControlFlow::Continue(())
                 })?),
@@ -556,12 +623,18 @@ impl Scan<'_, '_> {
         Ok(count)
     }
 
-    /// The offsets within a segment whose events have the field values asked for.
+    /// The offsets within a segment whose events have the field values asked for, without those that are deleted.
     fn offsets<'r>(&self, number: u64, recent: &'r [(u64, Vec<u16>)]) -> rusqlite::Result<Cow<'r, [u16]>> {
-        match recent.iter().find(|(of, _)| *of == number) {
-            Some((_, offsets)) => Ok(Cow::Borrowed(offsets)),
-            None => segments::select(&self.query.filter, |kind, key| self.list(number, kind, key)).map(Cow::Owned),
+        let mut offsets: Cow<'r, [u16]> = match recent.iter().find(|(of, _)| *of == number) {
+            Some((_, offsets)) => Cow::Borrowed(offsets),
+            None => segments::select(&self.query.filter, |kind, key| self.list(number, kind, key))?.into(),
+        };
+        if !offsets.is_empty()
+            && let Some(holes) = Holes::of(self.record.connection, number)?
+        {
+            holes.take_from(offsets.to_mut());
         }
+        Ok(offsets)
     }
 
     fn rows(
@@ -570,8 +643,12 @@ impl Scan<'_, '_> {
         visit: &mut impl FnMut(StoredEvent<'_>) -> ControlFlow<()>,
     ) -> rusqlite::Result<Option<Seq>> {
         for seq in seqs {
-            let mut flow = ControlFlow::Continue(());
+            let (mut flow, left) = (ControlFlow::Continue(()), self.left);
             self.record.event(seq, |event| flow = self.show(event, visit))?;
+            if self.left == left {
+                // There is no such event: looking for it takes as long.
+                flow = self.looked();
+            }
             if flow.is_break() {
                 return Ok(Some(seq));
             }
@@ -585,11 +662,17 @@ impl Scan<'_, '_> {
         event: StoredEvent<'_>,
         visit: &mut impl FnMut(StoredEvent<'_>) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        self.left -= 1;
+        let is_over = self.looked();
         let filter = &self.query.filter;
         if !filter.has_rest() || filter.matches(&event.columns()) {
             visit(event)?;
         }
+        is_over
+    }
+
+    /// Counts a look at an event, or for one; breaks off when it was the last.
+    fn looked(&mut self) -> ControlFlow<()> {
+        self.left -= 1;
         let looks_at_clock = self.left.is_multiple_of(EVENTS_PER_LOOK_AT_CLOCK);
         let is_over = self.left == 0 || (looks_at_clock && self.is_time_up());
         if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -609,28 +692,36 @@ impl Scan<'_, '_> {
         if passing.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
+        let holes = Holes::of(self.record.connection, number)?.unwrap_or_default();
         const SQL: &str = "SELECT key, offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2";
         let mut statement = self.record.connection.prepare_cached(SQL)?;
         let mut rows = statement.query((number as i64, Kind::of(field) as i64))?;
+        // They come in the order of their values: which are the newest is known once all were looked at.
+        let mut found: Vec<(Seq, Box<[u8]>)> = Vec::new();
         while let Some(row_of_index) = rows.next()? {
             let value = row_of_index.get_ref(0)?.as_bytes()?;
             if latest.known.contains(value) {
                 continue;
             }
-            let offsets = list(row_of_index, 1, number, Kind::of(field), value)?;
+            let mut offsets = list(row_of_index, 1, number, Kind::of(field), value)?;
+            holes.take_from(&mut offsets);
             let passes = |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
             for offset in offsets.iter().rev().filter(|offset| passes(offset)) {
                 let seq = segments::first_of(number).plus((*offset).into());
-                let mut found = false;
+                let mut is_it = false;
                 if self.range.contains(&seq) {
-                    self.record.event(seq, |event| found = filter.matches(&event.columns()))?;
+                    self.record.event(seq, |event| is_it = filter.matches(&event.columns()))?;
                 }
-                if found {
-                    if latest.note(Some(value), seq).is_break() {
-                        return Ok(());
-                    }
+                if is_it {
+                    found.push((seq, value.into()));
                     break;
                 }
+            }
+        }
+        found.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
+        for (seq, value) in found {
+            if latest.note(Some(&value), seq).is_break() {
+                break;
             }
         }
         Ok(())
@@ -825,12 +916,11 @@ mod tests {
     use crate::config::{Config, Durability};
     use crate::event::Event;
     use crate::store::segments::SEGMENT_EVENTS;
-    use crate::store::{Receipt, Store};
+    use crate::store::{Parts, Receipt, Store};
     use crate::wire::Batch;
 
-    #[test]
-    fn the_latest_of_each_key_stay_the_same_once_their_segment_is_in_the_table() {
-        let folder = tempfile::tempdir().expect("a folder");
+    /// A record of three segments of ticks in five sessions, none of which is in the table yet.
+    fn three_segments(folder: &tempfile::TempDir) -> (Store, Parts) {
         let config = Config {
             database_path: folder.path().join("events.db"),
             durability: Durability::Off,
@@ -854,6 +944,13 @@ mod tests {
         }
         store.try_append(batch, Receipt::new().0).expect("room");
         while parts.write() {}
+        (store, parts)
+    }
+
+    #[test]
+    fn the_latest_of_each_key_stay_the_same_once_their_segment_is_in_the_table() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
         let latest =
             |through: u64| store.latest_by(Field::Session, &Filter::default(), Seq(through), 100).expect("read");
         // In the middle, at the end and at the beginning of a segment.
@@ -863,5 +960,83 @@ mod tests {
         while parts.seal() | parts.write() {}
         assert_eq!(store.shared.recent.read().lowest(), 2, "two segments are in the table");
         assert_eq!(ends.map(latest), expected);
+    }
+
+    #[test]
+    fn of_more_values_than_are_wanted_a_sealed_segment_gives_those_seen_last() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        while parts.seal() | parts.write() {}
+        let end = 2 * SEGMENT_EVENTS;
+        let latest = store.latest_by(Field::Session, &Filter::default(), Seq(end), 2).expect("read");
+        assert_eq!(latest, [Seq(end - 1), Seq(end)]);
+    }
+
+    /// Deletes every event but each fifth.
+    fn delete_most(store: &Store, parts: &mut Parts) -> Vec<Seq> {
+        let (gone, left) = (1..=3 * SEGMENT_EVENTS).map(Seq).partition::<Vec<_>, _>(|seq| !seq.0.is_multiple_of(5));
+        for some in gone.chunks(7) {
+            let mut deletion = std::pin::pin!(store.delete_these(some.to_vec()));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(deletion.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            assert_eq!(deletion.poll(&mut context), std::task::Poll::Ready(Ok(some.len() as u64)));
+        }
+        left
+    }
+
+    fn ticks() -> Query {
+        Query { filter: Filter::default().with_types(["timer_tick"]), ..Query::default() }
+    }
+
+    #[test]
+    fn no_list_leads_to_an_event_that_is_deleted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        let left = delete_most(&store, &mut parts);
+        for is_sealed in [false, true] {
+            let query = ticks();
+            let recent = in_memory(&store.shared, &query);
+            let found = store.shared.readers.with(|transaction| {
+                let record = Record::new(transaction, &store.shared);
+                let range = record.range(&query, store.committed())?.expect("some are left");
+                let scan = Scan { record, query: &query, range, left: usize::MAX, until: None };
+                let of = |segment| {
+                    let offsets = scan.offsets(segment, &recent)?.into_owned();
+                    Ok(offsets.into_iter().map(move |offset| segments::first_of(segment).plus(offset.into())))
+                };
+                Ok((0..3).map(of).collect::<rusqlite::Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>())
+            });
+            assert_eq!(found.expect("read"), left, "sealed: {is_sealed}");
+            assert_eq!(store.count(&query).expect("read"), left.len() as u64);
+            while parts.seal() | parts.write() {}
+        }
+    }
+
+    #[test]
+    fn looking_for_deleted_events_counts_as_looking() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        while parts.seal() | parts.write() {}
+        let left = delete_most(&store, &mut parts);
+        // As a former format knows its holes: only how many there are.
+        let forget = "UPDATE holes SET offsets = NULL, checksum = NULL";
+        let forgot = schema::open_writer(&folder.path().join("events.db")).and_then(|file| file.execute(forget, []));
+        assert_eq!(forgot.expect("written"), 3);
+        let (mut query, mut found, mut reads) = (ticks(), Vec::new(), 0);
+        loop {
+            reads += 1;
+            let reached = store.scan_some(&query, |event| {
+                found.push(event.seq);
+                ControlFlow::Continue(())
+            });
+            match reached.expect("read") {
+                Some(reached) => query.go_on_after(reached),
+                None => break,
+            }
+        }
+        assert_eq!(found, left);
+        assert_eq!(reads, 3 * SEGMENT_EVENTS as usize / EVENTS_PER_READ + 1);
+        assert_eq!(store.count(&ticks()).expect("read"), left.len() as u64);
     }
 }

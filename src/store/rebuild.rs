@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, Statement};
 
 use super::checksum;
+use super::holes::Holes;
 use super::schema::meta;
 use super::segments::{self, Segment};
 use super::writer::Text;
@@ -16,6 +17,8 @@ pub(super) struct Rebuild<'c> {
     insert: Statement<'c>,
     room: Vec<u8>,
     segment: Segment,
+    /// The holes of a segment, so far.
+    holes: (u64, Vec<u16>),
     by_type: HashMap<Box<[u8]>, (i64, Timestamp)>,
     last: Option<(Seq, Timestamp)>,
 }
@@ -26,7 +29,8 @@ impl<'c> Rebuild<'c> {
             "INSERT INTO events (seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
-        Ok(Self { connection, insert, room: Vec::new(), segment: Segment::new(0), by_type: HashMap::new(), last: None })
+        let (room, segment, holes, by_type) = (Vec::new(), Segment::new(0), (0, Vec::new()), HashMap::new());
+        Ok(Self { connection, insert, room, segment, holes, by_type, last: None })
     }
 
     /// Stores the next event: with a larger number and a later time than the one before it. What it skips becomes
@@ -68,17 +72,25 @@ impl<'c> Rebuild<'c> {
         Ok(())
     }
 
-    /// Counts the numbers from `from` up to, and without, `end` as holes.
-    fn skip(&self, mut from: Seq, end: Seq) -> rusqlite::Result<()> {
-        const HOLES: &str = "INSERT INTO holes (segment, count) VALUES (?1, ?2) \
-                             ON CONFLICT (segment) DO UPDATE SET count = count + excluded.count";
-        while from < end {
-            let segment = segments::segment_of(from);
-            let next = end.min(segments::first_of(segment + 1));
-            self.connection.prepare_cached(HOLES)?.execute((segment as i64, (next.0 - from.0) as i64))?;
-            from = next;
+    /// Notes the numbers from `from` up to, and without, `end` as holes.
+    fn skip(&mut self, from: Seq, end: Seq) -> rusqlite::Result<()> {
+        for seq in (from.0..end.0).map(Seq) {
+            let segment = segments::segment_of(seq);
+            if segment != self.holes.0 {
+                self.store_holes()?;
+                self.holes.0 = segment;
+            }
+            self.holes.1.push(segments::offset_of(seq));
         }
         Ok(())
+    }
+
+    fn store_holes(&mut self) -> rusqlite::Result<()> {
+        let (segment, offsets) = (self.holes.0, std::mem::take(&mut self.holes.1));
+        match offsets.is_empty() {
+            true => Ok(()),
+            false => Holes { count: offsets.len() as u64, offsets: Some(offsets) }.store(self.connection, segment),
+        }
     }
 
     fn seal(&self) -> rusqlite::Result<()> {
@@ -92,7 +104,8 @@ impl<'c> Rebuild<'c> {
     }
 
     /// Stores statistics and marks. The last segment stays open, full or not.
-    pub fn finish(self) -> rusqlite::Result<()> {
+    pub fn finish(mut self) -> rusqlite::Result<()> {
+        self.store_holes()?;
         for (event_type, (count, last_seen)) in &self.by_type {
             const SQL: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3)";
             self.connection.execute(SQL, (Text(Some(event_type)), count, last_seen.to_string()))?;

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::damage::is_damage;
 use super::files::{beside, lock, private_file};
+use super::keys::{self, select_keys};
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};
 use super::{Kept, epoch, read, wal};
@@ -92,12 +93,13 @@ fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, 
     let unreadable = |error| RepairError::Unreadable(from.to_owned(), error);
     let old = schema::open_unread(from).map_err(unreadable)?;
     let version = schema::version(&old).map_err(unreadable)?;
-    let is_ours = schema::is_current(&old).and_then(|it_is| Ok(it_is || !schema::is_foreign(&old)?));
-    if version != schema::VERSION || !is_ours.map_err(unreadable)? {
+    let is_ours = schema::is_of(&old, schema::VERIFIED).and_then(|it_is| Ok(it_is || !schema::is_foreign(&old)?));
+    if !schema::VERIFIED.contains(&version) || !is_ours.map_err(unreadable)? {
         return Err(RepairError::NotOurs(from.to_owned()));
     }
+    let is_former = version < schema::VERSION;
     match schema::verify(&old) {
-        Ok(()) if !is_severed => return Ok(old),
+        Ok(()) if !is_severed && !is_former => return Ok(old),
         Err(error) if !is_damage(&error) => return Err(unreadable(error)),
         _ => drop(old),
     }
@@ -110,9 +112,11 @@ fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, 
     } else if log.exists() {
         std::fs::copy(log, log_of_copy).map_err(file)?;
     }
-    let copy = schema::open_writer(mended).map_err(unreadable)?;
+    let mut copy = schema::open_writer(mended).map_err(unreadable)?;
     if schema::verify(&copy).is_err() {
         schema::redefine(&copy).map_err(unreadable)?;
+    } else if is_former {
+        schema::create(&mut copy).map_err(unreadable)?;
     }
     Ok(copy)
 }
@@ -268,18 +272,25 @@ enum Reached {
     Broken(Seq),
 }
 
-/// The keys whose events are all there.
+/// The keys that are whole, and of whose events any is left: with a digest, a repeat is known by that. Without, only
+/// all of the events tell.
 fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
-    const KEEP: &str = "INSERT OR IGNORE INTO idempotency_keys (seq, count, key) SELECT ?1, ?2, ?3 \
-                        WHERE (SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2) = ?2";
-    let mut keep = new.prepare(KEEP)?;
+    const LEFT: &str = "SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2";
+    let mut left = new.prepare(LEFT)?;
     let mut saved = 0;
     let looked = (|| {
-        let mut statement = old.prepare("SELECT seq, count, key FROM idempotency_keys ORDER BY seq")?;
+        let mut statement = old.prepare(select_keys!("ORDER BY seq"))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (seq, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-            saved += keep.execute((seq, count, row.get_ref(2)?.as_str()?))? as u64;
+            let kept = match keys::Kept::read(row) {
+                Err(error) if is_damage(&error) => continue,
+                kept => kept?,
+            };
+            let left: i64 = left.query_row([kept.first.0 as i64, kept.count as i64], |row| row.get(0))?;
+            if left > 0 && (kept.digest.is_some() || left as u64 == kept.count) {
+                kept.store(new)?;
+                saved += 1;
+            }
         }
         Ok(())
     })();

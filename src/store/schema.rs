@@ -1,5 +1,6 @@
 //! The tables, and the only place that opens connections.
 
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
 
 use super::damage::damaged;
+use super::holes::Holes;
 use super::{Kept, checksum};
 use crate::config::Durability;
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
-pub const VERSION: i64 = 3;
+pub const VERSION: i64 = 4;
 
 /// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
 pub const PAGE_BYTES: u64 = 4_096;
@@ -32,10 +34,11 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
 /// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
 /// 3 source. Lists do not change, but go with their last event: `holes` counts the events that were chosen to be deleted out of each
-/// segment. `idempotency_keys` has for a key the first of the `count` events that were stored under it.
+/// segment, and has their offsets as a list has them. `idempotency_keys` has for a key the first of the `count` events
+/// that were stored under it, and a digest of what they said.
 ///
 /// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to files that
-/// there were.
+/// there were; rows from before have none, and keys and holes from before format 4 no digest and no offsets either.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -66,11 +69,15 @@ CREATE TABLE IF NOT EXISTS event_index (
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     seq INTEGER PRIMARY KEY,
     count INTEGER NOT NULL,
-    key TEXT NOT NULL UNIQUE
+    key TEXT NOT NULL UNIQUE,
+    digest BLOB,
+    checksum INTEGER
 );
 CREATE TABLE IF NOT EXISTS holes (
     segment INTEGER PRIMARY KEY,
-    count INTEGER NOT NULL
+    count INTEGER NOT NULL,
+    offsets BLOB,
+    checksum INTEGER
 );
 CREATE TABLE IF NOT EXISTS event_stats (
     event_type TEXT PRIMARY KEY,
@@ -90,6 +97,9 @@ CREATE TABLE IF NOT EXISTS meta (
     checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 ";
+
+/// The columns that came with format 4.
+const SINCE_4: [&str; 4] = ["idempotency_keys.digest", "idempotency_keys.checksum", "holes.offsets", "holes.checksum"];
 
 /// Only an upgraded file has old ids, so only it has an index of them.
 pub const LEGACY_INDEX: &str = "CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL";
@@ -206,10 +216,13 @@ pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// Whether it says of itself that it is ours and of this format.
-pub fn is_current(connection: &Connection) -> rusqlite::Result<bool> {
-    Ok(is_ours(connection)? && version(connection)? == VERSION)
+/// Whether it says of itself that it is ours and of one of these formats.
+pub fn is_of(connection: &Connection, formats: RangeInclusive<i64>) -> rusqlite::Result<bool> {
+    Ok(is_ours(connection)? && formats.contains(&version(connection)?))
 }
+
+/// The formats whose tables are known well enough to be verified.
+pub const VERIFIED: RangeInclusive<i64> = 3..=VERSION;
 
 /// An empty database with our tables.
 fn ours() -> rusqlite::Result<Connection> {
@@ -218,7 +231,7 @@ fn ours() -> rusqlite::Result<Connection> {
     Ok(ours)
 }
 
-/// Holds the tables of a file of this format against [`TABLES`]. One with a damaged name would be taken for missing, a
+/// Holds the tables of a file of one of the formats [`VERIFIED`] against [`TABLES`]. One with a damaged name would be taken for missing, a
 /// statement that does not find a column would fail in the middle of the work, and of two trees with one root each would
 /// be written into the other. What else there is does not matter.
 ///
@@ -226,8 +239,9 @@ fn ours() -> rusqlite::Result<Connection> {
 /// What is damaged.
 pub fn verify(connection: &Connection) -> rusqlite::Result<()> {
     let expected = columns(&ours()?)?;
-    let found = columns(connection)?;
-    if let Some((name, _)) = expected.into_iter().find(|column| !found.contains(column)) {
+    let (found, is_former) = (columns(connection)?, version(connection)? < 4);
+    let is_expected = |name: &str| !(is_former && SINCE_4.contains(&name));
+    if let Some((name, _)) = expected.into_iter().find(|column| is_expected(&column.0) && !found.contains(column)) {
         return Err(damaged(format!("tables: {name} is damaged")));
     }
     const ROOTS: &str = "SELECT count(*) = count(DISTINCT rootpage) FROM sqlite_schema WHERE rootpage != 0";
@@ -272,10 +286,12 @@ pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
     copy.execute_batch("PRAGMA writable_schema = RESET")
 }
 
-/// Creates what is missing, and makes a file of an earlier format one of this.
+/// Creates what is missing, and makes a file of an earlier format one of this: in one transaction, so that a crash
+/// leaves the one or the other.
 pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let is_without_checksums = (1..3).contains(&version(&transaction)?);
+    let former = version(&transaction)?;
+    let is_without_checksums = (1..3).contains(&former);
     if is_without_checksums {
         transaction.execute_batch(
             "ALTER TABLE events ADD COLUMN checksum INTEGER;
@@ -284,13 +300,36 @@ pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
             ALTER TABLE meta RENAME TO former_meta;",
         )?;
     }
+    // Their tables came with format 2. Adding a column costs nothing for the rows there are.
+    if (2..4).contains(&former) {
+        transaction.execute_batch(
+            "ALTER TABLE idempotency_keys ADD COLUMN digest BLOB;
+            ALTER TABLE idempotency_keys ADD COLUMN checksum INTEGER;
+            ALTER TABLE holes ADD COLUMN offsets BLOB;
+            ALTER TABLE holes ADD COLUMN checksum INTEGER;",
+        )?;
+    }
     transaction.execute_batch(TABLES)?;
     if is_without_checksums {
         add_checksums(&transaction)?;
     }
+    if (2..4).contains(&former) {
+        add_holes(&transaction)?;
+    }
     transaction
         .execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"))?;
     transaction.commit()
+}
+
+/// Of segments that are not in the index yet, the lists are made from the events that there are: they have no holes.
+/// Where those of the others are the sealer finds out.
+fn add_holes(connection: &Connection) -> rusqlite::Result<()> {
+    let sealed_before = meta::get(connection, meta::SEALED_BEFORE)?;
+    let sql = format!("SELECT segment, count FROM holes WHERE segment >= {sealed_before}");
+    each(connection, &sql, |row| {
+        let (segment, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        Holes { count: count as u64, offsets: Some(Vec::new()) }.store(connection, segment as u64)
+    })
 }
 
 /// Gives the rows of the small tables their checksums. Events keep theirs as they are, for that would rewrite the

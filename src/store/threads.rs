@@ -9,11 +9,11 @@ use parking_lot::RwLockWriteGuard;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::Shared;
 use super::checker::Checker;
 use super::checkpoint::{Company, checkpoint};
 use super::segments::Segment;
 use super::writer::{Command, Writer};
+use super::{Shared, holes};
 use crate::wire::batch::Commit;
 
 /// The threads of an open store, and what they hand on.
@@ -42,9 +42,31 @@ pub(crate) struct Parts {
 pub(super) struct Sealer {
     pub(super) full: Receiver<Arc<Segment>>,
     pub(super) commands: Sender<Command>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Sealer {
+    fn run(self) {
+        if let Err(error) = self.find_holes() {
+            self.shared.failure(&error);
+            tracing::warn!(%error, "find the holes of segments of a former format");
+        }
+        self.full.iter().for_each(|segment| self.encode(&segment));
+    }
+
+    /// Looks where the holes are in segments of a file from before format 4, once for each.
+    fn find_holes(&self) -> rusqlite::Result<()> {
+        let readers = &self.shared.readers;
+        for segment in readers.with(|transaction| holes::unknown(transaction))? {
+            let offsets = readers.with(|transaction| holes::find(transaction, segment))?;
+            if self.commands.send(Command::HolesFound { segment, offsets }).is_err() {
+                // The writer is gone only when the process is ending; the next start goes on.
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn encode(&self, segment: &Segment) {
         // The writer is gone only when the process is ending.
         let _ = self.commands.send(Command::Encoded { segment: segment.number(), rows: segment.rows() });
@@ -107,7 +129,7 @@ impl Parts {
                 drop(lock);
                 let _ = ended.send(outcome);
             }),
-            spawn("sealer", move || sealer.full.iter().for_each(|segment| sealer.encode(&segment))),
+            spawn("sealer", move || sealer.run()),
             spawn("checkpointer", move || checkpointer.run()),
         ];
         threads.extend(checker.map(|checker| spawn("checker", move || checker.run(&stopped))));

@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 
 use super::checkpoint::{Checkpoints, Company, Erasure, checkpoint};
 use super::checksum;
+use super::damage::is_damage;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
+use super::holes::{self, Holes};
 use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
@@ -55,6 +57,11 @@ pub(super) enum Command {
     Encoded {
         segment: u64,
         rows: Vec<IndexRow>,
+    },
+    /// Where the holes of a segment of a file from before format 4 are.
+    HolesFound {
+        segment: u64,
+        offsets: Vec<u16>,
     },
     /// The checkpointer has moved into the database what was in the log when it began; or a sync failed.
     Checkpointed {
@@ -106,6 +113,8 @@ pub(super) struct Work {
     deletions: VecDeque<Deletion>,
     /// Clients that wait to hear whether an event would be stored.
     checks: Vec<oneshot::Sender<Result<(), Failure>>>,
+    /// Where the holes of segments are, found and not noted yet.
+    holes: VecDeque<(u64, Vec<u16>)>,
     subscriptions: Changes,
     checkpoints: Checkpoints,
     erasure: Erasure,
@@ -191,6 +200,9 @@ static INSERT_MANY: LazyLock<String> =
 /// Index rows written in a commit that has nothing else to do: some 1 ms of work.
 const SEALED_ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
 const SEALED_ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
+
+/// Segments whose holes are noted in one commit: 8 KiB each at most.
+const HOLES_PER_COMMIT: usize = 8;
 
 /// How long a checkpoint that wants the log for itself waits for readers, where room is short: longer than one of our
 /// own takes, and no longer, for meanwhile nothing is stored.
@@ -287,7 +299,7 @@ impl Writer {
                     }
                     Err(error) => {
                         tracing::error!(%error, "find where to delete to");
-                        let _ = reply.send(Err(Failure::Unavailable));
+                        let _ = reply.send(Err(self.shared.failure(&error)));
                     }
                 },
                 Command::DeleteThese { chosen, reply } => {
@@ -298,6 +310,7 @@ impl Writer {
                     self.work.checks.push(reply);
                 }
                 Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
+                Command::HolesFound { segment, offsets } => self.work.holes.push_back((segment, offsets)),
                 Command::Checkpointed { how, alone } => self.finish_checkpoint(how, alone)?,
                 Command::Erase { reply } => {
                     self.work.erasing.push(reply);
@@ -317,7 +330,7 @@ impl Writer {
         // On a full disk deleting is what helps; the index can wait.
         !self.work.deletions.is_empty()
             || self.work.subscriptions.is_due()
-            || (!self.work.sealing.is_empty() && !self.work.storage_full)
+            || (!self.work.storage_full && (!self.work.sealing.is_empty() || !self.work.holes.is_empty()))
     }
 
     /// One transaction for all that was taken. Returns an error only when going on is unsafe.
@@ -482,6 +495,7 @@ impl Writer {
             self.seal_some(&mut written)?;
         }
         self.delete_some(&mut written)?;
+        self.note_holes(&mut written)?;
         self.keep_subscriptions(&mut written)?;
         if self.syncs && self.has_unsynced && written.events == 0 {
             // A commit of nothing syncs nothing, and repeats of what is not synced would be told that it is.
@@ -541,12 +555,19 @@ impl Writer {
         let Append { batch, fates, .. } = append;
         let mut known = Vec::with_capacity(batch.len());
         for (message, keys) in keys::messages(batch) {
-            let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, &keys)? {
-                Verdict::Accepted(accepted) => accepted,
-                Verdict::Refused(place) => {
+            let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, &keys) {
+                Ok(Verdict::Accepted(accepted)) => accepted,
+                Ok(Verdict::Refused(place)) => {
                     known.extend(message.map(|_| Fate::Refused(place)));
                     continue;
                 }
+                // Whether it is a repeat cannot be told, and what is damaged must not end the server.
+                Err(error) if is_damage(&error) => {
+                    self.shared.note_damage(&error);
+                    known.extend(message.map(|_| Fate::Damaged));
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let mut index = message.start;
             for alike in accepted.chunk_by(|one, other| (*one == Known::New) == (*other == Known::New)) {
@@ -561,7 +582,9 @@ impl Writer {
                             Known::Stored(seq) => seq,
                             Known::Like(place) => match known[place] {
                                 Fate::Stored(seq) | Fate::Replayed(seq) => seq,
-                                Fate::Refused(_) => unreachable!("a message is refused as a whole"),
+                                Fate::Refused(_) | Fate::Damaged => {
+                                    unreachable!("a message is refused as a whole")
+                                }
                             },
                             Known::New => unreachable!("chunks are of one kind"),
                         };
@@ -569,7 +592,7 @@ impl Writer {
                     }
                 }
             }
-            keys::keep(&self.connection, &keys, &known)?;
+            keys::keep(&self.connection, batch, &keys, &known)?;
         }
         if known.iter().any(|fate| !matches!(fate, Fate::Stored(_))) {
             batch.retain(|index| matches!(known[index], Fate::Stored(_)));
@@ -641,9 +664,9 @@ impl Writer {
             "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
-        let has_holes = deletion::has_holes(&self.connection, sealing.segment)?;
+        let holes = Holes::of(&self.connection, sealing.segment)?;
         for row in slice {
-            if has_holes && deletion::is_emptied(&self.connection, sealing.segment, &row.offsets)? {
+            if holes.as_ref().is_some_and(|holes| holes.are_all_of(&row.offsets)) {
                 continue;
             }
             insert.raw_bind_parameter(1, sealing.segment as i64)?;
@@ -682,23 +705,42 @@ impl Writer {
     /// Deletes a slice of what is to be deleted, and keeps the statistics true to what remains.
     fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
         let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
-        let Deleted { events, is_done } = match &deletion.what {
-            Doomed::Through(last) => deletion::oldest(&self.connection, *last)?,
+        self.connection.execute_batch("SAVEPOINT deletion")?;
+        let deleted = match &deletion.what {
+            Doomed::Through(last) => deletion::oldest(&self.connection, &self.shared, *last),
             Doomed::These(chosen) => {
                 // Pages that become free are overwritten, too, which costs a write for each.
                 self.connection.pragma_update(None, "secure_delete", "ON")?;
-                let newest = |of: &str| written.newest_of(of);
-                let deleted = deletion::chosen(&self.connection, &self.shared, chosen, newest);
+                let deleted = deletion::chosen(&self.connection, &self.shared, chosen);
                 self.connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
-                deleted?
+                deleted
             }
         };
+        let Deleted { events, is_done } = match deleted {
+            // Events of the same commit have nothing to do with what is damaged there.
+            Err(error) if is_damage(&error) => {
+                self.shared.note_damage(&error);
+                written.deletion_met_damage = true;
+                return self.connection.execute_batch("ROLLBACK TO deletion; RELEASE deletion");
+            }
+            deleted => deleted?,
+        };
+        self.connection.execute_batch("RELEASE deletion")?;
         (written.deleted, written.deletion_done) = (events, is_done);
         if events > 0 {
             self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
             // The rows that would say so are gone: what numbers and times are used up is noted.
             meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
             meta::set(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
+        }
+        Ok(())
+    }
+
+    /// Notes where the holes of some segments are.
+    fn note_holes(&self, written: &mut Written) -> rusqlite::Result<()> {
+        for (segment, offsets) in self.work.holes.iter().take(HOLES_PER_COMMIT) {
+            holes::found(&self.connection, *segment, offsets.clone())?;
+            written.noted_holes += 1;
         }
         Ok(())
     }
@@ -741,6 +783,7 @@ impl Writer {
         }
         self.finish_sealing(written.sealed_rows);
         self.finish_deletion(&written);
+        self.work.holes.drain(..written.noted_holes);
         if written.kept {
             let changes = std::mem::take(&mut self.work.subscriptions);
             // Whoever asked may be gone.
@@ -774,6 +817,11 @@ impl Writer {
     }
 
     fn finish_deletion(&mut self, written: &Written) {
+        if written.deletion_met_damage {
+            let deletion = self.work.deletions.pop_front().expect("it was under way");
+            let _ = deletion.reply.send(Err(Failure::Damaged));
+            return;
+        }
         let Some(deletion) = self.work.deletions.front_mut() else { return };
         deletion.deleted += written.deleted;
         if written.deletion_done {
@@ -867,16 +915,13 @@ struct Written {
     sealed_rows: usize,
     deleted: u64,
     deletion_done: bool,
+    deletion_met_damage: bool,
+    /// So many of the holes that were found are noted.
+    noted_holes: usize,
     kept: bool,
 }
 
 impl Written {
-    /// The time of the newest event of a type that this transaction stored.
-    fn newest_of(&self, event_type: &str) -> Option<Timestamp> {
-        let counted = self.by_type.iter().find(|(of, ..)| **of == *event_type.as_bytes());
-        counted.map(|(_, _, last_seen)| *last_seen)
-    }
-
     #[inline]
     fn count(&mut self, event_type: &[u8], time: Timestamp) {
         match self.by_type.iter_mut().find(|(of, ..)| **of == *event_type) {

@@ -241,7 +241,7 @@ impl AnswerWriter {
 
     /// Adds the events of a message to what is told at once; what is refused is told now.
     fn gather(&mut self, outcome: &Outcome, answer: &Answer, events: Range<usize>, out: &mut Vec<u8>) {
-        let is_array = matches!(answer, Answer::Array { .. });
+        let (is_array, first) = (matches!(answer, Answer::Array { .. }), events.start);
         for event in events {
             match outcome.fate(event) {
                 Some(Fate::Refused(place)) => {
@@ -249,6 +249,12 @@ impl AnswerWriter {
                         !is_array || event == 0 || outcome.fate(event - 1) != Some(Fate::Refused(place));
                     if is_first_of_message {
                         self.error(&key_reused(is_array.then_some(place)), None, out);
+                    }
+                    continue;
+                }
+                Some(Fate::Damaged) => {
+                    if event == first {
+                        self.error(&Failure::Damaged.to_string(), None, out);
                     }
                     continue;
                 }
@@ -264,6 +270,7 @@ impl AnswerWriter {
     fn one(&mut self, outcome: &Outcome, event: usize, reference: Option<&str>, out: &mut Vec<u8>) {
         let (id, replayed) = match outcome.fate(event) {
             Some(Fate::Refused(_)) => return self.error(&key_reused(None), reference, out),
+            Some(Fate::Damaged) => return self.error(&Failure::Damaged.to_string(), reference, out),
             Some(Fate::Stored(seq)) => (format!(r#","event_id":"{}""#, seq.id()), ""),
             Some(Fate::Replayed(seq)) => (format!(r#","event_id":"{}""#, seq.id()), r#","replayed":true"#),
             None => (String::new(), ""),
@@ -275,8 +282,10 @@ impl AnswerWriter {
 
     fn many(&mut self, outcome: &Outcome, events: Range<usize>, out: &mut Vec<u8>) {
         let fates = events.clone().map(|event| outcome.fate(event));
-        if let Some(Some(Fate::Refused(place))) = fates.clone().next() {
-            return self.error(&key_reused(Some(place)), None, out);
+        match fates.clone().next().flatten() {
+            Some(Fate::Refused(place)) => return self.error(&key_reused(Some(place)), None, out),
+            Some(Fate::Damaged) => return self.error(&Failure::Damaged.to_string(), None, out),
+            Some(Fate::Stored(_) | Fate::Replayed(_)) | None => {}
         }
         let replayed = fates.clone().filter(|fate| matches!(fate, Some(Fate::Replayed(_)))).count();
         self.text.clear();
@@ -287,7 +296,7 @@ impl AnswerWriter {
                 self.text.extend_from_slice(br#","event_ids":["#);
                 let numbers = fates.filter_map(|fate| match fate {
                     Some(Fate::Stored(seq) | Fate::Replayed(seq)) => Some(seq),
-                    Some(Fate::Refused(_)) | None => None,
+                    Some(Fate::Refused(_) | Fate::Damaged) | None => None,
                 });
                 write_ids(numbers, &mut self.text);
                 self.text.push(b']');

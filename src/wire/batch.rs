@@ -39,6 +39,8 @@ pub enum Fate {
     Replayed(Seq),
     /// The key of the event in this place of its message was used for another one.
     Refused(usize),
+    /// What is stored under the key of an event of its message is damaged: whether it is a repeat cannot be told.
+    Damaged,
 }
 
 /// Where the parts of one event lie. Its frame begins where the one before it ends.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::frame::Violation;
 use crate::event::Rejection;
 
-/// Why events that were understood could not be stored.
+/// Why events that were understood could not be stored, or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error("Too many events are waiting to be stored, try again")]
@@ -17,6 +17,8 @@ pub enum Failure {
     Locked,
     #[error("The event could not be stored, try again")]
     Unavailable,
+    #[error("A part of the stored events is damaged and cannot be read; the operator has been told")]
+    Damaged,
 }
 
 /// Why a request is refused.
@@ -51,8 +53,6 @@ pub enum Refusal {
     Failed(#[from] Failure),
     #[error("Reading the stored events failed, try again")]
     Unreadable,
-    #[error("A part of the stored events is damaged and cannot be read; the operator has been told")]
-    Damaged,
     #[error("The server has as many connections as it takes, try again")]
     TooManyConnections,
     #[error("Too many large bodies are under way, try again")]
@@ -119,7 +119,7 @@ impl Refusal {
             Self::Invalid(_) => 422,
             Self::UpgradeRequired => 426,
             Self::RateLimited(_) => 429,
-            Self::Damaged => 500,
+            Self::Failed(Failure::Damaged) => 500,
             Self::Failed(Failure::StorageFull) => 507,
             Self::Failed(_)
             | Self::Unreadable

@@ -98,6 +98,63 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
 }
 
 #[test]
+fn a_damaged_event_is_met_by_the_writer_without_an_end_of_the_server() {
+    let mut server = Server::start();
+    let of_session = |session: &str, n: usize| marked(n).replace("\"s\"", &format!("\"{session}\""));
+    let keyed = |server: &Server, n: usize| {
+        let key = format!("key-{n}");
+        server.call("POST", "/events", &[JSON, ("Idempotency-Key", &key)], of_session("t", n).as_bytes()).status
+    };
+    server.publish(&of_session("s", 1));
+    assert_eq!((keyed(&server, 2), keyed(&server, 3)), (201, 201));
+    server.publish(&of_session("s", 4));
+    server.publish(&json!({"event_type": "quiz_started", "source": "it", "payload": {"mark": "<<5>>"}}).to_string());
+    server.stop();
+    // A key from before format 4, whose repeats are judged by the event itself.
+    let former = "UPDATE idempotency_keys SET digest = NULL, checksum = NULL WHERE key = 'key-2'";
+    assert_eq!(rusqlite::Connection::open(server.db_path()).unwrap().execute(former, []).unwrap(), 1);
+    for mark in ["<<2>>", "<<3>>", "<<5>>"] {
+        flip(&server.db_path(), place(&server.db_path(), mark) + 2, 0);
+    }
+    server.allow_noise();
+    server.restart();
+
+    assert_eq!(server.get("/stats").status, 200, "the newest event is damaged, and here is where that is told");
+    for n in [2, 3] {
+        assert_eq!(keyed(&server, n), 500, "a repeat of event {n}");
+    }
+    let message = of_session("t", 2).replacen('{', "{\"idempotency_key\":\"key-2\",", 1);
+    let answer = server.publisher().ask(&message);
+    assert_eq!(answer["status"], "error");
+    assert!(text_of(&answer["message"]).contains("damaged"), "{answer}");
+    // The newest of its type goes, and the next one is damaged.
+    let delete = |what: &str| server.call("DELETE", &format!("/events?{what}"), &[], b"");
+    assert_eq!(delete("event_type=timer_tick&session_id=s").json(), json!({"deleted": 2}));
+    let refused = delete("session_id=t");
+    assert_eq!(refused.status, 500, "which events these are cannot be read: {}", refused.text());
+    assert_eq!(damage(&server).len(), 3);
+    assert_eq!(server.publish(&marked(6))["id"], id_of(6));
+    assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": 4}));
+}
+
+#[test]
+fn the_time_of_a_damaged_last_event_is_not_trusted_at_start() {
+    let mut server = Server::start();
+    let before = timestamp(&server.publish(&marked(1)));
+    server.publish(&marked(2));
+    server.stop();
+    let flipped = "UPDATE events SET time_us = time_us + (1 << 52) WHERE seq = 2";
+    assert_eq!(rusqlite::Connection::open(server.db_path()).unwrap().execute(flipped, []).unwrap(), 1);
+    server.allow_noise();
+    server.restart();
+    server.await_log("events: evt_000000000002 is damaged");
+    let after = timestamp(&server.publish(&marked(3)));
+    // Bit 52 of the microseconds is 142 years.
+    assert_eq!(after[..2], before[..2], "{before} and {after}");
+    assert_eq!(damage(&server), ["events: evt_000000000002 is damaged"]);
+}
+
+#[test]
 fn a_damaged_log_stops_the_start_and_a_repair_saves_what_comes_behind() {
     let mut server = Server::start();
     let ids: Vec<_> = (1..=100).map(|n| text_of(&server.publish(&marked(n))["id"])).collect();

@@ -189,6 +189,46 @@ fn a_key_is_kept_as_long_as_its_event() {
     assert_eq!(ids(&format!("[{all}]"), &server)[0], id_of(10));
 }
 
+/// Deletes the event of session `s` with this number in its payload.
+fn delete_number(server: &Server, n: usize) {
+    let deleted = server.call("DELETE", &format!("/events?session_id=s&payload.n={n}"), &[], b"");
+    assert_eq!(deleted.json(), json!({"deleted": 1}));
+}
+
+#[test]
+fn the_key_of_a_request_is_kept_until_the_last_of_its_events_is_deleted() {
+    let mut server = Server::start();
+    let publish = |server: &Server, lines: &[String]| {
+        server.call("POST", "/events", &[NDJSON, ("Idempotency-Key", "batch")], lines.join("\n").as_bytes())
+    };
+    let lines = ticks("s", 4);
+    let first = publish(&server, &lines);
+    assert_eq!(first.status, 201);
+    let is_known = |server: &Server| {
+        let again = publish(server, &lines);
+        assert_eq!((again.status, again.header("idempotent-replayed")), (200, Some("true")));
+        assert_eq!(again.text(), first.text(), "with the ids of those that are deleted");
+        for other in [ticks("t", 4), ticks("s", 3), ticks("s", 5)] {
+            assert_eq!(publish(server, &other).status, 422, "{other:?}");
+        }
+    };
+    delete_number(&server, 0);
+    is_known(&server);
+    delete_number(&server, 3);
+    is_known(&server);
+    // One goes as the oldest.
+    let last = text_of(&server.get_json(&format!("/events/{}", id_of(3)))["timestamp"]);
+    assert_eq!(server.call("DELETE", &format!("/events?before={last}"), &[], b"").json(), json!({"deleted": 1}));
+    is_known(&server);
+    server.stop();
+    server.restart();
+    is_known(&server);
+    assert_eq!(total(&server), 1);
+    delete_number(&server, 2);
+    let anew = publish(&server, &lines);
+    assert_eq!((anew.status, &anew.json()["first_id"]), (201, &json!(id_of(5))));
+}
+
 #[test]
 fn a_crash_between_two_tries_stores_once() {
     let mut server = Server::start();

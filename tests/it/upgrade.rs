@@ -441,9 +441,90 @@ fn files_of_earlier_formats_are_extended() {
         assert_eq!(checked.stdout, "data/events.db is sound: 65637 events\n");
         let file = Connection::open(server.db_path()).unwrap();
         let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-        assert_eq!(version, 3);
+        assert_eq!(version, 4);
         drop(file);
         server.restart();
         assert_eq!(of_session(&server), expected);
     }
+}
+
+/// What the last server of format 3 left behind: 69 events, the others of its 65,636 chosen to be deleted; a sealed
+/// segment and an open one; two keys, of which one is that of a request with three events; a durable subscription.
+const FORMAT_3: &[u8] = include_bytes!("golden/format-3.db");
+
+/// The statements that make a file one of format 3 again, as the documents have them.
+fn way_back() -> &'static str {
+    let document = include_str!("../../docs/formats.md");
+    document.split_once("```sql\n").and_then(|(_, rest)| rest.split_once("```")).expect("statements").0
+}
+
+#[test]
+fn a_file_of_format_3_is_opened_with_its_keys_and_holes_and_there_is_a_way_back() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(database(folder.path()), FORMAT_3).unwrap();
+    let checked = Run::start(command(folder.path()).args(["check", "data/events.db"]), "").finish();
+    assert_eq!((checked.code, &*checked.stdout), (Some(0), "data/events.db is sound: 69 events\n"), "as it is");
+    let columns = |path: &Path| {
+        let sql = "SELECT tables.name, columns.name, columns.type, columns.\"notnull\", columns.pk FROM sqlite_schema AS tables \
+                   JOIN pragma_table_xinfo(tables.name) AS columns WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
+        let file = Connection::open(path).unwrap();
+        let mut statement = file.prepare(sql).unwrap();
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
+        statement.query_map([], row).unwrap().collect::<Result<Vec<(String, String, String, bool, i64)>, _>>().unwrap()
+    };
+    let format_3 = columns(&database(folder.path()));
+
+    let mut server = Server::in_folder(folder, &[]);
+    let number = |server: &Server, sql: &str| -> i64 {
+        Connection::open(server.db_path()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(number(&server, "PRAGMA user_version"), 4);
+    await_true("the holes", || number(&server, "SELECT count(*) FROM holes WHERE offsets IS NULL") == 0);
+    assert_eq!(number(&server, "SELECT length(offsets) FROM holes WHERE segment = 0"), 1 + 65_536 / 8);
+    let of_s1: Vec<u64> = (0..=64).filter(|n| n % 3 == 1).map(|n| n * 1_024 + 5).collect();
+    assert_eq!(sequences(&server.stored("session_id=s1")), of_s1);
+    assert_eq!(server.stored("session_id=gone").len(), 0);
+    assert_eq!(server.get_json("/subscriptions")[0]["position"], id_of(65_630));
+
+    let lines = |what: &str| {
+        let line = |n| {
+            format!(
+                r#"{{"event_type":"quiz_completed","source":"golden","session_id":"asked","payload":{{"n": {n}}}}}"#
+            )
+        };
+        (0..3).map(line).collect::<Vec<_>>().join("\n").replace("asked", what)
+    };
+    let repeat = |server: &Server, what: &str| {
+        let answer = server.call("POST", "/events", &[NDJSON, ("Idempotency-Key", "request")], lines(what).as_bytes());
+        (answer.status, answer.json()["ids"].clone())
+    };
+    let known = (200, json!([id_of(1), id_of(2), id_of(3)]));
+    assert_eq!(repeat(&server, "asked"), known);
+    for n in 0..2 {
+        let deleted = server.call("DELETE", &format!("/events?session_id=asked&payload.n={n}"), &[], b"");
+        assert_eq!(deleted.json(), json!({"deleted": 1}));
+        assert_eq!(repeat(&server, "asked"), known, "what was deleted is remembered");
+        assert_eq!(repeat(&server, "other").0, 422);
+    }
+    server.await_stats("the check", |stats| stats["integrity"]["state"] == "sound");
+    server.stop();
+    let checked = Run::start(command(server.folder()).args(["check", "data/events.db"]), "").finish();
+    assert_eq!((checked.code, &*checked.stdout), (Some(0), "data/events.db is sound: 67 events\n"));
+    let repaired = Run::start(command(server.folder()).args(["repair", "--into", "data/new.db"]), "").finish();
+    assert_eq!(
+        repaired.stdout.lines().next(),
+        Some("data/new.db: 67 events, 2 idempotency keys, 1 durable subscriptions")
+    );
+
+    Connection::open(server.db_path()).unwrap().execute_batch(way_back()).unwrap();
+    assert_eq!(number(&server, "PRAGMA user_version"), 3);
+    assert_eq!(columns(&server.db_path()), format_3);
+    assert_eq!(
+        number(&server, "SELECT count(*) FROM idempotency_keys"),
+        1,
+        "format 3 cannot judge a repeat of the other"
+    );
+    server.restart();
+    assert_eq!(sequences(&server.stored("session_id=s1")), of_s1);
 }
