@@ -241,7 +241,9 @@ impl Writer {
     pub fn turn(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
         let closing = self.receive(appends)?;
         self.commit(appends)?;
-        self.start_checkpoint_if_due();
+        if self.work.erasure == Erasure::Awaited {
+            self.start_checkpoint_if_due();
+        }
         Ok(!closing)
     }
 
@@ -356,6 +358,7 @@ impl Writer {
                 self.work.storage_full &= appends.is_empty();
                 self.has_unsynced = !self.syncs;
                 self.publish(appends, written, level);
+                self.start_checkpoint_if_due();
                 Ok(())
             }
             Err(error) => {
