@@ -569,6 +569,28 @@ mod tests {
     }
 
     #[test]
+    fn one_bad_time_among_events_without_checksums_costs_only_its_event() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.db");
+        finish(filled(&path));
+        let file = schema::open_writer(&path).expect("whole");
+        // Up to number 100 as in a file from before format 3; one time is centuries late, one days, one early.
+        meta::set(&file, meta::UNCHECKED_THROUGH, 100).expect("written");
+        file.execute_batch(
+            "UPDATE events SET checksum = NULL WHERE seq <= 100;
+            UPDATE events SET time_us = time_us + (1 << 52) WHERE seq IN (50, 100);
+            UPDATE events SET time_us = time_us + (1 << 40) WHERE seq = 60;
+            UPDATE events SET time_us = time_us - (1 << 40) WHERE seq = 70;",
+        )
+        .expect("written");
+        drop(file);
+        let new = folder.path().join("new.db");
+        let repaired = repair(&path, &new).expect("repaired");
+        assert_eq!(repaired.damaged, [50, 60, 70, 100].map(|seq| Seq(seq).id().to_string()));
+        assert_eq!((repaired.events, found(&new)), (193, (Ok(193), vec![])));
+    }
+
+    #[test]
     fn what_is_readable_of_a_damaged_file_is_saved() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));

@@ -1,6 +1,7 @@
 //! Saving what can be read of a damaged file into a new one: events that match their checksums, their index and
 //! statistics built anew, and what hangs on them. The old file is only read.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,8 @@ use super::rebuild::Rebuild;
 use super::schema::{self, meta};
 use super::{Kept, epoch, read, wal};
 use crate::config::Durability;
-use crate::event::{Seq, Timestamp};
+use crate::event::{Columns, Seq, Timestamp};
+use crate::wire::StoredEvent;
 
 /// What a repair saved, and what it could not.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -142,10 +144,13 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
         old,
         rebuild: Rebuild::new(new)?,
         unchecked_through: Seq(noted(meta::UNCHECKED_THROUGH)? as u64),
+        unproven: VecDeque::new(),
+        unproven_end: first_checked_time(old, Seq(noted(meta::UNCHECKED_THROUGH)? as u64))?,
         first: None,
         last_seq: Seq::ZERO,
         last_time: Timestamp(i64::MIN),
         has_legacy_ids: false,
+        found: 0,
         repaired: Repaired::default(),
     };
     salvage.run(end(old, "ASC")?.unwrap_or(Seq(1))..=last)?;
@@ -190,10 +195,16 @@ struct Salvage<'c> {
     old: &'c Connection,
     rebuild: Rebuild<'c>,
     unchecked_through: Seq,
+    /// Events without a checksum, until it is known whether their times can be right.
+    unproven: VecDeque<Unproven>,
+    /// They are all earlier than this.
+    unproven_end: Timestamp,
     first: Option<Seq>,
     last_seq: Seq,
     last_time: Timestamp,
     has_legacy_ids: bool,
+    /// Events that could be read, taken over or not.
+    found: u64,
     repaired: Repaired,
 }
 
@@ -210,15 +221,15 @@ impl Salvage<'_> {
                 Reached::Broken(at) => at.max(next),
             };
             while next <= *numbers.end() {
-                let before = self.repaired.events;
+                let before = self.found;
                 self.read("seq = ?1 AND ?2 > 0", next, next)?;
                 next = next.next();
-                if self.repaired.events > before {
+                if self.found > before {
                     break;
                 }
             }
         }
-        Ok(())
+        self.prove(0)
     }
 
     fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Reached> {
@@ -234,15 +245,23 @@ impl Salvage<'_> {
                 }
                 next = seq.next();
                 match read::stored(row, self.unchecked_through) {
-                    Ok(event) if self.is_plausible(&event) => {
-                        let legacy_id = event.legacy_id.map(str::as_bytes);
-                        self.rebuild.event(seq, event.time, &event.columns(), legacy_id)?;
-                        self.has_legacy_ids |= legacy_id.is_some();
-                        self.first = self.first.or(Some(seq));
-                        (self.last_seq, self.last_time) = (seq, event.time);
-                        self.repaired.events += 1;
+                    Ok(event) if seq <= self.unchecked_through => {
+                        let is_json = serde_json::from_str::<&RawValue>(event.payload);
+                        match is_json.is_ok_and(|json| json.get().starts_with('{')) {
+                            true => self.unproven.push_back(Unproven::of(&event)),
+                            false => self.name(seq),
+                        }
+                        self.prove(WITNESSES)?;
+                        self.found += 1;
                     }
-                    Ok(_) => self.name(seq),
+                    Ok(event) => {
+                        self.prove(0)?;
+                        match event.time > self.last_time {
+                            true => self.take(seq, event.time, &event.columns(), event.legacy_id.map(str::as_bytes))?,
+                            false => self.name(seq),
+                        }
+                        self.found += 1;
+                    }
                     Err(error) if is_damage(&error) => self.name(seq),
                     Err(error) => return Err(error),
                 }
@@ -252,11 +271,47 @@ impl Salvage<'_> {
         or_lost(looked, Reached::Broken(next))
     }
 
-    /// Whether an event can be one: those without a checksum are taken at their word otherwise.
-    fn is_plausible(&self, event: &crate::wire::StoredEvent<'_>) -> bool {
-        event.time > self.last_time
-            && (event.seq > self.unchecked_through
-                || serde_json::from_str::<&RawValue>(event.payload).is_ok_and(|json| json.get().starts_with('{')))
+    /// Takes over an event.
+    fn take(
+        &mut self,
+        seq: Seq,
+        time: Timestamp,
+        columns: &Columns<'_>,
+        legacy_id: Option<&[u8]>,
+    ) -> rusqlite::Result<()> {
+        self.rebuild.event(seq, time, columns, legacy_id)?;
+        self.has_legacy_ids |= legacy_id.is_some();
+        self.first = self.first.or(Some(seq));
+        (self.last_seq, self.last_time) = (seq, time);
+        self.repaired.events += 1;
+        Ok(())
+    }
+
+    /// Decides on the first of the events without a checksum while more than `left` wait. Times increase, so one with
+    /// most of those behind it in its past is damaged, and not they. Were it believed, all of them would be lost.
+    fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
+        while self.unproven.len() > left
+            && let Some(Unproven { seq, time, texts: [event_type, source, session_id, user_id, payload, legacy_id] }) =
+                self.unproven.pop_front()
+        {
+            let behind = self.unproven.iter().filter(|later| later.time > self.last_time);
+            let (earlier, later): (Vec<_>, Vec<_>) = behind.partition(|later| later.time <= time);
+            let is_in_order = time > self.last_time && time < self.unproven_end;
+            match is_in_order && earlier.len() <= later.len() {
+                true => {
+                    let columns = Columns {
+                        event_type: event_type.as_deref().unwrap_or_default(),
+                        source: source.as_deref().unwrap_or_default(),
+                        session_id: session_id.as_deref(),
+                        user_id: user_id.as_deref(),
+                        payload: payload.as_deref().unwrap_or_default(),
+                    };
+                    self.take(seq, time, &columns, legacy_id.as_deref())?;
+                }
+                false => self.name(seq),
+            }
+        }
+        Ok(())
     }
 
     fn name(&mut self, seq: Seq) {
@@ -264,6 +319,39 @@ impl Salvage<'_> {
             self.repaired.damaged.push(seq.id().to_string());
         }
     }
+}
+
+/// Events that are asked whether the time of the one before them can be right: more than a few damaged ones side by side.
+const WITNESSES: usize = 16;
+
+/// An event without a checksum.
+struct Unproven {
+    seq: Seq,
+    time: Timestamp,
+    texts: [Option<Box<[u8]>>; 6],
+}
+
+impl Unproven {
+    fn of(event: &StoredEvent<'_>) -> Self {
+        let StoredEvent { seq, time, event_type, source, session_id, user_id, payload, legacy_id } = *event;
+        let texts = [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id];
+        Self { seq, time, texts: texts.map(|text| text.map(|text| text.as_bytes().into())) }
+    }
+}
+
+/// The time of the first whole event behind those without checksums: these came before it.
+fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Result<Timestamp> {
+    let looked = (|| {
+        let mut statement = old.prepare(read::select_events!("seq > ?1 ORDER BY seq"))?;
+        let mut rows = statement.query([unchecked_through.0 as i64])?;
+        while let Some(row) = rows.next()? {
+            if let Ok(event) = read::stored(row, unchecked_through) {
+                return Ok(Some(event.time));
+            }
+        }
+        Ok(None)
+    })();
+    Ok(or_lost(looked, None)?.unwrap_or(Timestamp(i64::MAX)))
 }
 
 enum Reached {
