@@ -42,7 +42,7 @@ pub use checkpoint::Log;
 pub use damage::{Integrity, Progress, is_damage};
 pub use kept::Kept;
 pub use open::OpenError;
-pub use read::{Order, Query, Stats, TypeStats};
+pub use read::{Lag, Order, Query, Stats, TypeStats};
 pub use reading::{Reading, took_too_long};
 pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};

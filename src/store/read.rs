@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use super::damage::{Integrity, damaged, is_damage};
 use super::holes::Holes;
 use super::schema;
-use super::segments::{self, Kind};
+use super::segments::{self, Kind, SEGMENT_EVENTS};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::sync::Mutex;
@@ -42,6 +42,14 @@ pub enum Order {
     #[default]
     OldestFirst,
     NewestFirst,
+}
+
+/// How many events a durable subscription is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    pub events: u64,
+    /// Whether only the first of them were counted, and the rest goes by them.
+    pub is_estimate: bool,
 }
 
 /// What `GET /stats` tells of the stored events.
@@ -107,6 +115,9 @@ const GATE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a checkpoint waits for the reads under way: several times as long as one takes.
 const READS_END_WITHIN: Duration = Duration::from_millis(100);
+
+/// Counting by the lists of a segment costs as much as looking at this many events: some 100 µs where they are long.
+const LOOKS_PER_SEGMENT: u64 = 128;
 
 impl Query {
     /// The same reading without a beginning.
@@ -275,6 +286,46 @@ impl super::Store {
             ControlFlow::Continue(())
         })?;
         Ok(count)
+    }
+
+    /// How many events pass after a position: counted among the next `looks_max` numbers, and where there are more,
+    /// estimated by those. What the index alone can count is counted among as many as cost the same.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub fn lag(&self, filter: &Filter, after: Seq, looks_max: u64) -> rusqlite::Result<Lag> {
+        let extent = self.extent()?;
+        let after = after.max(extent.oldest.prev());
+        let numbers_max = match (filter.has_rest(), filter.is_indexed()) {
+            (true, _) => looks_max,
+            (false, true) => looks_max.div_ceil(LOOKS_PER_SEGMENT) * SEGMENT_EVENTS,
+            (false, false) => u64::MAX,
+        };
+        let (numbers, mut looked) = (extent.newest.0.saturating_sub(after.0), numbers_max);
+        let before = Seq(after.0.saturating_add(numbers_max).saturating_add(1));
+        let mut query = Query { filter: filter.clone(), after, before: Some(before), ..Query::default() };
+        let events = match filter.has_rest() {
+            false => {
+                query.before = query.before.filter(|before| *before <= extent.newest);
+                self.count(&query)?
+            }
+            true => {
+                let mut events = 0;
+                let reached = self.scan_some(&query, |_| {
+                    events += 1;
+                    ControlFlow::Continue(())
+                })?;
+                looked = reached.map_or(looked, |reached| reached.0 - after.0);
+                events
+            }
+        };
+        match looked < numbers {
+            false => Ok(Lag { events, is_estimate: false }),
+            true => {
+                let events = (u128::from(events) * u128::from(numbers) / u128::from(looked.max(1))) as u64;
+                Ok(Lag { events, is_estimate: true })
+            }
+        }
     }
 
     /// For each value of a field the newest event up to `through` that passes, ascending; of the values last
@@ -915,7 +966,6 @@ mod tests {
     use super::*;
     use crate::config::{Config, Durability};
     use crate::event::Event;
-    use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Receipt, Store};
     use crate::wire::Batch;
 
@@ -970,6 +1020,28 @@ mod tests {
         let end = 2 * SEGMENT_EVENTS;
         let latest = store.latest_by(Field::Session, &Filter::default(), Seq(end), 2).expect("read");
         assert_eq!(latest, [Seq(end - 1), Seq(end)]);
+    }
+
+    #[test]
+    fn a_lag_that_would_take_long_to_count_is_estimated() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        while parts.seal() | parts.write() {}
+        let all = 3 * SEGMENT_EVENTS;
+        let lag = |filter: &Filter, after, looks_max| {
+            let Lag { events, is_estimate } = store.lag(filter, Seq(after), looks_max).expect("read");
+            (events, is_estimate)
+        };
+        assert_eq!(lag(&Filter::default(), 1, 1), (all - 1, false), "without a filter it is a subtraction");
+        let one_of_five = Filter::default().with(Field::Session, ["3"]);
+        assert_eq!(lag(&one_of_five, 0, 3 * LOOKS_PER_SEGMENT), (all / 5, false));
+        // Of the first 32 events six have it.
+        assert_eq!(lag(&one_of_five, 0, 1), (6 * 3, true));
+        let asked: serde_json::Value = serde_json::from_str(r#"{"exclude":{"session_id":["3","4"]}}"#).expect("JSON");
+        let three_of_five = Filter::parse(asked.as_object().expect("an object")).expect("a filter");
+        assert_eq!(lag(&three_of_five, 0, 10), (6 * all / 10, true));
+        assert_eq!(lag(&three_of_five, all - 10, 10), (6, false));
+        assert_eq!(lag(&three_of_five, all, 10), (0, false));
     }
 
     /// Deletes every event but each fifth.
