@@ -17,7 +17,8 @@ use crate::config::Durability;
 use crate::event::Seq;
 use crate::wire::subscription::Epoch;
 
-/// The file beside the database, and what it says at the moment.
+/// The file beside the database, and what it says at the moment: a word that is written now and then, and behind it a
+/// mark that is written with every commit of events.
 #[derive(Debug)]
 pub(super) struct Witness {
     file: File,
@@ -37,11 +38,15 @@ struct Testimony {
     is_synced: bool,
     /// Whether the server ended in order, everything synced.
     has_ended: bool,
+    /// Whether clients were told of events that may be in the write-ahead log only: without a log they are lost.
+    #[serde(default)]
+    needs_log: bool,
 }
 
 impl Witness {
     /// Looks whether the database is the one that was left behind, and gives it another epoch if it is not: it
-    /// is a file of its own, it ends earlier than it did, or the system went down while not everything was synced.
+    /// is a file of its own, it ends earlier than it did, or the system went down while not everything was synced or
+    /// before an older file was put in its place. `has_log` says whether there was a write-ahead log at start.
     ///
     /// # Errors
     /// What SQLite reports. What the file beside it cannot tell stands in nobody's way.
@@ -50,6 +55,7 @@ impl Witness {
         connection: &Connection,
         path: &Path,
         last: Seq,
+        has_log: bool,
         durability: Durability,
     ) -> rusqlite::Result<Self> {
         let boot = this_boot();
@@ -58,7 +64,10 @@ impl Witness {
             (meta::get(connection, meta::EPOCH)? as u32, meta::get(connection, meta::INODE)?);
         let is_other = testimony(&file).is_some_and(|before| {
             let lost_its_end = before.last_seq > last.0;
-            let went_down = !before.is_synced && !before.has_ended && before.boot != boot;
+            // The system's end takes the latest marks along, which were not synced. It takes no log that was: one that
+            // is missing was taken away, with a file put in place that needs none.
+            let lost_its_log = before.needs_log && !has_log;
+            let went_down = !before.has_ended && before.boot != boot && (!before.is_synced || lost_its_log);
             // A database that forgot its last epoch has lost what was stored in it, too.
             before.epoch != epoch || lost_its_end || went_down
         });
@@ -74,10 +83,9 @@ impl Witness {
             meta::set(connection, meta::INODE, inode)?;
         }
         let is_synced = durability == Durability::Full;
-        let testimony = Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false };
+        let testimony = Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false, needs_log: has_log };
         let mut witness = Self { file, testimony, admits_unsynced: false };
-        let is_kept = witness.tell() && witness.file.sync_data().is_ok();
-        witness.admits_unsynced = is_kept && !is_synced;
+        witness.admits_unsynced = witness.tell(true) && !is_synced;
         Ok(witness)
     }
 
@@ -85,36 +93,64 @@ impl Witness {
         Epoch(self.testimony.epoch)
     }
 
-    /// The database has come so far. Costs one write of some hundred bytes, so it is for now and then.
-    pub fn note(&mut self, last: Seq, has_ended: bool) {
-        if self.testimony.last_seq != last.0 || self.testimony.has_ended != has_ended {
-            (self.testimony.last_seq, self.testimony.has_ended) = (last.0, has_ended);
-            self.tell();
+    /// The database has come so far, of which nobody knows yet. A write of some bytes into the cache of the system,
+    /// so that an older file in the place of this one is noticed whenever the process ends; the first time after the
+    /// log was emptied it is synced, so that it is noticed when the power goes, too.
+    pub fn has_come_to(&mut self, last: Seq) {
+        self.testimony.last_seq = last.0;
+        if self.testimony.needs_log {
+            self.write(WORD_BYTES, &mark(last));
+        } else {
+            self.testimony.needs_log = true;
+            self.tell(self.testimony.is_synced);
         }
     }
 
-    /// From now on something is acknowledged before it is synced. Returns whether the disk holds that word: without
-    /// it nobody would know, after a power cut, that something may be lost.
-    pub fn is_not_synced(&mut self) -> bool {
+    /// From now on the log may be empty: everything is in the database, or about to be.
+    pub fn may_lose_log(&mut self) {
+        if std::mem::take(&mut self.testimony.needs_log) {
+            // An empty log beside the former word would look like one that was taken away.
+            self.tell(self.testimony.is_synced);
+        }
+    }
+
+    /// The server has ended in order.
+    pub fn has_ended(&mut self) {
+        self.testimony.has_ended = true;
+        // Its former word, that not everything is synced, would begin another epoch.
+        self.tell(!self.testimony.is_synced);
+    }
+
+    /// Somebody is about to be told of what is not synced. Without that word on the disk nobody would know, after a
+    /// power cut, that something may be lost.
+    pub fn admit_unsynced(&mut self) {
         self.testimony.is_synced = false;
-        self.admits_unsynced = self.admits_unsynced || self.tell();
+        self.admits_unsynced = self.admits_unsynced || self.tell(true);
+    }
+
+    /// Whether the disk holds the word that not everything is synced. Without it no commit may be left unsynced,
+    /// whatever is in it: torn by a power cut it would look like damage.
+    pub fn admits_unsynced(&self) -> bool {
         self.admits_unsynced
     }
 
-    /// Returns whether it is written, and synced where that matters.
-    fn tell(&mut self) -> bool {
+    /// Writes the word and the mark. Returns whether that was done, with a sync if wanted.
+    fn tell(&self, sync: bool) -> bool {
         let word = serde_json::to_string(&self.testimony).expect("numbers and names");
-        // Always as long, and less than a sector, so that no power cut leaves half a word; half of one that a killed
-        // process leaves is none.
+        // Always as long, and with the mark less than a sector, so that no power cut leaves half a word; half of one
+        // that a killed process leaves is none.
         let text = format!("{word:<TESTIMONY_CHARS$} {:08x}\n", crc32c::crc32c(word.as_bytes()));
-        // A disk that is full keeps the former word, which is as true.
-        let told = self.file.write_all_at(text.as_bytes(), 0).and_then(|()| self.file.set_len(text.len() as u64));
-        // Where not every commit is synced, this must not be younger than the database either.
-        let kept = told.and_then(|()| if self.testimony.is_synced { Ok(()) } else { self.file.sync_data() });
-        if let Err(error) = &kept {
+        let told = [text.as_bytes(), &mark(Seq(self.testimony.last_seq))].concat();
+        self.write(0, &told) && (!sync || self.file.sync_data().is_ok())
+    }
+
+    fn write(&self, at: usize, bytes: &[u8]) -> bool {
+        let written = self.file.write_all_at(bytes, at as u64);
+        if let Err(error) = &written {
+            // A disk that is full keeps the former word, which is as true.
             tracing::debug!(%error, "note how far the database has come");
         }
-        kept.is_ok()
+        written.is_ok()
     }
 }
 
@@ -133,12 +169,32 @@ fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
+/// The word, its checksum, and what is between them and at their end.
+const WORD_BYTES: usize = TESTIMONY_CHARS + " 00000000\n".len();
 const TESTIMONY_CHARS: usize = 246;
 
+/// The number of the last event, and its checksum.
+fn mark(last: Seq) -> [u8; 12] {
+    let mut mark = [0; 12];
+    mark[..8].copy_from_slice(&last.0.to_le_bytes());
+    let sum = crc32c::crc32c(&mark[..8]);
+    mark[8..].copy_from_slice(&sum.to_le_bytes());
+    mark
+}
+
 fn testimony(file: &File) -> Option<Testimony> {
-    let mut text = vec![0; 1_024];
-    let len = file.read_at(&mut text, 0).ok()?;
-    let (word, sum) = std::str::from_utf8(&text[..len]).ok()?.trim_end().rsplit_once(' ')?;
+    let mut text = [0; WORD_BYTES];
+    file.read_exact_at(&mut text, 0).ok()?;
+    let (word, sum) = std::str::from_utf8(&text).ok()?.trim_end().rsplit_once(' ')?;
     let is_whole = u32::from_str_radix(sum, 16) == Ok(crc32c::crc32c(word.trim_end().as_bytes()));
-    is_whole.then(|| serde_json::from_str(word).ok()).flatten()
+    let mut testimony: Testimony = is_whole.then(|| serde_json::from_str(word).ok()).flatten()?;
+    let mut marked = [0; 12];
+    if file.read_exact_at(&mut marked, WORD_BYTES as u64).is_ok() {
+        let last = u64::from_le_bytes(marked[..8].try_into().expect("eight bytes"));
+        // Files from before have none, and the word alone.
+        if marked == mark(Seq(last)) {
+            testimony.last_seq = testimony.last_seq.max(last);
+        }
+    }
+    Some(testimony)
 }

@@ -88,6 +88,7 @@ impl Store {
         // The names of both; SQLite sees to those of its own files.
         sync_names(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
 
+        let has_log = wal::is_there(path);
         let log = |error| OpenError::Log(path.clone(), error);
         if let Some(severed) = wal::examine(path).map_err(log)? {
             if epoch::rules_out_power_cut(&lock, &severed) {
@@ -100,6 +101,8 @@ impl Store {
             // What another program wrote in between would be written over.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
             wal::settle(path).map_err(log)?;
+            // A life at durability off left pages of the database unsynced, too.
+            File::open(path).and_then(|file| file.sync_data()).map_err(|e| OpenError::File(path.clone(), e))?;
             transaction.rollback().map_err(database)?;
         }
         let version = schema::version(&connection).map_err(database)?;
@@ -123,7 +126,8 @@ impl Store {
         }
         let state = State::read(&connection).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
-        let witness = Witness::hear(beside, &connection, path, state.last, config.durability).map_err(database)?;
+        let witness =
+            Witness::hear(beside, &connection, path, state.last, has_log, config.durability).map_err(database)?;
         assemble(config, folder, connection, state, witness, lock).map_err(database)
     }
 }
@@ -247,7 +251,7 @@ fn assemble(
         free_space_min_bytes: config.free_space_min_bytes,
         witness,
         durability: config.durability,
-        syncs: config.durability == Durability::Full,
+        syncs: config.durability != Durability::Off,
         has_unsynced: true,
         work: writer::Work::default(),
     };

@@ -156,11 +156,8 @@ pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
 /// Write-ahead log, and no checkpoints by itself: the store does them off the commit path.
 pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    let synchronous = match durability {
-        Durability::Full => "FULL",
-        Durability::Normal => "NORMAL",
-        Durability::Off => "OFF",
-    };
+    // The writer sets it to less when it may leave a commit unsynced: what a start changes is not yet said to be.
+    let synchronous = if durability == Durability::Off { "OFF" } else { "FULL" };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "secure_delete", SECURE_DELETE)?;

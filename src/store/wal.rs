@@ -44,6 +44,11 @@ fn beside(database: &Path) -> PathBuf {
     super::files::beside(database, "-wal")
 }
 
+/// Whether a database has a log with something in it.
+pub fn is_there(database: &Path) -> bool {
+    std::fs::metadata(beside(database)).is_ok_and(|log| log.len() > 0)
+}
+
 /// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:
 /// a log that starts over leaves behind its first frames what has been moved. No log is whole.
 ///

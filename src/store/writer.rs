@@ -233,7 +233,7 @@ impl Writer {
         let mut appends = Vec::new();
         while self.turn(&mut appends)? {}
         self.truncate_log(TRUNCATE_PATIENCE)?;
-        self.witness.note(self.last, true);
+        self.witness.has_ended();
         Ok(())
     }
 
@@ -401,10 +401,12 @@ impl Writer {
         let others_want = !self.work.deletions.is_empty() || !self.work.subscriptions.replies.is_empty();
         let wanted = appends.iter().any(|append| append.receipt.level() == AckLevel::Synced)
             || (others_want && self.durability == Durability::Full);
-        // Where nothing is ever synced, one commit that is would stand on nothing.
-        // Who cannot be told that something is not synced gets it synced.
-        let must = !wanted && !appends.is_empty() && !self.witness.is_not_synced();
-        let syncs = (wanted || must) && self.durability != Durability::Off;
+        if !wanted && !appends.is_empty() {
+            self.witness.admit_unsynced();
+        }
+        // Where nothing is ever synced, one commit that is would stand on nothing. Else what is synced is what the file
+        // beside the database says: while it says everything, so are confirmations and slices of the index.
+        let syncs = (wanted || !self.witness.admits_unsynced()) && self.durability != Durability::Off;
         if syncs != self.syncs && self.durability != Durability::Off {
             self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
             self.syncs = syncs;
@@ -753,6 +755,9 @@ impl Writer {
     fn publish(&mut self, appends: &mut Vec<Append>, written: Written, level: AckLevel) {
         let before = self.last;
         (self.last, self.last_time) = (written.last, written.last_time);
+        if self.last > before {
+            self.witness.has_come_to(self.last);
+        }
         self.note_in_segments(appends, before);
         self.shared.committed.store(self.last.0, Ordering::SeqCst);
 
@@ -886,6 +891,7 @@ impl Writer {
     /// Gives the log's room back to the disk, and all that is in it, unless a reader still needs it after this long: then the next idle
     /// moment does.
     fn truncate_log(&mut self, patience: Duration) -> rusqlite::Result<()> {
+        self.witness.may_lose_log();
         self.connection.busy_timeout(patience)?;
         let truncated = self.checkpoint("TRUNCATE");
         if self.shared.log.pages() == 0 {
@@ -897,7 +903,6 @@ impl Writer {
 
     /// Returns an error only when going on is unsafe.
     fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
-        self.witness.note(self.last, false);
         if let Some(log) = checkpoint(&self.connection, mode)? {
             self.shared.log.note(log);
             self.work.checkpoints.watch(log);

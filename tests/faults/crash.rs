@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::faulty_disk::*;
-use super::lives::{KILLS, LIVES_OF_A_FILE, Lives, WAYS, are_of_python, end_while_starting, python_database};
+use super::lives::*;
 use super::producers::{Producer, Way};
 use super::record::{Loss, Record};
 use crate::support::*;
@@ -293,18 +293,10 @@ fn during_deletions_takes_only_what_was_to_go() {
 #[test]
 fn while_a_segment_is_sealed_leaves_an_index_like_the_rows() {
     let test = "while_a_segment_is_sealed_leaves_an_index_like_the_rows";
-    // A file that is some events short of a full segment, with as many keys as take many commits to seal.
-    let mut full = Server::start();
-    let session = |n: usize| format!("own{}", n % 2_000);
-    for part in (0..65_500).map(|n| tick(&session(n), n)).collect::<Vec<_>>().chunks(16_375) {
-        full.publish_lines(part);
-    }
-    full.stop();
+    let full = nearly_full_segment(2_000);
+    let session = |n| session_of(2_000, n);
     for nth in 1..=rounds(12) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("data")).unwrap();
-        std::fs::copy(full.db_path(), database(folder.path())).unwrap();
-        let Some(mut lives) = Lives::begin(test, KILLS, "full", folder) else { return };
+        let Some(mut lives) = Lives::begin(test, KILLS, "full", copy_of(&full)) else { return };
         for _ in 0..2 {
             let producers = lives.producers(&[Way::Messages, Way::Requests], "plain", &[None]);
             // From the last commits before the segment is full to the last slice of its lists.

@@ -18,10 +18,13 @@ pub const READ: u32 = 8;
 pub const OPEN: u32 = 16;
 pub const UNLINK: u32 = 32;
 pub const SYNC_FOLDER: u32 = 64;
+/// A thread, named in the place of a file, waits for its sockets. No disk, but the same order.
+pub const WAIT: u32 = 128;
 /// What changes something on a disk.
 pub const CHANGE: u32 = WRITE | SYNC | TRUNCATE | UNLINK | SYNC_FOLDER;
 
 pub const EIO: i32 = 5;
+pub const EBADF: i32 = 9;
 pub const EMFILE: i32 = 24;
 pub const ENOSPC: i32 = 28;
 
@@ -155,6 +158,38 @@ impl Disk {
     /// How long a sync takes from now on.
     pub fn syncs_take(&self, micros: u32) {
         self.put(32, &micros.to_ne_bytes());
+    }
+
+    /// What is carried from one process to the next: what is not synced.
+    fn carried(&self) -> PathBuf {
+        self.beside.path().join("carried")
+    }
+
+    /// Cuts the power at what a killed server has left, in so many ways, one after the other on the same state. Somebody
+    /// may do something to the files then, and has a look at the server that starts.
+    pub fn cut_in_many_ways(
+        &self,
+        server: &mut Server,
+        ways: u64,
+        mut meddle: impl FnMut(&Server),
+        mut look: impl FnMut(&Server),
+    ) {
+        let path = server.db_path();
+        let beside = |end: &str| PathBuf::from(format!("{}{end}", path.display()));
+        let files = [path.clone(), beside("-wal"), beside(".lock"), self.carried()];
+        // In place, so that it stays the same file.
+        let before = files.map(|file| (std::fs::read(&file).unwrap(), file));
+        for way in 0..ways {
+            before.iter().for_each(|(bytes, file)| std::fs::write(file, bytes).unwrap());
+            self.boot(2 * way + 1);
+            self.order(Order::at(1, CHANGE, Fault::PowerCut).seeded(way));
+            server.try_restart().expect_err("the power is cut at the first change of a start");
+            self.boot(2 * way + 2);
+            meddle(server);
+            server.restart();
+            look(server);
+            server.kill();
+        }
     }
 
     /// How often what was ordered last has happened.

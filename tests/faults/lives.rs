@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::consumer::Consumer;
 use super::faulty_disk::*;
 use super::producers::{Producer, Way};
 use super::record::{Loss, Record};
@@ -22,6 +23,8 @@ pub struct Lives {
     /// How lives end.
     faults: &'static [Fault],
     pub round: u64,
+    /// Whether the disk has less room than is to be kept free.
+    is_full: bool,
     test: &'static str,
 }
 
@@ -37,7 +40,7 @@ impl Lives {
         let disk = if faults == CUTS { Disk::with_a_switch(test)? } else { Disk::new(test)? };
         let server = disk.server(folder, &[("DURABILITY", durability)]);
         let record = Record::new(durability);
-        let mut lives = Lives { disk, dice: Dice::thrown(), server, record, faults, round: 0, test };
+        let mut lives = Lives { disk, dice: Dice::thrown(), server, record, faults, round: 0, is_full: false, test };
         lives.server.restart();
         lives.record.adopt(&lives.server);
         Some(lives)
@@ -59,15 +62,39 @@ impl Lives {
         ways.iter().map(open).collect()
     }
 
-    /// Publishes with all of them, until they have published `most` or the server is gone, which must refuse nothing.
+    /// Publishes with all of them, until they have published `most` or the server is gone, which must refuse nothing
+    /// but what a full disk has no room for.
     pub fn publish(&self, producers: Vec<Producer>, most: usize, beside: impl FnOnce(&Record) + Send) {
         thread::scope(|scope| {
             let record = &self.record;
             for producer in producers {
-                scope.spawn(move || assert_eq!(producer.publish(record, most), Vec::<String>::new()));
+                scope.spawn(move || {
+                    let mut refused = producer.publish(record, most);
+                    if self.is_full {
+                        refused.retain(|why| !why.contains("disk is full"));
+                    }
+                    assert_eq!(refused, Vec::<String>::new());
+                });
             }
             scope.spawn(move || beside(record));
         });
+    }
+
+    /// From the next start on the disk is as full as may be, or no longer: nothing can be stored, and deleting and
+    /// confirming go on.
+    fn fill_disk(&mut self, is_full: bool) {
+        if self.is_full != is_full {
+            self.is_full = is_full;
+            self.server.set("FREE_SPACE_MIN_BYTES", is_full.then_some("1024GiB"));
+            self.server.stop();
+            // It warns of that.
+            if is_full {
+                self.server.allow_noise()
+            } else {
+                self.server.forbid_noise()
+            }
+            self.server.restart();
+        }
     }
 
     /// Waits for the end, starts again and looks.
@@ -79,26 +106,34 @@ impl Lives {
         self.record.check(&self.server, loss);
     }
 
-    /// A life of everything: publishes, deletes, fills the log, at times stops in order, and at times ends once more
-    /// while starting again.
+    /// A life of everything: publishes, deletes, confirms, fills the log, at times on a full disk, at times stops in
+    /// order, and at times ends once more while starting again.
     pub fn live(&mut self, acks: &[Option<&'static str>], loss: Loss) {
+        let is_full = self.dice.below(8) == 0;
+        self.fill_disk(is_full);
         self.disk.syncs_take([0, 0, 200, 2_000][self.dice.below(4) as usize]);
         let name = ["plain", "plain", "plain", "keyed", "keyed", "keyed", "large"][self.dice.below(7) as usize];
         let producers = self.producers(&WAYS, name, acks);
-        let (deletes, stops) = (self.dice.below(4) == 0, self.dice.below(6) == 0);
+        let (deletes, stops) = (is_full || self.dice.below(4) == 0, self.dice.below(6) == 0);
         let (boundary, session) = (self.dice.below(1 + self.record.known() as u64 / 4), self.dice.below(14));
         let changes = if stops { 40 } else { [20, 100, 100, 400, 2_500][self.dice.below(5) as usize] };
         let wire = Wire::connect(self.server.addr);
-        let nth = 1 + self.dice.below(changes);
+        let name = ["board", "mail", "marks"][self.dice.below(3) as usize];
+        let consumer = (self.dice.below(2) == 0).then(|| Consumer::open(&self.server, name, &self.record));
+        let (nth, each) = (1 + self.dice.below(changes), 1 + self.dice.below(9));
         self.end_at(nth, CHANGE, "");
-        self.publish(producers, if stops { 10 } else { 100_000 }, |record| {
-            if deletes {
-                record.delete(wire, (session < 7).then_some(session), boundary as usize);
+        thread::scope(|scope| {
+            let record = &self.record;
+            scope.spawn(move || consumer.map(|consumer| consumer.confirm(record, each)));
+            self.publish(producers, if stops || is_full { 10 } else { 100_000 }, |record| {
+                if deletes {
+                    record.delete(wire, (session < 7).then_some(session), boundary as usize);
+                }
+            });
+            if (stops || is_full) && self.disk.fired() == 0 {
+                self.server.signal("TERM");
             }
         });
-        if stops && self.disk.fired() == 0 {
-            self.server.signal("TERM");
-        }
         if self.dice.below(4) == 0 {
             self.server.await_exit();
             self.disk.boot(self.round + 1_000_000);
@@ -173,6 +208,30 @@ pub fn end_while_starting(
         eprintln!("{test}: {ended} ends while starting at durability {durability}");
         assert!(changes > 10, "a start changes more than that");
     }
+}
+
+/// A file some events short of a full segment, with as many sessions, that is to take many commits to seal: the server
+/// that has it, which is stopped.
+pub fn nearly_full_segment(sessions: usize) -> Server {
+    let mut full = Server::start();
+    for part in (0..65_500).map(|n| tick(&session_of(sessions, n), n)).collect::<Vec<_>>().chunks(16_375) {
+        full.publish_lines(part);
+    }
+    full.stop();
+    full
+}
+
+/// The session of the n-th event in such a file.
+pub fn session_of(sessions: usize, n: usize) -> String {
+    format!("own{}", n % sessions)
+}
+
+/// A folder with a copy of such a file.
+pub fn copy_of(full: &Server) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::copy(full.db_path(), database(folder.path())).unwrap();
+    folder
 }
 
 const PYTHON_EVENTS: usize = 400;

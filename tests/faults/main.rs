@@ -8,7 +8,9 @@
 mod support;
 
 mod autobahn;
+mod backup;
 mod clock;
+mod consumer;
 mod corpus;
 mod corruption;
 mod crash;

@@ -1,9 +1,12 @@
 //! Cut the power at any write or sync, to a disk that has put off, reordered and torn what was not synced: the file
 //! opens clean, and what was acknowledged is there as far as its level promises.
 
+use serde_json::json;
+
+use super::consumer::Consumer;
 use super::faulty_disk::*;
-use super::lives::{CUTS, LIVES_OF_A_FILE, Lives, WAYS, are_of_python, end_while_starting, python_database};
-use super::record::Loss;
+use super::lives::*;
+use super::record::{Loss, Record};
 use crate::support::*;
 
 fn cut(test: &'static str, durability: &str, count: u64, acks: &[Option<&'static str>], loss: Loss) {
@@ -37,6 +40,60 @@ fn at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync() {
     cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
 }
 
+/// Confirmations that nobody publishes beside are commits of their own.
+#[test]
+fn among_confirmations_alone_leaves_a_file_that_starts() {
+    let Some(disk) = Disk::with_a_switch("among_confirmations_alone_leaves_a_file_that_starts") else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", "full")]);
+    server.restart();
+    server.publish_lines(&ticks("s", 20));
+    let epoch = server.get_json("/stats")["epoch"].take();
+    let consumer = Consumer::open(&server, "board", &Record::new("full"));
+    // Each writes the head of a page and the page, and syncs them: after some of them.
+    disk.order(Order::at(22, CHANGE, Fault::KillAfter).of("events.db-wal"));
+    consumer.confirm_one_by_one(&server);
+    server.await_exit();
+    disk.cut_in_many_ways(
+        &mut server,
+        rounds(24),
+        |_| (),
+        |server| {
+            assert_eq!(sequences(&server.stored("")), (1..=20).collect::<Vec<_>>());
+            assert_eq!(server.get_json("/stats")["epoch"], epoch, "nothing was lost");
+        },
+    );
+}
+
+/// So are the slices of a full segment's lists.
+#[test]
+fn while_a_segment_is_sealed_alone_leaves_a_file_that_starts() {
+    const SESSIONS: usize = 20_000;
+    let test = "while_a_segment_is_sealed_alone_leaves_a_file_that_starts";
+    let Some(disk) = Disk::with_a_switch(test) else { return };
+    let full = nearly_full_segment(SESSIONS);
+    let mut server = disk.server(copy_of(&full), &[("DURABILITY", "full"), ("CHECK_AT_START", "false")]);
+    server.restart();
+    let epoch = server.get_json("/stats")["epoch"].take();
+    server.publish_lines(&ticks("last", 100));
+    // The commit that filled the segment was synced; what the server does then is its own.
+    disk.order(Order::at(300, CHANGE, Fault::KillAfter).of("events.db-wal"));
+    server.await_exit();
+    disk.cut_in_many_ways(
+        &mut server,
+        rounds(12),
+        |_| (),
+        |server| {
+            let stats = server.get_json("/stats");
+            assert_eq!((&stats["total_events"], &stats["epoch"]), (&json!(65_600), &epoch));
+            for n in [0, 1, SESSIONS - 1] {
+                let session = session_of(SESSIONS, n);
+                let expected: Vec<_> = (n + 1..=65_500).step_by(SESSIONS).map(|seq| seq as u64).collect();
+                assert_eq!(sequences(&server.stored(&format!("session_id={session}"))), expected, "{session}");
+            }
+        },
+    );
+}
+
 /// The word beside the database, which tells that something may be lost, is torn no more than the database.
 #[test]
 fn while_the_file_beside_it_is_written_begins_another_epoch_all_the_same() {
@@ -45,7 +102,8 @@ fn while_the_file_beside_it_is_written_begins_another_epoch_all_the_same() {
         let Some(mut lives) = Lives::begin(test, CUTS, "normal", tempfile::tempdir().unwrap()) else { return };
         let producers = lives.producers(&WAYS, "plain", &[None]);
         lives.publish(producers, 40, |_| ());
-        let nth = 1 + lives.dice.below(3);
+        // The first words, one of the marks behind them, or the last words.
+        let nth = 1 + lives.dice.below(60);
         lives.end_at(nth, CHANGE, ".lock");
         lives.server.signal("TERM");
         lives.next(Loss::Unsynced);

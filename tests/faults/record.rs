@@ -81,6 +81,8 @@ pub struct Record {
     told: Mutex<HashMap<String, Told>>,
     /// Deletions since then: the lines that they were to take, oldest first, and whether they were answered.
     deletions: Mutex<Vec<(Vec<String>, bool)>>,
+    /// By name, the newest event that was confirmed in any life.
+    confirmed: Mutex<HashMap<&'static str, u64>>,
     pub count: AtomicU64,
     /// How many events were acknowledged in all lives.
     pub total: u64,
@@ -101,6 +103,17 @@ impl Record {
         let before = self.told().insert(token.to_string(), told);
         assert!(before.is_none_or(|before| before.id == told.id), "{token} was {before:?} and is {told:?}");
         self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Somebody subscribed under a name.
+    pub fn subscribed(&self, name: &'static str) {
+        self.confirmed.lock().unwrap().entry(name).or_insert(0);
+    }
+
+    pub fn confirmed(&self, name: &'static str, seq: u64) {
+        let mut confirmed = self.confirmed.lock().unwrap();
+        let before = confirmed.entry(name).or_insert(0);
+        *before = (*before).max(seq);
     }
 
     /// Whether a file that may be damaged has everything that was acknowledged since the last look; nothing if it is.
@@ -257,6 +270,14 @@ impl Record {
                     }
                 }
             }
+        }
+        // Confirmations may be lost, and are neither invented nor ahead of the events.
+        let confirmed = self.confirmed.get_mut().unwrap();
+        for one in server.get_json("/subscriptions").as_array().unwrap() {
+            let position = if one["position"].is_null() { 0 } else { sequence(&one["position"]) };
+            let Some(confirmed) = confirmed.get_mut(one["name"].as_str().unwrap()) else { continue };
+            assert!(position <= *confirmed && position <= last, "{one}: {confirmed} was confirmed, {last} is stored");
+            *confirmed = position;
         }
         let database = Connection::open_with_flags(server.db_path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let verdict: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();

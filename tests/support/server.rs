@@ -51,6 +51,17 @@ impl Server {
         self.noise_allowed = true;
     }
 
+    /// For the lives after such a part.
+    pub fn forbid_noise(&mut self) {
+        self.noise_allowed = false;
+    }
+
+    /// Another value for a setting, or the usual one again, from the next start on.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        self.settings.retain(|(set, _)| set != name);
+        self.settings.extend(value.map(|value| (name.to_string(), value.to_string())));
+    }
+
     pub fn db_path(&self) -> PathBuf {
         database(self.folder.path())
     }
@@ -95,6 +106,12 @@ impl Server {
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
         assert!(sent.success(), "kill -{name} failed");
+    }
+
+    /// Whether the process has not ended yet.
+    pub fn is_running(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        status.is_ok_and(|status| !status.contains(") Z "))
     }
 
     /// SIGKILL, and gone when this returns.

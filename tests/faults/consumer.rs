@@ -1,0 +1,59 @@
+//! A subscriber that confirms what it gets under a name until the server is gone.
+
+use serde_json::{Value, json};
+
+use super::record::Record;
+use crate::support::*;
+
+pub struct Consumer {
+    socket: Socket,
+    name: &'static str,
+}
+
+impl Consumer {
+    /// Goes on after what was confirmed under the name, or begins with everything that is kept.
+    pub fn open(server: &Server, name: &'static str, record: &Record) -> Consumer {
+        let is_new = server.get_json("/subscriptions").as_array().unwrap().iter().all(|one| one["name"] != name);
+        let first = if is_new { json!({"name": name, "after": id_of(0)}) } else { json!({"name": name}) };
+        record.subscribed(name);
+        Consumer { socket: server.subscriber(&first), name }
+    }
+
+    /// Confirms every `each`-th event.
+    pub fn confirm(mut self, record: &Record, each: u64) {
+        let mut last = 0;
+        while let Said::Text(event) = self.socket.hear() {
+            let event: Value = serde_json::from_str(&event).unwrap();
+            if event["type"] == "keepalive" {
+                continue;
+            }
+            let seq = sequence(&event["id"]);
+            assert!(seq > last, "{seq} after {last}");
+            last = seq;
+            if seq % each == 0 {
+                record.confirmed(self.name, seq);
+                self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
+            }
+        }
+    }
+
+    /// Confirms one event after the other, each once the one before it is stored, until the server is gone.
+    pub fn confirm_one_by_one(mut self, server: &Server) {
+        while let Said::Text(event) = self.socket.hear() {
+            let event: Value = serde_json::from_str(&event).unwrap();
+            self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
+            // What stands in the file, for what is told is ahead of it.
+            let is_stored = || {
+                let database =
+                    rusqlite::Connection::open_with_flags(server.db_path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY);
+                let position = database.and_then(|database| {
+                    let sql = "SELECT position FROM subscriptions WHERE name = ?1";
+                    database.query_row(sql, [self.name], |row| row.get::<_, i64>(0))
+                });
+                // A file whose server is gone may be anything.
+                position.is_err() || position.is_ok_and(|position| position as u64 >= sequence(&event["id"]))
+            };
+            await_true("a confirmation", || is_stored() || !server.is_running());
+        }
+    }
+}
