@@ -1,8 +1,10 @@
 //! Builds everything, accepts connections, and takes it all down again in order.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::sync::Arc;
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -131,6 +133,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
 
     tokio::select! {
         () = network.accept(listener, &pipeline, places) => {}
+        () = network.died() => return Err(Error::Panicked("network")),
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -227,6 +230,7 @@ struct Network {
 struct NetworkThread {
     connections: mpsc::UnboundedSender<Accepted>,
     ended: oneshot::Receiver<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Network {
@@ -257,17 +261,29 @@ impl Network {
             // Answers are written whole; waiting for more to send would only delay them.
             if let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) {
                 let accepted = Accepted { stream, peer, producer: pipeline.producer(), place };
-                // The thread is gone only if it panicked, which its connections' end makes known.
+                // The thread is gone only if it panicked, which ends everything.
                 let _ = thread.connections.send(accepted);
             }
         }
     }
 
-    /// Waits until every connection has ended.
+    /// Waits until one of the threads is gone, which nothing but a panic brings about as long as connections may come.
+    /// Cancel-safe.
+    async fn died(&self) {
+        let mut gone: Vec<_> = self.threads.iter().map(|thread| Box::pin(thread.connections.closed())).collect();
+        poll_fn(|context| match gone.iter_mut().any(|gone| gone.as_mut().poll(context).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+
+    /// Waits until every connection and every thread has ended.
     async fn ended(self) -> Result<(), Error> {
-        for NetworkThread { connections, ended } in self.threads {
+        for NetworkThread { connections, ended, thread } in self.threads {
             drop(connections);
             ended.await.map_err(|_| Error::Panicked("network"))?;
+            thread.join().map_err(|_| Error::Panicked("network"))?;
         }
         Ok(())
     }
@@ -282,7 +298,7 @@ impl NetworkThread {
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .build()
             .map_err(Error::Start)?;
-        spawn("network", move || {
+        let thread = spawn("network", move || {
             runtime.block_on(async {
                 tokio::select! {
                     biased;
@@ -290,9 +306,11 @@ impl NetworkThread {
                     () = serve_connections(accepted, pipeline) => {}
                 }
             });
+            // Waits for the reads that are under way, so that joining the thread waits for nothing.
+            drop(runtime);
             let _ = done.send(());
         })?;
-        Ok(Self { connections, ended })
+        Ok(Self { connections, ended, thread })
     }
 }
 

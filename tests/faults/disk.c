@@ -25,11 +25,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 enum { WRITE = 1, SYNC = 2, TRUNCATE = 4, READ = 8, OPEN = 16, UNLINK = 32, SYNC_FOLDER = 64, OPERATIONS = 7 };
+enum { WAIT = 128 };
 enum { NOTHING, KILL_BEFORE, KILL_AFTER, CUT, FAIL };
 
 // Shared with the test, which writes it as a file; `kind` last.
@@ -59,6 +61,7 @@ static __typeof__(&ftruncate64) real_ftruncate;
 static __typeof__(&open64) real_open;
 static __typeof__(&unlink) real_unlink;
 static __typeof__(&mkdir) real_mkdir;
+static __typeof__(&epoll_wait) real_epoll_wait;
 
 // A change of a file that is not synced: bytes written, or (without bytes) a truncation.
 struct change {
@@ -117,6 +120,7 @@ __attribute__((constructor)) static void begin(void) {
     real_ftruncate = REAL(ftruncate64);
     real_unlink = REAL(unlink);
     real_mkdir = REAL(mkdir);
+    real_epoll_wait = REAL(epoll_wait);
     real_open = REAL(open64);
     root = getenv("DISK_ROOT");
     boot_id = getenv("DISK_BOOT_ID");
@@ -649,6 +653,22 @@ int mkdir(const char *path, mode_t mode) {
         pthread_mutex_unlock(&lock);
     }
     return result;
+}
+
+// No disk: what a thread waits on fails, by the name of the thread in the place of a file's.
+int epoll_wait(int fd, struct epoll_event *events, int max, int timeout) {
+    begin();
+    int result = real_epoll_wait(fd, events, max, timeout);
+    char name[16] = "";
+    if (!orders || orders->kind != FAIL || !(orders->operations & WAIT)) return result;
+    if (pthread_getname_np(pthread_self(), name, sizeof name) != 0 || !ends_with(name, orders->suffix)) return result;
+    pthread_mutex_lock(&lock);
+    bool fails = orders->kind == FAIL;
+    orders->kind = NOTHING;
+    pthread_mutex_unlock(&lock);
+    if (!fails) return result;
+    errno = (int)orders->error;
+    return -1;
 }
 
 #define MODE(flags) \

@@ -389,3 +389,21 @@ fn a_read_that_fails_is_never_taken_for_the_end() {
     eprintln!("{failed} reads failed");
     assert!(failed > 10, "reads reach the disk");
 }
+
+/// A thread that cannot wait for its sockets any more panics; its clients would wait for ever.
+#[test]
+fn a_network_thread_that_panics_ends_the_process() {
+    let Some(disk) = Disk::new("a_network_thread_that_panics_ends_the_process") else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[("NETWORK_THREADS", "2")]);
+    server.allow_noise();
+    server.restart();
+    let mut others = [server.publisher(), server.publisher()];
+    others.iter_mut().for_each(|other| drop(other.ask(&tick("s", 0))));
+    disk.order(Order::at(1, WAIT, Fault::Fail(EBADF)).of("network"));
+    // Something for it to wake up for.
+    let mut wire = Wire::connect(server.addr);
+    wire.send(request("GET", "/health", &[], b""));
+    assert_eq!(server.await_exit().code(), Some(1));
+    server.restart();
+    assert_eq!(sequences(&server.stored("")), [1, 2], "what was acknowledged is there");
+}
