@@ -95,6 +95,13 @@ impl Durables {
         }
     }
 
+    /// The power was cut: what the store said is stored may be gone, unless it is synced.
+    pub fn lost_their_end(&mut self, is_synced: bool) {
+        if !is_synced {
+            self.by_name.values_mut().for_each(|told| told.settled = 0);
+        }
+    }
+
     /// The server is gone, and another one has read the files.
     pub fn reopened(&mut self, store: &Store) {
         self.settle(store, |failure| matches!(failure, Failure::Unavailable | Failure::StorageFull));

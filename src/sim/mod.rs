@@ -1,7 +1,7 @@
 //! The pipeline on one thread, from a seed. The files are real; the writer, the sealer, the checkpointer,
 //! the fan-out and the tasks of subscribers and groups are stepped by hand, so that a seed picks one order of
-//! appends, commits, deliveries, catch-up, overflow, deletions, confirmations, full disks and crashes, the same
-//! each time.
+//! appends, commits, deliveries, catch-up, overflow, deletions, confirmations, repeats of keys, full disks, crashes and
+//! power cuts, the same each time.
 //!
 //! Beside it runs a model, a list of events and a few rules, and every step is held against it.
 //! `SIM_SEED=123` replays one seed, `SIM_SEEDS=3000` runs that many, from `SIM_FIRST` on, on as many threads as there
@@ -18,6 +18,7 @@ mod wish;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ use self::wish::Wish;
 use crate::config::{Config, Durability};
 use crate::event::{Field, Seq, Timestamp, TimestampText};
 use crate::hub::{FanOut, Hub};
-use crate::store::{Order, Parts, Query, Receipt, Store, TypeStats};
+use crate::store::{Order, Parts, Query, Receipt, Store, TypeStats, Witness};
+use crate::wire::answer::AckLevel;
 use crate::wire::subscription::OnLag;
 use crate::wire::{Batch, Failure};
 
@@ -50,6 +52,10 @@ const ACTIONS_BEFORE_CRASH_MAX: usize = 60;
 const ACTIONS_AFTER_CRASH: usize = 15;
 /// A world that is left alone comes to rest within so many rounds.
 const ROUNDS_MAX: usize = 10_000;
+
+/// The head of a log, and a page with its own.
+const LOG_HEADER_BYTES: usize = 32;
+const LOG_PAGE_BYTES: usize = 24 + 4_096;
 
 const SUBSCRIBERS_MAX: usize = 6;
 /// What positions are kept under, apart from groups.
@@ -110,13 +116,14 @@ fn crash_after(seed: u64, actions: usize) {
 type Action = fn(World) -> World;
 
 /// What may happen, and how often; each seed multiplies the numbers by its own temper.
-const ACTIONS: [(&str, u64, Action); 25] = [
+const ACTIONS: [(&str, u64, Action); 28] = [
     ("append", 24, |world| world.then(World::append)),
+    ("repeat", 3, |world| world.then(World::repeat)),
     ("write", 16, |world| world.then(World::write)),
     ("fan out", 12, |world| world.then(World::fan_out)),
     ("step", 50, |world| world.then(|w| w.any_subscriber().map(|i| w.step(i)))),
     ("seal", 4, |world| world.then(|w| w.server.parts.seal())),
-    ("checkpoint", 4, |world| world.then(|w| w.server.parts.checkpoint())),
+    ("checkpoint", 4, |world| world.then(World::checkpoint)),
     ("subscribe", 3, |world| world.then(World::subscribe)),
     ("change filter", 3, |world| world.then(World::change_filter)),
     ("unsubscribe", 1, |world| world.then(|w| w.any_subscriber().map(|i| w.subscribers.swap_remove(i)))),
@@ -131,10 +138,12 @@ const ACTIONS: [(&str, u64, Action); 25] = [
     ("confirm", 8, |world| world.then(|w| w.with_group(|group, w| group.confirm(&mut w.random, &w.model)))),
     ("time", 2, |world| world.then(|w| w.with_group(|group, w| group.pass_time(&mut w.random, &w.model)))),
     ("disk", 1, |world| world.then(World::limit_disk)),
+    ("free space", 1, |world| world.then(World::keep_free)),
     ("clock", 1, |world| world.then(|w| w.server.parts.step_clock_back(w.random.below(10_000_000_000) as i64))),
     ("rest", 1, |world| world.then(World::rest)),
     ("crash", 1, World::crash),
     ("crash in a commit", 1, World::crash_in_commit),
+    ("power cut", 1, World::cut_power),
     ("restart", 1, World::restart),
 ];
 
@@ -147,6 +156,8 @@ struct World {
     weights: [u64; ACTIONS.len()],
     folder: TempDir,
     crashes: usize,
+    /// Pages of the log that are synced: those behind them a power cut may tear.
+    synced_pages: usize,
     config: Config,
     server: Server,
     /// A producer that waits for room in the queue, and what it has in hand.
@@ -186,7 +197,7 @@ impl World {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
         let config = Config {
             database_path: folder.path().join("events.db"),
-            durability: Durability::Off,
+            durability: random.pick(&[Durability::Full, Durability::Full, Durability::Normal, Durability::Off]),
             free_space_min_bytes: 0,
             max_queue_size: 3 + random.below(40) as usize,
             max_queue_bytes: (4 + random.below(40) as usize) * 1024,
@@ -200,6 +211,7 @@ impl World {
             weights,
             folder,
             crashes: 0,
+            synced_pages: 0,
             config,
             server,
             blocked: None,
@@ -237,12 +249,25 @@ impl World {
             }
             return has_room;
         }
-        let events: Vec<_> = (0..self.random.below(6)).map(|_| ModelEvent::random(&mut self.random)).collect();
+        let events: Vec<_> = (0..self.random.below(6)).map(|_| self.model.new_event(&mut self.random)).collect();
         let mut batch = Batch::default();
         events.iter().for_each(|event| event.push_to(&mut batch, &self.config.event_types));
-        let (receipt, answer) = Receipt::new();
+        self.hand_in(events, batch, None)
+    }
+
+    /// An event is sent again that has a key.
+    fn repeat(&mut self) -> bool {
+        let keyed = self.model.keyed(&mut self.random);
+        let Some((seq, event)) = keyed.filter(|_| self.blocked.is_none()) else { return false };
+        let mut batch = Batch::default();
+        event.push_to(&mut batch, &self.config.event_types);
+        self.hand_in(vec![event], batch, Some(seq))
+    }
+
+    fn hand_in(&mut self, events: Vec<ModelEvent>, batch: Batch, repeats: Option<Seq>) -> bool {
+        let (receipt, answer) = Receipt::at(self.random.pick(&[AckLevel::Synced, AckLevel::Synced, AckLevel::Stored]));
         let cost = (events.len().clamp(1, self.config.max_queue_size), batch.bytes().div_ceil(1024).max(1));
-        let unanswered = Unanswered::new(events, cost, answer, &self.server);
+        let unanswered = Unanswered::new(events, repeats, cost, answer, &self.server);
         if self.random.one_in(4) {
             let store = self.server.store.clone();
             self.blocked = Some((Box::pin(async move { store.append(batch, receipt).await }), unanswered));
@@ -261,7 +286,9 @@ impl World {
 
     fn write(&mut self) -> bool {
         let (last, waiting) = (self.model.last(), self.server.parts.commits.len());
+        let log_before = self.server.parts.log();
         let wrote = self.server.parts.write();
+        self.note_syncs(log_before);
         self.model.settle(&self.server.store, waiting, last);
         let disk_had_an_end = self.model.disk_had_an_end;
         self.durables.settle(&self.server.store, |failure| failure == Failure::StorageFull && disk_had_an_end);
@@ -269,6 +296,27 @@ impl World {
         let handed_on = self.server.parts.commits.len() - waiting;
         assert_eq!(handed_on, usize::from(is_due), "commits go to whoever follows, and to nobody else");
         wrote
+    }
+
+    /// Takes note of how much of the log is synced after a turn of the writer.
+    fn note_syncs(&mut self, (pages_before, moved_before, _): (usize, usize, bool)) {
+        let (pages, moved, is_synced) = self.server.parts.log();
+        self.synced_pages = match () {
+            () if is_synced => pages,
+            // The log has started over.
+            () if pages < pages_before || moved < moved_before => 0,
+            // A checkpoint came before the commit, and syncs what it moves.
+            () if moved > moved_before => pages_before,
+            () => self.synced_pages,
+        };
+    }
+
+    fn checkpoint(&mut self) -> bool {
+        let did = self.server.parts.checkpoint();
+        if did {
+            self.synced_pages = self.server.parts.log().0;
+        }
+        did
     }
 
     fn fan_out(&mut self) -> bool {
@@ -403,6 +451,13 @@ impl World {
         self.server.parts.limit_disk((!self.random.one_in(3)).then(|| self.random.below(3)));
     }
 
+    /// There is less room than is to stay free, or enough again.
+    fn keep_free(&mut self) {
+        self.model.disk_had_an_end = true;
+        let bytes = self.random.pick(&[0, 1 << 60]);
+        self.server.parts.keep_free(bytes);
+    }
+
     fn any_subscriber(&mut self) -> Option<usize> {
         self.random.place(self.subscribers.len())
     }
@@ -512,7 +567,7 @@ impl World {
             rounds += 1;
             assert!(rounds < ROUNDS_MAX, "it never comes to rest");
             is_busy = self.blocked.is_some() && self.append();
-            is_busy |= self.write() | self.server.parts.seal() | self.server.parts.checkpoint() | self.fan_out();
+            is_busy |= self.write() | self.server.parts.seal() | self.checkpoint() | self.fan_out();
             is_busy |= self.go_on_choosing();
             (0..self.subscribers.len()).rev().for_each(|i| is_busy |= self.step(i));
             for name in GROUPS {
@@ -628,7 +683,29 @@ impl World {
 
     /// Ends at once; what is left is what the files hold at this moment.
     fn crash(self) -> Self {
-        self.end_at_once(None, None)
+        self.end_at_once(None, None, false)
+    }
+
+    /// Ends with the power: of what is not synced any sectors are there.
+    fn cut_power(self) -> Self {
+        match self.config.durability {
+            // The file may be damaged.
+            Durability::Off => self,
+            Durability::Full | Durability::Normal => self.end_at_once(None, None, true),
+        }
+    }
+
+    /// Takes away some sectors of a log that are not synced.
+    fn tear(&mut self, log: &Path) {
+        const SECTOR: usize = 512;
+        let (from, to) = (self.synced_pages, self.server.parts.log().0);
+        let [from, to] = [from, to].map(|pages| LOG_HEADER_BYTES + pages * LOG_PAGE_BYTES);
+        let Ok(log) = OpenOptions::new().write(true).open(log) else { return };
+        for at in (from..to).step_by(SECTOR) {
+            if self.random.one_in(12) {
+                log.write_all_at(&[0; SECTOR][..SECTOR.min(to - at)], at as u64).expect("written");
+            }
+        }
     }
 
     /// Ends after a commit of which nobody heard, or in the middle of its last write.
@@ -640,10 +717,10 @@ impl World {
         let (after, is_torn) = (log_bytes(), self.random.one_in(2));
         let cut = (is_torn && after > before).then(|| before + self.random.below(after - before));
         let unheard = self.model.unheard(cut.is_some());
-        self.end_at_once(Some(unheard), cut)
+        self.end_at_once(Some(unheard), cut, false)
     }
 
-    fn end_at_once(mut self, unheard: Option<Unheard>, log_bytes: Option<u64>) -> Self {
+    fn end_at_once(mut self, unheard: Option<Unheard>, log_bytes: Option<u64>, has_no_power: bool) -> Self {
         self.crashes += 1;
         let after = self.folder.path().join(format!("events-{}.db", self.crashes));
         for end in ["", "-wal"] {
@@ -654,11 +731,19 @@ impl World {
             let log: File = OpenOptions::new().write(true).open(beside(&after, "-wal")).expect("a log");
             log.set_len(bytes).expect("a shorter log");
         }
+        if has_no_power {
+            Witness::copy_to_another_boot(&beside(&self.config.database_path, ".lock"), &beside(&after, ".lock"));
+            self.tear(&beside(&after, "-wal"));
+        }
         self.config.database_path = after;
         let clients: Vec<Asked> = self.subscribers.drain(..).map(Subscriber::disconnect).collect();
         self.groups.clear();
         drop((self.server, self.blocked.take()));
         let server = Server::open(&self.config);
+        if has_no_power {
+            self.model.lost_its_end(&server.store, self.config.durability == Durability::Full);
+            self.durables.lost_their_end(self.config.durability == Durability::Full);
+        }
         Self { server, ..self }.go_on(clients, unheard)
     }
 
@@ -697,7 +782,11 @@ impl World {
         self.model.reopened(store, unheard);
         self.durables.reopened(store);
         self.check_all();
-        clients.into_iter().for_each(|asked| self.connect(asked));
+        self.synced_pages = self.server.parts.log().0;
+        let last = self.model.last();
+        for asked in clients {
+            self.connect(Asked { start: asked.start.min(last), end: asked.end.map(|end| end.min(last)), ..asked });
+        }
         for name in GROUPS {
             if self.random.one_in(2) {
                 self.join_this(name);

@@ -14,7 +14,8 @@ use super::wish::Wish;
 use super::{Random, Server};
 use crate::event::{Event, EventTypes, Field, Seq, Timestamp};
 use crate::store::{Order, Query, Store, Stored};
-use crate::wire::batch::Commit;
+use crate::wire::answer::{AckLevel, Outcome};
+use crate::wire::batch::{Commit, Fate};
 use crate::wire::{Batch, Committed, Failure};
 
 pub const TYPES: [&str; 3] = ["quiz_started", "timer_tick", "answer_submitted"];
@@ -37,6 +38,10 @@ pub fn poll<T>(pending: &mut Pending<T>) -> Poll<Result<T, Failure>> {
 
 #[derive(Default)]
 pub struct Model {
+    /// Makes each key another one.
+    keys: u64,
+    /// Everything up to this one was acknowledged as synced.
+    synced: Seq,
     /// Every acknowledged event, deleted or not; the first has number 1.
     events: Vec<ModelEvent>,
     /// So many of them are deleted.
@@ -52,6 +57,7 @@ pub struct Model {
     pub is_ending: bool,
 }
 
+#[derive(Clone)]
 pub struct ModelEvent {
     event_type: &'static str,
     source: &'static str,
@@ -59,6 +65,7 @@ pub struct ModelEvent {
     user_id: Option<&'static str>,
     pub number: Option<u64>,
     payload: String,
+    key: Option<String>,
     pub time: Timestamp,
     is_deleted: bool,
 }
@@ -78,6 +85,24 @@ enum Doomed {
 impl Model {
     pub fn last(&self) -> Seq {
         Seq(self.events.len() as u64)
+    }
+
+    /// An event to be stored, one in four with a key.
+    pub fn new_event(&mut self, random: &mut Random) -> ModelEvent {
+        let mut event = ModelEvent::random(random);
+        if random.one_in(4) {
+            self.keys += 1;
+            event.key = Some(format!("key{}", self.keys));
+        }
+        event
+    }
+
+    /// An event with a key that is kept, as it was sent.
+    pub fn keyed(&self, random: &mut Random) -> Option<(Seq, ModelEvent)> {
+        let any = Wish::default();
+        let keyed: Vec<_> = self.kept(&any).filter(|(_, event)| event.key.is_some()).collect();
+        // Its key is used again once it is deleted.
+        random.place(keyed.len()).map(|place| (keyed[place].0, keyed[place].1.clone()))
     }
 
     /// Any event that was ever acknowledged.
@@ -133,12 +158,23 @@ impl Model {
     /// Takes note of what the writer has done since `last` was the last event, and `commits` waited for the
     /// fan-out.
     pub fn settle(&mut self, store: &Store, commits: usize, last: Seq) {
+        // Events whose keys are used again.
+        let mut anew = Vec::new();
         while let Some(Ok(answer)) = self.unanswered.front_mut().map(|batch| batch.answer.try_recv()) {
-            let Unanswered { events, witness, .. } = self.unanswered.pop_front().expect("just looked at");
+            let Unanswered { events, repeats, witness, .. } = self.unanswered.pop_front().expect("just looked at");
             match answer {
-                Ok(Stored { batch, .. }) if batch.is_empty() => assert!(events.is_empty()),
-                Ok(Stored { batch, .. }) => {
+                Ok(Stored { batch, outcome }) if batch.is_empty() => match (repeats, outcome) {
+                    (Some(seq), Outcome::Each(fates, _)) => {
+                        assert_eq!(*fates, [Fate::Replayed(self.first_under(seq))]);
+                    }
+                    (repeats, _) => assert!(repeats.is_none() && events.is_empty()),
+                },
+                Ok(Stored { batch, outcome }) => {
+                    anew.extend(repeats.map(|seq| self.first_under(seq)));
                     self.acknowledged(events, &batch);
+                    if let Outcome::From(_, AckLevel::Synced) | Outcome::Each(_, AckLevel::Synced) = outcome {
+                        self.synced = self.last();
+                    }
                     let saw = witness.saw.lock().take().expect("whoever waits for an answer is woken");
                     let stored = saw.newest == Some(saw.committed) && saw.committed >= self.last();
                     assert!(stored, "acknowledged before it was stored");
@@ -149,6 +185,14 @@ impl Model {
         }
         assert!(self.unanswered.iter().all(|later| later.answer.is_empty()), "answered out of order");
         self.settle_deletions(store, last);
+        assert!(anew.into_iter().all(|seq| self.is_deleted(seq)), "stored twice under one key");
+    }
+
+    /// Where the event is stored now that has the key of another one: there or, once that is deleted, later.
+    fn first_under(&self, seq: Seq) -> Seq {
+        let key = &self.event(seq).key;
+        let under = self.events.iter().rposition(|event| event.key == *key).expect("it is one of them");
+        Seq(under as u64 + 1)
     }
 
     fn acknowledged(&mut self, events: Vec<ModelEvent>, batch: &Committed) {
@@ -241,6 +285,21 @@ impl Model {
         gone
     }
 
+    /// The power was cut: of what was not synced the end may be gone, with deletions that were done there.
+    pub fn lost_its_end(&mut self, store: &Store, is_synced: bool) {
+        let last = store.committed();
+        assert!(last >= self.synced && last <= self.last(), "{} was synced, {} is there", self.synced.0, last.0);
+        self.events.truncate(last.0 as usize);
+        let found = store.scan(&Query::default(), |event| {
+            let came_back = std::mem::take(&mut self.events[event.seq.0 as usize - 1].is_deleted);
+            assert!(!came_back || !is_synced, "{} came back", event.seq.id());
+            ControlFlow::Continue(())
+        });
+        found.expect("read");
+        self.deleted = self.events.iter().filter(|event| event.is_deleted).count() as u64;
+        self.told_of = self.deleted;
+    }
+
     /// The server is gone, in the middle of a commit if `unheard`, and another one has read the files.
     pub fn reopened(&mut self, store: &Store, unheard: Option<Unheard>) {
         // Whoever still waits for a deletion gets no answer; a part of it may have been done.
@@ -269,9 +328,18 @@ impl Model {
     }
 
     /// Notes which batches the writer has taken, for whoever handed them in has lost them.
-    pub fn unheard(&self, is_torn: bool) -> Unheard {
-        let taken = self.unanswered.iter().take_while(|batch| !batch.answer.is_empty());
-        Unheard { events: taken.map(|batch| batch.events.len() as u64).sum(), is_torn }
+    pub fn unheard(&mut self, is_torn: bool) -> Unheard {
+        let mut unanswered = std::mem::take(&mut self.unanswered);
+        let mut events = 0;
+        for batch in unanswered.iter_mut().take_while(|batch| !batch.answer.is_empty()) {
+            if batch.repeats.is_some_and(|seq| !self.is_deleted(self.first_under(seq))) {
+                // Of a repeat nothing is stored.
+                batch.events.clear();
+            }
+            events += batch.events.len() as u64;
+        }
+        self.unanswered = unanswered;
+        Unheard { events, is_torn }
     }
 }
 
@@ -300,15 +368,16 @@ impl ModelEvent {
             user_id: (!random.one_in(4)).then(|| random.pick(&USERS)),
             number,
             payload,
+            key: None,
             time: Timestamp::default(),
             is_deleted: false,
         }
     }
 
     pub fn push_to(&self, batch: &mut Batch, types: &EventTypes) {
-        let Self { source, session_id, user_id, ref payload, .. } = *self;
+        let Self { source, session_id, user_id, ref payload, ref key, .. } = *self;
         let event_type = types.get(self.event_type).expect("built in");
-        batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key: None }, types);
+        batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key: key.as_deref() }, types);
     }
 
     pub fn field(&self, field: Field) -> Option<&'static str> {
@@ -341,6 +410,8 @@ impl Deletion {
 /// A batch that was handed in, and who waits for its answer.
 pub struct Unanswered {
     events: Vec<ModelEvent>,
+    /// The event of which its one is a repeat.
+    repeats: Option<Seq>,
     /// Events and KiB it takes in the queue.
     pub cost: (usize, usize),
     answer: Answer,
@@ -350,12 +421,18 @@ pub struct Unanswered {
 type Answer = oneshot::Receiver<Result<Stored, Failure>>;
 
 impl Unanswered {
-    pub fn new(events: Vec<ModelEvent>, cost: (usize, usize), mut answer: Answer, server: &Server) -> Self {
+    pub fn new(
+        events: Vec<ModelEvent>,
+        repeats: Option<Seq>,
+        cost: (usize, usize),
+        mut answer: Answer,
+        server: &Server,
+    ) -> Self {
         let (store, commits) = (server.store.clone(), server.parts.commits.clone());
         let witness = Arc::new(Witness { store, commits, saw: Mutex::new(None) });
         let waker = Waker::from(witness.clone());
         assert!(pin!(&mut answer).poll(&mut Context::from_waker(&waker)).is_pending());
-        Self { events, cost, answer, witness }
+        Self { events, repeats, cost, answer, witness }
     }
 
     pub fn must_be_unavailable(mut self) {

@@ -20,7 +20,7 @@ use crate::wire::subscription::Epoch;
 /// The file beside the database, and what it says at the moment: a word that is written now and then, and behind it a
 /// mark that is written with every commit of events.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     file: File,
     testimony: Testimony,
     /// Whether the disk holds the word that not everything is synced.
@@ -132,6 +132,15 @@ impl Witness {
     /// whatever is in it: torn by a power cut it would look like damage.
     pub fn admits_unsynced(&self) -> bool {
         self.admits_unsynced
+    }
+
+    /// Copies what stands in one such file into another, as it is read after the next start of the system.
+    #[cfg(test)]
+    pub fn copy_to_another_boot(from: &Path, to: &Path) {
+        let mut testimony = testimony(&File::open(from).expect("a file")).expect("a word");
+        testimony.boot = "another".to_owned();
+        let file = File::create(to).expect("a file");
+        assert!(Self { file, testimony, admits_unsynced: false }.tell(false));
     }
 
     /// Writes the word and the mark. Returns whether that was done, with a sync if wanted.

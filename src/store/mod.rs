@@ -46,9 +46,9 @@ pub use read::{Lag, Order, Query, Stats, TypeStats};
 pub use reading::{Reading, took_too_long};
 pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};
-#[cfg(test)]
-pub(crate) use threads::Parts;
 pub use threads::Running;
+#[cfg(test)]
+pub(crate) use {epoch::Witness, threads::Parts};
 
 use crate::audience::Audience;
 use crate::event::{EventId, Filter, Seq, Timestamp};

@@ -166,6 +166,17 @@ impl Parts {
         self.checkpointer.due.try_recv().map(|company| drop(self.checkpointer.checkpoint(company))).is_ok()
     }
 
+    /// From now on so much of the disk is to stay free.
+    pub(crate) fn keep_free(&mut self, bytes: u64) {
+        self.writer.free_space_min_bytes = bytes;
+    }
+
+    /// How many pages are in the log, how many of them are in the database too, and whether all of them are synced.
+    pub(crate) fn log(&self) -> (usize, usize, bool) {
+        let log = &self.writer.shared.log;
+        (log.pages(), log.pages() - log.pages_to_move(), !self.writer.has_unsynced)
+    }
+
     /// From now on the clock is so much behind the last event's time.
     pub(crate) fn step_clock_back(&mut self, micros: i64) {
         self.writer.last_time.0 += micros;

@@ -428,7 +428,7 @@ mod tests {
             assert_eq!(one::<i64>(&connection, "PRAGMA user_version"), schema::VERSION);
             assert_eq!(one::<i64>(&connection, "PRAGMA application_id"), schema::APPLICATION_ID);
             assert_eq!(one::<String>(&connection, "PRAGMA journal_mode"), "wal");
-            assert_eq!(one::<i64>(&connection, "PRAGMA synchronous"), 1);
+            assert_eq!(one::<i64>(&connection, "PRAGMA synchronous"), 2);
             assert_eq!(one::<i64>(&connection, "PRAGMA legacy_alter_table"), 0);
             if old == OLDER {
                 assert_eq!(rows(&connection, "SELECT * FROM ticks"), ["s2|x", "s1|x"]);
