@@ -2,8 +2,30 @@
 //! asked for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a request or a message waits for its share, or for room in a full queue, before it is refused. Sockets that
+/// pipeline fill the queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bodies and messages up to this take nothing of the memory for all of them, which every connection therefore may need
+/// once.
+pub const SMALL_BYTES_MAX: usize = 16 << 10;
+
+/// Memory for each byte of a body or a message: itself, and its events, which grow sixfold at most when they are encoded.
+pub const BYTES_FOR_A_BYTE: usize = 7;
+
+/// What takes of the memory has to come at an even pace, and may be so much behind it: others may be waiting for the same
+/// memory, and who stalls on purpose would keep it for nothing.
+pub const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
+pub const STALL_MAX: Duration = Duration::from_secs(5);
+
+/// How long after it has begun to take memory something may be waited for of which so many bytes have come.
+pub fn stall_max(bytes: usize) -> Duration {
+    STALL_MAX + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND_MIN)
+}
 
 /// So much of it. Who needs more than there is gets all of it, and nobody gets nothing.
 #[derive(Debug)]

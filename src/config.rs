@@ -70,8 +70,8 @@ pub struct Config {
     /// Bytes of one HTTP body; enough for 1,000 events of 16 KiB. At most 256 MiB: a batch counts its
     /// bytes in 31 bits, and the smallest events grow sixfold when they are encoded.
     pub max_body_bytes: usize,
-    /// Bytes of memory for all HTTP bodies under way and what is read from them, apart from small ones. Two bodies of
-    /// the largest size at one time, or 36 MiB of smaller ones: a third of a second of a gigabit line.
+    /// Bytes of memory for all HTTP bodies and WebSocket messages under way and what is read from them, apart from small
+    /// ones. Two bodies of the largest size at one time, or 36 MiB of smaller ones: a third of a second of a gigabit line.
     pub max_bodies_bytes: usize,
     /// Bytes of memory for all pages of `GET /events` that are being read or not taken yet, apart from small ones: 64 of
     /// the largest, or a thousand of 1,000 usual events. A client that takes none is given up after `write_timeout`.
@@ -100,7 +100,8 @@ pub struct Config {
     /// is slow finds the ping behind all that it has yet to read; who vanished from the network is found by
     /// `write_timeout`, as the ping itself does not get through.
     pub ping_timeout: Duration,
-    /// Time for an orderly end; then the process exits regardless.
+    /// Time for an orderly end, of which producers get a quarter, storing half, and subscribers the rest; then the
+    /// process exits regardless. Container runtimes kill after 10 s.
     pub shutdown_timeout: Duration,
 
     /// Directives of the log's filter: a level, or `target=level` separated by commas.
@@ -151,7 +152,7 @@ impl Default for Config {
             subscribe_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(60),
-            shutdown_timeout: Duration::from_secs(20),
+            shutdown_timeout: Duration::from_secs(8),
             log_level: "info".into(),
             log_format: LogFormat::Text,
         }
@@ -215,7 +216,7 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
         "Size of one HTTP body"),
     Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
-        "Memory for all HTTP bodies under way, with what is read from them"),
+        "Memory for all HTTP bodies and long WebSocket messages under way, with what is read from them"),
     Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
         "Memory for all pages of GET /events under way, apart from small ones"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),

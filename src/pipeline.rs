@@ -31,8 +31,12 @@ pub struct Pipeline {
     /// Large bodies are parsed on the blocking threads of this runtime, on which nobody reads: a long reading, or many,
     /// hold up no producer.
     pub parsing: Handle,
-    /// True once the server shuts down. Whoever may still hand in events holds a receiver.
-    shutdown: watch::Sender<bool>,
+    /// True once the server shuts down.
+    shutting_down: watch::Sender<bool>,
+    /// What hears of it; clones of this one have missed nothing.
+    shutdown: Shutdown,
+    /// Every connection that may still hand in events holds a receiver.
+    producers: watch::Sender<()>,
     /// Who subscribes now, by the number of its id.
     subscribers: DashMap<u32, Subscriber>,
     /// As many; places are taken before there is a subscriber.
@@ -50,6 +54,7 @@ pub struct Subscriber {
 
 impl Pipeline {
     pub fn new(config: Config, store: Store, hub: Arc<Hub>, subscriptions: Subscriptions, parsing: Handle) -> Self {
+        let (shutting_down, heard) = watch::channel(false);
         Self {
             types: Arc::new(config.event_types.clone()),
             access: Access::new(&config),
@@ -60,7 +65,9 @@ impl Pipeline {
             store,
             hub,
             subscriptions,
-            shutdown: watch::Sender::new(false),
+            shutting_down,
+            shutdown: Shutdown(heard),
+            producers: watch::Sender::new(()),
             subscribers: DashMap::new(),
             places: AtomicUsize::new(0),
             subscriber_ids: AtomicU32::new(0),
@@ -91,35 +98,49 @@ impl Pipeline {
         Some(SubscriberPlace { id: self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1, pipeline: self.clone() })
     }
 
-    /// A connection that may hand in events: the store stays open until it is dropped.
+    /// A connection that may hand in events: the store stays open until it is dropped, with all its clones.
     pub fn producer(&self) -> Producer {
-        Producer(self.shutdown.subscribe())
+        Producer { _open: Arc::new(self.producers.subscribe()) }
     }
 
-    /// Tells every producer to finish.
+    /// Hears of the shutdown.
+    pub fn shutdown(&self) -> Shutdown {
+        self.shutdown.clone()
+    }
+
+    /// Tells everybody that the server shuts down.
     pub fn begin_shutdown(&self) {
-        self.shutdown.send_replace(true);
-    }
-
-    pub fn is_shutting_down(&self) -> bool {
-        *self.shutdown.borrow()
+        self.shutting_down.send_replace(true);
     }
 
     /// Resolves when every producer is gone.
     pub async fn producers_gone(&self) {
-        self.shutdown.closed().await;
+        self.producers.closed().await;
     }
 }
 
-/// Held by a connection for as long as it may hand in events.
+/// Held by a connection for as long as it may hand in events, and by each of its requests that does. A clone touches
+/// nothing that connections share.
 #[derive(Debug, Clone)]
-pub struct Producer(watch::Receiver<bool>);
+pub struct Producer {
+    _open: Arc<watch::Receiver<()>>,
+}
 
-impl Producer {
-    /// Resolves when the server begins to shut down. Cancel-safe.
-    pub async fn shutting_down(&mut self) {
+/// Hears that the server shuts down. It holds nothing up.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    /// Whether the shutdown has begun: one look at a number, so a loop can afford it each time round.
+    pub fn has_begun(&self) -> bool {
+        // The receiver itself never looks at the value, so the change stays new to it.
+        self.0.has_changed().unwrap_or(true)
+    }
+
+    /// Resolves when the shutdown begins. Cancel-safe.
+    pub async fn begun(&self) {
         // The pipeline outlives its connections, so the sender is there.
-        let _ = self.0.wait_for(|shutting_down| *shutting_down).await;
+        let _ = self.0.clone().wait_for(|shutting_down| *shutting_down).await;
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::Config;
 use crate::doorbell::Doorbell;
@@ -143,22 +143,23 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
         }),
     }
 
-    // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers.
-    // A client that takes nothing is not waited for beyond the deadline; what is acknowledged is stored
-    // all the same.
-    let patience = pipeline.config.shutdown_timeout;
-    let deadline = Instant::now() + patience;
+    // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers. Each of
+    // the three stages has time of its own, so that a client that hangs in one does not take it from the others, and
+    // what a stage leaves is the next one's. A client that takes nothing is not waited for beyond the last deadline;
+    // what is acknowledged is stored all the same.
+    let (whole, began) = (pipeline.config.shutdown_timeout, Instant::now());
+    let [producers_end, stored_end, network_end] = [1, 3, 4].map(|quarters| began + whole * quarters / 4);
     let in_order = async {
         pipeline.begin_shutdown();
-        let producers_left = timeout_at(deadline, pipeline.producers_gone()).await.is_err();
+        let producers_left = timeout_at(producers_end, pipeline.producers_gone()).await.is_err();
         store.close();
         let stored = async {
             writer.await.map_err(|_| Error::Panicked("writer"))?.map_err(Error::Store)?;
             fan_out_ended.await.map_err(|_| Error::Panicked("fan-out"))
         };
-        timeout(patience, stored).await.map_err(|_| Error::TooSlow(patience))??;
+        timeout_at(stored_end, stored).await.map_err(|_| Error::TooSlow(stored_end - began))??;
         pipeline.subscriptions.close();
-        match timeout_at(deadline, network.ended()).await {
+        match timeout_at(network_end, network.ended()).await {
             Ok(ended) => ended?,
             Err(_) => tracing::warn!(producers_left, "clients that take nothing were left behind"),
         }

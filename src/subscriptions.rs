@@ -5,11 +5,12 @@
 //! changes. Confirmations reach the disk some at a time: after a crash events come again, none is left out.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use crate::event::{Filter, Seq, Timestamp};
 use crate::feed::Feed;
@@ -38,6 +39,8 @@ pub struct Subscription {
     name: Arc<str>,
     store: Store,
     state: Mutex<State>,
+    /// Set once the store has it; whoever opens it waits for that.
+    stored: OnceCell<()>,
 }
 
 #[derive(Debug)]
@@ -121,7 +124,8 @@ impl Subscriptions {
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
             let state = State::new(filters, kept.position, last_seen);
-            by_name.insert(kept.name.to_string(), Subscription::new(kept.name, store, state));
+            let stored = OnceCell::new_with(Some(()));
+            by_name.insert(kept.name.to_string(), Subscription::new(kept.name, store, state, stored));
         }
         let (dispatchers, started) = mpsc::unbounded_channel();
         let (store, hub, by_name) = (store.clone(), hub.clone(), Mutex::new(by_name));
@@ -133,36 +137,61 @@ impl Subscriptions {
         self.by_name.lock().get(&key(durable)).cloned()
     }
 
-    /// The subscription that a request names: known, or new and stored before this returns, beginning after
-    /// `position`.
+    /// The subscription that a request names: the known one, or a new one that begins after `position`. It is stored
+    /// when this returns. `None` when it is not the known one any more: somebody else has opened or deleted it since
+    /// it was looked for, so the request has to look where it begins again.
     ///
     /// # Errors
     /// When there are too many, or the store cannot keep it.
-    pub async fn open(&self, durable: &Durable, filters: &Filters, position: Seq) -> Result<Arc<Subscription>, Denied> {
+    pub async fn open(
+        &self,
+        durable: &Durable,
+        filters: &Filters,
+        position: Seq,
+        known: Option<&Arc<Subscription>>,
+    ) -> Result<Option<Arc<Subscription>>, Denied> {
         let name = key(durable);
         let subscription = {
             let mut by_name = self.by_name.lock();
-            if let Some(known) = by_name.get(&name) {
-                return Ok(known.clone());
+            match (by_name.get(&name), known) {
+                (Some(there), Some(known)) if Arc::ptr_eq(there, known) => known.clone(),
+                (None, None) if by_name.len() >= self.names_max => return Err(Denied::TooMany),
+                (None, None) => {
+                    let state = State::new(filters.clone(), position, Timestamp::now());
+                    let new = Subscription::new(name.as_str().into(), &self.store, state, OnceCell::new());
+                    by_name.insert(name, new.clone());
+                    new
+                }
+                _ => return Ok(None),
             }
-            if by_name.len() >= self.names_max {
-                return Err(Denied::TooMany);
-            }
-            let state = State::new(filters.clone(), position, Timestamp::now());
-            let new = Subscription::new(name.as_str().into(), &self.store, state);
-            by_name.insert(name.clone(), new.clone());
-            new
         };
-        let kept = subscription.state.lock().kept(&subscription.name);
-        if let Err(failure) = self.store.keep_now(kept).await {
-            let mut by_name = self.by_name.lock();
-            // It may have been deleted meanwhile, and another one made.
-            if by_name.get(&name).is_some_and(|known| Arc::ptr_eq(known, &subscription)) {
-                by_name.remove(&name);
+        // Usually it is. Of several that open a new one, one has it stored and the others wait for that.
+        let stored = subscription.stored.get_or_try_init(|| self.store_new(&subscription)).await;
+        match stored {
+            Ok(()) => Ok(Some(subscription)),
+            Err(None) => Ok(None),
+            Err(Some(failure)) => {
+                let mut by_name = self.by_name.lock();
+                if is_there(&by_name, &subscription) {
+                    by_name.remove(&*subscription.name);
+                }
+                Err(failure.into())
             }
-            return Err(failure.into());
         }
-        Ok(subscription)
+    }
+
+    /// Has a new subscription stored. It fails without a reason when it is deleted already.
+    async fn store_new(&self, subscription: &Arc<Subscription>) -> Result<(), Option<Failure>> {
+        let stored = {
+            // The store is told under this lock, as of a deletion, so that it hears of both in the order in which they
+            // happened.
+            let by_name = self.by_name.lock();
+            if !is_there(&by_name, subscription) {
+                return Err(None);
+            }
+            self.store.keep_now(subscription.state.lock().kept(&subscription.name))
+        };
+        stored.await.map_err(Some)
     }
 
     /// A member more of a group, which gets a task when this is the first.
@@ -219,15 +248,23 @@ impl Subscriptions {
     /// # Errors
     /// When the store cannot: then it is known again.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
-        let Some(subscription) = self.by_name.lock().remove(name) else { return Ok(false) };
-        // Before it is forgotten: a confirmation that comes later would have it stored again.
-        subscription.end();
-        if let Err(failure) = self.store.forget(name.into()).await {
-            let mut state = subscription.state.lock();
-            state.is_gone = false;
-            subscription.tell(&mut state);
-            drop(state);
-            self.by_name.lock().entry(name.to_owned()).or_insert(subscription);
+        let (subscription, forgotten) = {
+            let mut by_name = self.by_name.lock();
+            let Some(subscription) = by_name.remove(name) else { return Ok(false) };
+            // Before it is forgotten: a confirmation that comes later would have it stored again.
+            subscription.end();
+            // The store is told under this lock: a new one of the same name comes after it.
+            (subscription, self.store.forget(name.into()))
+        };
+        if let Err(failure) = forgotten.await {
+            let mut by_name = self.by_name.lock();
+            if let Entry::Vacant(place) = by_name.entry(name.to_owned()) {
+                let mut state = subscription.state.lock();
+                state.is_gone = false;
+                subscription.tell(&mut state);
+                drop(state);
+                place.insert(subscription);
+            }
             return Err(failure);
         }
         Ok(true)
@@ -239,14 +276,19 @@ impl Subscriptions {
     }
 }
 
+/// Whether a subscription is still the one of its name.
+fn is_there(by_name: &HashMap<String, Arc<Subscription>>, subscription: &Arc<Subscription>) -> bool {
+    by_name.get(&*subscription.name).is_some_and(|there| Arc::ptr_eq(there, subscription))
+}
+
 /// What a subscription is kept under.
 fn key(durable: &Durable) -> String {
     if durable.is_group { format!("{GROUP_PREFIX}{}", durable.name) } else { durable.name.clone() }
 }
 
 impl Subscription {
-    fn new(name: Arc<str>, store: &Store, state: State) -> Arc<Self> {
-        Arc::new(Self { name, store: store.clone(), state: Mutex::new(state) })
+    fn new(name: Arc<str>, store: &Store, state: State, stored: OnceCell<()>) -> Arc<Self> {
+        Arc::new(Self { name, store: store.clone(), state: Mutex::new(state), stored })
     }
 
     /// What it is kept under.

@@ -6,31 +6,34 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::budget::Share;
+use crate::budget::{BYTES_FOR_A_BYTE, BYTES_PER_SECOND_MIN, PATIENCE, SMALL_BYTES_MAX, STALL_MAX, Share};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
-use crate::wire::Refusal;
+use crate::wire::{Failure, Refusal};
 
-/// How long a request waits for room, in memory or in a full queue, before it is told 503. Sockets that pipeline fill
-/// the queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Bodies up to this take nothing of the memory for bodies, which every connection therefore may need once.
-const SMALL_BYTES_MAX: usize = 16 << 10;
-
-/// Memory for each byte of a body: itself, and its events, which grow sixfold at most when they are encoded.
-const BYTES_FOR_A_BYTE: usize = 7;
-
-/// What takes of the memory for bodies has to come at an even pace, at least this or what brings it in time, and may be
-/// so much behind it: others may be waiting for the same memory, and who stalls on purpose would keep it for nothing.
-const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
-const STALL_MAX: Duration = Duration::from_secs(5);
+/// How long a body may take once the server shuts down; what is not complete then is cut off. Half of what the server
+/// gives its producers, so that the rest of them find the store open.
+pub(super) fn grace(pipeline: &Pipeline) -> Duration {
+    pipeline.config.shutdown_timeout / 8
+}
 
 /// The whole body, and the memory that it and its events take until they are in the queue. One that comes in one piece,
 /// as small ones do, is not copied.
-pub(super) async fn read(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
+pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
+    let too_late = async {
+        pipeline.shutdown().begun().await;
+        sleep(grace(pipeline)).await;
+    };
+    tokio::select! {
+        biased;
+        read = read_whole(body, pipeline) => read,
+        () = too_late => Err(Failure::Unavailable.into()),
+    }
+}
+
+async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
     let Config { body_timeout, max_body_bytes: bytes_max, .. } = pipeline.config;
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > bytes_max {

@@ -10,12 +10,11 @@ use hyper::http::Uri;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
-use super::body::PATIENCE;
 use super::export::{Export, first_page};
 use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
 use super::socket::Watched;
 use super::{reading, unreadable};
-use crate::budget::Share;
+use crate::budget::{PATIENCE, Share};
 use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
@@ -295,10 +294,10 @@ async fn comes_in_time(
     watched.is_live();
     let _place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     let mut feed = Feed::new(pipeline.store.clone(), pipeline.hub.clone(), listing.filter().clone(), reached);
-    let mut shutting_down = pipeline.producer();
+    let shutdown = pipeline.shutdown();
     let chunk = tokio::select! {
         chunk = timeout_at(deadline, feed.next()) => chunk,
-        () = shutting_down.shutting_down() => return Ok(false),
+        () = shutdown.begun() => return Ok(false),
     };
     match chunk {
         Err(_) => Ok(false),

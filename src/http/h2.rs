@@ -29,7 +29,6 @@ use tokio::time::{Sleep, sleep, timeout};
 use super::answer::Body;
 use super::socket::Socket;
 use super::{BUFFER_BYTES_MAX, Connection};
-use crate::pipeline::Producer;
 
 /// What every client of HTTP/2 sends first. No method of HTTP/1.1 begins with `PRI`.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -88,10 +87,11 @@ impl Protocol {
 
 /// Serves one connection until it ends: when the client wants, when nothing was in hand for as long as the head of
 /// a request may take, or when the server shuts down; what is in hand is finished.
-pub(super) async fn serve(socket: Socket, connection: Connection, mut producer: Producer) {
+pub(super) async fn serve(socket: Socket, connection: Connection) {
     let (pipeline, peer) = (connection.pipeline.clone(), connection.peer);
     let mut streams = Streams::new(pipeline.config.header_timeout, pipeline.config.write_timeout);
     let (connection, counts) = (Arc::new(connection), streams.counts.clone());
+    let (shutdown, ours) = (pipeline.shutdown(), connection.clone());
     let service = service_fn(move |request| answer(connection.clone(), counts.clone(), request));
     let mut http = pin!(
         http2::Builder::new(streams.spawner())
@@ -107,7 +107,13 @@ pub(super) async fn serve(socket: Socket, connection: Connection, mut producer: 
             .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
             .serve_connection(socket, service)
     );
-    let mut ending = false;
+    // What the client sends before it hears of the end finds the store open.
+    let mut last_words = pin!(async {
+        shutdown.begun().await;
+        sleep(LAST_WORDS_TIMEOUT).await;
+        ours.let_go();
+    });
+    let (mut ending, mut has_let_go) = (false, false);
     let ended = loop {
         tokio::select! {
             // In this order: only once the connection has started its streams is it known whether there are any.
@@ -120,7 +126,11 @@ pub(super) async fn serve(socket: Socket, connection: Connection, mut producer: 
                     break Ok(());
                 }
             },
-            () = producer.shutting_down(), if !ending => {}
+            () = shutdown.begun(), if !ending => {}
+            () = last_words.as_mut(), if !has_let_go => {
+                has_let_go = true;
+                continue;
+            }
         }
         // The client is told, and what it sent before it heard that is answered.
         ending = true;

@@ -21,7 +21,7 @@ use super::query::Parameters;
 use super::socket::Watched;
 use super::unreadable;
 use crate::feed::{Said, Stream};
-use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
+use crate::pipeline::{Pipeline, Shutdown, Subscriber, SubscriberPlace};
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Note, subscribed};
 use crate::wire::{Refusal, frame};
@@ -44,8 +44,8 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
         write_note(&Note::Gap(gap), &mut first);
     }
     let heartbeat = pipeline.config.keepalive_interval;
-    let producer = pipeline.producer();
-    let speaker = Speaker { stream, heartbeat, producer, _place: place, _watched: watched, first: Some(first) };
+    let shutdown = pipeline.shutdown();
+    let speaker = Speaker { stream, heartbeat, shutdown, _place: place, _watched: watched, first: Some(first) };
     let mut response: Response<Body> = answer(StatusCode::OK, EVENT_STREAM, Bytes::new());
     *response.body_mut() = Body::Live(Live(Some(Box::pin(speaker.speak()))));
     let headers = response.headers_mut();
@@ -80,7 +80,7 @@ struct Speaker {
     heartbeat: Duration,
     /// The stream ends when the server begins to: a browser comes back for the rest, and until then
     /// requests that publish may follow on this connection.
-    producer: Producer,
+    shutdown: Shutdown,
     _place: SubscriberPlace,
     _watched: Watched,
     first: Option<Vec<u8>>,
@@ -94,7 +94,7 @@ impl Speaker {
         let mut text = Vec::new();
         let said = tokio::select! {
             biased;
-            () = self.producer.shutting_down() => return (None, None),
+            () = self.shutdown.begun() => return (None, None),
             said = self.stream.next() => said,
             () = sleep(self.heartbeat) => return (Some(Bytes::from_static(b": keep-alive\n\n")), Some(self)),
         };

@@ -21,6 +21,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -34,7 +35,7 @@ use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::auth::{Access, Class, Place};
 use crate::event::{Parser, Timestamp};
@@ -59,16 +60,19 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one connection until it ends, first as HTTP and then, if it is upgraded, as a WebSocket. When the
 /// server shuts down, the request in hand is finished.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>, mut producer: Producer) {
+pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>, producer: Producer) {
+    let shutdown = pipeline.shutdown();
     let protocol = tokio::select! {
         biased;
         protocol = Protocol::of(&stream, pipeline.config.header_timeout) => protocol,
-        () = producer.shutting_down() => return,
+        () = shutdown.begun() => return,
     };
     let connection = Connection {
         parser: Mutex::new(pipeline.parser()),
         pipeline: pipeline.clone(),
         peer,
+        producer: Mutex::new(Some(producer)),
+        was_asked: AtomicBool::new(false),
         accepted: Mutex::new(None),
         watch: Watch::default(),
     };
@@ -76,7 +80,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
     match protocol {
         Protocol::Nothing => return,
         // Boxed, so that the other connections do not carry its room.
-        Protocol::Http2 => return Box::pin(h2::serve(socket, connection, producer)).await,
+        Protocol::Http2 => return Box::pin(h2::serve(socket, connection)).await,
         Protocol::Http1 => {}
     }
     {
@@ -93,9 +97,15 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         let ended = tokio::select! {
             biased;
             ended = http.as_mut() => ended,
-            () = producer.shutting_down() => {
+            () = shutdown.begun() => {
                 http.as_mut().graceful_shutdown();
-                http.await
+                connection.let_go();
+                // A client that is still at the head of its first request is not waited for either.
+                tokio::select! {
+                    biased;
+                    ended = http.as_mut() => ended,
+                    () = sleep(body::grace(&pipeline)), if !connection.was_asked.load(Relaxed) => Ok(()),
+                }
             }
         };
         if let Err(error) = ended {
@@ -103,14 +113,21 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
             tracing::debug!(%peer, %error, "connection ended early");
         }
     }
-    let Some(Accepted { upgrade, purpose }) = connection.accepted.into_inner() else { return };
+    let Connection { accepted, producer, .. } = connection;
+    let (Some(Accepted { upgrade, purpose }), producer) = (accepted.into_inner(), producer.into_inner()) else {
+        return;
+    };
     let Ok(upgraded) = upgrade.await else { return };
     let parts = upgraded.downcast::<Socket>().expect("every connection is served on a Socket");
     let ((stream, ahead), read) = (parts.io.into_parts(), parts.read_buf);
     let received = if ahead.is_empty() { read } else { [&read[..], &ahead].concat().into() };
     match purpose {
         Purpose::Publish(mode, _place) => ws::publish(stream, received, peer, pipeline, producer, mode).await,
-        Purpose::Subscribe(_place) => ws::subscribe(stream, received, peer, pipeline, producer).await,
+        Purpose::Subscribe(_place) => {
+            // It hands in nothing.
+            drop(producer);
+            ws::subscribe(stream, received, peer, pipeline).await;
+        }
         Purpose::Refuse(ending) => ws::refuse(stream, ending).await,
     }
 }
@@ -120,6 +137,10 @@ struct Connection {
     pipeline: Arc<Pipeline>,
     peer: SocketAddr,
     parser: Mutex<Parser>,
+    /// Holds the store open for the requests to come, until the server shuts down.
+    producer: Mutex<Option<Producer>>,
+    /// A whole head of a request has come.
+    was_asked: AtomicBool,
     /// The handshake that was accepted, until hyper has let go of the stream.
     accepted: Mutex<Option<Accepted>>,
     watch: Watch,
@@ -197,7 +218,14 @@ impl<'p> Route<'p> {
 }
 
 impl Connection {
+    /// The server shuts down: from now on only the requests in hand that publish hold the store open. An answer that its
+    /// client is slow to take, such as an export, holds up nobody else.
+    fn let_go(&self) {
+        self.producer.lock().take();
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        self.was_asked.store(true, Relaxed);
         let (parts, body) = request.into_parts();
         let reader = self.reader(&parts.headers);
         let mut response = self.route(parts, body).await.unwrap_or_else(|refusal| answer::refused(&refusal));
@@ -239,7 +267,10 @@ impl Connection {
         }
         let route = route.ok_or(Refusal::NotFound("Not Found"))?;
         match (route, method) {
-            (Route::Events, &Method::POST) => publish::publish(pipeline, parser, &parts, body).await,
+            (Route::Events, &Method::POST) => {
+                let _open = self.producer.lock().clone().ok_or(Failure::Unavailable)?;
+                publish::publish(pipeline, parser, &parts, body).await
+            }
             (Route::Events, &Method::GET) => {
                 events::list(pipeline, &parts.headers, &parts.uri, self.watch.of_reading()).await
             }
@@ -355,7 +386,7 @@ impl Connection {
 
     /// Whether an event would be accepted now. The refusal is a problem with the members of the answer.
     async fn readiness(&self) -> Response<Body> {
-        let (ready, database, detail) = match self.pipeline.is_shutting_down() {
+        let (ready, database, detail) = match self.pipeline.shutdown().has_begun() {
             true => (false, "connected", "The server is shutting down".to_owned()),
             false => match timeout(READINESS_TIMEOUT, self.pipeline.store.check()).await {
                 Ok(Ok(())) => (true, "connected", String::new()),

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::answer::{Answer, JSON, NDJSON, answer, media_type};
 use super::query::Parameters;
 use super::{body, reading};
+use crate::budget::PATIENCE;
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::Pipeline;
 use crate::store::{Receipt, Store, Stored};
@@ -62,13 +63,13 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     let count = batch.len();
     let (mut response, reached) = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
         AckLevel::Queued => {
-            pipeline.store.append_within(body::PATIENCE, batch, Receipt::for_nobody()).await?;
+            pipeline.store.append_within(PATIENCE, batch, Receipt::for_nobody()).await?;
             let waits = format!(r#"{{"status":"queued","count":{count}}}"#);
             (answer(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
         }
         level => {
             let (receipt, stored) = Receipt::at(level);
-            pipeline.store.append_within(body::PATIENCE, batch, receipt).await?;
+            pipeline.store.append_within(PATIENCE, batch, receipt).await?;
             drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
             (created(&pipeline.store, &stored, many, key.is_some()).await?, stored.outcome.level())

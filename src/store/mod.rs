@@ -239,22 +239,24 @@ impl Store {
         }
     }
 
-    /// Like [`Store::keep`], but it is stored when this returns.
+    /// Like [`Store::keep`], but it is stored when what is returned resolves. Among other changes of the same
+    /// subscription its place is that of the call.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
-    pub async fn keep_now(&self, subscription: Kept) -> Result<(), Failure> {
+    pub fn keep_now(&self, subscription: Kept) -> impl Future<Output = Result<(), Failure>> {
         self.change(subscription.name.clone(), Some(subscription));
-        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) }).await
+        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
-    /// Removes a durable subscription.
+    /// Removes a durable subscription, which is done when what is returned resolves. Among other changes of the same
+    /// subscription its place is that of the call.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
-    pub async fn forget(&self, name: Arc<str>) -> Result<(), Failure> {
+    pub fn forget(&self, name: Arc<str>) -> impl Future<Output = Result<(), Failure>> {
         self.change(name, None);
-        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) }).await
+        self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
     /// Puts down what a durable subscription is now, for the writer to take. Returns whether it does not know yet

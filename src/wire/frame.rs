@@ -122,6 +122,8 @@ struct Unfinished {
     bytes: usize,
     /// How much of a text is known to be valid UTF-8.
     valid_bytes: usize,
+    /// It was given up: what is still to come of it is not kept.
+    is_given_up: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -159,6 +161,34 @@ impl Decoder {
     pub fn with_received(mut self, bytes: &[u8]) -> Self {
         self.buffer.extend_from_slice(bytes);
         self
+    }
+
+    /// How much is held of a message that is not complete, and how much of it was announced. Call it once
+    /// [`next`](Self::next) has no more messages.
+    #[inline]
+    pub fn unfinished(&self) -> (usize, usize) {
+        let joined = if self.unfinished.is_some() { self.joined.len() } else { 0 };
+        let held = self.buffer.len() - self.start + joined;
+        (held, held + self.missing_bytes)
+    }
+
+    /// Lets go of the message that is not complete. What is still to come of it passes by unread, and at its end it is
+    /// reported as [`Message::TooLarge`].
+    pub fn give_up(&mut self) {
+        let head = Head::parse(&self.buffer[self.start..], self.role).ok().flatten();
+        let message = head.as_ref().and_then(|head| self.message_of(head).ok().flatten());
+        match (head, message) {
+            (Some(head), Some(message)) => {
+                self.pass_by(&head, message);
+                self.skip_arrived();
+            }
+            // Its next frame has not come, or one that is none of it comes first.
+            _ => self.joined = Vec::new(),
+        }
+        self.missing_bytes = 0;
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.is_given_up = true;
+        }
     }
 
     /// Room for the next read, at least 1 KiB. Call it once [`next`](Self::next) has no more messages.
@@ -216,11 +246,7 @@ impl Decoder {
             return Ok(None);
         }
         loop {
-            if let Some(skip) = &mut self.skip {
-                let skipped = skip.bytes.min(self.buffer.len() - self.start);
-                self.start += skipped;
-                skip.bytes -= skipped;
-                let Skip { bytes, ends_message } = *skip;
+            if let Some(Skip { bytes, ends_message }) = self.skip_arrived() {
                 if bytes > 0 {
                     return Ok(None);
                 }
@@ -236,11 +262,8 @@ impl Decoder {
             };
             let message = self.message_of(&head)?;
             let from = self.start + head.bytes;
-            if message.is_some_and(|message| message.bytes > self.message_bytes_max) {
-                self.start = from;
-                self.skip = Some(Skip { bytes: head.payload_bytes, ends_message: head.last });
-                self.unfinished = message;
-                self.joined = Vec::new();
+            if let Some(message) = message.filter(|m| m.bytes > self.message_bytes_max || m.is_given_up) {
+                self.pass_by(&head, message);
                 continue;
             }
             let to = from + head.payload_bytes;
@@ -265,6 +288,24 @@ impl Decoder {
         }
     }
 
+    /// The frame at `start` is not kept, and neither is what was of its message.
+    fn pass_by(&mut self, head: &Head, message: Unfinished) {
+        self.start += head.bytes;
+        self.skip = Some(Skip { bytes: head.payload_bytes, ends_message: head.last });
+        self.unfinished = Some(message);
+        self.joined = Vec::new();
+    }
+
+    /// Skips what has arrived of a frame that is not kept, and says what remains of it; `None` when there is none.
+    #[inline]
+    fn skip_arrived(&mut self) -> Option<Skip> {
+        let skip = self.skip.as_mut()?;
+        let skipped = skip.bytes.min(self.buffer.len() - self.start);
+        self.start += skipped;
+        skip.bytes -= skipped;
+        Some(*skip)
+    }
+
     /// The message that a frame begins or continues, including that frame's bytes; `None` for a control
     /// frame, which may stand between the fragments of a message.
     #[inline]
@@ -274,7 +315,7 @@ impl Decoder {
             (OpCode::Continuation, Some(unfinished)) => unfinished,
             (OpCode::Continuation, None) => return Err(Violation::ContinuationOfNothing),
             (OpCode::Text | OpCode::Binary, Some(_)) => return Err(Violation::Interleaved),
-            (opcode, None) => Unfinished { opcode, bytes: 0, valid_bytes: 0 },
+            (opcode, None) => Unfinished { opcode, bytes: 0, valid_bytes: 0, is_given_up: false },
         };
         message.bytes += head.payload_bytes;
         if message.bytes > MESSAGE_BYTES_MAX { Err(Violation::TooBig) } else { Ok(Some(message)) }
@@ -549,6 +590,37 @@ mod tests {
 
     fn check_violation(frames: &[Vec<u8>], violation: Violation) {
         check_as(Role::Server, frames, &[], Some(violation));
+    }
+
+    /// What a decoder says when the message that is not complete after some reads is given up.
+    fn after_giving_up(arrived: &[u8], rest: &[u8]) -> Vec<String> {
+        let mut decoder = Decoder::new(Role::Server, LIMIT);
+        let mut said = decode(&mut decoder, arrived, &[usize::MAX]);
+        let (held, announced) = decoder.unfinished();
+        assert!(0 < held && held <= announced && held <= arrived.len());
+        decoder.give_up();
+        assert_eq!(decoder.unfinished().0, 0, "nothing of it is kept");
+        said.extend(decode(&mut decoder, rest, &[usize::MAX]));
+        said
+    }
+
+    #[test]
+    fn a_message_that_is_given_up_passes_by_and_the_next_is_read() {
+        let next = message(OpCode::Text, "next");
+        let expected = [format!("{TooLarge:?}"), format!("{:?}", Text("next"))];
+        let whole = message(OpCode::Text, "x".repeat(200));
+        for middle in [10, 100, whole.len() - 1] {
+            let (arrived, rest) = whole.split_at(middle);
+            assert_eq!(after_giving_up(arrived, &[rest, &next].concat()), expected, "at {middle}");
+        }
+        // Between two fragments, within one, and with an empty one at its end.
+        let (start, end) = (text_start("x".repeat(100)), continuation(LAST, "y".repeat(100)));
+        assert_eq!(after_giving_up(&start, &[&*end, &next].concat()), expected);
+        assert_eq!(after_giving_up(&[&*start, &end[..50]].concat(), &[&end[50..], &next].concat()), expected);
+        assert_eq!(after_giving_up(&start, &[continuation(LAST, ""), next.clone()].concat()), expected);
+        let ping = message(OpCode::Ping, "p");
+        let with_ping = after_giving_up(&start, &[&*ping, &end, &next].concat());
+        assert_eq!(with_ping, [&[format!("{:?}", Ping(b"p"))], &expected[..]].concat());
     }
 
     #[test]

@@ -123,6 +123,9 @@ const OPTIONS: [&str; 14] = [
     "ack_wait_ms",
     "strict",
 ];
+/// Memory that filters may take: those for some 1,000 sessions and 1,000 users by UUID take half of it. There may be as
+/// many filters as subscribers and durable subscriptions, and each of these is in memory.
+pub const FILTERS_BYTES_MAX: usize = 512 << 10;
 
 impl Subscribe {
     /// # Errors
@@ -178,7 +181,7 @@ impl Subscribe {
             Some(_) => return Err("'on_lag' must be catch_up, skip or disconnect".to_owned()),
         };
         let subscribe = Self {
-            filters: Filters::parse(message)?,
+            filters: Filters::parse(message)?.within_bounds()?,
             start: starts.pop().unwrap_or(Start::Now),
             epoch: text("epoch")?.map(str::to_owned),
             until: time("until", Timestamp::parse_ceil)?,
@@ -322,10 +325,40 @@ impl Filters {
         Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() }
     }
 
+    /// The same, but no larger than a subscription may have them.
+    ///
+    /// # Errors
+    /// A sentence for the client.
+    fn within_bounds(self) -> Result<Self, String> {
+        match self.bytes() > FILTERS_BYTES_MAX {
+            true => {
+                Err(format!("The filters take more than {FILTERS_BYTES_MAX} bytes of memory: ask for fewer values"))
+            }
+            false => Ok(self),
+        }
+    }
+
+    /// Memory that they take: as they were asked for, and as much again to compare events with.
+    pub fn bytes(&self) -> usize {
+        2 * self.asked.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes_of(value)).sum::<usize>()
+    }
+
     /// How they were asked for.
     pub fn asked(&self) -> &Map<String, Value> {
         &self.asked
     }
+}
+
+fn bytes_of(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+            Value::String(text) => text.len(),
+            Value::Array(list) => list.iter().map(bytes_of).sum(),
+            Value::Object(object) => {
+                object.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes_of(value)).sum()
+            }
+        }
 }
 
 impl FromSubscriber {
@@ -347,7 +380,7 @@ impl FromSubscriber {
                     if strict {
                         only_known(&filters, Filter::is_key, "'filters'")?;
                     }
-                    Filters::parse(&filters).map(Self::UpdateFilters)
+                    Filters::parse(&filters)?.within_bounds().map(Self::UpdateFilters)
                 }
                 Some(_) => Err("'filters' must be an object".to_owned()),
             },

@@ -2,6 +2,7 @@
 //! outbox between them.
 
 mod publish;
+mod reader;
 mod subscribe;
 
 use std::io;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::tcp::WriteHalf;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::reader::Reader;
 use super::{Beat, Pulse, goodbye, linger, write_all};
 use crate::auth::Class;
 use crate::doorbell::Wakes;
@@ -33,7 +33,7 @@ pub async fn publish(
     received: Bytes,
     peer: SocketAddr,
     pipeline: Arc<Pipeline>,
-    producer: Producer,
+    producer: Option<Producer>,
     ack: Ack,
 ) {
     let socket = Socket {
@@ -47,9 +47,10 @@ pub async fn publish(
     let (read, write) = stream.split();
     let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
     drop(received);
+    let reader = Reader::new(read, decoder, &pipeline.bodies);
     let said_goodbye = {
         let reading = async {
-            let ending = socket.read(read, decoder, producer).await;
+            let ending = socket.read(reader, producer).await;
             socket.push(ToPublisher::End(ending), 0);
             std::future::pending().await
         };
@@ -78,14 +79,16 @@ struct Socket<'p> {
 
 impl Socket<'_> {
     /// Reads until the socket ends, and says how. Everything complete that one read brought becomes one
-    /// batch. While too much is unanswered nothing is read, and TCP slows the producer down.
-    async fn read(&self, mut read: ReadHalf<'_>, mut decoder: Decoder, mut producer: Producer) -> Ending {
+    /// batch. While too much is unanswered nothing is read, and TCP slows the producer down. The store stays open until
+    /// this returns.
+    async fn read(&self, mut reader: Reader<'_>, _producer: Option<Producer>) -> Ending {
         let mut parser = self.pipeline.parser();
-        let mut shutting_down = std::pin::pin!(producer.shutting_down());
+        let shutdown = self.pipeline.shutdown();
+        let mut shutting_down = std::pin::pin!(shutdown.begun());
         let (pulse, interval) = (Pulse::new(self.pipeline), self.pipeline.config.keepalive_interval);
         let mut silence = std::pin::pin!(sleep(interval));
         loop {
-            let (batch, answers, ending) = self.decode(&mut decoder, &mut parser);
+            let (batch, answers, ending) = self.decode(&mut reader, &mut parser);
             if !answers.is_empty() {
                 self.in_flight.fetch_add(answers.messages(), Ordering::Relaxed);
                 if self.level == AckLevel::Queued {
@@ -100,15 +103,22 @@ impl Socket<'_> {
             if let Some(ending) = ending {
                 return ending;
             }
+            // A producer that never pauses always has something to read, so the wait below would never tell.
+            if shutdown.has_begun() {
+                return Ending::GoingAway;
+            }
             while self.in_flight.load(Ordering::Relaxed) >= self.pipeline.config.max_in_flight {
-                self.answered.notified().await;
+                tokio::select! {
+                    () = self.answered.notified() => {}
+                    () = &mut shutting_down => return Ending::GoingAway,
+                }
             }
             tokio::select! {
                 biased;
-                bytes = read.read_buf(decoder.space()) => match bytes {
-                    Ok(1..) => pulse.heard(),
+                is_there = reader.more() => match is_there {
+                    true => pulse.heard(),
                     // Gone without a word; answers still on their way may be read all the same.
-                    Ok(0) | Err(_) => return Ending::Gone,
+                    false => return Ending::Gone,
                 },
                 () = &mut shutting_down => return Ending::GoingAway,
                 // While the socket is not read, nobody is blamed for saying nothing.
@@ -125,17 +135,17 @@ impl Socket<'_> {
     }
 
     /// Everything complete in the buffer.
-    fn decode(&self, decoder: &mut Decoder, parser: &mut Parser) -> (Batch, Answers, Option<Ending>) {
+    fn decode(&self, reader: &mut Reader<'_>, parser: &mut Parser) -> (Batch, Answers, Option<Ending>) {
         let (mut batch, mut answers) = (Batch::default(), Answers::default());
         let ending = loop {
-            match decoder.next() {
+            match reader.next() {
                 Ok(None) => break None,
                 Ok(Some(Message::Text(text))) => self.message(text, parser, &mut batch, &mut answers),
                 Ok(Some(Message::Binary(bytes))) => match std::str::from_utf8(bytes) {
                     Ok(text) => self.message(text, parser, &mut batch, &mut answers),
                     Err(_) => answers.error("Message is not valid UTF-8", None),
                 },
-                Ok(Some(Message::TooLarge)) => answers.error("Message too large", None),
+                Ok(Some(Message::TooLarge)) => answers.error(reader.why_unread(), None),
                 Ok(Some(Message::Ping(payload))) => self.push_frame(OpCode::Pong, payload),
                 Ok(Some(Message::Pong(_))) => {}
                 Ok(Some(Message::Close(close))) => break Some(Ending::Asked(close.map(|(code, _)| code))),

@@ -1,16 +1,18 @@
 //! `/ws/subscribe`: filters in, events out.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::sync::oneshot;
+use tokio::net::tcp::WriteHalf;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::reader::Reader;
 use super::{Beat, Pulse, goodbye, linger, write_all, write_slices};
 use crate::auth::Class;
 use crate::doorbell::Wakes;
@@ -18,7 +20,7 @@ use crate::event::Seq;
 use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
-use crate::pipeline::{Pipeline, Producer, Subscriber, SubscriberPlace};
+use crate::pipeline::{Pipeline, Subscriber, SubscriberPlace};
 use crate::store;
 use crate::subscriptions::{Denied, Subscription};
 use crate::wire::Refusal;
@@ -30,21 +32,25 @@ use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, S
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
+/// Memory of filters that a subscriber has asked for and that are yet to come into force. Twice what one filter may hold:
+/// somebody who needs more of them at a time means no filter at all.
+const CHANGING_BYTES_MAX: usize = 2 * subscription::FILTERS_BYTES_MAX;
+
 /// Serves one subscriber until its socket ends.
-pub async fn subscribe(
-    mut stream: TcpStream,
-    received: Bytes,
-    peer: SocketAddr,
-    pipeline: Arc<Pipeline>,
-    producer: Producer,
-) {
+pub async fn subscribe(mut stream: TcpStream, received: Bytes, peer: SocketAddr, pipeline: Arc<Pipeline>) {
     let said_goodbye = {
         let (read, mut write) = stream.split();
         let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
         drop(received);
-        let replies = Outbox::new(REPLY_BYTES_MAX);
-        let socket = Socket { pipeline: &pipeline, peer, replies, pulse: Pulse::new(&pipeline) };
-        match socket.serve(Reader { read, decoder }, &mut write, producer).await {
+        let socket = Socket {
+            pipeline: &pipeline,
+            peer,
+            replies: Outbox::new(REPLY_BYTES_MAX),
+            changing_bytes: AtomicUsize::new(0),
+            changed: Notify::new(),
+            pulse: Pulse::new(&pipeline),
+        };
+        match socket.serve(Reader::new(read, decoder, &pipeline.bodies), &mut write).await {
             Ok(ending) => goodbye(&mut write, ending, pipeline.config.write_timeout).await,
             Err(_) => false,
         }
@@ -59,6 +65,10 @@ struct Socket<'p> {
     peer: SocketAddr,
     /// What the reading half wants to be said, for the writing half to say it in its place.
     replies: Outbox<Reply>,
+    /// What the filters hold that were asked for and are not in force. With too much of that the socket is not read.
+    changing_bytes: AtomicUsize,
+    /// New filters are in force.
+    changed: Notify,
     pulse: Pulse,
 }
 
@@ -69,36 +79,29 @@ enum Reply {
     End(Ending),
 }
 
-/// What a subscriber's socket is read with.
-struct Reader<'s> {
-    read: ReadHalf<'s>,
-    decoder: Decoder,
-}
-
 impl Socket<'_> {
     /// Everything between the handshake and the Close frame. An error: the peer can no longer be written to.
-    async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>, producer: Producer) -> io::Result<Ending> {
+    async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
-        let refuse = async |write: &mut WriteHalf<'_>, why: &str, ending| {
-            write_all(write, &text(&error(why, None)), patience).await?;
-            Ok(ending)
-        };
-        let Some(place) = self.pipeline.place() else {
-            return refuse(write, &Ending::Capacity.reason(), Ending::Capacity).await;
-        };
-        let opened = match self.first_message(&mut reader, write, producer).await? {
-            Ok(request) => self.open(&place, request).await,
+        let opened = match self.first_message(&mut reader, write).await? {
+            // It counts from its first message on, and hears in answer to it that there are too many.
+            Ok(request) => match self.pipeline.place() {
+                Some(place) => self.open(&place, request).await.map(|opened| (place, opened)),
+                None => Err(Declined::Refused(Ending::Capacity.reason(), Ending::Capacity)),
+            },
             Err(declined) => Err(declined),
         };
-        let (served, opening, filters, strict) = match opened {
+        let (place, (served, opening, filters, strict)) = match opened {
             Ok(opened) => opened,
-            Err(Declined::Refused(why)) => return refuse(write, &why, Ending::NotUnderstood).await,
-            Err(Declined::Denied(denied)) => return refuse(write, &denied.to_string(), denied.ending()).await,
+            Err(Declined::Refused(why, ending)) => {
+                write_all(write, &text(&error(&why, None)), patience).await?;
+                return Ok(ending);
+            }
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
         write_all(write, &text(&subscription::subscribed(place.id(), &filters, &opening)), patience).await?;
-        let Served { source, durable, mut taken_over } = served;
-        let member = match &source {
+        let durable = served.durable.clone();
+        let member = match &served.source {
             Source::Stream(_) => None,
             Source::Member(member) => Some(member.clone()),
         };
@@ -107,29 +110,33 @@ impl Socket<'_> {
             self.reply(Reply::End(ending));
             std::future::pending().await
         };
-        let taken_over = async {
-            match &mut taken_over {
-                Some(taken_over) => taken_over.await.unwrap_or(Ending::TakenOver),
-                None => std::future::pending().await,
-            }
-        };
+        // Whatever ends the stream, the writing half hears of it between two frames: a Close frame within another one
+        // would be taken for a part of that.
         tokio::select! {
             biased;
-            ending = taken_over => Ok(ending),
-            ending = self.write(write, source, &place, durable.as_deref()) => ending,
+            ending = self.write(write, served, &place) => ending,
             ending = reading => ending,
         }
     }
 
     /// Finds what is to be served, and where it begins.
-    async fn open(
+    async fn open(&self, place: &SubscriberPlace, request: Subscribe) -> Result<(Served, Opening, Filters, bool), Declined> {
+        loop {
+            if let Some(opened) = self.try_open(place, request.clone()).await? {
+                return Ok(opened);
+            }
+        }
+    }
+
+    /// Nothing when another connection has opened or deleted the durable subscription meanwhile.
+    async fn try_open(
         &self,
         place: &SubscriberPlace,
         mut request: Subscribe,
-    ) -> Result<(Served, Opening, Filters, bool), Declined> {
+    ) -> Result<Option<(Served, Opening, Filters, bool)>, Declined> {
         let failed = |error| {
             if store::took_too_long(&error) {
-                return Declined::Refused(Refusal::TooMuchToRead.to_string());
+                return Declined::Refused(Refusal::TooMuchToRead.to_string(), Ending::NotUnderstood);
             }
             tracing::error!(%error, "find where a subscription starts");
             Declined::Ended(Ending::Failed)
@@ -143,14 +150,14 @@ impl Socket<'_> {
             }
         }
         let opened = Stream::open(store, hub, &request, config.max_subscriber_bytes).await.map_err(failed)?;
-        let (stream, opening) = opened.map_err(Declined::Refused)?;
+        let (stream, opening) = opened.map_err(|why| Declined::Refused(why, Ending::NotUnderstood))?;
         let position = stream.position();
         let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };
         if let Some(durable) = &request.durable {
-            let opened = subscriptions.open(durable, &request.filters, position).await;
-            let subscription = opened.map_err(Declined::Denied)?;
+            let opened = subscriptions.open(durable, &request.filters, position, known.as_ref()).await;
+            let Some(subscription) = opened? else { return Ok(None) };
             if durable.is_group {
-                let member = subscriptions.join(&subscription, &request, place.id()).map_err(Declined::Denied)?;
+                let member = subscriptions.join(&subscription, &request, place.id())?;
                 served.source = Source::Member(Arc::new(member));
             } else {
                 served.taken_over = Some(subscription.take_over(&request.filters));
@@ -159,25 +166,28 @@ impl Socket<'_> {
         }
         let name = served.durable.as_ref().map(|durable| durable.name().to_owned());
         place.tell(Subscriber { filter: request.filters.filter.clone(), name });
-        Ok((served, opening, request.filters, request.strict))
+        Ok(Some((served, opening, request.filters, request.strict)))
     }
 
-    /// The filters, in time. From then on the subscriber holds up no shutdown: it is served to its end.
+    /// The filters, in time. From then on the subscriber is served to the end of the stream.
     async fn first_message(
         &self,
         reader: &mut Reader<'_>,
         write: &mut WriteHalf<'_>,
-        mut producer: Producer,
     ) -> io::Result<Result<Subscribe, Declined>> {
         let deadline = Instant::now() + self.pipeline.config.subscribe_timeout;
-        let mut shutting_down = std::pin::pin!(producer.shutting_down());
+        let shutdown = self.pipeline.shutdown();
+        let mut shutting_down = std::pin::pin!(shutdown.begun());
         loop {
-            while let Some(message) = reader.decoder.next().transpose() {
+            while let Some(message) = reader.next().transpose() {
                 let text = match message {
                     Err(violation) => return Ok(Err(Declined::Ended(Ending::Violated(violation)))),
                     Ok(Message::Text(text)) => text.as_bytes(),
                     Ok(Message::Binary(bytes)) => bytes,
-                    Ok(Message::TooLarge) => return Ok(Err(Declined::Refused("Message too large".to_owned()))),
+                    Ok(Message::TooLarge) => {
+                        let why = reader.why_unread().to_owned();
+                        return Ok(Err(Declined::Refused(why, Ending::NotUnderstood)));
+                    }
                     Ok(Message::Close(close)) => {
                         return Ok(Err(Declined::Ended(Ending::Asked(close.map(|(code, _)| code)))));
                     }
@@ -187,13 +197,13 @@ impl Socket<'_> {
                     }
                     Ok(Message::Pong(_)) => continue,
                 };
-                return Ok(Subscribe::parse(text).map_err(Declined::Refused));
+                return Ok(Subscribe::parse(text).map_err(|why| Declined::Refused(why, Ending::NotUnderstood)));
             }
             let ending = tokio::select! {
                 biased;
-                bytes = timeout_at(deadline, reader.read.read_buf(reader.decoder.space())) => match bytes {
-                    Ok(Ok(1..)) => continue,
-                    Ok(Ok(0) | Err(_)) => Ending::Gone,
+                is_there = timeout_at(deadline, reader.more()) => match is_there {
+                    Ok(true) => continue,
+                    Ok(false) => Ending::Gone,
                     Err(_) => Ending::NoFirstMessage,
                 },
                 () = &mut shutting_down => Ending::GoingAway,
@@ -212,7 +222,7 @@ impl Socket<'_> {
     ) -> Ending {
         loop {
             loop {
-                let said = match reader.decoder.next() {
+                let said = match reader.next() {
                     Ok(None) => break,
                     Ok(Some(Message::Text(text))) => FromSubscriber::parse(text.as_bytes(), strict),
                     Ok(Some(Message::Binary(bytes))) => FromSubscriber::parse(bytes, strict),
@@ -220,7 +230,8 @@ impl Socket<'_> {
                         self.reply(Reply::Frame(pong(payload)));
                         continue;
                     }
-                    Ok(Some(Message::TooLarge | Message::Pong(_))) => continue,
+                    Ok(Some(Message::Pong(_))) => continue,
+                    Ok(Some(Message::TooLarge)) => Err(reader.why_unread().to_owned()),
                     Ok(Some(Message::Close(close))) => return Ending::Asked(close.map(|(code, _)| code)),
                     Err(violation) => return Ending::Violated(violation),
                 };
@@ -231,7 +242,7 @@ impl Socket<'_> {
                     }
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         match self.pipeline.access.check(Class::Query, self.peer.ip()) {
-                            Ok(()) => self.reply(Reply::Filters(filters, self.pipeline.store.committed())),
+                            Ok(()) => self.change(filters).await,
                             Err(refusal) => self.refuse(&refusal.to_string()),
                         }
                     }
@@ -241,11 +252,20 @@ impl Socket<'_> {
                     Err(why) => self.refuse(&why),
                 }
             }
-            match reader.read.read_buf(reader.decoder.space()).await {
-                Ok(1..) => self.pulse.heard(),
-                Ok(0) | Err(_) => return Ending::Gone,
+            match reader.more().await {
+                true => self.pulse.heard(),
+                false => return Ending::Gone,
             }
         }
+    }
+
+    /// Has the writing half go over to other filters, once those before are not too much.
+    async fn change(&self, filters: Filters) {
+        while self.changing_bytes.load(Ordering::Relaxed) >= CHANGING_BYTES_MAX {
+            self.changed.notified().await;
+        }
+        self.changing_bytes.fetch_add(filters.bytes(), Ordering::Relaxed);
+        self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
     }
 
     /// Takes note that a client is done with everything up to an event.
@@ -268,21 +288,23 @@ impl Socket<'_> {
     }
 
     /// Writes events, replies and keep-alives until the socket ends, and says how.
-    async fn write(
-        &self,
-        write: &mut WriteHalf<'_>,
-        mut source: Source,
-        place: &SubscriberPlace,
-        durable: Option<&Subscription>,
-    ) -> io::Result<Ending> {
+    async fn write(&self, write: &mut WriteHalf<'_>, served: Served, place: &SubscriberPlace) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
         let silence = self.pipeline.config.keepalive_interval;
         let mut replies = Vec::new();
-        let mut changing = std::collections::VecDeque::<Filters>::new();
+        let mut changing = VecDeque::<Filters>::new();
+        let Served { mut source, durable, taken_over } = served;
+        let mut taken_over = std::pin::pin!(async {
+            match taken_over {
+                Some(taken_over) => taken_over.await.unwrap_or(Ending::TakenOver),
+                None => std::future::pending().await,
+            }
+        });
         let mut keepalive = std::pin::pin!(sleep_until(Instant::now() + silence));
         loop {
             tokio::select! {
                 biased;
+                ending = &mut taken_over => return Ok(ending),
                 taken = self.replies.take(&mut replies) => {
                     if taken == Taken::Overflowed {
                         return Err(io::ErrorKind::QuotaExceeded.into());
@@ -306,9 +328,11 @@ impl Socket<'_> {
                     Ok(Said::FilterChanged) => {
                         let filters = changing.pop_front().expect("one change is announced for each asked for");
                         write_all(write, &text(&subscription::filters_updated(&filters)), patience).await?;
-                        let name = durable.map(|durable| durable.name().to_owned());
+                        self.changing_bytes.fetch_sub(filters.bytes(), Ordering::Relaxed);
+                        self.changed.notify_one();
+                        let name = durable.as_ref().map(|durable| durable.name().to_owned());
                         place.tell(Subscriber { filter: filters.filter.clone(), name });
-                        if let Some(durable) = durable {
+                        if let Some(durable) = &durable {
                             durable.change_filters(&filters);
                         }
                     }
@@ -343,6 +367,7 @@ impl Socket<'_> {
         // Small as they are, it is mostly their places in the queue that cost.
         let bytes = match &reply {
             Reply::Frame(frame) => size_of::<Reply>() + frame.len(),
+            // What they hold is bounded by itself.
             Reply::Filters(..) => size_of::<Reply>(),
             Reply::End(_) => 0,
         };
@@ -354,9 +379,15 @@ impl Socket<'_> {
 
 /// Why there is no subscription.
 enum Declined {
-    Refused(String),
-    Denied(Denied),
+    /// For the client in words, and how its connection ends.
+    Refused(String, Ending),
     Ended(Ending),
+}
+
+impl From<Denied> for Declined {
+    fn from(denied: Denied) -> Self {
+        Self::Refused(denied.to_string(), denied.ending())
+    }
 }
 
 /// What a subscriber is served.

@@ -372,6 +372,102 @@ fn the_list_tells_how_far_each_is() {
 }
 
 #[test]
+fn who_is_replaced_or_deleted_in_the_middle_of_an_event_gets_it_whole_and_then_the_code() {
+    let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let payload = json!({"filler": "x".repeat(60_000)});
+    let event = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
+    for expected in [4009, 4010] {
+        let mut former = server.subscriber(&json!({"name": "board"}));
+        socket2::SockRef::from(former.stream()).set_recv_buffer_size(64 << 10).unwrap();
+        // Far more than the system's buffers take.
+        for _ in 0..10 {
+            server.publish_lines(&vec![event.clone(); 50]);
+        }
+        let other = match expected {
+            4009 => Some(server.subscriber(&json!({"name": "board"}))),
+            _ => {
+                assert_eq!(server.call("DELETE", "/subscriptions/board", &[], b"").status, 204);
+                None
+            }
+        };
+        let (events, code) = former.last_words();
+        assert_eq!(code, expected);
+        assert!(events.len() < 500, "it was served to the end");
+        let ids: Vec<Value> = events.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        let first = sequence(&ids[0]["id"]);
+        assert_eq!(sequences(&ids), (first..first + ids.len() as u64).collect::<Vec<_>>());
+        drop(other);
+    }
+}
+
+#[test]
+fn two_that_open_a_new_name_at_once_begin_at_the_same_place() {
+    let server = Server::start();
+    let rare = json!({"event_type": "timer_tick", "source": "it", "payload": {"rare": true}}).to_string();
+    let mut expected = vec![sequence(&server.publish(&rare)["id"])];
+    server.publish_lines(&ticks("s", 20_000));
+    for round in 0..5 {
+        let name = format!("board{round}");
+        // The first has to look at everything for its start; the second needs no look and is there before it.
+        let firsts = [
+            json!({"name": name, "last": 100_000, "payload": {"rare": true}}),
+            json!({"name": name, "payload": {"rare": true}}),
+        ];
+        let mut sockets = [(); 2].map(|()| Socket::open(server.addr, "/ws/subscribe"));
+        for (socket, first) in sockets.iter_mut().zip(firsts) {
+            socket.send(&first.to_string());
+        }
+        let mut events = [Vec::new(), Vec::new()];
+        for socket in &mut sockets {
+            assert_eq!(socket.json()["status"], "subscribed");
+        }
+        let position = listed(&server, &name)["position"].clone();
+        let position = if position.is_null() { 0 } else { sequence(&position) };
+        let last = sequence(&server.publish(&rare)["id"]);
+        expected.push(last);
+        let mut served = 0;
+        for (socket, events) in sockets.iter_mut().zip(&mut events) {
+            loop {
+                match socket.hear() {
+                    Said::Text(event) => events.push(serde_json::from_str(&event).unwrap()),
+                    said => {
+                        assert_eq!(said, Said::Close(4009));
+                        break;
+                    }
+                }
+                if sequences(events).last() == Some(&last) {
+                    let after_position = expected.iter().copied().filter(|event| *event > position);
+                    assert_eq!(sequences(events), after_position.collect::<Vec<_>>(), "after {position}");
+                    served += 1;
+                    break;
+                }
+            }
+        }
+        assert_eq!(served, 1, "one of them took over");
+    }
+}
+
+#[test]
+fn a_name_that_is_opened_while_it_is_deleted_is_stored_if_it_is_there() {
+    let server = Server::with(&[("NETWORK_THREADS", "4")]);
+    for round in 0..50 {
+        let name = format!("board{round}");
+        drop(server.subscriber(&json!({"name": name})));
+        thread::scope(|scope| {
+            let opening = scope.spawn(|| server.subscriber(&json!({"name": name})));
+            scope.spawn(|| {
+                assert_eq!(server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").status, 204);
+            });
+            // It may have been deleted, of which nothing follows here.
+            drop(opening.join().unwrap());
+        });
+        let all = server.get_json("/subscriptions");
+        let is_there = all.as_array().unwrap().iter().any(|one| one["name"] == name);
+        assert_eq!(stored(&server, &name).is_some(), is_there, "round {round}");
+    }
+}
+
+#[test]
 fn what_is_deleted_ends_and_begins_anew() {
     let mut server = Server::start();
     let mut board = server.subscriber(&json!({"name": "board", "session_id": "a"}));

@@ -183,6 +183,36 @@ fn a_message_too_large_is_answered_and_the_socket_lives() {
 }
 
 #[test]
+fn long_messages_share_memory_and_one_that_stalls_gives_it_up() {
+    let server = Server::with(&[("MAX_BODIES_BYTES", "1048576")]);
+    let (mut stalled, mut other) = (server.publisher(), server.publisher());
+    let message = frame(0x80 | TEXT, padded(160 << 10).as_bytes());
+    // All of the memory, for each byte of a message may take seven.
+    let (most, rest) = message.split_at(150 << 10);
+    stalled.send_raw(most);
+    assert_eq!(server.get("/health").status, 200, "what came before it was read");
+
+    let refused = json!({"status": "error", "message": "Too many large messages are under way, try again"});
+    other.send_raw(&message);
+    assert_eq!(other.json(), refused);
+    assert_eq!(other.ask(&tick("s", 0))["status"], "ok", "short ones need none of it");
+    // Each attempt waits for a second.
+    for attempt in 0.. {
+        other.send_raw(&message);
+        let answer = other.json();
+        if answer["status"] == "ok" {
+            break;
+        }
+        assert!(answer == refused && attempt < 60, "{answer}");
+    }
+    stalled.send_raw(rest);
+    assert_eq!(stalled.json(), json!({"status": "error", "message": "The message did not come in time"}));
+    assert_eq!(stalled.ask(&tick("s", 0))["status"], "ok", "the socket lives");
+    stalled.send_raw(&message);
+    assert_eq!(stalled.json()["status"], "ok");
+}
+
+#[test]
 fn a_message_beyond_16_mib_closes_the_socket() {
     let server = Server::start();
     let bytes = 16 << 20;

@@ -1,5 +1,6 @@
 //! The end: what was acknowledged is stored, what was stored is delivered, everyone is told, exit 0.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -45,14 +46,15 @@ fn under_load_keeps_and_delivers_everything_acknowledged() {
     }
 }
 
-/// Publishes until the server says goodbye, which it must do in due form; returns what was acknowledged.
+/// Publishes without a pause until the server says goodbye, which it must do in due form; returns what was acknowledged.
 fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
     let mut publisher = server.publisher();
-    let messages = ticks("socket", 200_000);
-    let stream = publisher.stream().try_clone().unwrap();
+    let messages: Vec<u8> =
+        ticks("socket", 1_000).iter().flat_map(|tick| frame(0x80 | TEXT, tick.as_bytes())).collect();
+    let mut stream = publisher.stream().try_clone().unwrap();
     let mut ids = Vec::new();
     thread::scope(|scope| {
-        scope.spawn(|| send_all(&stream, &messages));
+        scope.spawn(|| while stream.write_all(&messages).is_ok() {});
         loop {
             match publisher.hear() {
                 Said::Text(answer) => {
@@ -107,6 +109,47 @@ fn idle_connections_are_told_and_delay_nothing() {
 }
 
 #[test]
+fn unfinished_requests_are_cut_and_everybody_else_is_told_of_the_end() {
+    let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "4")]);
+    let mut idle = server.subscriber(&json!({}));
+    let mut half_a_head = Wire::connect(server.addr);
+    half_a_head.send("POST /events HTTP/1.1\r\nHost: it\r\nContent-Le");
+    let mut half_a_body = Wire::connect(server.addr);
+    half_a_body.send("POST /events HTTP/1.1\r\nHost: it\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n");
+    let proceed = "HTTP/1.1 100 Continue\r\n\r\n";
+    assert_eq!(half_a_body.take(proceed.len(), "the server to wait for the body").unwrap(), proceed.as_bytes());
+    half_a_body.send(r#"{"event_type":"#);
+
+    server.signal("TERM");
+    assert_eq!(idle.close_code(), 1001);
+    half_a_body.response().expect("an answer").refusal(503);
+    half_a_head.await_close();
+    server.await_exit_0();
+}
+
+#[test]
+fn answers_that_nobody_takes_keep_nobody_else_from_an_orderly_end() {
+    let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "2")]);
+    server.allow_noise();
+    publish_30_mb(&server);
+    let untaken = [ACCEPT_NDJSON, ("Accept", "text/event-stream")].map(|accept| {
+        let target = if accept == ACCEPT_NDJSON { "/events" } else { "/events/stream?last=500" };
+        let mut wire = Wire::connect(server.addr);
+        wire.send(request("GET", target, &[accept], b""));
+        assert_eq!(wire.response_head().expect("an answer").status, 200);
+        wire
+    });
+    let mut idle = server.subscriber(&json!({}));
+    server.signal("TERM");
+    assert_eq!(idle.close_code(), 1001);
+    server.await_log("left behind");
+    let left = server.log().into_iter().find(|line| line.contains("left behind")).unwrap();
+    assert!(left.contains(r#""producers_left":false"#), "who is only served holds no store open: {left}");
+    server.await_exit_0();
+    drop(untaken);
+}
+
+#[test]
 fn a_stuck_subscriber_is_not_waited_for_without_end() {
     let settings =
         [("SHUTDOWN_TIMEOUT_SECONDS", "1"), ("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600")];
@@ -139,13 +182,17 @@ fn a_second_signal_ends_at_once() {
 /// A subscriber that reads nothing of 30 MB.
 fn stuck_subscriber(server: &Server) -> Socket {
     let stuck = server.subscriber(&json!({}));
+    publish_30_mb(server);
+    stuck
+}
+
+fn publish_30_mb(server: &Server) {
     let payload = json!({"filler": "x".repeat(60_000)});
     let big = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
     let mut publisher = server.publisher();
     for _ in 0..10 {
         acknowledged(&publisher.pipeline(&vec![big.clone(); 50]));
     }
-    stuck
 }
 
 #[test]

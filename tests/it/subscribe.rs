@@ -1,11 +1,15 @@
 //! `/ws/subscribe`: filters, history joined with live, changes of filters under load, slow and vanishing subscribers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::*;
+
+const PING_TEXT: &str = r#"{"type":"ping"}"#;
 
 /// Runs `body` while another thread publishes without a break; `message` makes the n-th event.
 pub fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, body: impl FnOnce()) {
@@ -508,6 +512,92 @@ fn an_idle_subscriber_is_kept_alive() {
     for _ in 0..3 {
         assert_eq!(subscriber.json(), json!({"type": "keepalive"}));
     }
+}
+
+#[test]
+fn a_subscriber_counts_from_its_first_message_on_and_is_told_then_that_there_is_no_place() {
+    let server = Server::with(&[("MAX_SUBSCRIBERS", "1")]);
+    let mut silent = Socket::open(server.addr, "/ws/subscribe");
+    let mut first = server.subscriber(&json!({}));
+    assert_eq!(server.get_json("/stats")["router"]["active_subscribers"], 1);
+    // It never read anything before it sent this.
+    let answer = silent.ask("{}");
+    assert_eq!(answer, json!({"status": "error", "message": "Server at subscriber capacity"}));
+    assert_eq!(silent.close_code(), 1013);
+    assert_eq!(first.ask(PING_TEXT), json!({"type": "pong"}));
+}
+
+#[test]
+fn a_message_too_large_is_answered_and_the_subscriber_lives() {
+    let server = Server::with(&[("MAX_WS_MESSAGE_BYTES", "1000")]);
+    let mut subscriber = server.subscriber(&json!({"session_id": "a"}));
+    let too_large = json!({"status": "error", "message": "Message too large"});
+    assert_eq!(subscriber.ask(&"x".repeat(1_001)), too_large);
+    server.publish(&tick("b", 0));
+    let id = server.publish(&tick("a", 0))["id"].clone();
+    assert_eq!(subscriber.json()["id"], id, "the filters stay");
+}
+
+/// Values of the size that ids have, and not those of events here.
+fn ids_of_nobody(n: usize) -> Vec<String> {
+    (0..1_000).map(|i| format!("{i:05}-{n:0>100}")).collect()
+}
+
+#[test]
+fn filters_beyond_their_bound_are_refused_and_harm_nobody() {
+    let server = Server::start();
+    let ids = ids_of_nobody(0);
+    let within = json!({"session_id": ids});
+    let beyond = json!({"session_id": ids, "user_id": ids, "exclude": {"session_id": ids, "user_id": ids}});
+    let update = |filters: &Value| json!({"type": "update_filters", "filters": filters}).to_string();
+    let is_refused = |answer: &Value| {
+        assert_eq!(answer["status"], "error");
+        assert!(text_of(&answer["message"]).contains("bytes"), "{answer}");
+    };
+
+    let mut subscriber = server.subscriber(&within);
+    is_refused(&subscriber.ask(&update(&beyond)));
+    assert_eq!(subscriber.ask(&update(&within))["status"], "filters_updated");
+
+    let mut named = beyond.clone();
+    named["name"] = "board".into();
+    for first in [beyond, named] {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        is_refused(&socket.ask(&first.to_string()));
+        assert_eq!(socket.close_code(), 1008);
+    }
+    assert_eq!(server.get_json("/subscriptions"), json!([]), "no name keeps them");
+}
+
+#[test]
+fn filters_whose_answers_nobody_reads_cost_little_and_come_into_force_in_order() {
+    const UPDATES: usize = 600;
+    let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
+    let mut subscriber = server.subscriber(&json!({}));
+    socket2::SockRef::from(subscriber.stream()).set_recv_buffer_size(64 << 10).unwrap();
+    let before = peak_bytes(server.pid());
+    let stream = subscriber.stream().try_clone().unwrap();
+    let (done, flood) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for n in 0..UPDATES {
+                let filters = json!({"user_id": n.to_string(), "session_id": ids_of_nobody(n)});
+                send_all(&stream, &[json!({"type": "update_filters", "filters": filters}).to_string()]);
+            }
+            let _ = done.send(());
+        });
+        // The server takes all 70 MB of it, or no more until answers are read.
+        let _ = flood.recv_timeout(Duration::from_secs(3));
+        for n in 0..UPDATES {
+            let answer = subscriber.json();
+            assert_eq!(
+                (&answer["status"], &answer["filters"]["user_id"]),
+                (&json!("filters_updated"), &json!(n.to_string()))
+            );
+        }
+    });
+    let grown = peak_bytes(server.pid()) - before;
+    assert!(grown < 64 << 20, "grown by {} MiB", grown >> 20);
 }
 
 #[test]

@@ -1,0 +1,102 @@
+//! The reading half of a WebSocket, within the memory that there is for messages in work.
+
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::ReadHalf;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::budget::{self, Budget, Share};
+use crate::wire::frame::{Decoder, Message, Violation};
+
+/// What a socket is read with.
+pub(super) struct Reader<'s> {
+    decoder: Decoder,
+    read: ReadHalf<'s>,
+    /// Memory for everybody's bodies and messages.
+    memory: &'s Budget,
+    /// The share of the long message in hand.
+    long: Option<Long>,
+    /// Why a message in hand was given up.
+    given_up: Option<&'static str>,
+}
+
+struct Long {
+    _shares: Vec<Share>,
+    /// As many bytes of the message as the shares are for.
+    bytes: usize,
+    began: Instant,
+    /// It has come as a whole.
+    is_over: bool,
+}
+
+impl<'s> Reader<'s> {
+    pub(super) fn new(read: ReadHalf<'s>, decoder: Decoder, memory: &'s Budget) -> Self {
+        Self { decoder, read, memory, long: None, given_up: None }
+    }
+
+    /// As [`Decoder::next`].
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Message<'_>>, Violation> {
+        let next = self.decoder.next();
+        if let Some(long) = &mut self.long {
+            long.is_over |= matches!(next, Ok(Some(Message::Text(_) | Message::Binary(_) | Message::TooLarge)));
+        }
+        next
+    }
+
+    /// Reads more, once there are no more messages. False when the peer is gone. Cancel-safe.
+    ///
+    /// A message that is not complete takes of the memory for all once it is long, and gives it back when more is read
+    /// after it: until then it is worked at. Without memory, or when the message stalls while others may be waiting for
+    /// its memory, it is given up: the rest of it passes by.
+    pub(super) async fn more(&mut self) -> bool {
+        let (held, announced) = self.decoder.unfinished();
+        self.long.take_if(|long| long.is_over);
+        if held <= budget::SMALL_BYTES_MAX {
+            self.long = None;
+        } else {
+            self.make_room(held, announced).await;
+        }
+        if let Some(long) = &self.long {
+            let deadline = long.began + budget::stall_max(held);
+            match timeout_at(deadline, self.read.read_buf(self.decoder.space())).await {
+                Ok(read) => return matches!(read, Ok(1..)),
+                Err(_) => self.give_up("The message did not come in time"),
+            }
+        }
+        matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..))
+    }
+
+    /// Why a message has passed by unread.
+    pub(super) fn why_unread(&mut self) -> &'static str {
+        self.given_up.take().unwrap_or("Message too large")
+    }
+
+    /// Memory for a message of which so much is held, and so much was announced.
+    async fn make_room(&mut self, held: usize, announced: usize) {
+        let covered = self.long.as_ref().map_or(0, |long| long.bytes);
+        if held <= covered {
+            return;
+        }
+        // Who sends fragments does not say how many: each time there is twice as much.
+        let expected = announced.max(2 * covered);
+        let share = self.memory.take((expected - covered) * budget::BYTES_FOR_A_BYTE);
+        match timeout(budget::PATIENCE, share).await {
+            Ok(share) => {
+                let long = self.long.get_or_insert_with(|| Long {
+                    _shares: Vec::new(),
+                    bytes: 0,
+                    began: Instant::now(),
+                    is_over: false,
+                });
+                long._shares.push(share);
+                long.bytes = expected;
+            }
+            Err(_) => self.give_up("Too many large messages are under way, try again"),
+        }
+    }
+
+    fn give_up(&mut self, why: &'static str) {
+        self.decoder.give_up();
+        (self.long, self.given_up) = (None, Some(why));
+    }
+}
