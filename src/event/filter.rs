@@ -151,7 +151,9 @@ impl Filter {
             Value::Null => Self::is_key(key).then_some(&**key),
             Value::Object(inner) if inner.is_empty() => Self::is_key(key).then_some(&**key),
             Value::Object(exclude) if key == "exclude" => Self::empty_condition(exclude),
-            Value::Array(list) if is_field(key) => (list.is_empty() || list.iter().any(|of| of == "")).then_some(&**key),
+            Value::Array(list) if is_field(key) => {
+                (list.is_empty() || list.iter().any(|of| of == "")).then_some(&**key)
+            }
             value => (is_field(key) && says_nothing(value)).then_some(&**key),
         })
     }

@@ -204,7 +204,7 @@ fn heads_too_large_are_refused() {
     }
     // What is long and no more than that is an ordinary question.
     let mut wire = Wire::connect(server.addr);
-    for (target, status) in [("/events?limit=1&session_id=", 200), ("/nowhere/", 404), ("/events/", 404)] {
+    for (target, status) in [("/events?limit=1&session=", 200), ("/nowhere/", 404), ("/events/", 404)] {
         wire.send(get(&format!("{target}{}", "a".repeat(8_000)), &many(80)));
         assert_eq!(wire.response().expect("an answer").status, status, "{target}");
     }

@@ -144,7 +144,7 @@ fn every_answer_carries_the_security_headers() {
         (200, server.call("GET", "/events", &[ACCEPT_NDJSON], b"")),
         (200, server.call("HEAD", "/events", &[], b"")),
         (201, server.post(tick("s", 0))),
-        (400, server.get("/events?since=")),
+        (400, server.get("/events?since=yesterday")),
         (401, locked.get("/events")),
         (404, server.get("/nowhere")),
         (404, server.get("/events/evt_ffffffffffff")),

@@ -197,8 +197,7 @@ fn what_is_no_stream_is_refused() {
         Ok(_) => panic!("{query} is accepted"),
         Err(refusal) => refusal.refusal(status),
     };
-    for query in ["after=nonsense", "after=17", "since=yesterday", "since=", "last=1&until=yesterday", "last=1&until="]
-    {
+    for query in ["after=nonsense", "after=17", "since=yesterday", "last=1&until=yesterday"] {
         refused(query, &[], 400);
     }
     refused("", &[("Last-Event-ID", "nonsense")], 400);
