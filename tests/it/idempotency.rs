@@ -191,7 +191,8 @@ fn a_key_is_kept_as_long_as_its_event() {
 
 /// Deletes the event of session `s` with this number in its payload.
 fn delete_number(server: &Server, n: usize) {
-    let deleted = server.call("DELETE", &format!("/events?session_id=s&payload.n={n}"), &[], b"");
+    let filter = json!({"session_id": "s", "payload": {"n": n}}).to_string();
+    let deleted = server.call("DELETE", &format!("/events?filter={}", encode(&filter)), &[], b"");
     assert_eq!(deleted.json(), json!({"deleted": 1}));
 }
 

@@ -502,7 +502,8 @@ fn a_file_of_format_3_is_opened_with_its_keys_and_holes_and_there_is_a_way_back(
     let known = (200, json!([id_of(1), id_of(2), id_of(3)]));
     assert_eq!(repeat(&server, "asked"), known);
     for n in 0..2 {
-        let deleted = server.call("DELETE", &format!("/events?session_id=asked&payload.n={n}"), &[], b"");
+        let filter = json!({"session_id": "asked", "payload": {"n": n}}).to_string();
+        let deleted = server.call("DELETE", &format!("/events?filter={}", encode(&filter)), &[], b"");
         assert_eq!(deleted.json(), json!({"deleted": 1}));
         assert_eq!(repeat(&server, "asked"), known, "what was deleted is remembered");
         assert_eq!(repeat(&server, "other").0, 422);
