@@ -314,7 +314,7 @@ impl World {
     fn checkpoint(&mut self) -> bool {
         let did = self.server.parts.checkpoint();
         if did {
-            self.synced_pages = self.server.parts.log().0;
+            self.synced_pages = self.synced_pages.max(self.server.parts.log().0);
         }
         did
     }
@@ -782,7 +782,9 @@ impl World {
         self.model.reopened(store, unheard);
         self.durables.reopened(store);
         self.check_all();
-        self.synced_pages = self.server.parts.log().0;
+        // A start syncs the log that it finds, of which the store knows no pages yet.
+        let log_bytes = std::fs::metadata(beside(&self.config.database_path, "-wal")).map_or(0, |log| log.len());
+        self.synced_pages = (log_bytes as usize).saturating_sub(LOG_HEADER_BYTES) / LOG_PAGE_BYTES;
         let last = self.model.last();
         for asked in clients {
             self.connect(Asked { start: asked.start.min(last), end: asked.end.map(|end| end.min(last)), ..asked });
