@@ -262,6 +262,7 @@ impl super::Store {
             let (committed, recent) = (self.committed(), in_memory(&self.shared, query));
             let mut rest = Cow::Borrowed(query);
             loop {
+                self.go_on()?;
                 let reached = self.shared.readers.with(|transaction| {
                     let record = Record::new(transaction, &self.shared);
                     let Some(range) = record.range(&rest, committed)? else { return Ok(None) };
