@@ -91,7 +91,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
                 .half_close(true)
                 .header_read_timeout(pipeline.config.header_timeout)
                 .max_buf_size(BUFFER_BYTES_MAX)
-                .serve_connection(socket, service_fn(|request| connection.answer(request)))
+                .serve_connection(socket.with_first_lines(), service_fn(|request| connection.answer(request)))
                 .with_upgrades()
         );
         let ended = tokio::select! {

@@ -6,6 +6,7 @@
 //! long that is borne ([`Watch`]).
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -81,7 +82,26 @@ pub(super) struct Socket {
     half_closed: bool,
     /// Runs while a client that has done so takes nothing.
     leaving: Option<Pin<Box<Sleep>>>,
+    first_line: FirstLine,
 }
+
+/// How much of a request's head was read. hyper answers every head that does not fit into its buffer with 431; where not
+/// even the first line has an end, it is the URL that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstLine {
+    /// Not what is spoken here.
+    None,
+    /// No end of a line, since something was last written.
+    Open,
+    Ended,
+}
+
+/// A first line is looked at on its way to hyper, in pieces as large as hyper's first.
+const PIECE_BYTES: usize = 8 << 10;
+
+/// What hyper writes, and what is written instead; as long, so that however much is taken at once, the rest follows.
+const HEAD_TOO_LARGE: &[u8; 46] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n";
+const URL_TOO_LONG: &[u8; 46] = b"HTTP/1.1 414 URI Too Long                   \r\n";
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, write_timeout: Duration, watch: Watch) -> Self {
@@ -94,6 +114,23 @@ impl Socket {
             ahead: Vec::new(),
             half_closed: false,
             leaving: None,
+            first_line: FirstLine::None,
+        }
+    }
+
+    /// The same, for HTTP/1.1.
+    pub(super) fn with_first_lines(self) -> Self {
+        Self { first_line: FirstLine::Open, ..self }
+    }
+
+    /// Whether this is hyper's answer to a URL that is too long.
+    fn is_about_url(&self, answer: &[u8]) -> bool {
+        self.first_line == FirstLine::Open && answer.starts_with(HEAD_TOO_LARGE)
+    }
+
+    fn look_for_end_of_line(&mut self, read: &[u8]) {
+        if self.first_line == FirstLine::Open && read.contains(&b'\n') {
+            self.first_line = FirstLine::Ended;
         }
     }
 
@@ -132,6 +169,9 @@ impl Socket {
     fn unless_overdue<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             (self.overdue, self.leaving) = (None, None);
+            if self.first_line == FirstLine::Ended {
+                self.first_line = FirstLine::Open;
+            }
             return written;
         }
         let overdue = self.overdue.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
@@ -143,11 +183,20 @@ impl Read for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             let len = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead[..len]);
-            self.ahead.drain(..len);
+            let ahead: Vec<_> = self.ahead.drain(..len).collect();
+            self.look_for_end_of_line(&ahead);
+            buf.put_slice(&ahead);
             return Poll::Ready(Ok(()));
         }
         if self.half_closed {
+            return Poll::Ready(Ok(()));
+        }
+        if self.first_line == FirstLine::Open {
+            let mut piece = [const { MaybeUninit::uninit() }; PIECE_BYTES];
+            let mut piece = ReadBuf::uninit(&mut piece[..buf.remaining().min(PIECE_BYTES)]);
+            ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut piece))?;
+            self.look_for_end_of_line(piece.filled());
+            buf.put_slice(piece.filled());
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
@@ -156,7 +205,13 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        let written = match self.is_about_url(buf) {
+            true => {
+                let answer = [URL_TOO_LONG, &buf[HEAD_TOO_LARGE.len()..]].concat();
+                Pin::new(&mut self.io).poll_write(cx, &answer)
+            }
+            false => Pin::new(&mut self.io).poll_write(cx, buf),
+        };
         self.unless_overdue(cx, written)
     }
 
@@ -165,6 +220,9 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.first().filter(|first| self.is_about_url(first)) {
+            return self.poll_write(cx, first);
+        }
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.unless_overdue(cx, written)
     }

@@ -120,7 +120,11 @@ impl Socket<'_> {
     }
 
     /// Finds what is to be served, and where it begins.
-    async fn open(&self, place: &SubscriberPlace, request: Subscribe) -> Result<(Served, Opening, Filters, bool), Declined> {
+    async fn open(
+        &self,
+        place: &SubscriberPlace,
+        request: Subscribe,
+    ) -> Result<(Served, Opening, Filters, bool), Declined> {
         loop {
             if let Some(opened) = self.try_open(place, request.clone()).await? {
                 return Ok(opened);

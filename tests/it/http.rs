@@ -7,6 +7,31 @@ use serde_json::json;
 use crate::support::*;
 
 #[test]
+fn a_url_beyond_64_kib_is_told_so() {
+    let server = Server::start();
+    let get = |target: &str, header: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nX: {header}\r\n\r\n");
+    let status = |wire: &mut Wire, request: String| {
+        wire.send(request);
+        wire.response().expect("an answer").status
+    };
+    for letters in [65 << 10, 200_000, 1 << 20] {
+        let long = "a".repeat(letters);
+        for target in
+            [format!("/{long}"), format!("/events?session_id={long}"), format!("/events/stream?user_id={long}")]
+        {
+            assert_eq!(status(&mut Wire::connect(server.addr), get(&target, "")), 414, "{letters}");
+            // Also where others went before.
+            let mut wire = Wire::connect(server.addr);
+            assert_eq!(status(&mut wire, get("/health", "")), 200);
+            assert_eq!(status(&mut wire, get(&target, "")), 414, "{letters}");
+        }
+        assert_eq!(status(&mut Wire::connect(server.addr), get("/health", &long)), 431, "a header is no URL");
+    }
+    let longest = format!("/events?session_id={}", "a".repeat(60_000));
+    assert_eq!(status(&mut Wire::connect(server.addr), get(&longest, "")), 422, "no event has such an id");
+}
+
+#[test]
 fn every_route_exists_under_both_prefixes() {
     let server = Server::start();
     let id = text_of(&server.publish(&tick("s", 0))["id"]);
