@@ -254,9 +254,11 @@ fn confirmations_that_mean_nothing_change_nothing() {
         assert!(!text_of(&answer["message"]).is_empty(), "{id}");
         assert_eq!(listed(&server, "board")["position"], json!(id_of(5)), "{id}");
     }
-    let ignored =
-        [ack(5), ack(3), ack(0), json!({"type": "ack"}).to_string(), json!({"type": "ack", "id": 9}).to_string()];
-    for ignored in ignored {
+    for unusable in [json!({"type": "ack"}), json!({"type": "ack", "id": 9}), json!({"type": "ack", "id": null})] {
+        assert_eq!(board.ask(&unusable.to_string())["status"], "error", "{unusable}");
+        assert_eq!(listed(&server, "board")["position"], json!(id_of(5)), "{unusable}");
+    }
+    for ignored in [ack(5), ack(3), ack(0)] {
         board.send(&ignored);
         assert_eq!(board.ask(PING_TEXT), json!({"type": "pong"}), "{ignored}");
         assert_eq!(listed(&server, "board")["position"], json!(id_of(5)), "{ignored}");
@@ -266,15 +268,15 @@ fn confirmations_that_mean_nothing_change_nothing() {
 }
 
 #[test]
-fn without_a_name_confirmations_are_ignored() {
+fn without_a_name_confirmations_keep_nothing_and_an_unusable_id_is_told() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     server.publish_lines(&ticks("s", 3));
     assert_eq!(subscriber.collect(3).len(), 3);
-    for said in [ack(2), ack(99), json!({"type": "ack", "id": "nonsense"}).to_string()] {
-        subscriber.send(&said);
-        assert_eq!(subscriber.ask(PING_TEXT), json!({"type": "pong"}), "{said}");
+    for unusable in [ack(99), json!({"type": "ack", "id": "nonsense"}).to_string()] {
+        assert_eq!(subscriber.ask(&unusable)["status"], "error", "{unusable}");
     }
+    confirm(&mut subscriber, 2);
     assert_eq!(server.get_json("/subscriptions"), json!([]));
 }
 
