@@ -108,7 +108,7 @@ impl Drop for Registration {
 
 impl Hub {
     /// A hub for the commits that are handed on to `audience`; its members' outboxes hold at most
-    /// `outbox_bytes_max` bytes each.
+    /// `outbox_bytes_max` bytes each, or one round.
     pub fn new(audience: Audience, outbox_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             index: DashMap::default(),
@@ -183,8 +183,15 @@ impl Hub {
         let mut round = Vec::new();
         while let Ok(first) = commits.recv() {
             let start = Instant::now();
+            let mut bytes = first.bytes();
             round.push(first);
-            round.extend(commits.try_iter());
+            // An outbox takes one delivery whatever its size, so a round of many commits may not be far larger.
+            while bytes < self.outbox_bytes_max
+                && let Ok(next) = commits.try_recv()
+            {
+                bytes += next.bytes();
+                round.push(next);
+            }
             let deliveries = self.deliver(&round, &mut fan_out);
             round.clear();
             let rest = (REST_PER_DELIVERY * deliveries).min(REST_MAX);

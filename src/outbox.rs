@@ -6,7 +6,8 @@ use crate::doorbell::{Home, Wakes};
 use crate::sync::Mutex;
 
 /// A queue with one consumer that takes everything waiting at once. It never blocks who fills it: an
-/// item that would take it over its bound empties it for good, and the consumer is told.
+/// item that would take it over its bound empties it for good, and the consumer is told. Only the first item is
+/// taken whatever its size: a consumer for whom nothing waits is not slow.
 #[derive(Debug)]
 pub struct Outbox<T> {
     waiting: Mutex<Waiting<T>>,
@@ -40,7 +41,7 @@ pub enum Taken {
 }
 
 impl<T> Outbox<T> {
-    /// An empty outbox for at most `bytes_max` bytes, as its fillers count them.
+    /// An empty outbox for at most `bytes_max` bytes, as its fillers count them, or one item.
     pub fn new(bytes_max: usize) -> Self {
         let waiting = Waiting { items: Vec::new(), bytes: 0, state: State::Open, consumer: None };
         Self { waiting: Mutex::new(waiting), bytes_max }
@@ -52,7 +53,7 @@ impl<T> Outbox<T> {
         if waiting.state != State::Open {
             return;
         }
-        if waiting.bytes.saturating_add(bytes) > self.bytes_max {
+        if !waiting.items.is_empty() && waiting.bytes.saturating_add(bytes) > self.bytes_max {
             waiting.state = State::Overflowed;
             waiting.items = Vec::new();
         } else {
@@ -143,6 +144,19 @@ mod tests {
         outbox.push('c', 1, &mut wakes);
         outbox.close();
         assert_eq!((outbox.try_take(&mut taken), taken.len()), (Some(Taken::Overflowed), 0));
+    }
+
+    #[test]
+    fn the_first_item_is_never_too_much() {
+        let (outbox, mut wakes, mut taken) = (Outbox::new(10), Wakes::default(), Vec::new());
+        for item in ['a', 'b'] {
+            outbox.push(item, 11, &mut wakes);
+            assert_eq!(outbox.try_take(&mut taken), Some(Taken::Items));
+        }
+        assert_eq!(taken, ['a', 'b']);
+        outbox.push('c', 11, &mut wakes);
+        outbox.push('d', 0, &mut wakes);
+        assert_eq!(outbox.try_take(&mut taken), Some(Taken::Overflowed));
     }
 
     #[test]

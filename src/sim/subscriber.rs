@@ -16,6 +16,9 @@ use crate::wire::batch::Run;
 use crate::wire::frame;
 use crate::wire::subscription::OnLag;
 
+/// Three commits of eight events, each with up to four more of the message that came last: an outbox takes as much.
+const ROUND_EVENTS_MAX: usize = 3 * 12;
+
 /// What a client asks for.
 #[derive(Clone)]
 pub struct Asked {
@@ -86,7 +89,7 @@ impl Subscriber {
             received: start,
             behind: from_history.then(|| server.store.committed()),
             counted: None,
-            chunk_bytes_max: outbox_bytes_max.max(PAGE_BYTES + EVENT_BYTES_MAX),
+            chunk_bytes_max: outbox_bytes_max.max(PAGE_BYTES + EVENT_BYTES_MAX).max(ROUND_EVENTS_MAX * EVENT_BYTES_MAX),
             reading: None,
             bell: Arc::new(Bell(AtomicBool::new(true))),
         }

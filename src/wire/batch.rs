@@ -435,6 +435,13 @@ pub struct Commit {
     pub through: Seq,
 }
 
+impl Commit {
+    /// Bytes of its events' frames.
+    pub fn bytes(&self) -> usize {
+        self.batches.iter().map(|batch| batch.frames.len()).sum()
+    }
+}
+
 /// An event read back from storage.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredEvent<'r> {
