@@ -476,7 +476,8 @@ mod tests {
         ] {
             assert_eq!(parse_time(text), Some(Timestamp(1_768_473_000_000_000)), "{text}");
         }
-        for text in ["", "Z", "yesterday", "1768473000", "2026-01-15", "2026-02-30T10:00:00", "0000-00-00T00:00:00"] {
+        assert_eq!(parse_time("2026-01-15"), Some(Timestamp(1_768_435_200_000_000)));
+        for text in ["", "Z", "yesterday", "1768473000", "2026-02-30T10:00:00", "0000-00-00T00:00:00"] {
             assert_eq!(parse_time(text), None, "{text}");
         }
     }

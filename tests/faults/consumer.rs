@@ -30,7 +30,7 @@ impl Consumer {
             let seq = sequence(&event["id"]);
             assert!(seq > last, "{seq} after {last}");
             last = seq;
-            if seq % each == 0 {
+            if seq.is_multiple_of(each) {
                 record.confirmed(self.name, seq);
                 self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
             }
