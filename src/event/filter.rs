@@ -150,7 +150,10 @@ impl Filter {
         asked.iter().find_map(|(key, value)| match value {
             Value::Null => Self::is_key(key).then_some(&**key),
             Value::Object(inner) if inner.is_empty() => Self::is_key(key).then_some(&**key),
-            Value::Object(exclude) if key == "exclude" => Self::empty_condition(exclude),
+            // Within `exclude` there is no other one: that is refused as no filter.
+            Value::Object(exclude) if key == "exclude" => {
+                Self::empty_condition(exclude).filter(|key| *key != "exclude")
+            }
             Value::Array(list) if is_field(key) => {
                 (list.is_empty() || list.iter().any(|of| of == "")).then_some(&**key)
             }
