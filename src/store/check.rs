@@ -107,7 +107,7 @@ struct Tally {
     last: Option<(Seq, Timestamp)>,
     /// Some could not be read: what they counted for is not known.
     has_gaps: bool,
-    /// The file is of a former format, whose keys and holes tell less.
+    /// The file is of an older format, whose keys and holes have no checksums.
     is_former: bool,
 }
 

@@ -87,11 +87,11 @@ const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
 /// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
 const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
 
-/// A log of 12 MiB has met readers at every checkpoint so far, each of which kept it from starting over: then reads of
-/// ours are kept out for one. It stays below 32 MiB like that, for it grows by less than 16 MiB meanwhile.
+/// 12 MiB: from this length on a checkpoint keeps our own reads out, because at every one before it a reader kept the
+/// log from starting over. The log stays below 32 MiB, for it grows by less than 16 MiB meanwhile.
 const CHECKPOINT_PAGES_ALONE: usize = CHECKPOINT_PAGES * 3;
 
-/// How a checkpoint goes about reads of ours.
+/// What a checkpoint does about our own reads. Those of other programs it cannot keep out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Company {
     /// They go on. What one of them needs stays in the log.
@@ -131,7 +131,7 @@ impl Checkpoints {
         self.is_running = true;
         let is_alone = pages >= self.alone_at || erasure != Erasure::None;
         if is_alone {
-            // If it does not help, because another program reads, ours are not kept out for nothing all the time.
+            // Where another program reads, keeping ours out does not help: the log has to grow before the next try.
             self.alone_at = pages + CHECKPOINT_PAGES.max(pages / 4);
         }
         Some(if is_alone { Company::Nobody } else { Company::Readers })
@@ -175,7 +175,7 @@ pub(super) enum Erasure {
     #[default]
     None,
     Due,
-    /// Somebody waits for it.
+    /// A client that deleted events waits until they are gone.
     Awaited,
 }
 

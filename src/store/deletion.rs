@@ -38,7 +38,7 @@ pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rus
                               AS n FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone \
                               WHERE event_type = gone.type";
         connection.prepare_cached(COUNTS)?.execute([through.0 as i64])?;
-        // Of all others the events go as a whole.
+        // The last key alone may keep some of its events: those of every key before it are all in this slice.
         let parting = part(connection, shared, through)?;
         events = connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])? as u64;
         keys::forget_through(connection, through)?;
@@ -53,7 +53,7 @@ pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rus
     Ok(Deleted { events, is_done: through == last && (orphans as u64) < EVENTS_PER_COMMIT })
 }
 
-/// Looks for the key of an event that is about to be deleted. One that is damaged stays, for the check to tell of.
+/// Looks for the key of an event that is about to be deleted. A damaged key stays, and the check reports it.
 fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Parting>> {
     match Parting::of(Record::new(connection, shared), seq) {
         Err(error) if is_damage(&error) => {
@@ -64,8 +64,8 @@ fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<
     }
 }
 
-/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. What this
-/// transaction stores must be counted already.
+/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. Call it
+/// after the events of this transaction are in the statistics.
 pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -> rusqlite::Result<Deleted> {
     const FIND: &str = "SELECT time_us, event_type, session_id, user_id, source FROM events WHERE seq = ?1";
     let mut find = connection.prepare_cached(FIND)?;
@@ -100,7 +100,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -
         let counted = connection
             .prepare_cached(COUNT)?
             .query_row((&event_type, deleted as i64), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
-        // Only where the newest of a type went, and others are left, is there another one to be found.
+        // The newest of a type has to be searched for only where it was deleted and others are left.
         let is_another_newest =
             counted.optional()?.is_some_and(|(left, last_seen)| left > 0 && last_deleted.to_string() >= last_seen);
         if !is_another_newest {

@@ -64,8 +64,8 @@ impl Witness {
             (meta::get(connection, meta::EPOCH)? as u32, meta::get(connection, meta::INODE)?);
         let is_other = testimony(&file).is_some_and(|before| {
             let lost_its_end = before.last_seq > last.0;
-            // The system's end takes the latest marks along, which were not synced. It takes no log that was: one that
-            // is missing was taken away, with a file put in place that needs none.
+            // When the system goes down the latest marks may be lost, which were not synced, but never a whole log.
+            // Where it is missing, a copy of one file, which needs no log, was put in the place of the database.
             let lost_its_log = before.needs_log && !has_log;
             let went_down = !before.has_ended && before.boot != boot && (!before.is_synced || lost_its_log);
             // A database that forgot its last epoch has lost what was stored in it, too.
@@ -93,9 +93,9 @@ impl Witness {
         Epoch(self.testimony.epoch)
     }
 
-    /// The database has come so far, of which nobody knows yet. A write of some bytes into the cache of the system,
-    /// so that an older file in the place of this one is noticed whenever the process ends; the first time after the
-    /// log was emptied it is synced, so that it is noticed when the power goes, too.
+    /// Notes the number of the last commit before a client is told of it, so that an older file in the place of this
+    /// one is noticed. This writes 12 bytes into the system's cache, which survive the process. The first note after
+    /// the log was emptied is synced, as commits are, so that a copy without a log is noticed after a power cut, too.
     pub fn has_come_to(&mut self, last: Seq) {
         self.testimony.last_seq = last.0;
         if self.testimony.needs_log {
@@ -121,8 +121,8 @@ impl Witness {
         self.tell(!self.testimony.is_synced);
     }
 
-    /// Somebody is about to be told of what is not synced. Without that word on the disk nobody would know, after a
-    /// power cut, that something may be lost.
+    /// Notes on the disk that a client is about to be told of an event that is not synced. Without this the start after
+    /// a power cut would not know that acknowledged events may be lost.
     pub fn admit_unsynced(&mut self) {
         self.testimony.is_synced = false;
         self.admits_unsynced = self.admits_unsynced || self.tell(true);
@@ -200,7 +200,7 @@ fn testimony(file: &File) -> Option<Testimony> {
     let mut marked = [0; 12];
     if file.read_exact_at(&mut marked, WORD_BYTES as u64).is_ok() {
         let last = u64::from_le_bytes(marked[..8].try_into().expect("eight bytes"));
-        // Files from before have none, and the word alone.
+        // Files of older versions have the word alone.
         if marked == mark(Seq(last)) {
             testimony.last_seq = testimony.last_seq.max(last);
         }

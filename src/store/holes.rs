@@ -1,5 +1,5 @@
-//! Holes: the numbers of events that were chosen to be deleted. Lists of the index keep these numbers, so whoever reads
-//! a list takes the holes of its segment away from it, and looks for no event that is gone.
+//! Holes: the numbers of events that were chosen to be deleted. Lists of the index keep these numbers, so every
+//! reader of a list takes the holes of its segment away first, and looks for no event that is gone.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -11,7 +11,7 @@ use super::segments::{self, SEGMENT_EVENTS};
 /// What was chosen to be deleted out of one segment.
 #[derive(Debug, Default)]
 pub(super) struct Holes {
-    /// So many events.
+    /// How many there are.
     pub count: u64,
     /// Where they were, ascending. Nothing is known of a segment of a file from before format 4 until the sealer has
     /// looked ([`find`]).
@@ -99,13 +99,13 @@ pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Ve
     Ok(numbered.filter(|(_, is_missing)| *is_missing).map(|(offset, _)| offset as u16).collect())
 }
 
-/// The segments of which is not known where their holes are.
+/// The segments whose holes are counted and not found yet.
 pub(super) fn unknown(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
     let mut statement = connection.prepare("SELECT segment FROM holes WHERE offsets IS NULL")?;
     statement.query_map([], |row| row.get::<_, i64>(0).map(|segment| segment as u64))?.collect()
 }
 
-/// Notes where the holes of a segment are, if nobody has done so meanwhile.
+/// Notes where the holes of a segment are, unless a deletion has done so meanwhile.
 pub(super) fn found(connection: &Connection, segment: u64, offsets: Vec<u16>) -> rusqlite::Result<()> {
     match Holes::of(connection, segment)? {
         Some(Holes { count, offsets: None }) => Holes { count, offsets: Some(offsets) }.store(connection, segment),

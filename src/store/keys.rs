@@ -33,7 +33,7 @@ pub(super) enum Known {
     Like(usize),
 }
 
-/// The statement that has the keys which are given in SQL, for [`Kept::read`].
+/// Selects keys by a condition, with the columns that [`Kept::read`] expects.
 macro_rules! select_keys {
     ($which:literal) => {
         concat!("SELECT key, seq, count, digest, checksum FROM idempotency_keys ", $which)
@@ -162,7 +162,7 @@ impl Kept {
         Some(checksum::of_key(self.first.0 as i64, self.count as i64, self.key.as_bytes(), digest))
     }
 
-    /// Its digest; nothing if it has none and its events are not all there any more.
+    /// The digest of its events; `None` if it is not stored and some of the events are deleted.
     fn digest(&self, record: Record<'_>) -> rusqlite::Result<Option<Digest>> {
         if self.digest.is_some() {
             return Ok(self.digest);
@@ -181,7 +181,7 @@ impl Kept {
         Ok(Some(Digest::finish(hash)))
     }
 
-    /// Gives it its digest while its events are there.
+    /// Stores the digest of its events, while all of them are still there.
     fn remember(self, record: Record<'_>) -> rusqlite::Result<()> {
         let digest = self.digest(record)?;
         const SQL: &str = "UPDATE idempotency_keys SET digest = ?2, checksum = ?3 WHERE seq = ?1";
@@ -195,8 +195,8 @@ impl Kept {
     }
 }
 
-/// What tells whether events say the same as others: 128 bits of SHA-256, for with fewer two different ones may look
-/// alike by chance, and an event that is taken for a repeat is not stored.
+/// Tells whether events say the same as others: 128 bits of SHA-256. With fewer bits two different events could have
+/// the same digest by chance, and the second would be taken for a repeat and not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Digest(pub [u8; 16]);
 
@@ -229,7 +229,8 @@ fn of_event(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<Kept>>
     Ok(kept.filter(|kept| seq.0 < kept.first.0 + kept.count))
 }
 
-/// What becomes of the key of events that are deleted: it is looked for before, and let go after.
+/// The key of an event that is being deleted: found before the event is deleted, and forgotten after it if no event of
+/// the key is left.
 pub(super) struct Parting {
     first: Seq,
     count: u64,
@@ -256,7 +257,7 @@ impl Parting {
     }
 }
 
-/// Forgets the keys all of whose events are among those up to one.
+/// Forgets the keys that have no event after `last`.
 pub(super) fn forget_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
     const SQL: &str = "DELETE FROM idempotency_keys WHERE seq <= ?1 AND seq + count - 1 <= ?1";
     connection.prepare_cached(SQL)?.execute([last.0 as i64]).map(drop)

@@ -67,7 +67,7 @@ use writer::{Append, Command};
 pub struct Store {
     shared: Arc<Shared>,
     commands: Sender<Command>,
-    /// How long what is read through this handle may go on.
+    /// What ends a reading through this handle early, if anything does.
     leash: Option<reading::Leash>,
 }
 
@@ -102,7 +102,7 @@ impl Shared {
         self.integrity.lock().note(error.to_string());
     }
 
-    /// What a client hears whose deletion came to an error.
+    /// What the client of a failed deletion is told. Takes note of damage, too.
     fn failure(&self, error: &rusqlite::Error) -> Failure {
         match is_damage(error) {
             true => {
@@ -216,7 +216,8 @@ impl Store {
             }
             match reached {
                 Some(reached) => after = reached,
-                // Also when nothing was left: a deletion that was broken off is asked for again.
+                // Also when nothing was deleted: a client that repeats a deletion which was cut short still wants the
+                // traces of the first part gone.
                 None => return self.ask(|reply| Command::Erase { reply }).await.map(|()| deleted),
             }
         }
@@ -239,8 +240,8 @@ impl Store {
         }
     }
 
-    /// Like [`Store::keep`], but it is stored when what is returned resolves. Among other changes of the same
-    /// subscription its place is that of the call.
+    /// Like [`Store::keep`], but stored once the returned future resolves. The call itself queues the change, not the
+    /// first poll, so changes of one subscription are stored in the order of their calls.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
@@ -249,8 +250,8 @@ impl Store {
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
-    /// Removes a durable subscription, which is done when what is returned resolves. Among other changes of the same
-    /// subscription its place is that of the call.
+    /// Removes a durable subscription, which is done once the returned future resolves. The call itself queues the
+    /// change, as that of [`Store::keep_now`] does.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
@@ -342,7 +343,8 @@ impl Store {
         &self.shared.log
     }
 
-    /// Whether the writer would store an event now. Waits in the queue as one does, and is none. Cancel-safe.
+    /// Whether the writer would store an event now. Waits for room in the queue as an event does, and stores nothing.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// What stands in the way.

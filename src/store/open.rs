@@ -101,7 +101,7 @@ impl Store {
             // What another program wrote in between would be written over.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
             wal::settle(path).map_err(log)?;
-            // A life at durability off left pages of the database unsynced, too.
+            // After a run at durability `off`, pages of the database may be unsynced, too.
             File::open(path).and_then(|file| file.sync_data()).map_err(|e| OpenError::File(path.clone(), e))?;
             transaction.rollback().map_err(database)?;
         }
@@ -132,8 +132,8 @@ impl Store {
     }
 }
 
-/// Whether a file is certainly no database of ours. Such a one is refused before anything is written to it or beside
-/// it, so this looks past the log: what can only be told with that is told later, by a connection that makes files.
+/// Whether a file is certainly another program's. It is refused before anything is written to it or beside it, so this
+/// does not read the log, which only a connection that makes files can do: such a connection looks again later.
 fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     let looked = schema::open_untouched(path).and_then(|connection| {
         Ok(!schema::is_ours(&connection)? && !upgrade::is_needed(&connection)? && schema::is_foreign(&connection)?)

@@ -48,7 +48,7 @@ pub enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lag {
     pub events: u64,
-    /// Whether only the first of them were counted, and the rest goes by them.
+    /// Only the next events were counted, and the rest is taken to be like them.
     pub is_estimate: bool,
 }
 
@@ -73,7 +73,7 @@ pub struct TypeStats {
 pub(super) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    /// Every read holds it shared; who holds it alone keeps new reads out until a checkpoint is over.
+    /// Every read holds it shared. A checkpoint that needs the log to itself holds it alone, and reads wait.
     gate: RwLock<()>,
     integrity: Arc<Mutex<Integrity>>,
 }
@@ -94,13 +94,13 @@ macro_rules! select_events {
 }
 pub(super) use select_events;
 
-/// Events looked at in one read, which may take several transactions: some 50 ms at 0.8 µs each, so that the threads
-/// for blocking work go round.
+/// Events looked at in one read, which may take several transactions: some 50 ms at 0.8 µs each, so that other reads
+/// get their turn on the blocking threads.
 const EVENTS_PER_READ: usize = if cfg!(test) { 40 } else { 1 << 16 };
 
-/// How long one transaction reads on: the pages that it needs cannot leave the write-ahead log, and a checkpoint that
-/// wants to be alone waits for it. It ends within 20 ms, for the last step takes some time, too. Tests have a clock of
-/// their own.
+/// Time after which a transaction ends at its next look at the clock; with its last step it takes 20 ms at most. While
+/// it is open the write-ahead log cannot start over, and a checkpoint that keeps reads out waits for it. Endless in
+/// tests: there the count alone ends a read, whatever the machine.
 const TRANSACTION_TIME: Duration = if cfg!(test) { Duration::MAX } else { Duration::from_millis(15) };
 
 /// Events between two looks at the clock, which costs as much as a twentieth of an event.
@@ -109,8 +109,8 @@ const EVENTS_PER_LOOK_AT_CLOCK: usize = 16;
 /// Segments whose lists are counted in one transaction: some 20 ms at 150 µs for dense lists.
 const SEGMENTS_PER_COUNT: u64 = if cfg!(test) { 1 } else { 128 };
 
-/// How long a read waits for a checkpoint at most. One takes some 10 ms; a disk on which it takes this long must not
-/// keep anybody from what is in memory, and then the log grows.
+/// How long a read waits for a checkpoint, which usually takes some 10 ms. On a disk where one takes longer than this,
+/// reads go on beside it, and the log grows.
 const GATE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a checkpoint waits for the reads under way: several times as long as one takes.
@@ -139,8 +139,8 @@ impl Readers {
         Self { path, idle: Mutex::new(Vec::new()), gate: RwLock::new(()), integrity }
     }
 
-    /// Keeps new reads out, until what is returned is dropped, and waits for those under way. Nothing if one of them
-    /// takes too long. Never call it within a read.
+    /// Keeps new reads out until the guard is dropped, once those under way have ended. `None` if one of them takes
+    /// longer than [`READS_END_WITHIN`]. Never call it within a read: it would wait for itself.
     pub(super) fn keep_out(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         self.gate.try_write_for(READS_END_WITHIN)
     }
@@ -289,8 +289,8 @@ impl super::Store {
         Ok(count)
     }
 
-    /// How many events pass after a position: counted among the next `looks_max` numbers, and where there are more,
-    /// estimated by those. What the index alone can count is counted among as many as cost the same.
+    /// How many events after a position pass. Looks at the next `looks_max` events, or at as many lists of the index as
+    /// cost the same, and where there are more, estimates the rest from these.
     ///
     /// # Errors
     /// What SQLite reports.
@@ -508,8 +508,9 @@ pub(super) fn newest_of_type(
         .newest(&recent, |error| shared.note_damage(&error))
 }
 
-/// The time of the newest event that is whole, and what is damaged behind it. A flipped bit in the last time would have
-/// every later event stamped centuries ahead. One without a checksum may not be later than what the statistics say.
+/// The time of the newest event that is whole, and what is damaged behind it: a flipped bit in the last time would have
+/// every later event stamped centuries ahead. An event without a checksum counts as whole if the statistics know of
+/// none later.
 pub(super) fn newest_time(
     connection: &Connection,
     unchecked_through: Seq,
@@ -665,7 +666,7 @@ impl Scan<'_, '_> {
                 || Holes::of(self.record.connection, number)?.is_none_or(|holes| holes.offsets.is_some());
             match are_there {
                 true => count += passing.count() as u64,
-                // Of a former format, and the sealer has not looked yet.
+                // A segment from before format 4 whose holes the sealer has not found yet.
                 false => drop(self.rows(passing, &mut |_| {
                     count += 1;
                     ControlFlow::Continue(())

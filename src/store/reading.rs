@@ -11,8 +11,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Store;
 
-/// A reading under way. Dropped, it does not begin if it has not, and else ends with the transaction it is in: a client
-/// that is gone costs no more than that.
+/// A reading under way. Dropped, it is cancelled: it never begins, or ends at its next call of
+/// `Store::go_on`. So a reading whose client is gone costs little more.
 #[derive(Debug)]
 pub struct Reading<T> {
     task: JoinHandle<rusqlite::Result<T>>,
@@ -41,8 +41,8 @@ impl Store {
         self.read_for(None, read)
     }
 
-    /// Reads for `READ_TIMEOUT_SECONDS` at most: then the reading fails, and [`took_too_long`] says so. The time in which
-    /// the reading waits for a thread does not count.
+    /// Reads for `READ_TIMEOUT_SECONDS` at most: then the reading fails, and [`took_too_long`] says so. The time counts
+    /// from when a thread begins to read.
     pub fn reading_in_time<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Self) -> rusqlite::Result<T> + Send + 'static,

@@ -197,7 +197,7 @@ struct Salvage<'c> {
     unchecked_through: Seq,
     /// Events without a checksum, until it is known whether their times can be right.
     unproven: VecDeque<Unproven>,
-    /// They are all earlier than this.
+    /// The time of the first event with a checksum, which all of them precede.
     unproven_end: Timestamp,
     first: Option<Seq>,
     last_seq: Seq,
@@ -287,8 +287,9 @@ impl Salvage<'_> {
         Ok(())
     }
 
-    /// Decides on the first of the events without a checksum while more than `left` wait. Times increase, so one with
-    /// most of those behind it in its past is damaged, and not they. Were it believed, all of them would be lost.
+    /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with
+    /// the numbers, so an event that is later than most of those behind it has a damaged time. Believed, it would cost
+    /// all of them.
     fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
         while self.unproven.len() > left
             && let Some(Unproven { seq, time, texts: [event_type, source, session_id, user_id, payload, legacy_id] }) =
@@ -321,7 +322,7 @@ impl Salvage<'_> {
     }
 }
 
-/// Events that are asked whether the time of the one before them can be right: more than a few damaged ones side by side.
+/// Events with whose times that of the one before them is compared: more than are likely to be damaged side by side.
 const WITNESSES: usize = 16;
 
 /// An event without a checksum.
@@ -339,7 +340,7 @@ impl Unproven {
     }
 }
 
-/// The time of the first whole event behind those without checksums: these came before it.
+/// The time of the first whole event behind those without checksums, or the end of time.
 fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Result<Timestamp> {
     let looked = (|| {
         let mut statement = old.prepare(read::select_events!("seq > ?1 ORDER BY seq"))?;
@@ -360,8 +361,8 @@ enum Reached {
     Broken(Seq),
 }
 
-/// The keys that are whole, and of whose events any is left: with a digest, a repeat is known by that. Without, only
-/// all of the events tell.
+/// Saves the keys that are whole and have events left: some if the key has a digest, which recognises a repeat, else
+/// all of them, by which a repeat has to be recognised.
 fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
     const LEFT: &str = "SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2";
     let mut left = new.prepare(LEFT)?;

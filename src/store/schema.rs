@@ -31,14 +31,14 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// a person what a client sees; were `id` and `timestamp` generated columns of the table, SQLite would
 /// compute them at every insert (a quarter of its time), even though it stores neither.
 ///
-/// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets
-/// of the events that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user,
-/// 3 source. Lists do not change, but go with their last event: `holes` counts the events that were chosen to be deleted out of each
-/// segment, and has their offsets as a list has them. `idempotency_keys` has for a key the first of the `count` events
-/// that were stored under it, and a digest of what they said.
+/// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets of the events
+/// that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user, 3 source. A list does not
+/// change, and is removed with its last event: `holes` counts the events that were chosen to be deleted out of each
+/// segment, and has their offsets, encoded as those of a list. `idempotency_keys` has for a key the first of the
+/// `count` events that were stored under it, and a digest of them.
 ///
-/// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to files that
-/// there were; rows from before have none, and keys and holes from before format 4 no digest and no offsets either.
+/// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to existing files:
+/// rows from before have none, and keys and holes from before format 4 no digest and no offsets either.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -156,7 +156,8 @@ pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
 /// Write-ahead log, and no checkpoints by itself: the store does them off the commit path.
 pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // The writer sets it to less when it may leave a commit unsynced: what a start changes is not yet said to be.
+    // What a start changes is synced. The writer sets it to less once the file beside the database admits unsynced
+    // commits.
     let synchronous = if durability == Durability::Off { "OFF" } else { "FULL" };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -170,7 +171,7 @@ pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Res
 /// A connection that changes nothing, takes no lock and makes no files: for a file that may be another program's. What
 /// is in the log alone it does not see.
 pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
-    /// What a path has that means something else in an address.
+    /// Characters of a path that mean something else in a URI.
     const ESCAPED: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'?').add(b'#');
     let uri = format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), ESCAPED));
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
@@ -228,9 +229,9 @@ fn ours() -> rusqlite::Result<Connection> {
     Ok(ours)
 }
 
-/// Holds the tables of a file of one of the formats [`VERIFIED`] against [`TABLES`]. One with a damaged name would be taken for missing, a
-/// statement that does not find a column would fail in the middle of the work, and of two trees with one root each would
-/// be written into the other. What else there is does not matter.
+/// Compares the tables of a file of one of the formats [`VERIFIED`] with [`TABLES`]. One with a damaged name would be
+/// taken for missing, a statement that does not find a column would fail in the middle of the work, and of two trees
+/// with one root each would be written into the other. What else there is does not matter.
 ///
 /// # Errors
 /// What is damaged.
@@ -319,7 +320,7 @@ pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// Of segments that are not in the index yet, the lists are made from the events that there are: they have no holes.
-/// Where those of the others are the sealer finds out.
+/// The sealer finds those of the other segments later.
 fn add_holes(connection: &Connection) -> rusqlite::Result<()> {
     let sealed_before = meta::get(connection, meta::SEALED_BEFORE)?;
     let sql = format!("SELECT segment, count FROM holes WHERE segment >= {sealed_before}");
@@ -364,8 +365,8 @@ fn each(
     Ok(())
 }
 
-/// Where a cell was on a page that is written anyway, there are zeros: else a row that moved to the next page, as most
-/// do when a segment is sealed, would leave a copy behind that outlives its deletion.
+/// Zeros replace a deleted cell on a page that is written anyway. Without them a row that moved to the next page, as
+/// most do when a segment is sealed, would leave a copy that outlives its deletion.
 pub const SECURE_DELETE: &str = "FAST";
 
 /// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program

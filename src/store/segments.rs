@@ -1,7 +1,7 @@
-//! The segment index: which events of a run of 65,536 have a given type, session, user or source.
-//! While a segment is open its lists grow in memory; once full they are encoded, sorted, and appended
-//! to `event_index`, where they do not change but go with their last event. That keeps every write of the log at the right
-//! edge of a tree, which is what an ordinary index on random keys cannot do.
+//! The segment index: which events of a run of 65,536 have a given type, session, user or source. While a segment is
+//! open its lists grow in memory; once full they are encoded, sorted, and appended to `event_index`, where a list does
+//! not change, and is removed with its last event. That keeps every write of the log at the right edge of a tree, which
+//! is what an ordinary index on random keys cannot do.
 
 use std::collections::HashMap;
 use std::sync::Arc;

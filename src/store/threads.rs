@@ -81,7 +81,7 @@ pub(super) struct Checkpointer {
     pub(super) commands: Sender<Command>,
 }
 
-/// A checkpoint that is alone, until the writer has moved the last pages.
+/// Keeps reads out until the writer has moved the last pages.
 struct Alone<'c> {
     _gate: Option<RwLockWriteGuard<'c, ()>>,
     /// Ends with the writer's part.
@@ -109,7 +109,7 @@ impl Checkpointer {
     fn run(self) {
         for company in &self.due {
             if let Some(alone) = self.checkpoint(company) {
-                // Nothing is ever sent: the other end goes when the writer is done, or dead.
+                // Nothing is ever sent: the writer drops its end when it is done, or when it dies.
                 let _ = alone.finished.recv();
             }
         }

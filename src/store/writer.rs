@@ -69,7 +69,8 @@ pub(super) enum Command {
         /// Dropped when the writer has done its part, if readers are kept out until then.
         alone: Option<Sender<()>>,
     },
-    /// Chosen events were deleted, and somebody waits until their traces are gone from the log, or cannot go yet.
+    /// Chosen events were deleted: answer once their traces are gone from the log, or cannot go because another program
+    /// reads it.
     Erase {
         reply: oneshot::Sender<Result<(), Failure>>,
     },
@@ -118,7 +119,7 @@ pub(super) struct Work {
     subscriptions: Changes,
     checkpoints: Checkpoints,
     erasure: Erasure,
-    /// Clients that wait for it.
+    /// Clients that wait for the erasure.
     erasing: Vec<oneshot::Sender<Result<(), Failure>>>,
     wakes: Wakes,
     time_text: TimestampText,
@@ -373,7 +374,7 @@ impl Writer {
                         let had_events = !appends.is_empty();
                         self.refuse(appends, Failure::StorageFull);
                         if (had_events || !was_full) && self.has_housekeeping() {
-                            // A deletion is what helps. It may fit without the events and the index rows beside it.
+                            // A deletion makes room, and may fit without the events and the index rows beside it.
                             return self.commit(appends);
                         }
                         self.fail(appends, Failure::StorageFull);
@@ -404,8 +405,8 @@ impl Writer {
         if !wanted && !appends.is_empty() {
             self.witness.admit_unsynced();
         }
-        // Where nothing is ever synced, one commit that is would stand on nothing. Else what is synced is what the file
-        // beside the database says: while it says everything, so are confirmations and slices of the index.
+        // At `off` nothing is synced, for one synced commit would rest on others that are not. Else every commit is,
+        // those of confirmations and of slices of the index, too, while the file beside the database says so.
         let syncs = (wanted || !self.witness.admits_unsynced()) && self.durability != Durability::Off;
         if syncs != self.syncs && self.durability != Durability::Off {
             self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
@@ -414,8 +415,8 @@ impl Writer {
         Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
     }
 
-    /// Tells producers that their events are not stored. What else the writer has taken on goes on: on a full disk a
-    /// deletion under way is what helps.
+    /// Tells producers that their events are not stored. Deletions and confirmations go on: on a full disk a deletion
+    /// makes room.
     fn refuse(&mut self, appends: &mut Vec<Append>, failure: Failure) {
         for Append { receipt, batch, .. } in appends.drain(..) {
             if receipt.level() == AckLevel::Queued {
@@ -429,7 +430,7 @@ impl Writer {
         }
     }
 
-    /// Tells everybody who waits that the transaction was not written. The next one may be.
+    /// Tells every client that waits that the transaction was not written. A later one may be.
     fn fail(&mut self, appends: &mut Vec<Append>, failure: Failure) {
         self.refuse(appends, failure);
         for deletion in self.work.deletions.drain(..) {
@@ -722,7 +723,7 @@ impl Writer {
             }
         };
         let Deleted { events, is_done } = match deleted {
-            // Events of the same commit have nothing to do with what is damaged there.
+            // The deletion alone is rolled back: the events of the same commit do not depend on it.
             Err(error) if is_damage(&error) => {
                 self.shared.note_damage(&error);
                 written.deletion_met_damage = true;
@@ -834,7 +835,7 @@ impl Writer {
         deletion.deleted += written.deleted;
         if written.deletion_done {
             let deletion = self.work.deletions.pop_front().expect("just looked at");
-            // What it freed may be enough: the next event has the log's room given back and counts again.
+            // It may have freed enough: the next event truncates the log and looks at the free space again.
             self.work.storage_full = false;
             if matches!(deletion.what, Doomed::These(_)) && self.work.erasure == Erasure::None {
                 self.work.erasure = Erasure::Due;
@@ -872,7 +873,7 @@ impl Writer {
         if alone.is_none() || self.work.erasure == Erasure::None {
             return self.checkpoint("PASSIVE");
         }
-        // Whoever still reads is another program, and may do so for long: the next checkpoint tries again.
+        // Only another program can be reading now, perhaps for long: the next checkpoint tries again.
         self.truncate_log(Duration::ZERO)?;
         if self.work.erasure == Erasure::Awaited {
             self.work.erasure = Erasure::Due;
@@ -888,8 +889,8 @@ impl Writer {
         }
     }
 
-    /// Gives the log's room back to the disk, and all that is in it, unless a reader still needs it after this long: then the next idle
-    /// moment does.
+    /// Truncates the log, which gives its room back to the disk and erases what is in it. If a reader still needs it
+    /// after `patience`, the next idle moment tries again.
     fn truncate_log(&mut self, patience: Duration) -> rusqlite::Result<()> {
         self.witness.may_lose_log();
         self.connection.busy_timeout(patience)?;
@@ -924,7 +925,7 @@ struct Written {
     deleted: u64,
     deletion_done: bool,
     deletion_met_damage: bool,
-    /// So many of the holes that were found are noted.
+    /// Segments whose holes this transaction noted.
     noted_holes: usize,
     kept: bool,
 }
