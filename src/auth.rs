@@ -28,8 +28,8 @@ pub struct Access {
     places: Arc<DashMap<IpAddr, usize>>,
 }
 
-/// What a request does, each with a rate of its own. A WebSocket's handshake is a request, for the first message of a
-/// subscriber too; each message of a publisher is one, and each `update_filters` is a query.
+/// What a request does, each with a rate of its own. On a WebSocket the handshake counts as one request, together with
+/// a subscriber's first message; then each message of a publisher and each `update_filters` of a subscriber counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Publish,

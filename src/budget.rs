@@ -17,12 +17,13 @@ pub const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Memory for each byte of a body or a message: itself, and its events, which grow sixfold at most when they are encoded.
 pub const BYTES_FOR_A_BYTE: usize = 7;
 
-/// What takes of the memory has to come at an even pace, and may be so much behind it: others may be waiting for the same
-/// memory, and who stalls on purpose would keep it for nothing.
+/// The slowest pace of a body or a message that has taken memory: others may be waiting for the same memory, and a
+/// client that stalls on purpose would keep it for nothing.
 pub const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
+/// How far a body or a message may be behind that pace.
 pub const STALL_MAX: Duration = Duration::from_secs(5);
 
-/// How long after it has begun to take memory something may be waited for of which so many bytes have come.
+/// How long after a message took its first memory more of it is waited for, when this many bytes of it have come.
 pub fn stall_max(bytes: usize) -> Duration {
     STALL_MAX + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND_MIN)
 }
@@ -44,7 +45,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// Gives back what is more than this.
+    /// Keeps this much, and gives the rest back.
     pub fn keep(&mut self, amount: usize) {
         let more = self.permit.num_permits().saturating_sub(amount.div_ceil(self.unit).max(1));
         drop(self.permit.split(more));

@@ -122,8 +122,8 @@ impl Client {
         self.socket(&format!("/ws/publish{query}")).await
     }
 
-    /// A WebSocket that has subscribed with this first message, and the server's answer to it. What the server does not
-    /// know of the message it refuses.
+    /// A WebSocket that has subscribed with this first message, and the server's answer to it. The server refuses
+    /// unknown keys of the message (`strict`).
     ///
     /// # Errors
     /// The message is no JSON object, the server cannot be reached, a [`Refused`], or a [`Disconnected`] with what the

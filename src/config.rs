@@ -78,16 +78,16 @@ pub struct Config {
     pub max_pages_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
     pub max_in_flight: usize,
-    /// Bytes waiting for one subscriber before it is served from storage instead. While as many are being written, a
-    /// slow one costs twice that at most.
+    /// Bytes waiting for one subscriber before it is served from storage instead. As many may be being written, so a
+    /// slow one costs twice that; where one delivery is larger than this, it costs that delivery.
     pub max_subscriber_bytes: usize,
 
     /// Time for the head of a request to be complete; a silent connection is closed.
     pub header_timeout: Duration,
     /// Time for the body of a request to be complete.
     pub body_timeout: Duration,
-    /// Time for one reading of the record before an answer begins. 10 s look at some ten million events; whoever wants
-    /// more of them in one go can export them.
+    /// Time for one search of the stored events before an answer begins. In 10 s some ten million events are looked at;
+    /// an export has no such bound.
     pub read_timeout: Duration,
     /// A peer that takes no byte for so long is closed, also when what it does not take lies in the system's buffers.
     pub write_timeout: Duration,
@@ -216,9 +216,9 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
         "Size of one HTTP body"),
     Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
-        "Memory for all HTTP bodies and long WebSocket messages under way, with what is read from them"),
+        "Memory for all HTTP bodies and WebSocket messages above 16 KiB that are in progress, and for their events"),
     Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
-        "Memory for all pages of GET /events under way, apart from small ones"),
+        "Memory for all pages of GET /events above 64 KiB that are not sent yet"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
         "Unanswered events of a publishing socket before it is no longer read"),
     Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),
@@ -229,7 +229,7 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Timeouts", "BODY_TIMEOUT_SECONDS", |c| &mut c.body_timeout, SECONDS,
         "Until the body of a request is complete"),
     Setting::new("Timeouts", "READ_TIMEOUT_SECONDS", |c| &mut c.read_timeout, SECONDS,
-        "Until a request is refused whose answer begins with a long search of the stored events"),
+        "Until a search of the stored events is given up and its request is refused"),
     Setting::new("Timeouts", "WRITE_TIMEOUT_SECONDS", |c| &mut c.write_timeout, SECONDS,
         "Until a peer that takes no byte is closed"),
     Setting::new("Timeouts", "SUBSCRIBE_TIMEOUT_SECONDS", |c| &mut c.subscribe_timeout, SECONDS,

@@ -185,7 +185,7 @@ impl Hub {
             let start = Instant::now();
             let mut bytes = first.bytes();
             round.push(first);
-            // An outbox takes one delivery whatever its size, so a round of many commits may not be far larger.
+            // An empty outbox takes a delivery of any size, so a round exceeds the bound by one commit at most.
             while bytes < self.outbox_bytes_max
                 && let Ok(next) = commits.try_recv()
             {

@@ -26,14 +26,14 @@ pub struct Pipeline {
     pub access: Access,
     /// Memory for the bodies of requests.
     pub bodies: Budget,
-    /// Memory for pages of events that wait to be taken.
+    /// Memory for pages of `GET /events` that clients have not taken yet.
     pub pages: Budget,
-    /// Large bodies are parsed on the blocking threads of this runtime, on which nobody reads: a long reading, or many,
-    /// hold up no producer.
+    /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold
+    /// up no producer.
     pub parsing: Handle,
     /// True once the server shuts down.
     shutting_down: watch::Sender<bool>,
-    /// What hears of it; clones of this one have missed nothing.
+    /// The receiver that connections clone. It has never looked at the value, so the change is new to every clone.
     shutdown: Shutdown,
     /// Every connection that may still hand in events holds a receiver.
     producers: watch::Sender<()>,
@@ -103,7 +103,7 @@ impl Pipeline {
         Producer { _open: Arc::new(self.producers.subscribe()) }
     }
 
-    /// Hears of the shutdown.
+    /// What tells a connection that the server shuts down.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }

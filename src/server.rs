@@ -144,9 +144,9 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     }
 
     // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers. Each of
-    // the three stages has time of its own, so that a client that hangs in one does not take it from the others, and
-    // what a stage leaves is the next one's. A client that takes nothing is not waited for beyond the last deadline;
-    // what is acknowledged is stored all the same.
+    // the three stages has time of its own, so that a client that hangs in one does not take it from the others. Time
+    // that a stage does not use goes to the next. A client that takes nothing is not waited for beyond the last
+    // deadline; what is acknowledged is stored all the same.
     let (whole, began) = (pipeline.config.shutdown_timeout, Instant::now());
     let [producers_end, stored_end, network_end] = [1, 3, 4].map(|quarters| began + whole * quarters / 4);
     let in_order = async {
@@ -268,7 +268,7 @@ impl Network {
         }
     }
 
-    /// Waits until one of the threads is gone, which nothing but a panic brings about as long as connections may come.
+    /// Resolves when one of the threads is gone. While connections are accepted, only a panic ends a thread.
     /// Cancel-safe.
     async fn died(&self) {
         let mut gone: Vec<_> = self.threads.iter().map(|thread| Box::pin(thread.connections.closed())).collect();

@@ -39,7 +39,7 @@ pub struct Subscription {
     name: Arc<str>,
     store: Store,
     state: Mutex<State>,
-    /// Set once the store has it; whoever opens it waits for that.
+    /// Set once the store has it. Every connection that opens it waits for that.
     stored: OnceCell<()>,
 }
 
@@ -138,8 +138,8 @@ impl Subscriptions {
     }
 
     /// The subscription that a request names: the known one, or a new one that begins after `position`. It is stored
-    /// when this returns. `None` when it is not the known one any more: somebody else has opened or deleted it since
-    /// it was looked for, so the request has to look where it begins again.
+    /// when this returns. `None` when another connection has opened or deleted it since the caller looked `known`
+    /// up: the caller has to find its start again.
     ///
     /// # Errors
     /// When there are too many, or the store cannot keep it.
@@ -165,7 +165,7 @@ impl Subscriptions {
                 _ => return Ok(None),
             }
         };
-        // Usually it is. Of several that open a new one, one has it stored and the others wait for that.
+        // A known one is stored already. Of several connections that open a new one, one stores it and the others wait.
         let stored = subscription.stored.get_or_try_init(|| self.store_new(&subscription)).await;
         match stored {
             Ok(()) => Ok(Some(subscription)),
@@ -276,7 +276,7 @@ impl Subscriptions {
     }
 }
 
-/// Whether a subscription is still the one of its name.
+/// Whether this subscription is still the one under its name.
 fn is_there(by_name: &HashMap<String, Arc<Subscription>>, subscription: &Arc<Subscription>) -> bool {
     by_name.get(&*subscription.name).is_some_and(|there| Arc::ptr_eq(there, subscription))
 }

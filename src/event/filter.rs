@@ -45,7 +45,7 @@ struct PayloadKey {
     values: Vec<Scalar>,
 }
 
-/// A value that a payload's can be equal to.
+/// A value that values of a payload are compared with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Scalar {
     Null,
@@ -81,7 +81,7 @@ impl Field {
     }
 }
 
-/// Whether a condition on a field, or a time, leaves open what is asked for: null, an empty text and an empty list.
+/// Whether the value of a condition on a field, or of a time, means "any": null, an empty text and an empty list do.
 pub fn says_nothing(asked: &Value) -> bool {
     match asked {
         Value::Null => true,
@@ -120,8 +120,8 @@ impl Filter {
         Ok(filter)
     }
 
-    /// A filter that was kept. It may be from a version that took empty values in lists, and longer ones, and it goes
-    /// on meaning what it meant.
+    /// A filter from the database. An older version may have stored it, which accepted empty and longer values in
+    /// lists: these keep their meaning.
     ///
     /// # Errors
     /// A sentence.
@@ -144,8 +144,8 @@ impl Filter {
         Ok(Self { wanted: values_of(asked)?, rest })
     }
 
-    /// The first condition that is there and leaves open what it asks for. Reading, it means any event; whoever deletes
-    /// meant something by it, and nobody knows what.
+    /// The first condition that is present and empty. For a query it means any event; a deletion refuses it, for the
+    /// client may have meant to spare events by it.
     pub fn empty_condition(asked: &Map<String, Value>) -> Option<&str> {
         asked.iter().find_map(|(key, value)| match value {
             Value::Null => Self::is_key(key).then_some(&**key),

@@ -13,7 +13,7 @@ use super::{
 /// Longest `ref` of a message, in bytes of JSON: it waits in memory until its answer leaves.
 const REF_BYTES_MAX: usize = 256;
 
-/// Most rejections of one text: whoever has so many wants to see the first of them, not each of a million lines.
+/// Most rejections of one text: 100 are enough to find the mistake, and a body can have a million bad lines.
 pub const REJECTIONS_MAX: usize = 100;
 
 /// Levels around a payload: the event's own object and the array that may hold it.

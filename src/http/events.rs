@@ -96,8 +96,8 @@ fn tell_gap(headers: &mut HeaderMap, gap: Option<Gap>) {
 /// Most bytes of a page, unless its first event alone has more. A thousand usual events have 250 KB.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
-/// A page takes nothing of the memory for pages up to this: a hundred usual events, of which every request may therefore
-/// have some.
+/// Pages up to this take nothing of the memory for pages: some 250 usual events, so that an ordinary request never
+/// waits for memory.
 const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// Times that a page goes on reading because too few of the events it looked at pass: some 2 s, at 20 ms each. Then it
@@ -128,7 +128,7 @@ enum Step {
     Full,
     /// The next event needs more memory.
     Grows,
-    /// So many events were looked at that others may have their turn.
+    /// As many events were looked at as one read may: other requests have their turn before the next read.
     Goes,
 }
 
@@ -150,7 +150,7 @@ impl Page {
         }))
     }
 
-    /// Adds events of one transaction, up to this size. Blocks.
+    /// Adds the events of one read ([`Store::scan_some`]), up to this size. Blocks.
     fn read_on(&mut self, store: &Store, bytes_max: usize) -> rusqlite::Result<Step> {
         let Self { query, shape, limit, json, shown, last, looked_at, .. } = self;
         let (mut event_json, mut time) = (Vec::new(), TimestampText::default());
@@ -203,13 +203,14 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Memory for a page that is no small one.
+/// Memory for a page beyond [`SMALL_PAGE_BYTES_MAX`].
 async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
     timeout(PATIENCE, pipeline.pages.take(PAGE_BYTES_MAX)).await.map_err(|_| Refusal::TooManyPages)
 }
 
-/// The page, where the next one goes on if there may be more, and its memory. Read step by step, each a turn of its own on
-/// the blocking threads: a long search delays others by one step, and ends with its client.
+/// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
+/// Each step is a task of its own on the blocking threads: a long search delays others by one step, and ends with its
+/// client.
 async fn read_page(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
@@ -282,8 +283,8 @@ async fn page(
     Ok(response)
 }
 
-/// Whether an event that passes is committed after `reached`, before the deadline and the end of the server. Whoever
-/// waits for one is a subscriber for so long.
+/// Whether an event that passes is committed after `reached`, before the deadline and the end of the server. A request
+/// that waits counts as a subscriber until then.
 async fn comes_in_time(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
@@ -317,8 +318,8 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
     Ok(response)
 }
 
-/// `DELETE /events`. It never guesses: a parameter that means nothing here, is empty or is there twice is refused, for
-/// somebody meant it to spare something.
+/// `DELETE /events`. It never guesses: a parameter that is unknown, empty or given twice is refused, for the client may
+/// have meant to spare events by it.
 pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
     let refused = |why: String| Err(Refusal::BadRequest(why));
     let parameters = Parameters::of(uri);
@@ -327,7 +328,7 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
             let known = "only 'before' and what selects events can be given";
             return refused(format!("Unknown parameter '{name}': {known}"));
         }
-        // A payload's value can be empty, and what is asked for twice is refused of every request.
+        // The value of a payload's key may be empty. One that is given twice is refused by `asked`, as for any request.
         if name.starts_with(PAYLOAD_PREFIX) {
             continue;
         }

@@ -50,9 +50,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// request takes so many back within one read, and those who flood do nothing else (CVE-2023-44487).
 const UNSEEN_RESETS_MAX: usize = 20;
 
-/// How many more requests a client may take back than it hears answers; beyond it the connection ends. A query
-/// goes on for one transaction after its stream is gone, so the limit on streams does not count it: a thousand are
-/// about a quarter second of one network thread's reads.
+/// How many more requests a client may take back than it hears answers; beyond it the connection ends. The limit on
+/// streams does not count them, and each may have begun a read, which goes on for some milliseconds after its stream is
+/// gone. A client that means well takes back a few.
 const ABANDONED_MAX: usize = 1_000;
 
 /// For a client that was told of the end to say that it heard so: one way there and back. Those who never say are

@@ -87,7 +87,8 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         let mut http = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                // Some clients end their side once they have asked; the socket itself looks who is gone for good.
+                // Some clients end their side after the request and want the answer; `Socket` finds those that are
+                // gone.
                 .half_close(true)
                 .header_read_timeout(pipeline.config.header_timeout)
                 .max_buf_size(BUFFER_BYTES_MAX)
@@ -100,7 +101,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
             () = shutdown.begun() => {
                 http.as_mut().graceful_shutdown();
                 connection.let_go();
-                // A client that is still at the head of its first request is not waited for either.
+                // A client that has not completed the head of its first request is not waited for.
                 tokio::select! {
                     biased;
                     ended = http.as_mut() => ended,
@@ -218,8 +219,8 @@ impl<'p> Route<'p> {
 }
 
 impl Connection {
-    /// The server shuts down: from now on only the requests in hand that publish hold the store open. An answer that its
-    /// client is slow to take, such as an export, holds up nobody else.
+    /// The server shuts down: from now on only publishing requests in hand hold the store open. An export whose client
+    /// takes it slowly does not.
     fn let_go(&self) {
         self.producer.lock().take();
     }
@@ -243,9 +244,8 @@ impl Connection {
         }
     }
 
-    /// What is wrong with a request is told in this order: no HTTP, too many requests, no key, a page that may not, no
-    /// such path, no such method there, and then what its route finds. Requests are counted first, so that keys cannot
-    /// be guessed faster.
+    /// Checks a request in this order: valid HTTP, rate, key, `Origin`, path, method, and then what its route checks.
+    /// The rate comes before the key, so that guessing keys is limited, too.
     async fn route(&self, parts: Parts, body: Incoming) -> Answer {
         let Self { pipeline, peer, parser, .. } = self;
         let access = &pipeline.access;
@@ -261,7 +261,7 @@ impl Connection {
             let parameters = route.filter(|route| route.takes_key_in_url()).map(|_| Parameters::of(&parts.uri));
             access.authorize(&parts.headers, parameters.as_ref().and_then(|parameters| parameters.get("api_key")))?;
         }
-        // A page can send some requests without asking first, a `POST` without a content type for one.
+        // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
         if changes_something(method) && !access.origin_allowed(parts.headers.get(header::ORIGIN)) {
             return Err(Refusal::ForbiddenOrigin);
         }
@@ -409,7 +409,7 @@ impl Connection {
     }
 }
 
-/// What a client is told for whom there is no place, as bytes: nothing of its request is read.
+/// The 503 for a client that connects when the server is full, as bytes: nothing of its request is read.
 pub fn no_places_left(access: &Access) -> Vec<u8> {
     let reader = if access.any_origin_allowed() { Reader::Anyone } else { Reader::Nobody };
     answer::unread(&Refusal::TooManyConnections, reader)
@@ -418,7 +418,7 @@ pub fn no_places_left(access: &Access) -> Vec<u8> {
 const HEALTH: &str =
     concat!(r#"{"status":"ok","service":"event-pipeline","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
 
-/// Which rate counts a request; none counts what everybody may ask for without a key.
+/// The rate that a request counts in; `None` for the paths that are open without a key.
 fn class(route: Option<Route<'_>>, method: &Method) -> Option<Class> {
     match (route, method) {
         (Some(route), _) if route.is_open() => None,

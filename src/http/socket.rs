@@ -1,9 +1,9 @@
 //! The TCP stream below one HTTP/1.1 connection, with the patience that hyper leaves to us.
 //!
-//! Some clients end their side once they have asked, and still want the answer (`printf … | nc`). A client that has gone
-//! looks the same until something is written to it. So hyper is told that clients may do so, and does not read while an
-//! answer is in the making; the socket itself then looks whether the client has ended its side, and the answer says how
-//! long that is borne ([`Watch`]).
+//! Some clients end their side of the connection after the request and still want the answer (`printf … | nc`). A
+//! client that has gone looks the same until something is written to it. So hyper is set to allow half-closed
+//! connections, and does not read while an answer is being made. The socket itself then finds out that the client has
+//! ended its side, and the kind of answer decides when it is given up ([`Watch`]).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -23,28 +23,28 @@ use tokio::time::{Sleep, sleep};
 /// closing on unread bytes would reset the connection and could take the answer from it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long an answer is worked on after its client has ended its side, from the last byte that it took. Longer than a
-/// page is read for (`READS_PER_PAGE`), so that only those who are gone, or ask for very much, are cut off.
+/// How long an answer is worked on after its client has ended its side, from the last byte that the client took. Longer
+/// than a page is read for (`READS_PER_PAGE`), so that a client which still waits for a page gets it.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is read ahead to find that end: requests sent in advance. Behind more of them it stays unseen until the answer
-/// is written.
+/// Bytes of pipelined requests that are read ahead to find that end. Behind more of them it is found only once the
+/// answer is written.
 const AHEAD_BYTES_MAX: usize = 4 << 10;
 
-/// How long the answers of one connection are worked on for a client that has ended its side. Over HTTP/2 nobody looks
-/// at it: there that end is the end of the connection.
+/// What becomes of the answer of a connection whose client has ended its side. Not used over HTTP/2, where that end is
+/// the end of the connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watch(Arc<AtomicU8>);
 
-/// An answer in the making, from the request to the last byte of the body.
+/// Held by an answer from its request to the last byte of its body: for so long the socket watches for that end.
 #[derive(Debug)]
 pub(super) struct Watched(Watch);
 
-/// What an answer is worth to a client that has ended its side.
+/// The answer is finished whatever the client does.
 const NOT_WATCHED: u8 = 0;
-/// It may still want it: [`HALF_CLOSED_PATIENCE`].
+/// The answer is given up after [`HALF_CLOSED_PATIENCE`]: the client may still want it.
 const READ: u8 = 1;
-/// Nothing: the answer has no end, or waits, and whoever wants it stays.
+/// The answer is given up at once: it waits for events, and a client that wants these keeps its side open.
 const LIVE: u8 = 2;
 
 impl Watch {
@@ -56,7 +56,7 @@ impl Watch {
 }
 
 impl Watched {
-    /// From now on the answer is one that waits for events.
+    /// From now on the answer waits for events.
     pub(super) fn is_live(&self) {
         self.0.0.store(LIVE, Relaxed);
     }
@@ -76,11 +76,11 @@ pub(super) struct Socket {
     overdue: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
     watch: Watch,
-    /// What was read while hyper did not want it, at most [`AHEAD_BYTES_MAX`].
+    /// Bytes that were read before hyper asked for them, at most [`AHEAD_BYTES_MAX`].
     ahead: Vec<u8>,
     /// The client has ended its side.
     half_closed: bool,
-    /// Runs while a client that has done so takes nothing.
+    /// Runs while a client that has ended its side takes nothing.
     leaving: Option<Pin<Box<Sleep>>>,
     first_line: FirstLine,
 }
@@ -89,7 +89,7 @@ pub(super) struct Socket {
 /// even the first line has an end, it is the URL that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FirstLine {
-    /// Not what is spoken here.
+    /// The connection is HTTP/2: nothing is looked for.
     None,
     /// No end of a line, since something was last written.
     Open,
@@ -99,7 +99,8 @@ enum FirstLine {
 /// A first line is looked at on its way to hyper, in pieces as large as hyper's first.
 const PIECE_BYTES: usize = 8 << 10;
 
-/// What hyper writes, and what is written instead; as long, so that however much is taken at once, the rest follows.
+/// What hyper writes, and what is written instead. Both have the same length, so that after a short write the rest of
+/// hyper's answer fits behind it.
 const HEAD_TOO_LARGE: &[u8; 46] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n";
 const URL_TOO_LONG: &[u8; 46] = b"HTTP/1.1 414 URI Too Long                   \r\n";
 
@@ -118,7 +119,7 @@ impl Socket {
         }
     }
 
-    /// The same, for HTTP/1.1.
+    /// The same for HTTP/1.1: a URL that is too long is answered with 414 instead of hyper's 431.
     pub(super) fn with_first_lines(self) -> Self {
         Self { first_line: FirstLine::Open, ..self }
     }
@@ -139,7 +140,7 @@ impl Socket {
         (self.io.into_inner(), self.ahead)
     }
 
-    /// Looks whether the client of a watched answer is still there: an error when it is given up.
+    /// Looks whether the client of a watched answer has ended its side. An error gives the answer up.
     fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let watched = self.watch.0.load(Relaxed);
         if watched == NOT_WATCHED {
@@ -231,8 +232,8 @@ impl Write for Socket {
         self.io.is_write_vectored()
     }
 
-    /// A TCP stream has nothing to flush. hyper calls this whenever its task was woken and it has nothing to write,
-    /// so this is where somebody looks after the client.
+    /// A TCP stream has nothing to flush. hyper calls this whenever its task was woken and has nothing to write, so
+    /// this is where the client is looked for.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.look(cx))
     }

@@ -26,8 +26,8 @@ pub(super) async fn list(pipeline: &Pipeline) -> Answer {
     Ok(answer::json(Value::from(list.await?).to_string()))
 }
 
-/// Events looked at for all lags of a list, a second's worth; for each of them at least and at most so many, of which
-/// the first is enough for a guess and the last what one transaction looks at.
+/// Events looked at for all lags of a list: some 0.8 s. For one lag at least 100, enough for a rough estimate, and at
+/// most as many as one read looks at.
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
 const LOOKS_MAX: u64 = 1 << 16;

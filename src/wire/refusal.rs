@@ -183,8 +183,8 @@ pub fn sentence(rejection: &Rejection) -> String {
     }
 }
 
-/// Every code of a Close frame, and whether its receiver should connect again. The server closes with no other; what is
-/// said here is said to the clients of others in `docs/CONTRACT.md`.
+/// Every code that the server closes a WebSocket with, and whether the client should connect again. `docs/CONTRACT.md`
+/// has the same table for other clients.
 pub const CLOSE_CODES: [(u16, Again); 12] = [
     (1000, Again::No),
     (1001, Again::Yes),
@@ -204,7 +204,7 @@ pub const CLOSE_CODES: [(u16, Again); 12] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     Yes,
-    /// The same would happen, or it would undo what somebody meant.
+    /// The same would happen again, or another client's takeover or deletion would be undone.
     No,
 }
 

@@ -103,7 +103,7 @@ impl Socket<'_> {
             if let Some(ending) = ending {
                 return ending;
             }
-            // A producer that never pauses always has something to read, so the wait below would never tell.
+            // The `select!` below prefers reading, so a producer that never pauses would never be told.
             if shutdown.has_begun() {
                 return Ending::GoingAway;
             }

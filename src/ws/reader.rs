@@ -1,4 +1,4 @@
-//! The reading half of a WebSocket, within the memory that there is for messages in work.
+//! The reading half of a WebSocket. Long messages take their memory from that for bodies (`MAX_BODIES_BYTES`).
 
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::ReadHalf;
@@ -21,7 +21,7 @@ pub(super) struct Reader<'s> {
 
 struct Long {
     _shares: Vec<Share>,
-    /// As many bytes of the message as the shares are for.
+    /// Bytes of the message that the shares cover.
     bytes: usize,
     began: Instant,
     /// It has come as a whole.
@@ -45,9 +45,9 @@ impl<'s> Reader<'s> {
 
     /// Reads more, once there are no more messages. False when the peer is gone. Cancel-safe.
     ///
-    /// A message that is not complete takes of the memory for all once it is long, and gives it back when more is read
-    /// after it: until then it is worked at. Without memory, or when the message stalls while others may be waiting for
-    /// its memory, it is given up: the rest of it passes by.
+    /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a share of the memory. It gives
+    /// the share back at the first call after it is complete, when its events are in the queue. A message that gets no
+    /// memory within [`budget::PATIENCE`], or that stalls, is given up: the rest of it is skipped.
     pub(super) async fn more(&mut self) -> bool {
         let (held, announced) = self.decoder.unfinished();
         self.long.take_if(|long| long.is_over);
@@ -66,18 +66,18 @@ impl<'s> Reader<'s> {
         matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..))
     }
 
-    /// Why a message has passed by unread.
+    /// Why the message that was skipped last was not read.
     pub(super) fn why_unread(&mut self) -> &'static str {
         self.given_up.take().unwrap_or("Message too large")
     }
 
-    /// Memory for a message of which so much is held, and so much was announced.
+    /// Takes memory for a message of which `held` bytes are here and `announced` bytes are known to come in all.
     async fn make_room(&mut self, held: usize, announced: usize) {
         let covered = self.long.as_ref().map_or(0, |long| long.bytes);
         if held <= covered {
             return;
         }
-        // Who sends fragments does not say how many: each time there is twice as much.
+        // Fragments do not say how long their message gets: the share doubles each time.
         let expected = announced.max(2 * covered);
         let share = self.memory.take((expected - covered) * budget::BYTES_FOR_A_BYTE);
         match timeout(budget::PATIENCE, share).await {

@@ -32,8 +32,8 @@ use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, S
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of filters that a subscriber has asked for and that are yet to come into force. Twice what one filter may hold:
-/// somebody who needs more of them at a time means no filter at all.
+/// Memory of the filters that a subscriber has asked for and that are not in force yet: two of the largest. Beyond it
+/// the socket is not read.
 const CHANGING_BYTES_MAX: usize = 2 * subscription::FILTERS_BYTES_MAX;
 
 /// Serves one subscriber until its socket ends.
@@ -65,7 +65,7 @@ struct Socket<'p> {
     peer: SocketAddr,
     /// What the reading half wants to be said, for the writing half to say it in its place.
     replies: Outbox<Reply>,
-    /// What the filters hold that were asked for and are not in force. With too much of that the socket is not read.
+    /// Memory of the filters that were asked for and are not in force, bounded by [`CHANGING_BYTES_MAX`].
     changing_bytes: AtomicUsize,
     /// New filters are in force.
     changed: Notify,
@@ -84,7 +84,7 @@ impl Socket<'_> {
     async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>) -> io::Result<Ending> {
         let patience = self.pipeline.config.write_timeout;
         let opened = match self.first_message(&mut reader, write).await? {
-            // It counts from its first message on, and hears in answer to it that there are too many.
+            // A subscriber counts from its first message on. At capacity it is refused in answer to that.
             Ok(request) => match self.pipeline.place() {
                 Some(place) => self.open(&place, request).await.map(|opened| (place, opened)),
                 None => Err(Declined::Refused(Ending::Capacity.reason(), Ending::Capacity)),
@@ -132,7 +132,7 @@ impl Socket<'_> {
         }
     }
 
-    /// Nothing when another connection has opened or deleted the durable subscription meanwhile.
+    /// `None` when another connection has opened or deleted the durable subscription meanwhile: then try again.
     async fn try_open(
         &self,
         place: &SubscriberPlace,
@@ -263,7 +263,7 @@ impl Socket<'_> {
         }
     }
 
-    /// Has the writing half go over to other filters, once those before are not too much.
+    /// Hands new filters to the writing half, once those before them are within [`CHANGING_BYTES_MAX`].
     async fn change(&self, filters: Filters) {
         while self.changing_bytes.load(Ordering::Relaxed) >= CHANGING_BYTES_MAX {
             self.changed.notified().await;
@@ -371,7 +371,7 @@ impl Socket<'_> {
         // Small as they are, it is mostly their places in the queue that cost.
         let bytes = match &reply {
             Reply::Frame(frame) => size_of::<Reply>() + frame.len(),
-            // What they hold is bounded by itself.
+            // The memory of filters is bounded by `CHANGING_BYTES_MAX`.
             Reply::Filters(..) => size_of::<Reply>(),
             Reply::End(_) => 0,
         };
