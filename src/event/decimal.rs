@@ -136,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_point_stands_and_how_many_zeros_follow_changes_nothing(
+        fn the_decimal_point_and_trailing_zeros_do_not_change_the_value(
             (is_negative, digits, exponent) in (any::<bool>(), "[1-9][0-9]{0,30}", -1_000i64..1_000),
             (left, zeros) in (-40i64..70, 0usize..5),
             (other_left, other_zeros) in (-40i64..70, 0usize..5),

@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_as_long_as_an_event_can_have_it() {
+    fn a_value_longer_than_any_event_can_have_is_refused() {
         for (key, chars_max) in [("event_types", 64), ("source", 100), ("session_id", 200), ("user_id", 200)] {
             for (letter, list) in [("x", false), ("\u{1f600}", true), ("\u{e9}", true)] {
                 let asked = |count: usize| {
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_is_empty_is_found_wherever_it_is() {
+    fn an_empty_condition_is_found_wherever_it_is() {
         let found = |json: &str| {
             let asked = serde_json::from_str::<Value>(json).expect("JSON");
             Filter::empty_condition(asked.as_object().expect("an object")).map(str::to_owned)

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_names_so_many_types_and_counts_the_others() {
+    fn a_message_names_50_types_and_counts_the_rest() {
         let mut types = EventTypes::builtin();
         assert!(
             types.listed().starts_with("quiz_started, quiz_completed, ") && types.listed().ends_with("error_occurred")

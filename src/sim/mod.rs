@@ -451,7 +451,7 @@ impl World {
         self.server.parts.limit_disk((!self.random.one_in(3)).then(|| self.random.below(3)));
     }
 
-    /// There is less room than is to stay free, or enough again.
+    /// The free space falls below `FREE_SPACE_MIN_BYTES`, or is above it again.
     fn keep_free(&mut self) {
         self.model.disk_had_an_end = true;
         let bytes = self.random.pick(&[0, 1 << 60]);

@@ -97,7 +97,7 @@ impl Model {
         event
     }
 
-    /// An event with a key that is kept, as it was sent.
+    /// A stored event that has a key, as its producer sent it.
     pub fn keyed(&self, random: &mut Random) -> Option<(Seq, ModelEvent)> {
         let any = Wish::default();
         let keyed: Vec<_> = self.kept(&any).filter(|(_, event)| event.key.is_some()).collect();
@@ -188,7 +188,8 @@ impl Model {
         assert!(anew.into_iter().all(|seq| self.is_deleted(seq)), "stored twice under one key");
     }
 
-    /// Where the event is stored now that has the key of another one: there or, once that is deleted, later.
+    /// The event that is stored under the key of another one now: that event itself or, once it is deleted, a later
+    /// one.
     fn first_under(&self, seq: Seq) -> Seq {
         let key = &self.event(seq).key;
         let under = self.events.iter().rposition(|event| event.key == *key).expect("it is one of them");
@@ -410,7 +411,7 @@ impl Deletion {
 /// A batch that was handed in, and who waits for its answer.
 pub struct Unanswered {
     events: Vec<ModelEvent>,
-    /// The event of which its one is a repeat.
+    /// The event that its only event repeats, if it does.
     repeats: Option<Seq>,
     /// Events and KiB it takes in the queue.
     pub cost: (usize, usize),

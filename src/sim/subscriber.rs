@@ -16,7 +16,8 @@ use crate::wire::batch::Run;
 use crate::wire::frame;
 use crate::wire::subscription::OnLag;
 
-/// Three commits of eight events, each with up to four more of the message that came last: an outbox takes as much.
+/// Most events of a round: three commits of eight, each with up to four more of the last message. An empty outbox takes
+/// that whatever its bound.
 const ROUND_EVENTS_MAX: usize = 3 * 12;
 
 /// What a client asks for.

@@ -1015,7 +1015,7 @@ mod tests {
     }
 
     #[test]
-    fn of_more_values_than_are_wanted_a_sealed_segment_gives_those_seen_last() {
+    fn a_snapshot_of_too_many_values_keeps_those_seen_last_in_a_sealed_segment() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         while parts.seal() | parts.write() {}
@@ -1088,7 +1088,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_for_deleted_events_counts_as_looking() {
+    fn looking_for_a_deleted_event_counts_towards_the_bound_of_a_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         while parts.seal() | parts.write() {}

@@ -49,7 +49,7 @@ impl Sealer {
     fn run(self) {
         if let Err(error) = self.find_holes() {
             self.shared.failure(&error);
-            tracing::warn!(%error, "find the holes of segments of a former format");
+            tracing::warn!(%error, "find the holes of segments from before format 4");
         }
         self.full.iter().for_each(|segment| self.encode(&segment));
     }

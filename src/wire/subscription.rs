@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn times_that_are_empty_say_nothing() {
+    fn an_empty_time_means_no_bound() {
         for nothing in ["null", r#""""#, "[]"] {
             let message = format!(r#"{{"since":{nothing},"until":{nothing}}}"#);
             let asked = Subscribe::parse(message.as_bytes()).expect(nothing);
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strict_subscriber_is_told_of_every_key_that_means_nothing() {
+    fn every_unknown_key_of_a_strict_message_is_refused() {
         let misspelt = r#"{"event_type":["timer_tick"]}"#;
         assert!(Subscribe::parse(misspelt.as_bytes()).expect("ignored").filters.filter.is_any());
         let strict = misspelt.replacen('{', r#"{"strict":true,"#, 1);
