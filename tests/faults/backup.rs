@@ -1,5 +1,5 @@
-//! An older copy is put in the place of the database, of which ids were given out since: it begins another epoch,
-//! whenever the copy was made and however the server ended. What was left behind itself begins none.
+//! A backup takes the place of a database that has given out more ids since: the server begins another epoch, whenever
+//! the backup was made and however the server ended. With the files that the server itself left it keeps its epoch.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -46,8 +46,7 @@ fn epoch(server: &Server) -> Value {
     server.get_json("/stats")["epoch"].take()
 }
 
-/// Publishes a while, with what fills the log up to a checkpoint in the middle, and makes copies between any two
-/// commits.
+/// Publishes several commits, one of them large enough for a checkpoint, and makes copies between any two of them.
 fn copies(server: &Server) -> Vec<Files> {
     // Some 600 bytes each, so that a commit of them is larger than the log gets before a checkpoint.
     let large = |n: usize| tick(&"s".repeat(200), n);
@@ -64,7 +63,7 @@ fn copies(server: &Server) -> Vec<Files> {
 }
 
 #[test]
-fn put_in_place_after_a_kill_begins_another_epoch_whenever_it_was_made() {
+fn a_backup_put_back_after_a_kill_begins_another_epoch() {
     for durability in ["full", "normal", "off"] {
         let mut server = Server::with(&[("DURABILITY", durability), ("CHECK_AT_START", "false")]);
         let before = epoch(&server);
@@ -85,13 +84,13 @@ fn put_in_place_after_a_kill_begins_another_epoch_whenever_it_was_made() {
 }
 
 #[test]
-fn put_in_place_after_a_power_cut_begins_another_epoch_whenever_it_was_made() {
-    let test = "put_in_place_after_a_power_cut_begins_another_epoch_whenever_it_was_made";
+fn a_backup_put_back_after_a_power_cut_begins_another_epoch() {
+    let test = "a_backup_put_back_after_a_power_cut_begins_another_epoch";
     let Some(disk) = Disk::with_a_switch(test) else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[("CHECK_AT_START", "false")]);
     server.restart();
     let before = epoch(&server);
-    // Those that are one file; the other kind has a log that may be the one that was left behind.
+    // Only backups of one file: a snapshot has a log, which may be the one that the server left.
     let copies: Vec<_> = copies(&server).into_iter().filter(|(_, log)| log.is_none()).collect();
     disk.order(Order::at(1, CHANGE, Fault::KillAfter));
     server.publisher().send(&tick("s", 0));

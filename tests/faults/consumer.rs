@@ -11,7 +11,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Goes on after what was confirmed under the name, or begins with everything that is kept.
+    /// Goes on after the confirmed position of the name; a new name begins with the first event that is kept.
     pub fn open(server: &Server, name: &'static str, record: &Record) -> Consumer {
         let is_new = server.get_json("/subscriptions").as_array().unwrap().iter().all(|one| one["name"] != name);
         let first = if is_new { json!({"name": name, "after": id_of(0)}) } else { json!({"name": name}) };
@@ -42,7 +42,7 @@ impl Consumer {
         while let Said::Text(event) = self.socket.hear() {
             let event: Value = serde_json::from_str(&event).unwrap();
             self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
-            // What stands in the file, for what is told is ahead of it.
+            // The position in the file: the one in `GET /subscriptions` may be ahead of it.
             let is_stored = || {
                 let database =
                     rusqlite::Connection::open_with_flags(server.db_path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY);
@@ -50,7 +50,7 @@ impl Consumer {
                     let sql = "SELECT position FROM subscriptions WHERE name = ?1";
                     database.query_row(sql, [self.name], |row| row.get::<_, i64>(0))
                 });
-                // A file whose server is gone may be anything.
+                // Once the server is gone the file may be unreadable.
                 position.is_err() || position.is_ok_and(|position| position as u64 >= sequence(&event["id"]))
             };
             await_true("a confirmation", || is_stored() || !server.is_running());

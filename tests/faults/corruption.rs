@@ -98,7 +98,7 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
 }
 
 #[test]
-fn a_damaged_event_is_met_by_the_writer_without_an_end_of_the_server() {
+fn a_damaged_event_that_the_writer_meets_does_not_end_the_server() {
     let mut server = Server::start();
     let of_session = |session: &str, n: usize| marked(n).replace("\"s\"", &format!("\"{session}\""));
     let keyed = |server: &Server, n: usize| {

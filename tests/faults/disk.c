@@ -655,7 +655,7 @@ int mkdir(const char *path, mode_t mode) {
     return result;
 }
 
-// No disk: what a thread waits on fails, by the name of the thread in the place of a file's.
+// Not a disk: makes the wait of a network thread fail. An order names the thread where it would name a file.
 int epoll_wait(int fd, struct epoll_event *events, int max, int timeout) {
     begin();
     int result = real_epoll_wait(fd, events, max, timeout);

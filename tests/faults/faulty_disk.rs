@@ -18,7 +18,8 @@ pub const READ: u32 = 8;
 pub const OPEN: u32 = 16;
 pub const UNLINK: u32 = 32;
 pub const SYNC_FOLDER: u32 = 64;
-/// A thread, named in the place of a file, waits for its sockets. No disk, but the same order.
+/// A thread waits for its sockets. This is no disk, but the same orders make it fail, with the thread's name in the
+/// place of a file's.
 pub const WAIT: u32 = 128;
 /// What changes something on a disk.
 pub const CHANGE: u32 = WRITE | SYNC | TRUNCATE | UNLINK | SYNC_FOLDER;
@@ -160,13 +161,13 @@ impl Disk {
         self.put(32, &micros.to_ne_bytes());
     }
 
-    /// What is carried from one process to the next: what is not synced.
+    /// The file in which one process leaves to the next what is not synced.
     fn carried(&self) -> PathBuf {
         self.beside.path().join("carried")
     }
 
-    /// Cuts the power at what a killed server has left, in so many ways, one after the other on the same state. Somebody
-    /// may do something to the files then, and has a look at the server that starts.
+    /// Simulates `ways` different power cuts on the files that a killed server has left, each from the same state.
+    /// After each cut `meddle` may change the files, the server starts, and `look` checks it.
     pub fn cut_in_many_ways(
         &self,
         server: &mut Server,
@@ -208,12 +209,12 @@ impl Disk {
     }
 }
 
-/// How many rounds: `FAULT_TIMES` as many, and without it a quarter, for `cargo test` shows each kind of fault in a few.
+/// A number of rounds, `FAULT_TIMES` over. Without it a quarter of them, in which `cargo test` shows each kind of fault.
 pub fn rounds(usual: u64) -> u64 {
     times().map_or(usual.div_ceil(4), |times| usual * times)
 }
 
-/// How many changes further each next fault lies, where there is one at every change: without `FAULT_TIMES` at every third.
+/// Steps from one faulty change of a file to the next, where each change has its turn: 1 with `FAULT_TIMES`, else 3.
 pub fn stride() -> usize {
     if times().is_some() { 1 } else { 3 }
 }

@@ -62,8 +62,8 @@ impl Lives {
         ways.iter().map(open).collect()
     }
 
-    /// Publishes with all of them, until they have published `most` or the server is gone, which must refuse nothing
-    /// but what a full disk has no room for.
+    /// Publishes with all producers until each has published `most` or the server is gone. The server may refuse events
+    /// only while the disk is full.
     pub fn publish(&self, producers: Vec<Producer>, most: usize, beside: impl FnOnce(&Record) + Send) {
         thread::scope(|scope| {
             let record = &self.record;
@@ -80,8 +80,8 @@ impl Lives {
         });
     }
 
-    /// From the next start on the disk is as full as may be, or no longer: nothing can be stored, and deleting and
-    /// confirming go on.
+    /// From the next start on the disk is full, or no longer: then events are refused, and deletions and confirmations
+    /// go on.
     fn fill_disk(&mut self, is_full: bool) {
         if self.is_full != is_full {
             self.is_full = is_full;

@@ -216,7 +216,7 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
 }
 
 #[test]
-fn of_readers_that_never_pause_leaves_the_write_ahead_log_short() {
+fn readers_that_never_pause_leave_the_write_ahead_log_short() {
     const READERS: usize = 10;
     const LOG_BYTES_MAX: u64 = 32 * MIB;
     let server = Server::start();

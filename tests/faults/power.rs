@@ -40,10 +40,11 @@ fn at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync() {
     cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
 }
 
-/// Confirmations that nobody publishes beside are commits of their own.
+/// While no events are published, confirmations are commits of their own.
 #[test]
-fn among_confirmations_alone_leaves_a_file_that_starts() {
-    let Some(disk) = Disk::with_a_switch("among_confirmations_alone_leaves_a_file_that_starts") else { return };
+fn a_power_cut_among_confirmations_alone_leaves_a_file_that_starts() {
+    let test = "a_power_cut_among_confirmations_alone_leaves_a_file_that_starts";
+    let Some(disk) = Disk::with_a_switch(test) else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", "full")]);
     server.restart();
     server.publish_lines(&ticks("s", 20));
@@ -64,11 +65,11 @@ fn among_confirmations_alone_leaves_a_file_that_starts() {
     );
 }
 
-/// So are the slices of a full segment's lists.
+/// While no events are published, the slices of a full segment's lists are commits of their own.
 #[test]
-fn while_a_segment_is_sealed_alone_leaves_a_file_that_starts() {
+fn a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts() {
     const SESSIONS: usize = 20_000;
-    let test = "while_a_segment_is_sealed_alone_leaves_a_file_that_starts";
+    let test = "a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts";
     let Some(disk) = Disk::with_a_switch(test) else { return };
     let full = nearly_full_segment(SESSIONS);
     let mut server = disk.server(copy_of(&full), &[("DURABILITY", "full"), ("CHECK_AT_START", "false")]);

@@ -167,7 +167,7 @@ fn large_pages_that_nobody_takes_share_a_bounded_memory() {
     assert_eq!(server.get("/events?limit=1000").status, 200);
     let memory = Memory::of(&server);
 
-    // A window of nothing: whatever is answered waits.
+    // With a flow-control window of 0 every answer waits in the server.
     let ask = |stream: u32| {
         let head = h2::head("GET", "/events?limit=1000", &[("host", "x")]);
         h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, stream, &head)
@@ -180,7 +180,7 @@ fn large_pages_that_nobody_takes_share_a_bounded_memory() {
             wire
         })
         .collect();
-    // Each is answered, with a page or in words.
+    // Each request gets the head of an answer: a page or a refusal.
     for wire in &mut wires {
         let mut answers = 0;
         while answers < 100 {
@@ -207,7 +207,7 @@ fn is_unanswered(wire: &Wire) -> bool {
     peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
-/// Events enough for a search that takes several turns.
+/// Publishes enough events for a search that takes several steps.
 fn many_events(server: &Server) {
     for _ in 0..8 {
         server.publish_lines(&ticks("s", 50_000));
@@ -230,7 +230,7 @@ fn long_searches_take_turns_with_short_readings() {
     let server = Server::with(&[("NETWORK_THREADS", "1")]);
     many_events(&server);
     let mut searching = searches(&server, "/events?", 12);
-    // Behind the first turn of each, and before the last of any.
+    // The short read runs after the first step of each search, and before the last step of any.
     assert_eq!(server.get("/events?limit=1").json().as_array().unwrap().len(), 1);
     assert!(searching.iter().all(is_unanswered), "a short reading does not wait for a long one's end");
     for wire in &mut searching {
@@ -242,13 +242,13 @@ fn long_searches_take_turns_with_short_readings() {
 fn large_bodies_do_not_wait_for_long_searches() {
     let server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
     many_events(&server);
-    // Six for each thread that reads.
+    // Six searches for each thread that reads.
     let searching = searches(&server, "/events/stream?last=100000&", 24);
     let large = ticks("large", 2_000);
     assert!(large.join("\n").len() > 64 << 10, "as much is parsed beside the network thread");
     server.publish_lines(&large);
     let unanswered = searching.iter().filter(|wire| is_unanswered(wire)).count();
-    assert!(unanswered > 12, "a body that waits for a thread that reads waits for most of them: {unanswered} are left");
+    assert!(unanswered > 12, "a body would have waited for most of the searches: only {unanswered} are unanswered");
 }
 
 #[test]

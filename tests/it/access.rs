@@ -229,11 +229,11 @@ fn one_list_of_origins_rules_cors_and_websockets() {
 }
 
 #[test]
-fn a_page_of_a_forbidden_origin_changes_nothing() {
+fn a_request_from_a_forbidden_origin_changes_nothing() {
     let server = Server::with(&[("CORS_ORIGINS", "https://a.example")]);
     let (allowed, evil) = (("Origin", "https://a.example"), ("Origin", "https://evil.example"));
     let event = tick("s", 0);
-    // Without a content type no browser asks first whether a page may send this.
+    // Without a content type a browser sends this without a preflight.
     for headers in [&[][..], &[JSON], &[NDJSON], &[("Content-Type", "application/cloudevents+json")]] {
         server.call("POST", "/api/v1/events", &[headers, &[evil]].concat(), event.as_bytes()).refusal(403);
     }
@@ -241,7 +241,7 @@ fn a_page_of_a_forbidden_origin_changes_nothing() {
     server.call("POST", "/nowhere", &[evil], b"").refusal(403);
     assert_eq!(server.get_json("/stats")["total_events"], 0);
     assert_eq!(server.call("POST", "/events", &[allowed], event.as_bytes()).status, 201);
-    assert_eq!(server.call("POST", "/events", &[], event.as_bytes()).status, 201, "what is no browser sends no origin");
+    assert_eq!(server.call("POST", "/events", &[], event.as_bytes()).status, 201, "other clients send no origin");
 
     server.subscriber(&json!({"name": "grader"})).reset();
     server.call("DELETE", "/events", &[evil], b"").refusal(403);
@@ -317,7 +317,7 @@ fn rates_are_unlimited_by_default() {
 }
 
 #[test]
-fn handshakes_and_new_filters_count_in_a_rate() {
+fn handshakes_and_new_filters_count_in_the_rates() {
     let server = Server::with(&[("RATE_LIMIT_PUBLISH", "4/hour"), ("RATE_LIMIT_QUERY", "3/hour")]);
     let limited = |path: &str| {
         let refusal = Socket::handshake(server.addr, path, &[]).err();
@@ -347,7 +347,7 @@ fn handshakes_and_new_filters_count_in_a_rate() {
 }
 
 #[test]
-fn keys_cannot_be_guessed_faster_than_a_rate_and_others_do_not_suffer() {
+fn wrong_keys_count_in_the_rate_of_their_own_address_only() {
     let server = Server::with(&[
         ("HOST", "::"),
         ("REQUIRE_AUTH", "true"),
@@ -363,7 +363,7 @@ fn keys_cannot_be_guessed_faster_than_a_rate_and_others_do_not_suffer() {
             call(guesser, method, path, &[("X-API-Key", &format!("guess {guess}"))], b"").refusal(401);
         }
         for path in [path, "/nowhere", "/events/stream"] {
-            // Not even the right one is told apart.
+            // The right key is refused like a wrong one.
             for key in ["guess", KEY] {
                 call(guesser, method, path, &[("X-API-Key", key)], b"").refusal(429);
             }

@@ -33,7 +33,7 @@ fn row(piece: &str) -> String {
 }
 
 #[test]
-fn the_numbers_of_the_long_run_are_those_of_its_files() {
+fn the_numbers_of_the_long_run_are_those_in_data_long() {
     let section = section("RELIABILITY.md", "## The long run");
     let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).collect();
     let pieces: Vec<_> = rows.iter().map(|row| row.split('`').nth(1).unwrap()).collect();
@@ -52,14 +52,14 @@ fn the_numbers_of_the_long_run_are_those_of_its_files() {
 }
 
 #[test]
-fn the_gate_runs_the_command_that_newcomers_are_told() {
+fn the_gate_runs_the_test_command_of_the_readme() {
     let gate = fs::read_to_string(".ci/run").unwrap();
     assert!(section("README.md", "## Two commands").contains("\ncargo test "));
     assert!(gate.contains("\nstep \"cargo test\" cargo test\n"));
 }
 
 #[test]
-fn the_gate_lives_as_many_seeds_as_are_told() {
+fn the_gate_runs_as_many_seeds_as_the_documents_say() {
     let gate = fs::read_to_string(".ci/run").unwrap();
     let seeds = gate.split("SIM_SEEDS=").skip(1).map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap());
     let seeds = grouped(seeds.sum());
@@ -70,7 +70,7 @@ fn the_gate_lives_as_many_seeds_as_are_told() {
 }
 
 #[test]
-fn every_target_of_the_fuzzer_has_rooms_that_exist() {
+fn every_fuzz_target_names_modules_that_exist() {
     // By these `tests/fuzz/run --turns` chooses.
     for entry in fs::read_dir("tests/fuzz/stubs").unwrap() {
         let stub = entry.unwrap().path();

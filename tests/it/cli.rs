@@ -205,7 +205,7 @@ fn a_tail_whose_history_was_empty_shows_what_came_meanwhile() {
 }
 
 #[test]
-fn a_misspelt_filter_is_no_filter_and_is_refused() {
+fn a_filter_with_an_unknown_key_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for command_name in ["tail", "query"] {
         let mut command = command(folder.path());

@@ -170,7 +170,7 @@ fn deletion_does_not_disturb_subscribers_or_cursors() {
 
 #[test]
 fn deleting_works_while_the_disk_is_nearly_full() {
-    // No disk in memory has as much room as is to be kept free.
+    // No tmpfs has 1,024 GiB free, which is what the server is told to keep free.
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let before = Process::spawn(folder.path(), &[], &[]);
     let lines = ticks("s", 40_000).join("\n");
@@ -227,7 +227,7 @@ fn deleting_a_user_leaves_no_trace_of_the_name_in_the_files() {
     let server = Server::start();
     let event = |n: usize| {
         let user = format!("learner-{:03}-of-our-school", n * 7 % USERS);
-        // Their own words name them, and some are long.
+        // Payloads name their users, too, and some are longer than a page.
         let payload = json!({"by": user, "text": if n % 500 == 3 { "x".repeat(9_000) } else { String::new() }});
         json!({"event_type": "answer_changed", "source": "it", "session_id": format!("s{}", n % 9_000),
                "user_id": user, "payload": payload})
@@ -243,7 +243,7 @@ fn deleting_a_user_leaves_no_trace_of_the_name_in_the_files() {
             || number(&reader(&server), "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'sealed_before'");
         await_true("the segment to be in the index", || sealed() == segments);
     };
-    // Some of each are in a segment that is in the index, and some in the open one.
+    // Each user has events in a sealed segment and in the open one.
     publish(0, SEGMENT + 6_000);
     await_sealed(1);
     let gone: Vec<_> = (0..USERS).step_by(40).map(|n| format!("learner-{n:03}-of-our-school")).collect();
@@ -254,7 +254,7 @@ fn deleting_a_user_leaves_no_trace_of_the_name_in_the_files() {
     }
     assert_eq!(traces(&server, &gone), [""; 0]);
 
-    // The open segment is put into the index later, and does not remember them either.
+    // When the open segment is sealed later, its lists do not have the deleted users either.
     let after = |n: usize| event(n).replace("-of-our-school", "-of-another-school");
     for from in (SEGMENT + 6_000..2 * SEGMENT + 1).step_by(8_192) {
         server.publish_lines(&(from..(from + 8_192).min(2 * SEGMENT + 1)).map(after).collect::<Vec<_>>());

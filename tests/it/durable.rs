@@ -268,7 +268,7 @@ fn confirmations_that_mean_nothing_change_nothing() {
 }
 
 #[test]
-fn without_a_name_confirmations_keep_nothing_and_an_unusable_id_is_told() {
+fn without_a_name_a_confirmation_keeps_nothing_and_an_unusable_id_is_an_error() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     server.publish_lines(&ticks("s", 3));
@@ -374,7 +374,7 @@ fn the_list_tells_how_far_each_is() {
 }
 
 #[test]
-fn who_is_replaced_or_deleted_in_the_middle_of_an_event_gets_it_whole_and_then_the_code() {
+fn a_subscriber_taken_over_or_deleted_gets_its_last_event_whole_and_then_the_close_code() {
     let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
     let payload = json!({"filler": "x".repeat(60_000)});
     let event = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
@@ -403,14 +403,15 @@ fn who_is_replaced_or_deleted_in_the_middle_of_an_event_gets_it_whole_and_then_t
 }
 
 #[test]
-fn two_that_open_a_new_name_at_once_begin_at_the_same_place() {
+fn two_connections_that_open_a_new_name_at_once_begin_at_the_same_event() {
     let server = Server::start();
     let rare = json!({"event_type": "timer_tick", "source": "it", "payload": {"rare": true}}).to_string();
     let mut expected = vec![sequence(&server.publish(&rare)["id"])];
     server.publish_lines(&ticks("s", 20_000));
     for round in 0..5 {
         let name = format!("board{round}");
-        // The first has to look at everything for its start; the second needs no look and is there before it.
+        // The first connection has to search all events for its start; the second needs no search and is served before
+        // it.
         let firsts = [
             json!({"name": name, "last": 100_000, "payload": {"rare": true}}),
             json!({"name": name, "payload": {"rare": true}}),
@@ -450,7 +451,7 @@ fn two_that_open_a_new_name_at_once_begin_at_the_same_place() {
 }
 
 #[test]
-fn a_name_that_is_opened_while_it_is_deleted_is_stored_if_it_is_there() {
+fn a_name_opened_while_it_is_deleted_is_listed_only_if_it_is_stored() {
     let server = Server::with(&[("NETWORK_THREADS", "4")]);
     for round in 0..50 {
         let name = format!("board{round}");
@@ -460,7 +461,7 @@ fn a_name_that_is_opened_while_it_is_deleted_is_stored_if_it_is_there() {
             scope.spawn(|| {
                 assert_eq!(server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").status, 204);
             });
-            // It may have been deleted, of which nothing follows here.
+            // The subscription may be deleted or not; either is right here.
             drop(opening.join().unwrap());
         });
         let all = server.get_json("/subscriptions");

@@ -427,7 +427,7 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
 }
 
 #[test]
-fn what_is_empty_asks_for_any_event_however_it_is_read() {
+fn an_empty_condition_means_any_event_in_every_interface() {
     let server = Server::start();
     server.publish_lines(&varied(20));
     let all = server.stored("");

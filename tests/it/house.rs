@@ -83,7 +83,7 @@ fn every_dependency_has_its_reason() {
 }
 
 #[test]
-fn the_contract_tells_clients_what_ours_does_after_each_close_code() {
+fn our_client_reconnects_after_the_close_codes_that_the_contract_says() {
     let text = fs::read_to_string("docs/CONTRACT.md").unwrap();
     let table = text.split("| close code |").nth(1).unwrap().split("\n\n").next().unwrap();
     let mut told = Vec::new();

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::*;
 
 #[test]
-fn a_url_beyond_64_kib_is_told_so() {
+fn a_url_beyond_64_kib_is_answered_with_414() {
     let server = Server::start();
     let get = |target: &str, header: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nX: {header}\r\n\r\n");
     let status = |wire: &mut Wire, request: String| {

@@ -203,7 +203,7 @@ fn who_skips_again_and_again_is_told_exactly_how_much() {
 }
 
 #[test]
-fn a_transaction_beyond_the_bound_throws_out_nobody_who_is_quick() {
+fn a_commit_beyond_max_subscriber_bytes_disconnects_no_subscriber_that_keeps_up() {
     let server = patient(BOUND);
     let mut subscribers =
         ["catch_up", "skip", "disconnect"].map(|on_lag| server.subscriber(&json!({"on_lag": on_lag, "signals": true})));

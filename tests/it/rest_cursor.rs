@@ -195,7 +195,7 @@ fn many_may_wait_at_once() {
 }
 
 #[test]
-fn who_waits_is_a_subscriber_until_then() {
+fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "2"), ("KEEPALIVE_SECONDS", "600")]);
     server.publish(&tick("s", 0));
     let waiting = format!("after_id={}&wait=55s", id_of(1));
@@ -210,7 +210,7 @@ fn who_waits_is_a_subscriber_until_then() {
     server.get("/events/stream").refusal(503);
     assert_eq!(page(&server, &format!("after_id={}&wait=55s", id_of(0))).0, [1], "what is there is not waited for");
 
-    // Nobody waits for somebody who has gone, or has ended its side.
+    // A request ends when its client has gone, or has ended its side.
     let [first, second] = &mut wires;
     first.finish();
     count(1);

@@ -46,7 +46,8 @@ fn under_load_keeps_and_delivers_everything_acknowledged() {
     }
 }
 
-/// Publishes without a pause until the server says goodbye, which it must do in due form; returns what was acknowledged.
+/// Publishes without a pause until the server closes the socket, which it must do with code 1001; returns what was
+/// acknowledged.
 fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
     let mut publisher = server.publisher();
     let messages: Vec<u8> =
@@ -144,7 +145,7 @@ fn answers_that_nobody_takes_keep_nobody_else_from_an_orderly_end() {
     assert_eq!(idle.close_code(), 1001);
     server.await_log("left behind");
     let left = server.log().into_iter().find(|line| line.contains("left behind")).unwrap();
-    assert!(left.contains(r#""producers_left":false"#), "who is only served holds no store open: {left}");
+    assert!(left.contains(r#""producers_left":false"#), "a reader does not hold the store open: {left}");
     server.await_exit_0();
     drop(untaken);
 }

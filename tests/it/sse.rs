@@ -288,19 +288,19 @@ fn a_reader_too_many_is_told_to_come_back() {
 
 #[test]
 fn a_closed_stream_gives_its_place_back_at_once() {
-    // Nothing is written to it that would show that nobody is there.
+    // Nothing is written to the stream, so no failed write can show that the client is gone.
     let server = Server::with(&[("MAX_SUBSCRIBERS", "1"), ("KEEPALIVE_SECONDS", "600")]);
     let is_free = || server.await_stats("a free place", |stats| stats["router"]["active_subscribers"] == 0);
     drop(EventStream::open(server.addr, ""));
     is_free();
     EventStream::open(server.addr, "").into_wire().reset();
     is_free();
-    // Whoever ends its own side of a stream has ended the stream.
+    // A client that ends its own side has ended the stream.
     let mut half_closed = EventStream::open(server.addr, "").into_wire();
     half_closed.finish();
     is_free();
     half_closed.await_close();
-    // What was sent in advance hides the end from nobody.
+    // Pipelined requests do not hide the end.
     let mut hasty = EventStream::open(server.addr, "").into_wire();
     hasty.send(request("GET", "/health", &[], b"").repeat(3));
     drop(hasty);
@@ -324,7 +324,7 @@ fn requests_sent_behind_a_film_are_answered_after_it() {
 }
 
 #[test]
-fn who_ends_its_side_after_a_question_is_answered() {
+fn a_client_that_ends_its_side_after_a_query_is_answered() {
     let server = Server::start();
     let ids = server.publish_lines(&ticks("s", 5_000));
     for headers in [&[][..], &[ACCEPT_NDJSON]] {

@@ -178,7 +178,7 @@ fn history_starts_where_it_was_asked_to() {
 }
 
 #[test]
-fn the_last_events_are_counted_back_from_the_id_that_is_announced() {
+fn last_counts_back_from_the_last_event_id_of_the_answer() {
     let server = Server::start();
     server.publish_lines(&(0..3000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     while_publishing(
@@ -208,7 +208,7 @@ fn the_last_events_are_counted_back_from_the_id_that_is_announced() {
 }
 
 #[test]
-fn a_strict_subscriber_is_told_of_keys_that_mean_nothing() {
+fn unknown_keys_of_a_strict_subscriber_are_refused() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     // Misspelt, it asks for every event, as it always did.
@@ -515,12 +515,12 @@ fn an_idle_subscriber_is_kept_alive() {
 }
 
 #[test]
-fn a_subscriber_counts_from_its_first_message_on_and_is_told_then_that_there_is_no_place() {
+fn a_subscriber_counts_from_its_first_message_on_and_is_refused_then_at_capacity() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "1")]);
     let mut silent = Socket::open(server.addr, "/ws/subscribe");
     let mut first = server.subscriber(&json!({}));
     assert_eq!(server.get_json("/stats")["router"]["active_subscribers"], 1);
-    // It never read anything before it sent this.
+    // The server sends nothing before the first message.
     let answer = silent.ask("{}");
     assert_eq!(answer, json!({"status": "error", "message": "Server at subscriber capacity"}));
     assert_eq!(silent.close_code(), 1013);
