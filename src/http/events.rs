@@ -100,9 +100,9 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// waits for memory.
 const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Times that a page goes on reading because too few of the events it looked at pass: some 2 s, at 20 ms each. Then it
+/// Times that a page goes on reading because too few of the events it looked at pass: some 2 s, at 50 ms each. Then it
 /// ends short, and its `Link` leads on.
-const READS_PER_PAGE: usize = 100;
+const READS_PER_PAGE: usize = 32;
 
 /// A page in the making.
 struct Page {

@@ -48,8 +48,7 @@ pub(super) struct Sealer {
 impl Sealer {
     fn run(self) {
         if let Err(error) = self.find_holes() {
-            self.shared.failure(&error);
-            tracing::warn!(%error, "find the holes of segments from before format 4");
+            tracing::warn!(%error, "find which segments from before format 4 have holes");
         }
         self.full.iter().for_each(|segment| self.encode(&segment));
     }
@@ -58,7 +57,13 @@ impl Sealer {
     fn find_holes(&self) -> rusqlite::Result<()> {
         let readers = &self.shared.readers;
         for segment in readers.with(|transaction| holes::unknown(transaction))? {
-            let offsets = readers.with(|transaction| holes::find(transaction, segment))?;
+            let offsets = match readers.with(|transaction| holes::find(transaction, segment)) {
+                Ok(offsets) => offsets,
+                Err(error) => {
+                    tracing::warn!(%error, segment, "find the holes of a segment from before format 4");
+                    continue;
+                }
+            };
             if self.commands.send(Command::HolesFound { segment, offsets }).is_err() {
                 // The writer is gone only when the process is ending; the next start goes on.
                 break;

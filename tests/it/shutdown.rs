@@ -132,7 +132,7 @@ fn unfinished_requests_are_cut_and_everybody_else_is_told_of_the_end() {
 fn answers_that_nobody_takes_keep_nobody_else_from_an_orderly_end() {
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "2")]);
     server.allow_noise();
-    publish_30_mb(&server);
+    server.publish_30_mb();
     let untaken = [ACCEPT_NDJSON, ("Accept", "text/event-stream")].map(|accept| {
         let target = if accept == ACCEPT_NDJSON { "/events" } else { "/events/stream?last=500" };
         let mut wire = Wire::connect(server.addr);
@@ -183,17 +183,8 @@ fn a_second_signal_ends_at_once() {
 /// A subscriber that reads nothing of 30 MB.
 fn stuck_subscriber(server: &Server) -> Socket {
     let stuck = server.subscriber(&json!({}));
-    publish_30_mb(server);
+    server.publish_30_mb();
     stuck
-}
-
-fn publish_30_mb(server: &Server) {
-    let payload = json!({"filler": "x".repeat(60_000)});
-    let big = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
-    let mut publisher = server.publisher();
-    for _ in 0..10 {
-        acknowledged(&publisher.pipeline(&vec![big.clone(); 50]));
-    }
 }
 
 #[test]

@@ -338,22 +338,11 @@ fn a_client_that_ends_its_side_after_a_query_is_answered() {
     assert_eq!(ids.len(), 5_000);
 }
 
-/// Publishes 30 MB, far more than sockets hold.
-fn publish_much(server: &Server) {
-    let filler = "x".repeat(60_000);
-    let big = |n: usize| json!({"event_type": "timer_tick", "source": "it", "payload": {"n": n, "filler": filler}});
-    let mut publisher = server.publisher();
-    for batch in 0..10 {
-        let messages: Vec<_> = (0..50).map(|n| big(batch * 50 + n).to_string()).collect();
-        acknowledged(&publisher.pipeline(&messages));
-    }
-}
-
 #[test]
 fn a_reader_that_takes_nothing_for_too_long_is_given_up() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "0.5")]);
     let mut stuck = EventStream::open(server.addr, "");
-    publish_much(&server);
+    server.publish_30_mb();
     server.await_stats("the stuck reader to be given up", |stats| stats["router"]["active_subscribers"] == 0);
     let mut last = 0;
     loop {
@@ -383,7 +372,7 @@ fn a_slow_reader_is_served_as_it_asked() {
     let mut patient = EventStream::open(server.addr, "signals=1");
     let mut hasty = EventStream::open(server.addr, "on_lag=skip");
     let mut proud = EventStream::open(server.addr, "on_lag=disconnect");
-    publish_much(&server);
+    server.publish_30_mb();
     server.publish(&tick("last", 0));
 
     let (mut last, mut notes) = (0, Vec::new());

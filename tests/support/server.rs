@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
@@ -219,6 +219,16 @@ impl Server {
 
     pub fn publisher(&self) -> Socket {
         Socket::open(self.addr, "/ws/publish")
+    }
+
+    /// Publishes 500 events of 60,000 bytes: more than the buffers between the server and a client that reads nothing.
+    pub fn publish_30_mb(&self) {
+        let payload = json!({"filler": "x".repeat(60_000)});
+        let big = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
+        let mut publisher = self.publisher();
+        for _ in 0..10 {
+            acknowledged(&publisher.pipeline(&vec![big.clone(); 50]));
+        }
     }
 
     /// A subscriber whose first message was accepted.
