@@ -302,6 +302,8 @@ impl World {
     fn note_syncs(&mut self, (pages_before, moved_before, _): (usize, usize, bool)) {
         let (pages, moved, is_synced) = self.server.parts.log();
         self.synced_pages = match () {
+            // Nothing was committed. After a start the store knows no pages of the log that it found and synced.
+            () if pages == 0 && pages_before == 0 => self.synced_pages,
             () if is_synced => pages,
             // The log has started over.
             () if pages < pages_before || moved < moved_before => 0,
