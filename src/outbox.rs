@@ -40,6 +40,15 @@ pub enum Taken {
     Closed,
 }
 
+impl<T> Waiting<T> {
+    /// Apart from [`Outbox::push`], which is small enough without it to be a part of the fan-out's loop.
+    #[cold]
+    fn overflow(&mut self) {
+        self.state = State::Overflowed;
+        self.items = Vec::new();
+    }
+}
+
 impl<T> Outbox<T> {
     /// An empty outbox for at most `bytes_max` bytes, as its fillers count them, or one item.
     pub fn new(bytes_max: usize) -> Self {
@@ -48,17 +57,17 @@ impl<T> Outbox<T> {
     }
 
     /// Adds an item; a waiting consumer is added to `wakes`. After an overflow or a close it is dropped.
+    #[inline]
     pub fn push(&self, item: T, bytes: usize, wakes: &mut Wakes) {
         let mut waiting = self.waiting.lock();
         if waiting.state != State::Open {
             return;
         }
-        if !waiting.items.is_empty() && waiting.bytes.saturating_add(bytes) > self.bytes_max {
-            waiting.state = State::Overflowed;
-            waiting.items = Vec::new();
-        } else {
-            waiting.bytes += bytes;
+        waiting.bytes = waiting.bytes.saturating_add(bytes);
+        if waiting.bytes <= self.bytes_max || waiting.items.is_empty() {
             waiting.items.push(item);
+        } else {
+            waiting.overflow();
         }
         if let Some((home, waker)) = waiting.consumer.take() {
             wakes.wake(home, waker);

@@ -160,11 +160,11 @@ impl Parser {
                 let fields = Cursor::new(text, &tape, &self.buffers).object();
                 let rules = Rules { types: &self.types, limits: self.limits };
                 match rules.check(&fields, &mut self.compact) {
-                    Err(_) => Parsed {
+                    None => Parsed {
                         reference: fields.reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
                         outcome: Err(rules.rejections(None, &fields)),
                     },
-                    Ok(event) => {
+                    Some(event) => {
                         sink(event);
                         Parsed { reference: fields.reference, outcome: Ok(None) }
                     }
@@ -212,9 +212,9 @@ fn array(
         let fields = cursor.object();
         match rules.check(&fields, compact) {
             // Once one of them is refused none is stored.
-            Ok(event) if rejections.is_empty() => sink(event),
-            Ok(_) => {}
-            Err(_) => rejections.extend(rules.rejections(Some(index), &fields)),
+            Some(event) if rejections.is_empty() => sink(event),
+            Some(_) => {}
+            None => rejections.extend(rules.rejections(Some(index), &fields)),
         }
         if rejections.len() >= REJECTIONS_MAX {
             break;
@@ -415,23 +415,23 @@ struct Rules<'r> {
 
 impl Rules<'_> {
     #[inline]
-    fn check<'e>(&self, fields: &Fields<'e, 'e>, compact: &'e mut String) -> Result<Event<'e>, Fault> {
-        check_depth(fields)?;
-        let event_type = self.event_type(fields)?;
-        let source = source(fields)?;
-        let session_id = optional("session_id", fields.session_id)?;
-        let user_id = optional("user_id", fields.user_id)?;
+    fn check<'e>(&self, fields: &Fields<'e, 'e>, compact: &'e mut String) -> Option<Event<'e>> {
+        check_depth(fields).ok()?;
+        let event_type = self.event_type(fields).ok()?;
+        let source = source(fields).ok()?;
+        let session_id = optional("session_id", fields.session_id).ok()?;
+        let user_id = optional("user_id", fields.user_id).ok()?;
         let payload = match fields.payload {
             None => "{}",
             Some((node, raw)) => {
-                self.check_keys(node)?;
-                self.check_bytes(raw)?;
+                self.check_keys(node).ok()?;
+                self.check_bytes(raw).ok()?;
                 in_one_line(raw, compact)
             }
         };
-        check_reference(fields)?;
-        let idempotency_key = idempotency_key(fields)?;
-        Ok(Event { event_type, source, session_id, user_id, payload, idempotency_key })
+        check_reference(fields).ok()?;
+        let idempotency_key = idempotency_key(fields).ok()?;
+        Some(Event { event_type, source, session_id, user_id, payload, idempotency_key })
     }
 
     /// All that keeps these fields from being an event, which [`check`](Self::check) told apart from one.
