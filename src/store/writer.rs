@@ -670,7 +670,14 @@ impl Writer {
             "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
-        let holes = Holes::of(&self.connection, sealing.segment)?;
+        let holes = match Holes::of(&self.connection, sealing.segment) {
+            // Every list is stored whole then: to leave one out takes knowing that its events are gone.
+            Err(error) if is_damage(&error) => {
+                self.shared.note_damage(&error);
+                None
+            }
+            holes => holes?,
+        };
         for row in slice {
             if holes.as_ref().is_some_and(|holes| holes.are_all_of(&row.offsets)) {
                 continue;
@@ -745,7 +752,11 @@ impl Writer {
     /// Notes where the holes of some segments are.
     fn note_holes(&self, written: &mut Written) -> rusqlite::Result<()> {
         for (segment, offsets) in self.work.holes.iter().take(HOLES_PER_COMMIT) {
-            holes::found(&self.connection, *segment, offsets.clone())?;
+            match holes::found(&self.connection, *segment, offsets.clone()) {
+                // What was found is dropped: how many holes there are is not known either.
+                Err(error) if is_damage(&error) => self.shared.note_damage(&error),
+                noted => noted?,
+            }
             written.noted_holes += 1;
         }
         Ok(())
@@ -1046,5 +1057,36 @@ mod tests {
             assert!(turns > 2, "a deletion of one commit shows nothing");
             assert_eq!(checking.as_mut().poll(&mut context), Poll::Ready(Err(Failure::StorageFull)));
         }
+    }
+
+    #[test]
+    fn damaged_holes_are_named_and_do_not_end_the_writer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts, config) = open(&folder);
+        drop(hand_in(&store, &config, SEGMENT_EVENTS as usize, "{}"));
+        while parts.write() {}
+        let mut context = Context::from_waker(Waker::noop());
+        let mut delete = |parts: &mut Parts, seq| {
+            let mut deleting = pin!(store.delete_these(vec![Seq(seq)]));
+            assert!(deleting.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            deleting.poll(&mut context)
+        };
+        assert_eq!(delete(&mut parts, 7), Poll::Ready(Ok(1)));
+        let file = schema::open_writer(&config.database_path).expect("whole");
+        assert_eq!(file.execute("UPDATE holes SET checksum = checksum + 1", []), Ok(1));
+
+        // The first of the next segment has the lists of this one stored.
+        drop(hand_in(&store, &config, 1, "{}"));
+        while parts.write() | parts.seal() {}
+        assert_eq!(store.integrity().damage, ["holes: those of segment 0 are damaged"]);
+        let lists: i64 = file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0)).expect("read");
+        assert_eq!(lists, 2, "of a type and a source");
+        parts.writer.work.holes.push_back((0, vec![6]));
+        assert_eq!(delete(&mut parts, 8), Poll::Ready(Err(Failure::Damaged)));
+        assert_eq!(parts.writer.work.holes.len(), 0);
+        let mut stored = hand_in(&store, &config, 1, "{}");
+        while parts.write() {}
+        assert!(matches!(stored.try_recv(), Ok(Ok(_))));
     }
 }
