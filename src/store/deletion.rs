@@ -28,9 +28,7 @@ pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 51
 
 /// Deletes a slice of the events up to `last`, the oldest first, with the lists of segments that are gone.
 pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rusqlite::Result<Deleted> {
-    let first: Option<i64> =
-        connection.prepare_cached("SELECT min(seq) FROM events")?.query_row([], |row| row.get(0))?;
-    let first = first.map_or(last.next(), |first| Seq(first as u64));
+    let first = read::oldest(connection)?.min(last.next());
     let through = last.min(Seq(first.0 + EVENTS_PER_COMMIT - 1));
     let mut events = 0;
     if first <= through {
@@ -87,11 +85,12 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -
         lists.extend(of_kinds.filter_map(|(kind, value)| Some((segments::segment_of(*seq), kind, value?))));
         deleted.push(*seq);
     }
+    let oldest = read::oldest(connection)?;
     for of_segment in deleted.chunk_by(|one, other| segments::segment_of(*one) == segments::segment_of(*other)) {
         let (segment, offsets) = (segments::segment_of(of_segment[0]), of_segment.iter().copied());
         let holes = holes::add(connection, segment, &offsets.map(segments::offset_of).collect::<Vec<_>>())?;
         for (_, kind, key) in lists.iter().filter(|(of, ..)| *of == segment) {
-            drop_if_emptied(connection, &holes, segment, *kind, key)?;
+            drop_if_emptied(connection, (&holes, oldest), segment, *kind, key)?;
         }
     }
     for (event_type, (deleted, last_deleted)) in by_type {
@@ -118,7 +117,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -
 /// sealed yet has none, and such a list is left out when it is.
 fn drop_if_emptied(
     connection: &Connection,
-    holes: &Holes,
+    (holes, oldest): (&Holes, Seq),
     segment: u64,
     kind: Kind,
     key: &str,
@@ -128,10 +127,91 @@ fn drop_if_emptied(
     let mut find = connection.prepare_cached(FIND)?;
     let mut rows = find.query(place)?;
     let Some(row) = rows.next()? else { return Ok(()) };
-    if holes.are_all_of(row.get_ref(0)?.as_blob()?) {
+    if holes.leave_none_of(row.get_ref(0)?.as_blob()?, segment, oldest) {
         drop(rows);
         const DROP: &str = "DELETE FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
         connection.prepare_cached(DROP)?.execute(place)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::config::{Config, Durability};
+    use crate::event::{Event, Filter};
+    use crate::store::segments::SEGMENT_EVENTS;
+    use crate::store::{Parts, Query, Receipt, Store, schema};
+    use crate::wire::{Batch, Failure};
+
+    fn append(store: &Store, config: &Config, numbers: std::ops::RangeInclusive<u64>) {
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let mut batch = Batch::default();
+        for n in numbers {
+            let user_id = match n {
+                2 | 20 => Some("both"),
+                3 => Some("early"),
+                _ => Some("other"),
+            };
+            let (source, session_id, payload, idempotency_key) = ("s", None, "{}", None);
+            batch.push(
+                &Event { event_type, source, session_id, user_id, payload, idempotency_key },
+                &config.event_types,
+            );
+        }
+        store.try_append(batch, Receipt::new().0).expect("room");
+    }
+
+    fn finish(parts: &mut Parts, deletion: impl Future<Output = Result<u64, Failure>>) -> u64 {
+        let (mut deletion, mut context) = (pin!(deletion), Context::from_waker(Waker::noop()));
+        assert!(deletion.as_mut().poll(&mut context).is_pending());
+        while parts.write() {}
+        let Poll::Ready(Ok(deleted)) = deletion.poll(&mut context) else { panic!("it is not done") };
+        deleted
+    }
+
+    #[test]
+    fn the_key_of_a_list_goes_with_its_last_event_when_the_others_went_by_their_age() {
+        for is_sealed in [true, false] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = Config {
+                database_path: folder.path().join("events.db"),
+                durability: Durability::Off,
+                free_space_min_bytes: 0,
+                ..Config::default()
+            };
+            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let seal = |parts: &mut Parts| {
+                append(&store, &config, SEGMENT_EVENTS + 1..=SEGMENT_EVENTS + 1);
+                while parts.write() | parts.seal() {}
+            };
+            append(&store, &config, 1..=SEGMENT_EVENTS);
+            while parts.write() {}
+            if is_sealed {
+                seal(&mut parts);
+            }
+            let mut tenth = None;
+            let query = Query { after: Seq(9), ..Query::default() };
+            let scanned = store.scan(&query, |event| {
+                tenth = Some(event.time);
+                ControlFlow::Break(())
+            });
+            assert_eq!(scanned, Ok(Some(Seq(10))));
+            assert_eq!(finish(&mut parts, store.delete(tenth, Filter::default())), 9);
+            assert_eq!(finish(&mut parts, store.delete_these(vec![Seq(20)])), 1);
+            if !is_sealed {
+                seal(&mut parts);
+            }
+            let file = schema::open_reader(&config.database_path).expect("whole");
+            let mut keys = file.prepare("SELECT key FROM event_index WHERE kind = 2 ORDER BY key").expect("a table");
+            let keys = keys.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<String>>>();
+            // A deletion by time alone looks at no list that is stored already.
+            let expected: &[&str] = if is_sealed { &["early", "other"] } else { &["other"] };
+            assert_eq!(keys.expect("read"), expected, "sealed before: {is_sealed}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::checksum;
 use super::damage::damaged;
 use super::segments::{self, SEGMENT_EVENTS};
+use crate::event::Seq;
 
 /// What was chosen to be deleted out of one segment.
 #[derive(Debug, Default)]
@@ -58,9 +59,12 @@ impl Holes {
         });
     }
 
-    /// Whether no event of an encoded list is left. A damaged one is not, for the check to find.
-    pub fn are_all_of(&self, list: &[u8]) -> bool {
+    /// Whether no event of an encoded list of a segment is left: each was chosen, or went before `oldest`, the first
+    /// that is kept. A damaged list counts as one with events, for the check to find.
+    pub fn leave_none_of(&self, list: &[u8], segment: u64, oldest: Seq) -> bool {
+        let first = segments::first_of(segment);
         segments::decode(list).is_some_and(|mut offsets| {
+            offsets.retain(|offset| first.plus((*offset).into()) >= oldest);
             self.take_from(&mut offsets);
             offsets.is_empty()
         })

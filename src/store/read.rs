@@ -822,6 +822,13 @@ pub(super) fn list(row: &Row<'_>, column: usize, segment: u64, kind: Kind, key: 
     offsets.ok_or_else(|| damaged(format!("event_index: a list of segment {segment} is damaged")))
 }
 
+/// The first number that has an event, or one after all where none is stored.
+pub(super) fn oldest(connection: &Connection) -> rusqlite::Result<Seq> {
+    let mut find = connection.prepare_cached("SELECT min(seq) FROM events")?;
+    let first: Option<i64> = find.query_row([], |row| row.get(0))?;
+    Ok(first.map_or(Seq::MAX, |first| Seq(first as u64)))
+}
+
 /// The first and the last number of the stored events up to `committed`. Between them only those are missing
 /// that were chosen to be deleted.
 pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {

@@ -21,7 +21,7 @@ use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
 use super::schema::{self, PAGE_BYTES, meta};
-use super::segments::{IndexRow, SEGMENT_EVENTS, Segment};
+use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, Shared};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
@@ -671,15 +671,19 @@ impl Writer {
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
         let holes = match Holes::of(&self.connection, sealing.segment) {
-            // Every list is stored whole then: to leave one out takes knowing that its events are gone.
+            // Only what went by its age is left out then: what was chosen is not known.
             Err(error) if is_damage(&error) => {
                 self.shared.note_damage(&error);
                 None
             }
             holes => holes?,
         };
+        let oldest = read::oldest(&self.connection)?;
+        // Looking into every list costs, and mostly nothing is gone.
+        let is_some_gone = holes.is_some() || oldest > segments::first_of(sealing.segment);
+        let holes = holes.unwrap_or_default();
         for row in slice {
-            if holes.as_ref().is_some_and(|holes| holes.are_all_of(&row.offsets)) {
+            if is_some_gone && holes.leave_none_of(&row.offsets, sealing.segment, oldest) {
                 continue;
             }
             insert.raw_bind_parameter(1, sealing.segment as i64)?;
