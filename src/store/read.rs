@@ -16,6 +16,7 @@ use super::damage::{Integrity, damaged, is_damage};
 use super::holes::Holes;
 use super::schema;
 use super::segments::{self, Kind, SEGMENT_EVENTS};
+use super::writer::Text;
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::sync::Mutex;
@@ -357,15 +358,24 @@ impl super::Store {
             if latest.is_full() {
                 break;
             }
-            self.go_on()?;
-            // A transaction each: nobody holds the log up for long.
-            let is_beginning = self.shared.readers.with(|transaction| {
-                let record = Record::new(transaction, &self.shared);
-                let Some(range) = record.range(&query.whole(), through)? else { return Ok(true) };
-                let scan = Scan { record, query: &query, range, left: usize::MAX, until: None };
-                scan.latest_in(number, field, &mut latest)?;
-                Ok(segments::first_of(number) <= *scan.range.start())
-            })?;
+            let mut values = Values::default();
+            // No transaction holds the log up for long.
+            let is_beginning = loop {
+                self.go_on()?;
+                let is_beginning = self.shared.readers.with(|transaction| {
+                    let record = Record::new(transaction, &self.shared);
+                    let Some(range) = record.range(&query.whole(), through)? else { return Ok(Some(true)) };
+                    let until = Instant::now().checked_add(TRANSACTION_TIME);
+                    let is_beginning = segments::first_of(number) <= *range.start();
+                    let mut scan = Scan { record, query: &query, range, left: usize::MAX, until };
+                    let flow = scan.latest_in(number, field, &latest, &mut values)?;
+                    Ok(flow.is_continue().then_some(is_beginning))
+                })?;
+                if let Some(is_beginning) = is_beginning {
+                    break is_beginning;
+                }
+            };
+            latest.note_all(values);
             if is_beginning {
                 break;
             }
@@ -735,49 +745,61 @@ impl Scan<'_, '_> {
         self.until.is_some_and(|until| until <= Instant::now())
     }
 
-    /// Notes the newest passing event of each value of a field in one sealed segment.
-    fn latest_in(&self, number: u64, field: Field, latest: &mut Latest) -> rusqlite::Result<()> {
-        let filter = &self.query.filter;
+    /// Finds the newest passing event of each value of a field in one sealed segment, from where `values` has come to.
+    /// Breaks off when the time of the transaction is up.
+    fn latest_in(
+        &mut self,
+        number: u64,
+        field: Field,
+        latest: &Latest,
+        values: &mut Values,
+    ) -> rusqlite::Result<ControlFlow<()>> {
+        let (Record { connection, .. }, filter) = (self.record, &self.query.filter);
         let passing = match filter.is_indexed() {
             true => Some(segments::select(filter, |kind, key| self.list(number, kind, key))?),
             false => None,
         };
         if passing.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
-        let holes = Holes::of(self.record.connection, number)?.unwrap_or_default();
-        const SQL: &str = "SELECT key, offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2";
-        let mut statement = self.record.connection.prepare_cached(SQL)?;
-        let mut rows = statement.query((number as i64, Kind::of(field) as i64))?;
-        // They come in the order of their values: which are the newest is known once all were looked at.
-        let mut found: Vec<(Seq, Box<[u8]>)> = Vec::new();
+        let holes = Holes::of(connection, number)?.unwrap_or_default();
+        const SQL: &str = "SELECT key, offsets, checksum FROM event_index \
+                           WHERE segment = ?1 AND kind = ?2 AND key >= ?3 ORDER BY key";
+        let mut statement = connection.prepare_cached(SQL)?;
+        let (value, mut before) = values.reached.take().unwrap_or_else(|| (Box::default(), Seq::MAX));
+        let mut rows = statement.query((number as i64, Kind::of(field) as i64, Text(Some(&value))))?;
         while let Some(row_of_index) = rows.next()? {
-            let value = row_of_index.get_ref(0)?.as_bytes()?;
-            if latest.known.contains(value) {
-                continue;
-            }
-            let mut offsets = list(row_of_index, 1, number, Kind::of(field), value)?;
-            holes.take_from(&mut offsets);
-            let passes = |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
-            for offset in offsets.iter().rev().filter(|offset| passes(offset)) {
-                let seq = segments::first_of(number).plus((*offset).into());
-                let mut is_it = false;
-                if self.range.contains(&seq) {
+            let row_value = row_of_index.get_ref(0)?.as_bytes()?;
+            let before = if *row_value == *value { std::mem::replace(&mut before, Seq::MAX) } else { Seq::MAX };
+            if !latest.known.contains(row_value) && before > segments::first_of(number) {
+                let mut offsets = list(row_of_index, 1, number, Kind::of(field), row_value)?;
+                holes.take_from(&mut offsets);
+                let passes =
+                    |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
+                for offset in offsets.iter().rev().filter(|offset| passes(offset)) {
+                    let seq = segments::first_of(number).plus((*offset).into());
+                    if seq >= before || !self.range.contains(&seq) {
+                        continue;
+                    }
+                    let mut is_it = false;
                     self.record.event(seq, |event| is_it = filter.matches(&event.columns()))?;
-                }
-                if is_it {
-                    found.push((seq, value.into()));
-                    break;
+                    if is_it {
+                        values.found.push((seq, row_value.into()));
+                        break;
+                    }
+                    if self.looked().is_break() {
+                        values.reached = Some((row_value.into(), seq));
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
             }
-        }
-        found.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
-        for (seq, value) in found {
-            if latest.note(Some(&value), seq).is_break() {
-                break;
+            if self.looked().is_break() {
+                // With this list it is done.
+                values.reached = Some((row_value.into(), Seq::ZERO));
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     fn list(&self, segment: u64, kind: Kind, key: &str) -> rusqlite::Result<Option<Vec<u16>>> {
@@ -786,6 +808,16 @@ impl Scan<'_, '_> {
         let mut rows = statement.query((segment as i64, kind as i64, key))?;
         rows.next()?.map(|row| list(row, 0, segment, kind, key.as_bytes())).transpose()
     }
+}
+
+/// The values found in one segment, over one transaction or several.
+#[derive(Default)]
+struct Values {
+    /// The newest passing event of each, in the order of the values: which of them are the newest is known once all
+    /// were looked at.
+    found: Vec<(Seq, Box<[u8]>)>,
+    /// The value that the last transaction came to, and the event down to which its list was looked at.
+    reached: Option<(Box<[u8]>, Seq)>,
 }
 
 /// The newest event of each value of a field.
@@ -807,6 +839,17 @@ impl Latest {
             self.seqs.push(seq);
         }
         if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Notes what was found in a segment before those noted so far.
+    fn note_all(&mut self, values: Values) {
+        let mut found = values.found;
+        found.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
+        for (seq, value) in found {
+            if self.note(Some(&value), seq).is_break() {
+                break;
+            }
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -1040,6 +1083,42 @@ mod tests {
         let end = 2 * SEGMENT_EVENTS;
         let latest = store.latest_by(Field::Session, &Filter::default(), Seq(end), 2).expect("read");
         assert_eq!(latest, [Seq(end - 1), Seq(end)]);
+    }
+
+    #[test]
+    fn a_snapshot_goes_on_from_one_transaction_to_the_next_within_a_sealed_segment() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        while parts.seal() | parts.write() {}
+        let asked: serde_json::Value = serde_json::from_str(r#"{"exclude":{"session_id":["3","4"]}}"#).expect("JSON");
+        let filter = Filter::parse(asked.as_object().expect("an object")).expect("a filter");
+        let end = 2 * SEGMENT_EVENTS;
+        let query = Query { filter: filter.clone(), order: Order::NewestFirst, ..Query::default() };
+        let latest = Latest { known: HashSet::default(), seqs: Vec::new(), values_max: 100 };
+        let (mut values, mut transactions, mut looks) = (Values::default(), 0, 0);
+        loop {
+            transactions += 1;
+            let flow = store.shared.readers.with(|transaction| {
+                let record = Record::new(transaction, &store.shared);
+                let range = record.range(&query, Seq(end))?.expect("there are some");
+                let until = Some(Instant::now());
+                let mut scan = Scan { record, query: &query, range, left: usize::MAX, until };
+                let flow = scan.latest_in(1, Field::Session, &latest, &mut values);
+                looks = usize::MAX - scan.left;
+                flow
+            });
+            assert!(looks <= EVENTS_PER_LOOK_AT_CLOCK, "{looks} in one transaction");
+            if flow.expect("read").is_continue() {
+                break;
+            }
+        }
+        // Of 32 events 12 or 13 do not pass, and are looked at beside the five lists and the three that pass.
+        assert_eq!(transactions, 2);
+        let found = |through: u64| store.latest_by(Field::Session, &filter, Seq(through), 100).expect("read");
+        for end in [end, end - 7, SEGMENT_EVENTS] {
+            let expected: Vec<_> = (end - 4..=end).map(Seq).filter(|seq| (seq.0 - 1) % 5 < 3).collect();
+            assert_eq!(found(end), expected);
+        }
     }
 
     #[test]
