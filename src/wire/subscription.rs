@@ -374,16 +374,22 @@ impl FromSubscriber {
                 Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
                 _ => Err("A confirmation needs an 'id': the id of an event, in a string".to_owned()),
             },
-            Some("update_filters") => match message.get_mut("filters").map(Value::take) {
-                None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
-                Some(Value::Object(filters)) => {
-                    if strict {
-                        only_known(&filters, Filter::is_key, "'filters'")?;
-                    }
-                    Filters::parse(&filters)?.within_bounds().map(Self::UpdateFilters)
+            Some("update_filters") => {
+                if strict {
+                    only_known(&message, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
                 }
-                Some(_) => Err("'filters' must be an object".to_owned()),
-            },
+                match message.get_mut("filters").map(Value::take) {
+                    None if strict => Err("'update_filters' needs 'filters'".to_owned()),
+                    None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
+                    Some(Value::Object(filters)) => {
+                        if strict {
+                            only_known(&filters, Filter::is_key, "'filters'")?;
+                        }
+                        Filters::parse(&filters)?.within_bounds().map(Self::UpdateFilters)
+                    }
+                    Some(_) => Err("'filters' must be an object".to_owned()),
+                }
+            }
             _ => Ok(Self::Other),
         }
     }
@@ -572,10 +578,16 @@ mod tests {
         let strict = misspelt.replacen('{', r#"{"strict":true,"#, 1);
         let refused = "The first message has the unknown key 'event_type'".to_owned();
         assert_eq!(Subscribe::parse(strict.as_bytes()), Err(refused));
-        let update = format!(r#"{{"type":"update_filters","filters":{misspelt},"note":7}}"#);
-        assert!(matches!(FromSubscriber::parse(update.as_bytes(), false), Ok(FromSubscriber::UpdateFilters(_))));
-        let refused = "'filters' has the unknown key 'event_type'".to_owned();
-        assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Err(refused));
+        for (rest, refused) in [
+            (r#","filters":{"event_type":["timer_tick"]}"#, "'filters' has the unknown key 'event_type'"),
+            (r#","filter":{"session_id":"s"}"#, "'update_filters' has the unknown key 'filter'"),
+            (r#","filters":{"session_id":"s"},"user_id":"u""#, "'update_filters' has the unknown key 'user_id'"),
+            ("", "'update_filters' needs 'filters'"),
+        ] {
+            let update = format!(r#"{{"type":"update_filters"{rest}}}"#);
+            assert!(matches!(FromSubscriber::parse(update.as_bytes(), false), Ok(FromSubscriber::UpdateFilters(_))));
+            assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Err(refused.to_owned()), "{update}");
+        }
     }
 
     #[test]

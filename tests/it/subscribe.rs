@@ -235,8 +235,11 @@ fn unknown_keys_of_a_strict_subscriber_are_refused() {
     }
 
     let mut subscriber = server.subscriber(&json!({"strict": true, "session_id": "s"}));
-    let update = r#"{"type":"update_filters","filters":{"sesion_id":"t"}}"#;
-    assert_eq!(subscriber.ask(update)["status"], "error");
+    // Without `filters` it would ask for every event.
+    for rest in [r#","filters":{"sesion_id":"t"}"#, r#","filter":{"session_id":"t"}"#, r#","session_id":"t""#, ""] {
+        let answer = subscriber.ask(&format!(r#"{{"type":"update_filters"{rest}}}"#));
+        assert_eq!(answer["status"], "error", "{rest}");
+    }
     server.publish_lines(&["t", "s"].map(|session| tick(session, 0)));
     assert_eq!(sequence(&subscriber.json()["id"]), 3, "the former filters stay");
 }
