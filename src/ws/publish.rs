@@ -99,6 +99,7 @@ impl Socket<'_> {
                     let receipt = Receipt::for_socket(self.outbox.clone(), answers, self.level);
                     self.pipeline.store.append(batch, receipt).await;
                 }
+                reader.done();
             }
             if let Some(ending) = ending {
                 return ending;

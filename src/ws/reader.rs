@@ -45,12 +45,12 @@ impl<'s> Reader<'s> {
 
     /// Reads more, once there are no more messages. False when the peer is gone. Cancel-safe.
     ///
-    /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a share of the memory. It gives
-    /// the share back at the first call after it is complete, when its events are in the queue. A message that gets no
-    /// memory within [`budget::PATIENCE`], or that stalls, is given up: the rest of it is skipped.
+    /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a share of the memory, which it
+    /// keeps until it is [`done`](Self::done). A message that gets no memory within [`budget::PATIENCE`], or that stalls,
+    /// is given up: the rest of it is skipped.
     pub(super) async fn more(&mut self) -> bool {
+        self.done();
         let (held, announced) = self.decoder.unfinished();
-        self.long.take_if(|long| long.is_over);
         if held <= budget::SMALL_BYTES_MAX {
             self.long = None;
         } else {
@@ -64,6 +64,16 @@ impl<'s> Reader<'s> {
             }
         }
         matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..))
+    }
+
+    /// What was made of the messages so far is where it belongs: one that was long gives its share of the memory back.
+    /// To be called before something else is waited for, so that others need not wait as long for the memory.
+    pub(super) fn done(&mut self) {
+        if self.long.as_ref().is_some_and(|long| long.is_over) {
+            // With its room for more the decoder gives back what the message lay in.
+            self.decoder.space();
+            self.long = None;
+        }
     }
 
     /// Why the message that was skipped last was not read.

@@ -201,7 +201,9 @@ impl Socket<'_> {
                     }
                     Ok(Message::Pong(_)) => continue,
                 };
-                return Ok(Subscribe::parse(text).map_err(|why| Declined::Refused(why, Ending::NotUnderstood)));
+                let request = Subscribe::parse(text).map_err(|why| Declined::Refused(why, Ending::NotUnderstood));
+                reader.done();
+                return Ok(request);
             }
             let ending = tokio::select! {
                 biased;
@@ -245,6 +247,7 @@ impl Socket<'_> {
                         self.refuse("The filters of a group do not change while it has members");
                     }
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
+                        reader.done();
                         match self.pipeline.access.check(Class::Query, self.peer.ip()) {
                             Ok(()) => self.change(filters).await,
                             Err(refusal) => self.refuse(&refusal.to_string()),

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -210,6 +211,23 @@ fn long_messages_share_memory_and_one_that_stalls_gives_it_up() {
     assert_eq!(stalled.ask(&tick("s", 0))["status"], "ok", "the socket lives");
     stalled.send_raw(&message);
     assert_eq!(stalled.json()["status"], "ok");
+}
+
+#[test]
+fn a_long_message_whose_answer_is_waited_for_keeps_no_memory_from_others() {
+    let mut server = Server::with(&[("MAX_BODIES_BYTES", "1048576"), ("MAX_IN_FLIGHT", "1")]);
+    // A slow machine may keep the lock for longer than the server waits without a word.
+    server.allow_noise();
+    let (mut waiting, mut other) = (server.publisher(), Socket::open(server.addr, "/ws/publish?ack=queued"));
+    let database = Connection::open(server.db_path()).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Each takes all of the memory.
+    waiting.send(&padded(160 << 10));
+    server.await_stats("it to be in the queue", |stats| stats["router"]["queue_size"] == 1);
+    other.send(&padded(160 << 10));
+    assert_eq!(other.json()["status"], "ok");
+    database.execute_batch("COMMIT").unwrap();
+    assert_eq!(waiting.json()["status"], "ok");
 }
 
 #[test]
