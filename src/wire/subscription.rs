@@ -86,7 +86,8 @@ pub struct Durable {
 #[derive(Debug, Clone, PartialEq)]
 pub enum FromSubscriber {
     Ping,
-    UpdateFilters(Filters),
+    /// New filters, or a sentence for the client why what it asked for are none.
+    UpdateFilters(Result<Filters, String>),
     /// Everything up to the event of this id is done with.
     Confirm(String),
     /// Not understood, and therefore without effect.
@@ -312,6 +313,24 @@ impl Filters {
         Ok(Self::new(Filter::parse(message)?, message))
     }
 
+    /// Those of an `update_filters`.
+    fn parse_update(message: &mut Map<String, Value>, strict: bool) -> Result<Self, String> {
+        if strict {
+            only_known(message, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
+        }
+        match message.get_mut("filters").map(Value::take) {
+            None if strict => Err("'update_filters' needs 'filters'".to_owned()),
+            None | Some(Value::Null) => Self::parse(&Map::new()),
+            Some(Value::Object(filters)) => {
+                if strict {
+                    only_known(&filters, Filter::is_key, "'filters'")?;
+                }
+                Self::parse(&filters)?.within_bounds()
+            }
+            Some(_) => Err("'filters' must be an object".to_owned()),
+        }
+    }
+
     /// Filters that were kept, perhaps by a version that took more for a filter than this one.
     ///
     /// # Errors
@@ -365,7 +384,7 @@ impl FromSubscriber {
     /// `strict` is what the subscriber's first message said.
     ///
     /// # Errors
-    /// A sentence for the client, when it asks for new filters that are none or confirms without an id.
+    /// A sentence for the client, when it confirms without an id.
     pub fn parse(text: &[u8], strict: bool) -> Result<Self, String> {
         let Ok(Value::Object(mut message)) = serde_json::from_slice(text) else { return Ok(Self::Other) };
         match message.get("type").and_then(Value::as_str) {
@@ -374,22 +393,7 @@ impl FromSubscriber {
                 Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
                 _ => Err("A confirmation needs an 'id': the id of an event, in a string".to_owned()),
             },
-            Some("update_filters") => {
-                if strict {
-                    only_known(&message, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
-                }
-                match message.get_mut("filters").map(Value::take) {
-                    None if strict => Err("'update_filters' needs 'filters'".to_owned()),
-                    None | Some(Value::Null) => Filters::parse(&Map::new()).map(Self::UpdateFilters),
-                    Some(Value::Object(filters)) => {
-                        if strict {
-                            only_known(&filters, Filter::is_key, "'filters'")?;
-                        }
-                        Filters::parse(&filters)?.within_bounds().map(Self::UpdateFilters)
-                    }
-                    Some(_) => Err("'filters' must be an object".to_owned()),
-                }
-            }
+            Some("update_filters") => Ok(Self::UpdateFilters(Filters::parse_update(&mut message, strict))),
             _ => Ok(Self::Other),
         }
     }
@@ -585,8 +589,9 @@ mod tests {
             ("", "'update_filters' needs 'filters'"),
         ] {
             let update = format!(r#"{{"type":"update_filters"{rest}}}"#);
-            assert!(matches!(FromSubscriber::parse(update.as_bytes(), false), Ok(FromSubscriber::UpdateFilters(_))));
-            assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Err(refused.to_owned()), "{update}");
+            let parse = |strict| FromSubscriber::parse(update.as_bytes(), strict);
+            assert!(matches!(parse(false), Ok(FromSubscriber::UpdateFilters(Ok(_)))), "{update}");
+            assert_eq!(parse(true), Ok(FromSubscriber::UpdateFilters(Err(refused.to_owned()))), "{update}");
         }
     }
 
@@ -601,10 +606,12 @@ mod tests {
         for other in ["", "hello", "[]", "{}", r#"{"type":7}"#, r#"{"type":"dance"}"#] {
             assert_eq!(parse(other), Ok(FromSubscriber::Other), "{other}");
         }
-        assert!(parse(r#"{"type":"update_filters","filters":[]}"#).is_err());
-        assert!(parse(r#"{"type":"update_filters","filters":{"source":1}}"#).is_err());
+        for unusable in ["[]", r#"{"source":1}"#] {
+            let update = parse(&format!(r#"{{"type":"update_filters","filters":{unusable}}}"#));
+            assert!(matches!(update, Ok(FromSubscriber::UpdateFilters(Err(_)))), "{update:?}");
+        }
         let updated = parse(r#"{"type":"update_filters","filters":{"source":"s","x":1}}"#);
-        let Ok(FromSubscriber::UpdateFilters(filters)) = updated else { panic!("{updated:?}") };
+        let Ok(FromSubscriber::UpdateFilters(Ok(filters))) = updated else { panic!("{updated:?}") };
         assert_eq!(filters_updated(&filters), r#"{"status":"filters_updated","filters":{"source":"s"}}"#);
     }
 
@@ -705,7 +712,8 @@ mod tests {
             let told = Filters::parse(told["filters"].as_object().expect("an object"));
             prop_assert_eq!(told.as_ref(), Ok(&filters));
             let update = serde_json::json!({ "type": "update_filters", "filters": filters.asked() }).to_string();
-            prop_assert_eq!(FromSubscriber::parse(update.as_bytes(), true), Ok(FromSubscriber::UpdateFilters(filters)));
+            let update = FromSubscriber::parse(update.as_bytes(), true);
+            prop_assert_eq!(update, Ok(FromSubscriber::UpdateFilters(Ok(filters))));
         }
 
         /// Of what lies after a cursor, what is deleted is missing; a cursor beyond the end is unknown.

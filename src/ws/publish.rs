@@ -141,12 +141,14 @@ impl Socket<'_> {
         let ending = loop {
             match reader.next() {
                 Ok(None) => break None,
-                Ok(Some(Message::Text(text))) => self.message(text, parser, &mut batch, &mut answers),
-                Ok(Some(Message::Binary(bytes))) => match std::str::from_utf8(bytes) {
-                    Ok(text) => self.message(text, parser, &mut batch, &mut answers),
-                    Err(_) => answers.error("Message is not valid UTF-8", None),
-                },
-                Ok(Some(Message::TooLarge)) => answers.error(reader.why_unread(), None),
+                Ok(Some(Message::Text(text))) => self.message(Ok(text), parser, &mut batch, &mut answers),
+                Ok(Some(Message::Binary(bytes))) => {
+                    let text = std::str::from_utf8(bytes).map_err(|_| "Message is not valid UTF-8");
+                    self.message(text, parser, &mut batch, &mut answers);
+                }
+                Ok(Some(Message::TooLarge)) => {
+                    self.message(Err(reader.why_unread()), parser, &mut batch, &mut answers);
+                }
                 Ok(Some(Message::Ping(payload))) => self.push_frame(OpCode::Pong, payload),
                 Ok(Some(Message::Pong(_))) => {}
                 Ok(Some(Message::Close(close))) => break Some(Ending::Asked(close.map(|(code, _)| code))),
@@ -156,11 +158,16 @@ impl Socket<'_> {
         (batch, answers, ending)
     }
 
+    /// Takes in one message, or says why there is no text of it. Either counts in the rate.
     #[inline]
-    fn message(&self, text: &str, parser: &mut Parser, batch: &mut Batch, answers: &mut Answers) {
+    fn message(&self, text: Result<&str, &'static str>, parser: &mut Parser, batch: &mut Batch, answers: &mut Answers) {
         if let Err(refusal) = self.pipeline.access.check(Class::Publish, self.peer.ip()) {
             return answers.error(refusal.to_string(), None);
         }
+        let text = match text {
+            Ok(text) => text,
+            Err(why) => return answers.error(why, None),
+        };
         let before = batch.len();
         let parsed = parser.parse(text, |event| batch.push(&event, &self.pipeline.types));
         if parsed.outcome.is_err() {

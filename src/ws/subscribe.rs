@@ -243,19 +243,20 @@ impl Socket<'_> {
                 };
                 match said {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(subscription::PONG))),
-                    Ok(FromSubscriber::UpdateFilters(_)) if member.is_some() => {
-                        self.refuse("The filters of a group do not change while it has members");
-                    }
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         reader.done();
-                        match self.pipeline.access.check(Class::Query, self.peer.ip()) {
-                            Ok(()) => self.change(filters).await,
-                            Err(refusal) => self.refuse(&refusal.to_string()),
+                        match (self.pipeline.access.check(Class::Query, self.peer.ip()), filters) {
+                            (Err(refusal), _) => self.refuse(&refusal.to_string()),
+                            (Ok(()), _) if member.is_some() => {
+                                self.refuse("The filters of a group do not change while it has members");
+                            }
+                            (Ok(()), Ok(filters)) => self.change(filters).await,
+                            // The former filters stay.
+                            (Ok(()), Err(why)) => self.refuse(&why),
                         }
                     }
                     Ok(FromSubscriber::Confirm(id)) => self.confirm(id, durable, member).await,
                     Ok(FromSubscriber::Other) => {}
-                    // The former filters stay.
                     Err(why) => self.refuse(&why),
                 }
             }

@@ -1,6 +1,6 @@
 //! Who may do what, from where, how often; and the headers that every answer carries.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::*;
 
@@ -344,6 +344,35 @@ fn handshakes_and_new_filters_count_in_the_rates() {
     limited("/ws/subscribe");
     server.get("/events").refusal(429);
     assert_eq!(subscriber.ask(r#"{"type":"ping"}"#)["type"], "pong", "it goes on, with the former filters");
+}
+
+#[test]
+fn messages_that_are_refused_count_in_the_rates() {
+    let server = Server::with(&[
+        ("RATE_LIMIT_PUBLISH", "5/hour"),
+        ("RATE_LIMIT_QUERY", "4/hour"),
+        ("MAX_WS_MESSAGE_BYTES", "1000"),
+    ]);
+    let is_limited = |answer: &Value| text_of(&answer["message"]).starts_with("Rate limit exceeded");
+    let mut publisher = server.publisher();
+    for n in 0..3 {
+        publisher.send(&"x".repeat(1001));
+        publisher.send_frame(BINARY, b"\xff");
+        for (answer, refused) in publisher.collect(2).iter().zip(["Message too large", "Message is not valid UTF-8"]) {
+            match n {
+                0..2 => assert_eq!(answer["message"], refused),
+                _ => assert!(is_limited(answer), "{answer}"),
+            }
+        }
+    }
+    assert!(is_limited(&publisher.ask(&tick("s", 0))));
+
+    let mut subscriber = server.subscriber(&json!({}));
+    for n in 0..4 {
+        let answer = subscriber.ask(r#"{"type":"update_filters","filters":7}"#);
+        assert_eq!(answer["status"], "error");
+        assert_eq!(is_limited(&answer), n == 3, "{answer}");
+    }
 }
 
 #[test]
