@@ -172,6 +172,20 @@ impl Decoder {
         (held, held + self.missing_bytes)
     }
 
+    /// Whether a Close frame has come, behind whatever else is not decoded yet.
+    pub fn has_close(&self) -> bool {
+        let mut from = self.start + self.skip.map_or(0, |skip| skip.bytes);
+        while let Some(rest) = self.buffer.get(from..)
+            && let Ok(Some(head)) = Head::parse(rest, self.role)
+        {
+            from += head.bytes + head.payload_bytes;
+            if head.opcode == OpCode::Close {
+                return from <= self.buffer.len();
+            }
+        }
+        false
+    }
+
     /// Lets go of the message that is not complete. What is still to come of it passes by unread, and at its end it is
     /// reported as [`Message::TooLarge`].
     pub fn give_up(&mut self) {

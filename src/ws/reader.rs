@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{self, Budget, Share};
 use crate::wire::frame::{Decoder, Message, Violation};
+use crate::wire::refusal::Ending;
 
 /// What a socket is read with.
 pub(super) struct Reader<'s> {
@@ -64,6 +65,28 @@ impl<'s> Reader<'s> {
             }
         }
         matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..))
+    }
+
+    /// Resolves when the peer is gone or has closed, with how. Cancel-safe: the messages that come meanwhile stay for
+    /// [`next`](Self::next). Behind more of them than [`budget::SMALL_BYTES_MAX`] the end is not looked for.
+    pub(super) async fn ended(&mut self) -> Ending {
+        while !self.decoder.has_close() {
+            if self.decoder.unfinished().0 > budget::SMALL_BYTES_MAX {
+                return std::future::pending().await;
+            }
+            if !matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..)) {
+                return Ending::Gone;
+            }
+        }
+        // Nobody waits for what was asked before it.
+        loop {
+            match self.decoder.next() {
+                Ok(Some(Message::Close(close))) => return Ending::Asked(close.map(|(code, _)| code)),
+                Ok(Some(_)) => {}
+                Ok(None) => return Ending::Gone,
+                Err(violation) => return Ending::Violated(violation),
+            }
+        }
     }
 
     /// What was made of the messages so far is where it belongs: one that was long gives its share of the memory back.

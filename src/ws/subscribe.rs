@@ -86,7 +86,7 @@ impl Socket<'_> {
         let opened = match self.first_message(&mut reader, write).await? {
             // A subscriber counts from its first message on. At capacity it is refused in answer to that.
             Ok(request) => match self.pipeline.place() {
-                Some(place) => self.open(&place, request).await.map(|opened| (place, opened)),
+                Some(place) => self.open(&place, request, &mut reader).await.map(|opened| (place, opened)),
                 None => Err(Declined::Refused(Ending::Capacity.reason(), Ending::Capacity)),
             },
             Err(declined) => Err(declined),
@@ -124,9 +124,10 @@ impl Socket<'_> {
         &self,
         place: &SubscriberPlace,
         request: Subscribe,
+        reader: &mut Reader<'_>,
     ) -> Result<(Served, Opening, Filters, bool), Declined> {
         loop {
-            if let Some(opened) = self.try_open(place, request.clone()).await? {
+            if let Some(opened) = self.try_open(place, request.clone(), reader).await? {
                 return Ok(opened);
             }
         }
@@ -137,6 +138,7 @@ impl Socket<'_> {
         &self,
         place: &SubscriberPlace,
         mut request: Subscribe,
+        reader: &mut Reader<'_>,
     ) -> Result<Option<(Served, Opening, Filters, bool)>, Declined> {
         let failed = |error| {
             if store::took_too_long(&error) {
@@ -153,7 +155,15 @@ impl Socket<'_> {
                 request.filters = known.filters();
             }
         }
-        let opened = Stream::open(store, hub, &request, config.max_subscriber_bytes).await.map_err(failed)?;
+        let shutdown = self.pipeline.shutdown();
+        let opened = tokio::select! {
+            biased;
+            opened = Stream::open(store, hub, &request, config.max_subscriber_bytes) => opened.map_err(failed)?,
+            // A search goes on for seconds, and only for as long as somebody waits for it. A subscription that is known
+            // searches for nothing, and what its client confirms before it leaves is heard.
+            ending = reader.ended(), if known.is_none() => return Err(Declined::Ended(ending)),
+            () = shutdown.begun() => return Err(Declined::Ended(Ending::GoingAway)),
+        };
         let (stream, opening) = opened.map_err(|why| Declined::Refused(why, Ending::NotUnderstood))?;
         let position = stream.position();
         let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };

@@ -2,6 +2,7 @@
 //! is given up when its time is over, however busy it looks, and costs little until then.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -249,6 +250,32 @@ fn large_bodies_do_not_wait_for_long_searches() {
     server.publish_lines(&large);
     let unanswered = searching.iter().filter(|wire| is_unanswered(wire)).count();
     assert!(unanswered > 12, "a body would have waited for most of the searches: only {unanswered} are unanswered");
+}
+
+#[test]
+fn a_search_over_a_websocket_ends_with_its_client_and_with_the_server() {
+    let mut server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
+    many_events(&server);
+    let first = json!({"last": 1, "payload": {"n": "nothing"}}).to_string();
+    let search = |more: &[u8]| {
+        let mut socket = Socket::open(server.addr, "/ws/subscribe");
+        socket.send_raw([&frame(0x80 | TEXT, first.as_bytes()), more].concat());
+        socket
+    };
+    let ping = frame(0x80 | TEXT, br#"{"type":"ping"}"#);
+    let mut closing = search(&[ping, frame(0x80 | CLOSE, &code_bytes(1000))].concat());
+    assert_eq!(closing.close_code(), 1000, "nothing else is said to who has closed");
+    let mut leaving = search(b"");
+    leaving.stream().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(leaving.hear(), Said::End, "nothing is said to who has left");
+
+    let searching: Vec<_> = (0..24).map(|_| search(b"")).collect();
+    assert_eq!(server.get("/health").status, 200, "what came before it was read");
+    server.signal("TERM");
+    let words = searching.into_iter().map(|mut socket| socket.last_words());
+    let silent = words.filter(|(words, code)| words.is_empty() && *code == 1001).count();
+    assert!(silent > 12, "the shutdown waited for most of the searches: only {silent} ended at once");
+    server.await_exit_0();
 }
 
 #[test]
