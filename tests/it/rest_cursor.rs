@@ -195,6 +195,25 @@ fn many_may_wait_at_once() {
 }
 
 #[test]
+fn who_waits_gets_what_comes_even_when_more_comes_than_a_subscriber_may_have_waiting() {
+    let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "64 KiB")]);
+    server.publish(&tick("first", 0));
+    let mut publisher = server.publisher();
+    let mut last = 1;
+    let filler = "x".repeat(8_000);
+    let large = json!({"event_type": "timer_tick", "source": "s", "payload": {"filler": filler}}).to_string();
+    for _ in 0..10 {
+        let mut wires: Vec<_> = (0..8).map(|_| ask(&server, &format!("after_id={}&wait=55s", id_of(last)))).collect();
+        server.await_stats("everybody to wait", |stats| stats["router"]["active_subscribers"] == 8);
+        acknowledged(&publisher.pipeline(&vec![large.clone(); 60]));
+        for wire in &mut wires {
+            assert_eq!(answered(wire).first(), Some(&(last + 1)));
+        }
+        last += 60;
+    }
+}
+
+#[test]
 fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "2"), ("KEEPALIVE_SECONDS", "600")]);
     server.publish(&tick("s", 0));
