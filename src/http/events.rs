@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
 use super::export::{Export, first_page};
-use super::query::{LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
+use super::query::{CONFLICT, LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
 use super::socket::Watched;
 use super::{reading, unreadable};
 use crate::budget::{PATIENCE, Share};
@@ -329,11 +329,8 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
             let known = "only 'before' and what selects events can be given";
             return refused(format!("Unknown parameter '{name}': {known}"));
         }
-        // The value of a payload's key may be empty. One that is given twice is refused by `asked`, as for any request.
-        if name.starts_with(PAYLOAD_PREFIX) {
-            continue;
-        }
-        if value.is_empty() {
+        // The value of a payload's key may be empty.
+        if value.is_empty() && !name.starts_with(PAYLOAD_PREFIX) {
             return refused(format!("'{name}' is empty: say which events are meant"));
         }
         if parameters.iter().take(n).any(|(other, _)| other == name) {
@@ -341,7 +338,14 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
         }
     }
     let before = parameters.time("before", Timestamp::parse_ceil)?;
-    if let Some(key) = Filter::empty_condition(&parameters.asked()?) {
+    let asked = parameters.asked().map_err(|refusal| match refusal {
+        Refusal::Invalid(problems) if problems.iter().any(|problem| problem.kind == CONFLICT) => {
+            let what: Vec<_> = problems.into_iter().map(|problem| problem.msg).collect();
+            Refusal::BadRequest(format!("{}: say which events are meant", what.join(", ")))
+        }
+        refusal => refusal,
+    })?;
+    if let Some(key) = Filter::empty_condition(&asked) {
         return refused(format!("'{key}' is empty: say which events are meant"));
     }
     let filter = parameters.filter()?;

@@ -348,19 +348,25 @@ fn what_is_no_filter_is_refused_everywhere() {
         format!("filter={}&payload.n=1", encode(r#"{"payload":{"n":1}}"#)),
         "payload.n=1&payload.n=2".to_string(),
     ] {
-        check_no_filter(&server, &twice);
+        check_not_read(&server, &twice);
+        delete(&server, &twice).refusal(400);
     }
     assert_eq!(server.stored("").len(), 10, "nothing was deleted");
 }
 
 fn check_no_filter(server: &Server, query: &str) {
+    check_not_read(server, query);
+    let detail = delete(server, query).refusal(422);
+    assert_eq!(detail[0]["loc"][0], "query", "{query}: {detail}");
+}
+
+fn check_not_read(server: &Server, query: &str) {
     let target = format!("/events?{query}");
     let stream = EventStream::ask(server.addr, &format!("/events/stream?{query}"), &[]);
     for response in [
         server.get(&target),
         server.call("GET", &target, &[ACCEPT_NDJSON], b""),
         stream.err().unwrap_or_else(|| panic!("{query} opens a stream")),
-        server.call("DELETE", &target, &[], b""),
     ] {
         let detail = response.refusal(422);
         assert_eq!(detail[0]["loc"][0], "query", "{query}: {detail}");
@@ -398,6 +404,11 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
         "before=&session_id=s1",
         "before=yesterday&session_id=s1",
         "=",
+        "payload.n=1&payload.n=2",
+        "payload.n=&payload.n=1",
+        "user_id=u1&filter=%7B%22user_id%22:%22u2%22%7D",
+        "payload.n=1&filter=%7B%22payload%22:%7B%22n%22:2%7D%7D",
+        "exclude_user_id=u1&filter=%7B%22exclude%22:%7B%22user_id%22:%22u2%22%7D%7D",
     ] {
         let detail = delete(&server, unclear).refusal(400);
         assert!(!detail.as_str().unwrap().is_empty(), "{unclear}");
@@ -422,6 +433,18 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
     ];
     for empty in empty {
         delete(&server, &format!("filter={}", encode(&empty.to_string()))).refusal(400);
+    }
+    for twice in [
+        r#"{"source":"web","exclude":{"user_id":"u1"},"exclude":{"user_id":["u2"]}}"#,
+        r#"{"user_id":"","user_id":"u1"}"#,
+        r#"{"source":"web","source":"web"}"#,
+        r#"{"source":"web","exclude":{"user_id":"u1","user_id":"u2"}}"#,
+        r#"{"source":"web","exclude":{"payload":{"n":1,"n":2}}}"#,
+        r#"{"payload":{"n":1,"\u006e":1.5}}"#,
+    ] {
+        let query = format!("filter={}", encode(twice));
+        delete(&server, &query).refusal(400);
+        check_not_read(&server, &query);
     }
     assert_eq!(server.stored("").len(), 10, "nothing was deleted");
 }
