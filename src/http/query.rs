@@ -321,12 +321,14 @@ fn decode(text: &str) -> Cow<'_, str> {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned().into()
 }
 
-/// A `+` that was not escaped has become a space; before the six characters of an offset it can be nothing else.
+/// A `+` that was not escaped has become a space; between a time of day and an offset it can be nothing else.
 fn with_offset(text: &str) -> Cow<'_, str> {
-    const OFFSET_LEN: usize = "+01:00".len();
-    match text.len().checked_sub(OFFSET_LEN).and_then(|at| text.split_at_checked(at)) {
-        Some((time, offset)) if offset.starts_with(' ') => format!("{time}+{}", &offset[1..]).into(),
-        _ => text.into(),
+    const OFFSETS: [&str; 2] = ["+01:00", "+00:53:28"];
+    let splits = OFFSETS.iter().filter_map(|offset| text.split_at_checked(text.len().checked_sub(offset.len())?));
+    let mut lost = splits.filter(|(time, offset)| time.contains(':') && offset.starts_with(' '));
+    match lost.next() {
+        Some((time, offset)) => format!("{time}+{}", &offset[1..]).into(),
+        None => text.into(),
     }
 }
 
@@ -542,6 +544,10 @@ mod tests {
         let read = |query: &str| Parameters::of(&uri(query)).time("since", Timestamp::parse_floor);
         let expected = Ok(Some(Timestamp::parse_floor("2026-01-15T10:30:00Z").unwrap()));
         for time in ["2026-01-15T11:30:00+01:00", "2026-01-15T11:30:00%2B01:00", "2026-01-15T11:30:00.000%2001:00"] {
+            assert_eq!(read(&format!("since={time}")), expected, "{time}");
+        }
+        for time in ["2026-01-15T11:23:28+00:53:28", "2026-01-15+11:23:28%2B00:53:28", "2026-01-15+11:23:28.0+00:53:28"]
+        {
             assert_eq!(read(&format!("since={time}")), expected, "{time}");
         }
         assert_eq!(read("since=2026-01-15+10:30:00Z"), expected);
