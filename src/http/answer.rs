@@ -9,6 +9,7 @@ use hyper::body::{Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use super::events::LargePage;
 use super::export::{BrokenOff, Export};
 use super::live::Live;
 use crate::wire::Refusal;
@@ -17,6 +18,8 @@ use crate::wire::Refusal;
 pub(super) enum Body {
     /// There already.
     Whole(Full<Bytes>),
+    /// There already, and to be taken in time.
+    Page(LargePage),
     /// Read from storage as they are taken.
     Export(Export),
     /// As events come.
@@ -30,18 +33,24 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         match self.get_mut() {
             Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Page(body) => Pin::new(body).poll_frame(cx),
             Self::Export(body) => Pin::new(body).poll_frame(cx),
             Self::Live(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(body) if body.is_end_stream())
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Page(body) => body.is_end_stream(),
+            Self::Export(_) | Self::Live(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
+            Self::Page(body) => body.size_hint(),
             Self::Export(_) | Self::Live(_) => SizeHint::default(),
         }
     }

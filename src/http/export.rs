@@ -35,9 +35,9 @@ pub(super) struct Page {
 /// count; two of them are what one client costs.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// An export did not reach its end.
+/// An answer did not reach its end.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the stored events failed")]
+#[error("reading the stored events failed, or they were not taken in time")]
 pub(super) struct BrokenOff;
 
 impl Export {

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use super::hostile::{Bystanders, MIB, Memory, sockets};
 use crate::support::h2::{
-    END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, connect, frame, head, read_frame,
+    END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, WINDOW_UPDATE, connect, frame, head, read_frame,
 };
 use crate::support::*;
 
 const DATA: u8 = 0;
 const PRIORITY: u8 = 2;
-const WINDOW_UPDATE: u8 = 8;
 /// Not that of a WebSocket.
 const MORE_HEADERS: u8 = 9;
 

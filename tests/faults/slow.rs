@@ -1,6 +1,7 @@
 //! Clients that take their time on purpose: they say a byte now and then, or take nothing of what they asked for. Each
 //! is given up when its time is over, however busy it looks, and costs little until then.
 
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::thread;
@@ -197,6 +198,35 @@ fn large_pages_that_nobody_takes_share_a_bounded_memory() {
     bystanders.are_served();
     drop(wires);
     await_true("memory for others", || server.get("/events?limit=1000").status == 200);
+}
+
+#[test]
+fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client_takes() {
+    let server = Server::with(&[("MAX_PAGES_BYTES", "4 MiB"), ("WRITE_TIMEOUT_SECONDS", "4")]);
+    let filler = "x".repeat(60_000);
+    let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
+    server.publish_lines(&vec![big; 100]);
+    let ask = |stream: u32, path: &str| {
+        let head = h2::head("GET", path, &[("host", "x")]);
+        h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, stream, &head)
+    };
+    let mut wire = h2::connect(&server);
+    wire.send(h2::frame(h2::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    wire.send(ask(1, "/events?limit=1000"));
+    while h2::read_frame(&mut wire).expect("a frame").0 != h2::HEADERS {}
+    server.get("/events?limit=1000").refusal(503);
+    let (wire, stream) = (RefCell::new(wire), Cell::new(3));
+    await_true("memory for others", || {
+        // The client takes an answer now and then, so that its connection is none that stalls.
+        let mut wire = wire.borrow_mut();
+        wire.send(ask(stream.get(), "/health"));
+        wire.send(h2::frame(h2::WINDOW_UPDATE, 0, stream.get(), &1_000_u32.to_be_bytes()));
+        stream.set(stream.get() + 2);
+        server.get("/events?limit=1000").status == 200
+    });
+    let mut wire = wire.into_inner();
+    wire.send(h2::frame(h2::WINDOW_UPDATE, 0, 1, &(1_u32 << 20).to_be_bytes()));
+    while h2::read_frame(&mut wire).expect("the connection goes on").0 != h2::RESET {}
 }
 
 /// Whether nothing has come from the server yet.
