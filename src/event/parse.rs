@@ -157,16 +157,19 @@ impl Parser {
                 Parsed { reference: None, outcome: outcome.map(|()| Some(len)) }
             }
             (Ok(()), Some(Node::Object { .. })) => {
-                let fields = Cursor::new(text, &tape, &self.buffers).object();
+                let mut cursor = Cursor::new(text, &tape, &self.buffers);
+                let event = cursor.clone();
                 let rules = Rules { types: &self.types, limits: self.limits };
-                match rules.check(&fields, &mut self.compact) {
+                let fields = cursor.object();
+                let reference = fields.reference;
+                match rules.check(fields, &mut self.compact) {
                     None => Parsed {
-                        reference: fields.reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
-                        outcome: Err(rules.rejections(None, &fields)),
+                        reference: reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
+                        outcome: Err(rules.rejections(None, event)),
                     },
                     Some(event) => {
                         sink(event);
-                        Parsed { reference: fields.reference, outcome: Ok(None) }
+                        Parsed { reference, outcome: Ok(None) }
                     }
                 }
             }
@@ -209,12 +212,12 @@ fn array(
             rejections.push(Rejection { index: Some(index), fault: Fault::NotAnObject });
             continue;
         };
-        let fields = cursor.object();
-        match rules.check(&fields, compact) {
+        let event = cursor.clone();
+        match rules.check(cursor.object(), compact) {
             // Once one of them is refused none is stored.
             Some(event) if rejections.is_empty() => sink(event),
             Some(_) => {}
-            None => rejections.extend(rules.rejections(Some(index), &fields)),
+            None => rejections.extend(rules.rejections(Some(index), event)),
         }
         if rejections.len() >= REJECTIONS_MAX {
             break;
@@ -328,6 +331,7 @@ struct Fields<'n, 't> {
 /// A walk over the tape (decoded values) and, in step, over the places of the structural characters
 /// in the text (raw values): together they give an event's strings decoded and its payload untouched
 /// without scanning the text a second time.
+#[derive(Clone)]
 struct Cursor<'a, 'n, 't> {
     text: &'t str,
     nodes: &'a [Node<'n>],
@@ -415,7 +419,8 @@ struct Rules<'r> {
 
 impl Rules<'_> {
     #[inline]
-    fn check<'e>(&self, fields: &Fields<'e, 'e>, compact: &'e mut String) -> Option<Event<'e>> {
+    fn check<'e>(&self, fields: Fields<'e, 'e>, compact: &'e mut String) -> Option<Event<'e>> {
+        let fields = &fields;
         check_depth(fields).ok()?;
         let event_type = self.event_type(fields).ok()?;
         let source = source(fields).ok()?;
@@ -434,9 +439,11 @@ impl Rules<'_> {
         Some(Event { event_type, source, session_id, user_id, payload, idempotency_key })
     }
 
-    /// All that keeps these fields from being an event, which [`check`](Self::check) told apart from one.
+    /// All that keeps an object from being an event, which [`check`](Self::check) has found that it is not. Reads its
+    /// fields once more: kept for this they would cost every event that is well.
     #[cold]
-    fn rejections(&self, index: Option<usize>, fields: &Fields<'_, '_>) -> Vec<Rejection> {
+    fn rejections(&self, index: Option<usize>, mut object: Cursor<'_, '_, '_>) -> Vec<Rejection> {
+        let fields = &object.object();
         let payload = fields.payload;
         let faults = [
             check_depth(fields).err(),

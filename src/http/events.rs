@@ -295,7 +295,9 @@ async fn read_page(
         let step = page.read_on(store, SMALL_PAGE_BYTES_MAX)?;
         Ok(Ok((page, step)))
     };
-    let (mut page, mut step) = reading(&pipeline.store, first).await??;
+    // A bit at a time: what bounds a page is how many there may be, not `READ_TIMEOUT_SECONDS`.
+    let failed = |error| unreadable(&error);
+    let (mut page, mut step) = pipeline.store.reading(first).await.map_err(failed)??;
     let (mut share, mut reads) = (None, 1);
     let rest = loop {
         match step {
@@ -310,7 +312,7 @@ async fn read_page(
             let step = page.read_on(store, bytes_max)?;
             Ok((page, step))
         };
-        (page, step) = reading(&pipeline.store, next).await?;
+        (page, step) = pipeline.store.reading(next).await.map_err(failed)?;
         reads += 1;
     };
     page.json.push(b']');
