@@ -84,11 +84,20 @@ async fn export(store: &Store, parameters: &Parameters<'_>, watched: Watched) ->
         Ok((query, gap)) => Ok(Ok((first_page(store, query, events_max)?, gap))),
         Err(refusal) => Ok(Err(refusal)),
     };
-    let (first, gap) = reading(store, begin).await??;
+    let (first, gap) = reading_some(store, begin).await??;
     let mut response = answer(StatusCode::OK, NDJSON, Bytes::new());
     *response.body_mut() = Body::Export(Export::new(store.clone(), first, watched));
     tell_gap(response.headers_mut(), gap);
     Ok(response)
+}
+
+/// One read of a page or an export, which looks at a bounded number of events ([`Store::scan_some`]). So no deadline
+/// bounds it: a page has a number of reads, and an export goes on for as long as its client takes it.
+async fn reading_some<T: Send + 'static>(
+    store: &Store,
+    read: impl FnOnce(&Store) -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, Refusal> {
+    store.reading(read).await.map_err(|error| unreadable(&error))
 }
 
 /// What a cursor cannot get any more, as JSON.
@@ -295,9 +304,7 @@ async fn read_page(
         let step = page.read_on(store, SMALL_PAGE_BYTES_MAX)?;
         Ok(Ok((page, step)))
     };
-    // A bit at a time: what bounds a page is how many there may be, not `READ_TIMEOUT_SECONDS`.
-    let failed = |error| unreadable(&error);
-    let (mut page, mut step) = pipeline.store.reading(first).await.map_err(failed)??;
+    let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
     let (mut share, mut reads) = (None, 1);
     let rest = loop {
         match step {
@@ -312,7 +319,7 @@ async fn read_page(
             let step = page.read_on(store, bytes_max)?;
             Ok((page, step))
         };
-        (page, step) = pipeline.store.reading(next).await.map_err(failed)?;
+        (page, step) = reading_some(&pipeline.store, next).await?;
         reads += 1;
     };
     page.json.push(b']');
