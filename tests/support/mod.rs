@@ -10,6 +10,7 @@ mod server;
 mod tools;
 mod websocket;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::thread;
@@ -150,11 +151,15 @@ pub fn in_parallel(count: usize, body: impl Fn(usize) + Sync) {
 pub struct Dice(u64);
 
 impl Dice {
-    /// Takes the seed from the environment variable `SEED`, else from the clock, and prints it.
+    /// Takes the seed from the environment variable `SEED`, else from the clock, and prints it. The rounds of a test,
+    /// which has a thread of its own, get different seeds out of the one in `SEED`, the first that one itself.
     pub fn thrown() -> Dice {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        thread_local!(static THROWN: Cell<u64> = const { Cell::new(0) });
+        let nth = THROWN.replace(THROWN.get() + 1);
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+        let of_round = |seed: u64| seed.wrapping_add(nth.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        let seed = seed.unwrap_or_else(clock) | 1;
+        let seed = seed.map_or_else(clock, of_round) | 1;
         println!("repeat with SEED={seed}");
         Dice(seed)
     }
