@@ -157,15 +157,14 @@ impl Parser {
                 Parsed { reference: None, outcome: outcome.map(|()| Some(len)) }
             }
             (Ok(()), Some(Node::Object { .. })) => {
-                let mut cursor = Cursor::new(text, &tape, &self.buffers);
-                let event = cursor.clone();
+                let whole = || Cursor::new(text, &tape, &self.buffers);
                 let rules = Rules { types: &self.types, limits: self.limits };
-                let fields = cursor.object();
+                let fields = whole().object();
                 let reference = fields.reference;
                 match rules.check(fields, &mut self.compact) {
                     None => Parsed {
                         reference: reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
-                        outcome: Err(rules.rejections(None, event)),
+                        outcome: Err(rules.rejections(None, whole())),
                     },
                     Some(event) => {
                         sink(event);
@@ -212,12 +211,12 @@ fn array(
             rejections.push(Rejection { index: Some(index), fault: Fault::NotAnObject });
             continue;
         };
-        let event = cursor.clone();
+        let (node, structural) = (cursor.node, cursor.structural);
         match rules.check(cursor.object(), compact) {
             // Once one of them is refused none is stored.
             Some(event) if rejections.is_empty() => sink(event),
             Some(_) => {}
-            None => rejections.extend(rules.rejections(Some(index), event)),
+            None => rejections.extend(rules.rejections(Some(index), Cursor { node, structural, ..*cursor })),
         }
         if rejections.len() >= REJECTIONS_MAX {
             break;
@@ -331,7 +330,6 @@ struct Fields<'n, 't> {
 /// A walk over the tape (decoded values) and, in step, over the places of the structural characters
 /// in the text (raw values): together they give an event's strings decoded and its payload untouched
 /// without scanning the text a second time.
-#[derive(Clone)]
 struct Cursor<'a, 'n, 't> {
     text: &'t str,
     nodes: &'a [Node<'n>],

@@ -108,14 +108,13 @@ impl Segment {
     pub fn rows(&self) -> Vec<IndexRow> {
         let mut rows = Vec::with_capacity(self.lists());
         for kind in Kind::ALL {
-            let from = rows.len();
-            let lists = self.lists[kind as usize].iter();
-            rows.extend(lists.map(|(key, list)| {
+            let mut lists: Vec<_> = self.lists[kind as usize].iter().collect();
+            lists.sort_unstable_by_key(|(key, _)| *key);
+            rows.extend(lists.into_iter().map(|(key, list)| {
                 let offsets = encode(list);
                 let checksum = checksum::of_list(self.number as i64, kind as i64, key, &offsets);
                 IndexRow { kind, key: key.clone(), offsets, checksum }
             }));
-            rows[from..].sort_unstable_by(|a, b| a.key.cmp(&b.key));
         }
         rows
     }
