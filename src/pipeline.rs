@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::auth::Access;
 use crate::budget::Budget;
@@ -28,6 +28,9 @@ pub struct Pipeline {
     pub bodies: Budget,
     /// Memory for pages of `GET /events` that clients have not taken yet.
     pub pages: Budget,
+    /// Turns of searches, which are reads that go on because few events pass. As many are under way at one time as there
+    /// are network threads, by default one for two processors: the others are left to whom publishers wait for.
+    pub searches: Semaphore,
     /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold
     /// up no producer.
     pub parsing: Handle,
@@ -60,6 +63,7 @@ impl Pipeline {
             access: Access::new(&config),
             bodies: Budget::of_bytes(config.max_bodies_bytes),
             pages: Budget::of_bytes(config.max_pages_bytes),
+            searches: Semaphore::new(config.network_threads),
             parsing,
             config,
             store,

@@ -289,7 +289,8 @@ async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
 
 /// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
 /// Each step is a task of its own on the blocking threads: a long search delays others by one step, and ends with its
-/// client.
+/// client. A page that its first step has not filled is a search, and takes turns with the others
+/// ([`Pipeline::searches`]).
 async fn read_page(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
@@ -307,13 +308,16 @@ async fn read_page(
     let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
     let (mut share, mut reads) = (None, 1);
     let rest = loop {
-        match step {
+        let _turn = match step {
             Step::End => break None,
             Step::Full => break Some(page.last),
             Step::Goes if reads >= READS_PER_PAGE => break Some(page.looked_at),
-            Step::Goes => {}
-            Step::Grows => share = Some(memory(pipeline).await?),
-        }
+            Step::Goes => Some(pipeline.searches.acquire().await.expect("never closed")),
+            Step::Grows => {
+                share = Some(memory(pipeline).await?);
+                None
+            }
+        };
         let bytes_max = if share.is_some() { PAGE_BYTES_MAX } else { SMALL_PAGE_BYTES_MAX };
         let next = move |store: &Store| {
             let step = page.read_on(store, bytes_max)?;
