@@ -9,8 +9,8 @@ use hyper::body::{Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::events::LargePage;
 use super::export::{BrokenOff, Export};
+use super::large_page::LargePage;
 use super::live::Live;
 use crate::wire::Refusal;
 

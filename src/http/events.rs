@@ -1,26 +1,21 @@
 //! `/events`: list, export, look up, delete.
 
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::body::{Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
-use parking_lot::Mutex;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
-use super::export::{BrokenOff, Export, first_page};
+use super::export::{Export, first_page};
+use super::large_page::{Deadlines, LargePage};
 use super::query::{CONFLICT, LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
 use super::socket::Watched;
 use super::{reading, unreadable};
-use crate::budget::{PATIENCE, Share, stall_max};
+use crate::budget::{PATIENCE, Share};
 use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
@@ -29,11 +24,17 @@ use crate::wire::subscription::Gap;
 use crate::wire::{Refusal, cloud_event};
 
 /// `GET /events`: a page, or all of them as lines.
-pub(super) async fn list(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri, watched: Watched) -> Answer {
+pub(super) async fn list(
+    pipeline: &Arc<Pipeline>,
+    headers: &HeaderMap,
+    uri: &Uri,
+    watched: Watched,
+    deadlines: &Deadlines,
+) -> Answer {
     let parameters = Parameters::of(uri);
     let mut response = match accepts(headers, NDJSON.as_bytes()) {
         true => export(&pipeline.store, &parameters, watched).await?,
-        false => page(pipeline, uri.path(), &parameters, Shape::accepted(headers), &watched).await?,
+        false => page(pipeline, uri.path(), &parameters, Shape::accepted(headers), &watched, deadlines).await?,
     };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
@@ -206,82 +207,6 @@ impl Page {
     }
 }
 
-/// The body of a page that has taken memory, which others may be waiting for. A client that takes it slower than a body
-/// may come ([`stall_max`]) loses what is left, also if nobody asks the body for more any more: no kind of connection
-/// lets a client keep the memory by taking something else.
-pub(super) struct LargePage {
-    held: Arc<Mutex<Option<Held>>>,
-    left: usize,
-    deadline: AbortHandle,
-}
-
-/// What a large page holds until it is taken.
-struct Held {
-    json: Vec<u8>,
-    taken: usize,
-    _memory: Share,
-}
-
-impl LargePage {
-    fn new(json: Vec<u8>, memory: Share, write_timeout: Duration) -> Self {
-        let left = json.len();
-        let held = Arc::new(Mutex::new(Some(Held { json, taken: 0, _memory: memory })));
-        let deadline = tokio::spawn(end_in_time(held.clone(), write_timeout)).abort_handle();
-        Self { held, left, deadline }
-    }
-}
-
-/// Gives the memory of a page back when its client is too slow.
-async fn end_in_time(held: Arc<Mutex<Option<Held>>>, write_timeout: Duration) {
-    let began = Instant::now();
-    loop {
-        let Some(taken) = held.lock().as_ref().map(|held| held.taken) else { return };
-        let deadline = began + stall_max(taken).max(write_timeout);
-        if deadline <= Instant::now() {
-            break;
-        }
-        sleep_until(deadline).await;
-    }
-    *held.lock() = None;
-}
-
-impl Drop for LargePage {
-    fn drop(&mut self) {
-        self.deadline.abort();
-        *self.held.lock() = None;
-    }
-}
-
-impl hyper::body::Body for LargePage {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Self { held, left, .. } = self.get_mut();
-        if *left == 0 {
-            return Poll::Ready(None);
-        }
-        let mut held = held.lock();
-        let Some(Held { json, taken, .. }) = &mut *held else { return Poll::Ready(Some(Err(BrokenOff))) };
-        // A copy: a part of the whole would keep all of it.
-        let piece = Bytes::copy_from_slice(&json[*taken..][..SMALL_PAGE_BYTES_MAX.min(*left)]);
-        *taken += piece.len();
-        *left -= piece.len();
-        if *left == 0 {
-            *held = None;
-        }
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left as u64)
-    }
-}
-
 /// Memory for a page beyond [`SMALL_PAGE_BYTES_MAX`].
 async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
     timeout(PATIENCE, pipeline.pages.take(PAGE_BYTES_MAX)).await.map_err(|_| Refusal::TooManyPages)
@@ -344,6 +269,7 @@ async fn page(
     parameters: &Parameters<'_>,
     shape: Shape,
     watched: &Watched,
+    deadlines: &Deadlines,
 ) -> Answer {
     let listing = Listing::of(parameters, LIMIT_MAX)?;
     let order = listing.order();
@@ -359,7 +285,8 @@ async fn page(
         None => answer(StatusCode::OK, shape.media_type(true), page.json),
         Some(memory) => {
             let mut response = answer(StatusCode::OK, shape.media_type(true), Bytes::new());
-            *response.body_mut() = Body::Page(LargePage::new(page.json, memory, pipeline.config.write_timeout));
+            let page = LargePage::new(page.json, memory, pipeline.config.write_timeout, deadlines);
+            *response.body_mut() = Body::Page(page);
             response
         }
     };

@@ -141,6 +141,7 @@ pub(super) async fn serve(socket: Socket, connection: Connection) {
         tracing::debug!(%peer, %error, "connection ended early");
     }
     streams.end().await;
+    ours.deadlines.end().await;
 }
 
 /// Answers a request as over HTTP/1.1, but for what only hyper's HTTP/1.1 does by itself.

@@ -11,6 +11,7 @@ mod body;
 mod events;
 mod export;
 mod h2;
+mod large_page;
 mod live;
 mod publish;
 mod query;
@@ -47,6 +48,7 @@ use crate::wire::{Failure, Refusal};
 use crate::ws;
 use answer::{Answer, Body, PROBLEM, Reader};
 use h2::Protocol;
+use large_page::Deadlines;
 pub use publish::Form;
 pub use query::Parameters;
 use socket::{Socket, Watch};
@@ -75,6 +77,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
         was_asked: AtomicBool::new(false),
         accepted: Mutex::new(None),
         watch: Watch::default(),
+        deadlines: Deadlines::default(),
     };
     let socket = Socket::new(stream, pipeline.config.write_timeout, connection.watch.clone());
     match protocol {
@@ -114,6 +117,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, pipeline: Arc<Pipeline>,
             tracing::debug!(%peer, %error, "connection ended early");
         }
     }
+    connection.deadlines.end().await;
     let Connection { accepted, producer, .. } = connection;
     let (Some(Accepted { upgrade, purpose }), producer) = (accepted.into_inner(), producer.into_inner()) else {
         return;
@@ -145,6 +149,8 @@ struct Connection {
     /// The handshake that was accepted, until hyper has let go of the stream.
     accepted: Mutex<Option<Accepted>>,
     watch: Watch,
+    /// Of the large pages that its client is taking.
+    deadlines: Deadlines,
 }
 
 struct Accepted {
@@ -272,7 +278,8 @@ impl Connection {
                 publish::publish(pipeline, parser, &parts, body).await
             }
             (Route::Events, &Method::GET) => {
-                events::list(pipeline, &parts.headers, &parts.uri, self.watch.of_reading()).await
+                let (watched, deadlines) = (self.watch.of_reading(), &self.deadlines);
+                events::list(pipeline, &parts.headers, &parts.uri, watched, deadlines).await
             }
             (Route::Events, &Method::DELETE) => events::delete(&pipeline.store, &parts.uri).await,
             (Route::Event(id), &Method::GET) => events::one(&pipeline.store, &parts.headers, id).await,

@@ -29,14 +29,19 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
+/// What a file holds, apart from its tests.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned()
+}
+
 /// What each room imports, apart from its tests.
 fn found() -> Imports {
     let mut rooms = Imports::new();
     for file in files(Path::new("src")) {
         let room = file.strip_prefix("src").unwrap().components().next().unwrap().as_os_str().to_str().unwrap();
         let room = room.trim_end_matches(".rs");
-        let code = fs::read_to_string(&file).unwrap();
-        let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code = code(&file);
         let imports = rooms.entry(room.to_owned()).or_default();
         for place in code.split("crate::").skip(1) {
             let name: String = place.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
@@ -66,6 +71,17 @@ fn imports_point_down() {
         left.remove(&lowest);
     }
     assert!(left.is_empty(), "these rooms import each other: {:?}", left.keys());
+}
+
+/// A `JoinSet` waits for what it has spawned; what tokio itself spawns, nobody has to wait for.
+#[test]
+fn no_task_is_spawned_that_nobody_waits_for() {
+    for file in files(Path::new("src")) {
+        let code = code(&file);
+        for spawns in ["tokio::spawn(", "task::spawn(", "spawn_local("] {
+            assert!(!code.contains(spawns), "{} calls {spawns}…)", file.display());
+        }
+    }
 }
 
 #[test]

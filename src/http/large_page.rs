@@ -1,0 +1,112 @@
+//! The body of a page that has taken memory, which others may be waiting for.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use super::export::BrokenOff;
+use crate::budget::{Share, stall_max};
+
+/// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper asks a body for
+/// nothing while its client takes nothing, so no timer within the body would be looked at: each has a task for it.
+pub(super) struct LargePage {
+    held: Arc<Mutex<Option<Held>>>,
+    left: usize,
+    deadline: AbortHandle,
+}
+
+/// What a large page holds until it is taken.
+struct Held {
+    json: Vec<u8>,
+    taken: usize,
+    _memory: Share,
+}
+
+/// Bytes that are given to hyper at a time.
+const PIECE_BYTES: usize = 64 << 10;
+
+impl LargePage {
+    pub(super) fn new(json: Vec<u8>, memory: Share, write_timeout: Duration, deadlines: &Deadlines) -> Self {
+        let left = json.len();
+        let held = Arc::new(Mutex::new(Some(Held { json, taken: 0, _memory: memory })));
+        let deadline = deadlines.add(end_in_time(held.clone(), write_timeout));
+        Self { held, left, deadline }
+    }
+}
+
+/// Gives the memory of a page back when its client is too slow.
+async fn end_in_time(held: Arc<Mutex<Option<Held>>>, write_timeout: Duration) {
+    let began = Instant::now();
+    loop {
+        let Some(taken) = held.lock().as_ref().map(|held| held.taken) else { return };
+        let deadline = began + stall_max(taken).max(write_timeout);
+        if deadline <= Instant::now() {
+            break;
+        }
+        sleep_until(deadline).await;
+    }
+    *held.lock() = None;
+}
+
+impl Drop for LargePage {
+    fn drop(&mut self) {
+        self.deadline.abort();
+        *self.held.lock() = None;
+    }
+}
+
+impl Body for LargePage {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let Self { held, left, .. } = self.get_mut();
+        if *left == 0 {
+            return Poll::Ready(None);
+        }
+        let mut held = held.lock();
+        let Some(Held { json, taken, .. }) = &mut *held else { return Poll::Ready(Some(Err(BrokenOff))) };
+        // A copy: a part of the whole would keep all of it.
+        let piece = Bytes::copy_from_slice(&json[*taken..][..PIECE_BYTES.min(*left)]);
+        *taken += piece.len();
+        *left -= piece.len();
+        if *left == 0 {
+            *held = None;
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left as u64)
+    }
+}
+
+/// The tasks that end the large pages of one connection in time. The connection waits for them.
+#[derive(Default)]
+pub(super) struct Deadlines(Mutex<JoinSet<()>>);
+
+impl Deadlines {
+    fn add(&self, deadline: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let mut tasks = self.0.lock();
+        // Those of the pages before are over.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(deadline)
+    }
+
+    /// Stops them, and waits until they have stopped.
+    pub(super) async fn end(&self) {
+        let mut tasks = std::mem::take(&mut *self.0.lock());
+        tasks.shutdown().await;
+    }
+}
