@@ -4,27 +4,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::export::{BrokenOff, Export};
-use super::large_page::LargePage;
-use super::live::Live;
 use crate::wire::Refusal;
 
 /// The bytes of an answer.
 pub(super) enum Body {
-    /// There already.
+    /// There already, as almost always: nothing is allocated for it.
     Whole(Full<Bytes>),
-    /// There already, and to be taken in time.
-    Page(LargePage),
-    /// Read from storage as they are taken.
-    Export(Export),
-    /// As events come.
-    Live(Live),
+    /// They come by and by; from where, whoever made it knows.
+    Streamed(UnsyncBoxBody<Bytes, BrokenOff>),
 }
+
+/// An answer did not reach its end.
+#[derive(Debug, thiserror::Error)]
+#[error("reading the stored events failed, or they were not taken in time")]
+pub(super) struct BrokenOff;
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
@@ -33,25 +32,21 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         match self.get_mut() {
             Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Page(body) => Pin::new(body).poll_frame(cx),
-            Self::Export(body) => Pin::new(body).poll_frame(cx),
-            Self::Live(body) => Pin::new(body).poll_frame(cx),
+            Self::Streamed(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            Self::Page(body) => body.is_end_stream(),
-            Self::Export(_) | Self::Live(_) => false,
+            Self::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
-            Self::Page(body) => body.size_hint(),
-            Self::Export(_) | Self::Live(_) => SizeHint::default(),
+            Self::Streamed(body) => body.size_hint(),
         }
     }
 }
@@ -69,6 +64,14 @@ pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: impl I
     response.headers_mut().reserve(EVERYWHERE.len() + 4);
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+/// An answer whose body comes by and by.
+pub(super) fn streamed(
+    content_type: HeaderValue,
+    body: impl hyper::body::Body<Data = Bytes, Error = BrokenOff> + Send + 'static,
+) -> Response<Body> {
+    answer(StatusCode::OK, content_type, Bytes::new()).map(|_| Body::Streamed(body.boxed_unsync()))
 }
 
 pub(super) fn json(body: impl Into<Bytes>) -> Response<Body> {

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::answer::{Answer, Body, JSON, NDJSON, answer, json, media_type};
+use super::answer::{Answer, JSON, NDJSON, answer, json, media_type, streamed};
 use super::export::{Export, first_page};
 use super::large_page::{Deadlines, LargePage};
 use super::query::{CONFLICT, LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
@@ -86,8 +85,7 @@ async fn export(store: &Store, parameters: &Parameters<'_>, watched: Watched) ->
         Err(refusal) => Ok(Err(refusal)),
     };
     let (first, gap) = reading_some(store, begin).await??;
-    let mut response = answer(StatusCode::OK, NDJSON, Bytes::new());
-    *response.body_mut() = Body::Export(Export::new(store.clone(), first, watched));
+    let mut response = streamed(NDJSON, Export::new(store.clone(), first, watched));
     tell_gap(response.headers_mut(), gap);
     Ok(response)
 }
@@ -284,10 +282,8 @@ async fn page(
     let mut response = match memory {
         None => answer(StatusCode::OK, shape.media_type(true), page.json),
         Some(memory) => {
-            let mut response = answer(StatusCode::OK, shape.media_type(true), Bytes::new());
             let page = LargePage::new(page.json, memory, pipeline.config.write_timeout, deadlines);
-            *response.body_mut() = Body::Page(page);
-            response
+            streamed(shape.media_type(true), page)
         }
     };
     if let Some(last) = rest {

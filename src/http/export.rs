@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use super::answer::BrokenOff;
 use super::socket::Watched;
 use crate::event::TimestampText;
 use crate::store::{Query, Reading, Store};
@@ -34,11 +35,6 @@ pub(super) struct Page {
 /// Bytes of a page. Large enough that its transaction and its place in the blocking threads' queue do not
 /// count; two of them are what one client costs.
 const PAGE_BYTES: usize = 256 << 10;
-
-/// An answer did not reach its end.
-#[derive(Debug, thiserror::Error)]
-#[error("reading the stored events failed, or they were not taken in time")]
-pub(super) struct BrokenOff;
 
 impl Export {
     /// What follows the first page, and that.

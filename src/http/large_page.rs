@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::export::BrokenOff;
+use super::answer::BrokenOff;
 use crate::budget::{Share, stall_max};
 
 /// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper asks a body for

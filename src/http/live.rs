@@ -9,14 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::Frame;
+use hyper::body::{Body, Frame};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::Uri;
-use hyper::{Response, StatusCode};
 use tokio::time::sleep;
 
-use super::answer::{Answer, Body, answer};
-use super::export::BrokenOff;
+use super::answer::{Answer, BrokenOff, streamed};
 use super::query::Parameters;
 use super::socket::Watched;
 use super::unreadable;
@@ -46,8 +44,7 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
     let heartbeat = pipeline.config.keepalive_interval;
     let shutdown = pipeline.shutdown();
     let speaker = Speaker { stream, heartbeat, shutdown, _place: place, _watched: watched, first: Some(first) };
-    let mut response: Response<Body> = answer(StatusCode::OK, EVENT_STREAM, Bytes::new());
-    *response.body_mut() = Body::Live(Live(Some(Box::pin(speaker.speak()))));
+    let mut response = streamed(EVENT_STREAM, Live(Some(Box::pin(speaker.speak()))));
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // What nginx would hold back to fill a buffer.
@@ -58,16 +55,16 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// A body that ends when the client leaves, the server ends, or all that was asked for was said.
-pub(super) struct Live(Option<Pin<Box<Turn>>>);
+struct Live(Option<Pin<Box<Turn>>>);
 
 /// The next piece, and who says the one after it.
 type Turn = dyn Future<Output = (Option<Bytes>, Option<Speaker>)> + Send;
 
-impl Live {
-    pub(super) fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+impl Body for Live {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let Some(turn) = &mut self.0 else { return Poll::Ready(None) };
         let (piece, speaker) = ready!(turn.as_mut().poll(cx));
         self.0 = speaker.map(|speaker| Box::pin(speaker.speak()) as Pin<Box<Turn>>);

@@ -73,6 +73,41 @@ fn imports_point_down() {
     assert!(left.is_empty(), "these rooms import each other: {:?}", left.keys());
 }
 
+/// The files of a folder that cannot be ordered so that each imports only from those before it.
+fn circle(folder: &Path) -> BTreeSet<String> {
+    let name = |file: &Path| file.file_stem().unwrap().to_str().unwrap().to_owned();
+    let mut left: Imports = files(folder)
+        .iter()
+        .map(|file| {
+            // `super::NAME` or `super::{…}`: whatever word follows up to the end of the path or of the braces.
+            let code = code(file);
+            let paths = code.split("super::").skip(1).map(|rest| match rest.strip_prefix('{') {
+                Some(many) => many.split('}').next().unwrap(),
+                None => rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap(),
+            });
+            let words = paths.flat_map(|path| path.split(|c: char| !(c.is_alphanumeric() || c == '_')));
+            (name(file), words.map(str::to_owned).filter(|word| *word != name(file)).collect())
+        })
+        .collect();
+    left.remove("mod");
+    while let Some(lowest) = left.iter().find(|(_, may)| may.iter().all(|other| !left.contains_key(other))) {
+        let lowest = lowest.0.clone();
+        left.remove(&lowest);
+    }
+    left.into_keys().collect()
+}
+
+#[test]
+fn no_files_of_a_room_import_each_other() {
+    for entry in fs::read_dir("src").unwrap() {
+        let folder = entry.unwrap().path();
+        // `sim` is a test, and in `store` whoever reads knows the texts of whoever writes, and the other way round.
+        if folder.is_dir() && !folder.ends_with("sim") && !folder.ends_with("store") {
+            assert_eq!(circle(&folder), BTreeSet::new(), "of {} import each other", folder.display());
+        }
+    }
+}
+
 /// A `JoinSet` waits for what it has spawned; what tokio itself spawns, nobody has to wait for.
 #[test]
 fn no_task_is_spawned_that_nobody_waits_for() {
