@@ -19,13 +19,23 @@ pub const BYTES_FOR_A_BYTE: usize = 7;
 
 /// The slowest pace of a body or a message that has taken memory: others may be waiting for the same memory, and a
 /// client that stalls on purpose would keep it for nothing.
-pub const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
-/// How far a body or a message may be behind that pace.
-pub const STALL_MAX: Duration = Duration::from_secs(5);
+const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
+/// How far a body or a message may be behind its pace.
+const STALL_MAX: Duration = Duration::from_secs(5);
 
 /// How long after a message took its first memory more of it is waited for, when this many bytes of it have come.
 pub fn stall_max(bytes: usize) -> Duration {
-    STALL_MAX + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND_MIN)
+    STALL_MAX + at_slowest(bytes)
+}
+
+/// The same for a body of `expected` bytes, all of which may take `time_max`: its pace is faster if it has to be.
+pub fn stall_max_within(time_max: Duration, bytes: usize, expected: usize) -> Duration {
+    let whole = time_max.min(at_slowest(expected));
+    time_max.min(STALL_MAX + whole.mul_f64(bytes as f64 / expected as f64))
+}
+
+fn at_slowest(bytes: usize) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND_MIN)
 }
 
 /// So much of it. Who needs more than there is gets all of it, and nobody gets nothing.
@@ -95,6 +105,19 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+
+    #[test]
+    fn more_is_waited_for_at_the_slowest_pace_that_ends_in_time() {
+        let secs = Duration::from_secs;
+        assert_eq!(stall_max(0), secs(5));
+        assert_eq!(stall_max(160 << 10), secs(15));
+        // 160 KiB at the slowest pace take 10 s.
+        for (time_max, half, whole) in [(60, 10, 15), (10, 10, 10), (8, 8, 8), (4, 4, 4)] {
+            let waited = |bytes| stall_max_within(secs(time_max), bytes, 160 << 10);
+            assert_eq!((waited(80 << 10), waited(160 << 10)), (secs(half), secs(whole)), "{time_max}");
+        }
+        assert_eq!(stall_max_within(secs(8), 40 << 10, 160 << 10), secs(7), "a quarter of it");
+    }
 
     fn poll<T>(taking: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
         taking.poll(&mut Context::from_waker(Waker::noop()))

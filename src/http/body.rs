@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::budget::{BYTES_FOR_A_BYTE, BYTES_PER_SECOND_MIN, PATIENCE, SMALL_BYTES_MAX, STALL_MAX, Share};
+use crate::budget::{BYTES_FOR_A_BYTE, PATIENCE, SMALL_BYTES_MAX, Share, stall_max_within};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::wire::{Failure, Refusal};
@@ -67,7 +67,7 @@ async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, V
             return Ok((whole.into(), memory));
         }
         if !memory.is_empty() {
-            deadline = began + body_timeout.min(STALL_MAX + time_for(len, expected, body_timeout));
+            deadline = began + stall_max_within(body_timeout, len, expected);
         }
     }
 }
@@ -81,12 +81,6 @@ async fn unread(mut body: Incoming, deadline: Instant) -> Refusal {
             Err(refusal) => return refusal,
         }
     }
-}
-
-/// How long the first `len` bytes of a body of so many take at the slowest pace.
-fn time_for(len: usize, expected: usize, body_timeout: Duration) -> Duration {
-    let whole = body_timeout.as_secs_f64().min(expected as f64 / BYTES_PER_SECOND_MIN);
-    Duration::from_secs_f64(whole * len as f64 / expected as f64)
 }
 
 /// The next piece of a body, empty at its end.
