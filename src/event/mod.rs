@@ -3,11 +3,13 @@
 
 mod decimal;
 mod filter;
+mod object;
 mod parse;
 mod time;
 mod types;
 
 pub use filter::{Field, Filter, Mismatch, says_nothing};
+pub use object::Object;
 pub use parse::{Fault, Parsed, Parser, REJECTIONS_MAX, Rejection, is_key};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};

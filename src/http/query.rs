@@ -1,17 +1,14 @@
 //! What stands behind the `?` of a URL.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use hyper::http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::event::{EventId, Filter, Seq, Timestamp};
+use crate::event::{EventId, Filter, Object, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
 use crate::wire::refusal::Place;
@@ -213,80 +210,15 @@ pub(super) const CONFLICT: &str = "conflict";
 
 /// The JSON object that `filter=` holds.
 fn filter(text: &str) -> Result<Map<String, Value>, Refusal> {
-    let filter = match serde_json::from_str(text) {
-        Ok(Value::Object(filter)) if filter.keys().all(|key| Filter::is_key(key)) => filter,
-        _ => {
-            let keys = "event_types, source, session_id, user_id, payload and exclude";
-            let what = format!("'filter' must be a JSON object with nothing but {keys}");
-            return Err(Refusal::parameter("filter", what, "json_invalid"));
-        }
+    let filter = Object::read(text.as_bytes(), &|_, _| true).ok();
+    let Some(filter) = filter.filter(|filter| filter.members.keys().all(|key| Filter::is_key(key))) else {
+        let keys = "event_types, source, session_id, user_id, payload and exclude";
+        let what = format!("'filter' must be a JSON object with nothing but {keys}");
+        return Err(Refusal::parameter("filter", what, "json_invalid"));
     };
-    match serde_json::from_str(text) {
-        Ok(Repeated(Some(key))) => Err(Refusal::parameter("filter", format!("'filter' has '{key}' twice"), CONFLICT)),
-        _ => Ok(filter),
-    }
-}
-
-/// A key that an object of a JSON text has twice, at any depth. A map would keep the last of the two and not tell that
-/// the other said something else.
-struct Repeated(Option<String>);
-
-impl<'de> Deserialize<'de> for Repeated {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RepeatedVisitor)
-    }
-}
-
-struct RepeatedVisitor;
-
-impl<'de> Visitor<'de> for RepeatedVisitor {
-    type Value = Repeated;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Repeated, A::Error> {
-        let (mut seen, mut repeated) = (HashSet::new(), None);
-        while let Some((key, Repeated(within))) = map.next_entry::<String, Repeated>()? {
-            repeated = repeated.or(within);
-            if repeated.is_none() && !seen.insert(key.clone()) {
-                repeated = Some(key);
-            }
-        }
-        Ok(Repeated(repeated))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Repeated, A::Error> {
-        let mut repeated = None;
-        while let Some(Repeated(within)) = list.next_element()? {
-            repeated = repeated.or(within);
-        }
-        Ok(Repeated(repeated))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Repeated, E> {
-        Ok(Repeated(None))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Repeated, E> {
-        Ok(Repeated(None))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Repeated, E> {
-        Ok(Repeated(None))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Repeated, E> {
-        Ok(Repeated(None))
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Repeated, E> {
-        Ok(Repeated(None))
-    }
-
-    fn visit_unit<E>(self) -> Result<Repeated, E> {
-        Ok(Repeated(None))
+    match filter.repeated_anywhere() {
+        Some(key) => Err(Refusal::parameter("filter", format!("'filter' has '{key}' twice"), CONFLICT)),
+        None => Ok(filter.members),
     }
 }
 

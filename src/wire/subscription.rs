@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::event::{Field, Filter, Seq, Timestamp, says_nothing};
+use crate::event::{Field, Filter, Object, Seq, Timestamp, says_nothing};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,10 +132,13 @@ impl Subscribe {
     /// # Errors
     /// A sentence for the client.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        match serde_json::from_slice(text) {
-            Ok(Value::Object(message)) => Self::of(&message),
-            _ => Err("The first message must be a JSON object with the filters".to_owned()),
-        }
+        let Ok(message) = Object::read(text, &|depth, key| depth > 0 || is_known(key)) else {
+            return Err("The first message must be a JSON object with the filters".to_owned());
+        };
+        let subscribe = Self::of(&message.members)?;
+        // Old clients may say something twice beside their filters, as they may say what means nothing.
+        no_repeats(message.repeated_within.or(message.repeated.filter(|_| subscribe.strict)), "The first message")?;
+        Ok(subscribe)
     }
 
     /// # Errors
@@ -148,7 +151,7 @@ impl Subscribe {
         };
         let strict = flag(message, "strict")?;
         if strict {
-            only_known(message, |key| Filter::is_key(key) || OPTIONS.contains(&key), "The first message")?;
+            only_known(message, is_known, "The first message")?;
         }
         let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match message
             .get(key)
@@ -242,12 +245,22 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
     }
 }
 
+/// Whether a key of the first message means something.
+fn is_known(key: &str) -> bool {
+    Filter::is_key(key) || OPTIONS.contains(&key)
+}
+
 /// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
 fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, what: &str) -> Result<(), String> {
     match object.keys().find(|key| !is_known(key)) {
         Some(key) => Err(format!("{what} has the unknown key '{key}'")),
         None => Ok(()),
     }
+}
+
+/// Refuses a key that is there twice: only one of the two can count, and the other said something else.
+fn no_repeats(repeated: Option<String>, what: &str) -> Result<(), String> {
+    repeated.map_or(Ok(()), |key| Err(format!("{what} has the key '{key}' twice")))
 }
 
 /// The field that a key of a message names.
@@ -314,11 +327,12 @@ impl Filters {
     }
 
     /// Those of an `update_filters`.
-    fn parse_update(message: &mut Map<String, Value>, strict: bool) -> Result<Self, String> {
+    fn parse_update(mut message: Object, strict: bool) -> Result<Self, String> {
         if strict {
-            only_known(message, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
+            only_known(&message.members, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
         }
-        match message.get_mut("filters").map(Value::take) {
+        no_repeats(message.repeated_within.or(message.repeated.filter(|_| strict)), "'update_filters'")?;
+        match message.members.get_mut("filters").map(Value::take) {
             None if strict => Err("'update_filters' needs 'filters'".to_owned()),
             None | Some(Value::Null) => Self::parse(&Map::new()),
             Some(Value::Object(filters)) => {
@@ -386,14 +400,20 @@ impl FromSubscriber {
     /// # Errors
     /// A sentence for the client, when it confirms without an id.
     pub fn parse(text: &[u8], strict: bool) -> Result<Self, String> {
-        let Ok(Value::Object(mut message)) = serde_json::from_slice(text) else { return Ok(Self::Other) };
-        match message.get("type").and_then(Value::as_str) {
+        // Of new filters, what means nothing is ignored.
+        let is_read = |depth: usize, key: &str| match depth {
+            0 => key == "filters",
+            1 => Filter::is_key(key),
+            _ => true,
+        };
+        let Ok(message) = Object::read(text, &is_read) else { return Ok(Self::Other) };
+        match message.members.get("type").and_then(Value::as_str) {
             Some("ping") => Ok(Self::Ping),
-            Some("ack") => match message.get("id") {
+            Some("ack") => match message.members.get("id") {
                 Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
                 _ => Err("A confirmation needs an 'id': the id of an event, in a string".to_owned()),
             },
-            Some("update_filters") => Ok(Self::UpdateFilters(Filters::parse_update(&mut message, strict))),
+            Some("update_filters") => Ok(Self::UpdateFilters(Filters::parse_update(message, strict))),
             _ => Ok(Self::Other),
         }
     }
@@ -593,6 +613,56 @@ mod tests {
             assert!(matches!(parse(false), Ok(FromSubscriber::UpdateFilters(Ok(_)))), "{update}");
             assert_eq!(parse(true), Ok(FromSubscriber::UpdateFilters(Err(refused.to_owned()))), "{update}");
         }
+    }
+
+    #[test]
+    fn what_is_said_twice_within_the_filters_is_refused() {
+        let first = |text: &str| Subscribe::parse(text.as_bytes());
+        let update = |text: &str, strict| {
+            let message = format!(r#"{{"type":"update_filters","filters":{text}}}"#);
+            match FromSubscriber::parse(message.as_bytes(), strict) {
+                Ok(FromSubscriber::UpdateFilters(filters)) => filters,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (text, key) in [
+            (r#"{"payload":{"n":1,"n":2}}"#, "n"),
+            (r#"{"payload":{"n":1,"\u006e":1}}"#, "n"),
+            (r#"{"exclude":{"user_id":"u","user_id":["v"]}}"#, "user_id"),
+            (r#"{"exclude":{"payload":{"a":1,"a":1}},"session_id":"s"}"#, "a"),
+        ] {
+            assert_eq!(first(text), Err(format!("The first message has the key '{key}' twice")), "{text}");
+            for strict in [false, true] {
+                assert_eq!(update(text, strict), Err(format!("'update_filters' has the key '{key}' twice")), "{text}");
+            }
+        }
+        let refused = "The first message has the key 'key' twice".to_owned();
+        assert_eq!(first(r#"{"conflate":{"key":"source","interval_ms":250,"key":"user_id"}}"#), Err(refused));
+        let of_filters = r#"{"session_id":"s","session_id":"t"}"#;
+        assert_eq!(update(of_filters, false), Err("'update_filters' has the key 'session_id' twice".to_owned()));
+        let beside = br#"{"type":"update_filters","filters":{"source":"a"},"filters":{"source":"b"}}"#;
+        let of_b = Filters::parse(serde_json::json!({"source":"b"}).as_object().expect("an object"));
+        assert_eq!(FromSubscriber::parse(beside, false), Ok(FromSubscriber::UpdateFilters(of_b)));
+        let refused = Err("'update_filters' has the key 'filters' twice".to_owned());
+        assert_eq!(FromSubscriber::parse(beside, true), Ok(FromSubscriber::UpdateFilters(refused)));
+    }
+
+    #[test]
+    fn of_what_is_said_twice_beside_the_filters_the_last_counts_unless_they_are_strict() {
+        let first = |text: &str| Subscribe::parse(text.as_bytes());
+        for twice in [
+            r#"{"session_id":"s","session_id":"t"}"#,
+            r#"{"last":5,"session_id":"t","last":null}"#,
+            r#"{"session_id":"t","hello":1,"hello":{"a":1,"a":1}}"#,
+        ] {
+            assert_eq!(first(twice), first(r#"{"session_id":"t"}"#), "{twice}");
+            let strict = twice.replacen('{', r#"{"strict":true,"#, 1);
+            assert!(first(&strict).is_err(), "{strict}");
+        }
+        assert!(first(r#"{"strict":true,"session_id":"t"}"#).is_ok());
+        let ignored = br#"{"type":"update_filters","filters":{"hello":1,"hello":{"a":1,"a":1}}}"#;
+        let any = Filters::parse(&Map::new());
+        assert_eq!(FromSubscriber::parse(ignored, false), Ok(FromSubscriber::UpdateFilters(any)));
     }
 
     #[test]

@@ -437,6 +437,9 @@ fn a_first_message_that_cannot_be_used_is_refused_in_words() {
         r#"{"last":"5"}"#,
         r#"{"last":1.5}"#,
         r#"{"session_id":"\ud800"}"#,
+        r#"{"payload":{"n":1,"n":2}}"#,
+        r#"{"exclude":{"user_id":"u1","user_id":"u2"}}"#,
+        r#"{"strict":true,"session_id":"s","session_id":"t"}"#,
     ];
     for (first, n) in refused.iter().zip(1..) {
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
@@ -457,7 +460,14 @@ fn a_first_message_that_cannot_be_used_is_refused_in_words() {
 fn new_filters_that_cannot_be_used_are_refused_in_words() {
     let server = Server::start();
     let mut witness = server.subscriber(&json!({}));
-    for (filters, n) in [r#"{"event_types":5}"#, r#"{"session_id":5}"#, r#"{"event_types":[1]}"#].iter().zip(1..) {
+    let refused = [
+        r#"{"event_types":5}"#,
+        r#"{"session_id":5}"#,
+        r#"{"event_types":[1]}"#,
+        r#"{"session_id":"s","session_id":"t"}"#,
+        r#"{"exclude":{"payload":{"n":1,"n":2}}}"#,
+    ];
+    for (filters, n) in refused.iter().zip(1..) {
         let mut subscriber = server.subscriber(&json!({}));
         let answer = subscriber.ask(&format!(r#"{{"type":"update_filters","filters":{filters}}}"#));
         assert_eq!(answer["status"], "error", "{filters}: {answer}");

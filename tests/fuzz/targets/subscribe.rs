@@ -9,6 +9,8 @@ use event_pipeline::wire::subscription::{
 };
 use serde_json::{Map, Value};
 
+use super::json::{self, Json};
+
 /// The text of a message.
 pub fn subscribe(data: &[u8]) {
     first(data);
@@ -18,7 +20,10 @@ pub fn subscribe(data: &[u8]) {
 fn first(data: &[u8]) {
     let asked = Subscribe::parse(data);
     let Ok(Value::Object(message)) = serde_json::from_slice(data) else { return assert!(asked.is_err()) };
-    assert_eq!(asked, Subscribe::of(&message));
+    let of_message = Subscribe::of(&message);
+    if asked != of_message {
+        return assert!(asked.is_err() && has_a_key_twice(&Json::read(str::from_utf8(data).unwrap()).unwrap()));
+    }
     let mut other: Map<String, Value> = message.clone().into_iter().rev().filter(|(_, v)| !v.is_null()).collect();
     other.insert("zz_of_no_meaning".to_owned(), Value::from(7));
     let other = Subscribe::of(&other);
@@ -91,6 +96,18 @@ fn later(data: &[u8]) {
         }
         Ok(FromSubscriber::Other) => assert!(!matches!(kind, Some("ping" | "ack" | "update_filters"))),
         Err(_) => assert_eq!(kind, Some("ack")),
+    }
+}
+
+/// Anywhere: a map keeps the last of two and does not tell.
+fn has_a_key_twice(json: &Json<'_>) -> bool {
+    match &json.value {
+        json::Value::List(items) => items.iter().any(has_a_key_twice),
+        json::Value::Object(members) => members
+            .iter()
+            .enumerate()
+            .any(|(n, (key, value))| members[..n].iter().any(|(other, _)| other == key) || has_a_key_twice(value)),
+        _ => false,
     }
 }
 
