@@ -12,7 +12,7 @@ use crate::event::{EventId, Filter, Object, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
 use crate::wire::refusal::Place;
-use crate::wire::subscription::{Gap, LAST_MAX, Subscribe};
+use crate::wire::subscription::{Gap, LAST_MAX, OPTIONS, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
@@ -151,8 +151,7 @@ impl<'u> Parameters<'u> {
             asked.insert("snapshot".to_owned(), serde_json::json!({ "latest_by": key }));
         }
         let subscribe = Subscribe::of(&asked).map_err(invalid)?;
-        let unknown = |(name, _): &(&str, &str)| !is_of_filter(name) && !STREAM_OPTIONS.contains(name);
-        match self.iter().find(unknown).filter(|_| subscribe.strict) {
+        match self.iter().find(|(name, _)| !is_of_stream(name)).filter(|_| subscribe.strict) {
             Some((name, _)) => Err(invalid(format!("Unknown parameter '{name}'"))),
             None => Ok(subscribe),
         }
@@ -181,23 +180,13 @@ const EXCLUDED_FIELDS: [(&str, &str); 4] = [
 /// `payload.quiz_id=demo` asks for a text; for numbers there is `filter`.
 pub(super) const PAYLOAD_PREFIX: &str = "payload.";
 
-/// The parameters of an event stream besides those of its filter.
-const STREAM_OPTIONS: [&str; 14] = [
-    "after",
-    "since",
-    "last",
-    "epoch",
-    "until",
-    "speed",
-    "on_lag",
-    "signals",
-    "conflate",
-    "interval_ms",
-    "skipped",
-    "latest_by",
-    "strict",
-    "api_key",
-];
+/// The parameters of an event stream besides those of its filter and [`OPTIONS`].
+const OPTIONS_OF_URLS: [&str; 4] = ["interval_ms", "skipped", "latest_by", "api_key"];
+
+/// Whether a parameter of an event stream means something.
+fn is_of_stream(name: &str) -> bool {
+    is_of_filter(name) || OPTIONS.contains(&name) || OPTIONS_OF_URLS.contains(&name)
+}
 
 /// Whether a parameter asks something of an event.
 pub(super) fn is_of_filter(name: &str) -> bool {
@@ -370,6 +359,8 @@ pub(super) fn next_page(path: &str, parameters: &Parameters<'_>, order: Order, l
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -459,6 +450,35 @@ mod tests {
         let all = "conflate=source&interval_ms=250&skipped=1&since=&last=&until=&speed=&on_lag=skip&signals=0&strict=1";
         assert!(asked(all).is_err(), "'last' is a number");
         assert!(asked(&all.replace("&last=", "&epoch=&after=&latest_by=")).is_ok());
+    }
+
+    /// What is listed changes what is asked for, and the contract lists the same.
+    #[test]
+    fn every_option_of_a_stream_is_read_and_in_the_contract() {
+        let asked = |query: &str| Parameters::of(&uri(query)).subscription(None);
+        for (without, with) in [
+            ("", "after=evt_000000000001"),
+            ("", "since=2026-01-15T10:30:00Z"),
+            ("", "last=1"),
+            ("", "epoch=00000007"),
+            ("last=1", "until=2026-01-15T10:30:00Z"),
+            ("", "speed=2"),
+            ("", "on_lag=skip"),
+            ("", "signals=true"),
+            ("", "latest_by=source"),
+            ("", "conflate=source&interval_ms=250"),
+            ("conflate=source&interval_ms=250", "interval_ms=500"),
+            ("conflate=source&interval_ms=250", "skipped=true"),
+        ] {
+            let strict = |query: &str| asked(&format!("strict=true&{query}")).unwrap();
+            assert_ne!(strict(without), strict(&format!("{without}&{with}")), "{with}");
+        }
+        assert_ne!(asked("strict=true"), asked(""));
+        let contract = std::fs::read_to_string("docs/CONTRACT.md").unwrap();
+        let row = contract.lines().find(|line| line.starts_with("| `GET /events/stream?")).unwrap();
+        let told: BTreeSet<_> = row.split('`').filter_map(|words| words.strip_suffix('=')).collect();
+        let listed = OPTIONS.into_iter().chain(OPTIONS_OF_URLS).filter(|name| *name != "api_key");
+        assert_eq!(told, listed.collect(), "section 5 has the key");
     }
 
     #[test]

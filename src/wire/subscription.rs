@@ -107,23 +107,11 @@ const ACK_WAIT_MS: RangeInclusive<u64> = 100..=3_600_000;
 const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const NAME_CHARS_MAX: usize = 100;
 
-/// The keys of a first message besides those of its filter.
-const OPTIONS: [&str; 14] = [
-    "after",
-    "since",
-    "last",
-    "epoch",
-    "until",
-    "speed",
-    "on_lag",
-    "signals",
-    "conflate",
-    "snapshot",
-    "name",
-    "group",
-    "ack_wait_ms",
-    "strict",
-];
+/// The keys of a first message besides those of its filter that are parameters of an event stream, too.
+pub const OPTIONS: [&str; 10] =
+    ["after", "since", "last", "epoch", "until", "speed", "on_lag", "signals", "conflate", "strict"];
+/// Those that are not: a snapshot is asked for otherwise, and an event stream confirms nothing.
+const OPTIONS_OF_MESSAGES: [&str; 4] = ["snapshot", "name", "group", "ack_wait_ms"];
 /// Memory that filters may take: those for some 1,000 sessions and 1,000 users by UUID take half of it. There may be as
 /// many filters as subscribers and durable subscriptions, and each of these is in memory.
 pub const FILTERS_BYTES_MAX: usize = 512 << 10;
@@ -247,7 +235,7 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
 
 /// Whether a key of the first message means something.
 fn is_known(key: &str) -> bool {
-    Filter::is_key(key) || OPTIONS.contains(&key)
+    Filter::is_key(key) || OPTIONS.contains(&key) || OPTIONS_OF_MESSAGES.contains(&key)
 }
 
 /// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
@@ -612,6 +600,23 @@ mod tests {
             let parse = |strict| FromSubscriber::parse(update.as_bytes(), strict);
             assert!(matches!(parse(false), Ok(FromSubscriber::UpdateFilters(Ok(_)))), "{update}");
             assert_eq!(parse(true), Ok(FromSubscriber::UpdateFilters(Err(refused.to_owned()))), "{update}");
+        }
+    }
+
+    /// What is listed is read, or it would be accepted and change nothing. That what is read is listed,
+    /// `what_a_subscriber_spells_is_understood` shows: a strict message that has it would be refused.
+    #[test]
+    fn every_option_is_read_and_in_the_contract() {
+        let contract = std::fs::read_to_string("docs/CONTRACT.md").expect("the contract");
+        let section = contract.split("\n## ").find(|section| section.starts_with("4. ")).expect("a section");
+        for option in OPTIONS.into_iter().chain(OPTIONS_OF_MESSAGES) {
+            let mut message = serde_json::json!({ "strict": true, option: ["no", "option"] });
+            if option == "ack_wait_ms" {
+                message["name"] = "n".into();
+            }
+            let refused = Subscribe::parse(message.to_string().as_bytes()).expect_err(option);
+            assert!(refused.starts_with(&format!("'{option}' must be ")), "{option}: {refused}");
+            assert!(section.contains(&format!("\"{option}\"")), "{option} is not in section 4");
         }
     }
 
