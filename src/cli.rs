@@ -165,11 +165,13 @@ struct Filter {
 
 /// A filter that the server would take.
 fn filter(text: &str) -> Result<String, String> {
-    let asked: serde_json::Map<_, _> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if let Some(unknown) = asked.keys().find(|key| !event_pipeline::event::Filter::is_key(key)) {
-        return Err(format!("a filter has no '{unknown}'"));
+    use event_pipeline::event::{Filter, Object, only_known};
+    let asked = Object::read(text.as_bytes(), &|_, _| true).map_err(|error| error.to_string())?;
+    only_known(&asked.members, Filter::is_key, "the filter")?;
+    match asked.repeated_anywhere() {
+        Some(key) => Err(format!("the filter has the key '{key}' twice")),
+        None => Filter::parse(&asked.members).map(|_| text.to_owned()),
     }
-    event_pipeline::event::Filter::parse(&asked).map(|_| text.to_owned())
 }
 
 fn url(text: &str) -> Result<String, String> {
@@ -207,6 +209,8 @@ mod tests {
             "tail --filter x",
             "query --filter {\"source\":7}",
             "tail --filter {\"sesion_id\":\"s\"}",
+            "query --filter {\"session_id\":\"s\",\"session_id\":\"t\"}",
+            "tail --filter {\"payload\":{\"n\":1,\"n\":2}}",
             "tail --after 5",
             "tail --after evt_000000000001 --last 5",
             "query --limit 0",

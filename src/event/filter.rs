@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::decimal::Decimal;
+use super::object::only_known;
 use super::types::NAME_CHARS_MAX;
 use super::{Columns, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
 
@@ -130,11 +131,8 @@ impl Filter {
         match asked.get("exclude") {
             None | Some(Value::Null) => {}
             Some(Value::Object(exclude)) => {
-                let known = |key: &str| key == "payload" || is_field(key);
-                if let Some(key) = exclude.keys().find(|key| !known(key)) {
-                    // Whoever excludes something does not want to see it because of a misspelled key.
-                    return Err(format!("Filter 'exclude' has the unknown key '{key}'"));
-                }
+                // Whoever excludes something does not want to see it because of a misspelled key.
+                only_known(exclude, |key| key == "payload" || is_field(key), "Filter 'exclude'")?;
                 rest.unwanted = values_of(exclude)?;
                 rest.unwanted_payload = payload_keys(exclude)?;
             }

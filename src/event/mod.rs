@@ -9,7 +9,7 @@ mod time;
 mod types;
 
 pub use filter::{Field, Filter, Mismatch, says_nothing};
-pub use object::Object;
+pub use object::{Object, only_known};
 pub use parse::{Fault, Parsed, Parser, REJECTIONS_MAX, Rejection, is_key};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};

@@ -42,6 +42,17 @@ impl Object {
     }
 }
 
+/// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
+///
+/// # Errors
+/// A sentence for the client.
+pub fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, what: &str) -> Result<(), String> {
+    match object.keys().find(|key| !is_known(key)) {
+        Some(key) => Err(format!("{what} has the unknown key '{key}'")),
+        None => Ok(()),
+    }
+}
+
 /// Reads a value and notes the keys that are there twice.
 struct Found<'s> {
     is_read: IsRead<'s>,

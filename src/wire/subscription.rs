@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::event::{Field, Filter, Object, Seq, Timestamp, says_nothing};
+use crate::event::{Field, Filter, Object, Seq, Timestamp, only_known, says_nothing};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
 #[derive(Debug, Clone, PartialEq)]
@@ -236,14 +236,6 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
 /// Whether a key of the first message means something.
 fn is_known(key: &str) -> bool {
     Filter::is_key(key) || OPTIONS.contains(&key) || OPTIONS_OF_MESSAGES.contains(&key)
-}
-
-/// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
-fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, what: &str) -> Result<(), String> {
-    match object.keys().find(|key| !is_known(key)) {
-        Some(key) => Err(format!("{what} has the unknown key '{key}'")),
-        None => Ok(()),
-    }
 }
 
 /// Refuses a key that is there twice: only one of the two can count, and the other said something else.
