@@ -18,7 +18,8 @@ use crate::pipeline::Pipeline;
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
 use crate::wire::batch::Fate;
-use crate::wire::refusal::Place;
+use crate::wire::cloud_event::InOurWords;
+use crate::wire::refusal::{Place, Problem};
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
 
 /// Bodies beyond this are parsed on a thread for that ([`Pipeline::parsing`]), which costs some 20 µs: one of 64 KiB takes
@@ -186,14 +187,33 @@ impl Form {
     pub fn events(self, headers: &HeaderMap, body: &[u8], parser: &mut Parser) -> Result<(Batch, bool), Refusal> {
         let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
         let (mut batch, types) = (Batch::default(), parser.types().clone());
-        let mut parse = |json: &str| {
-            let parsed = parser.parse(json, |event| batch.push(&event, &types));
-            parsed.outcome.map_err(|rejections| Refusal::of(&rejections)).map(|array| array.is_some())
-        };
         let many = match self {
-            Self::Json => parse(text)?,
+            Self::Json => {
+                let parsed = parser.parse(text, |event| batch.push(&event, &types));
+                parsed.outcome.map_err(|rejections| Refusal::of(&rejections))?.is_some()
+            }
             Self::CloudEvent | Self::CloudEvents | Self::BinaryCloudEvent => {
-                parse(&in_our_words(self, headers, text)?)?
+                let (of_header, mut problems) = (of_header(headers)?, Vec::new());
+                let mut add = |cloud_event| {
+                    let parse = |event: &str| parser.parse(event, |event| batch.push(&event, &types)).outcome;
+                    problems.extend(problems_of(cloud_event, parse));
+                    problems.len() < REJECTIONS_MAX
+                };
+                match self {
+                    Self::CloudEvents => {
+                        let items = cloud_event::items(text);
+                        let items = items.map_err(|refused| Refusal::Invalid(vec![Problem::from(&refused)]))?;
+                        let mut items = items.into_iter().enumerate();
+                        items.all(|(index, item)| add(cloud_event::of_json(item.get(), Some(index))))
+                    }
+                    Self::BinaryCloudEvent => add(cloud_event::of_headers(of_header, text)),
+                    _ => add(cloud_event::of_json(text, None)),
+                };
+                problems.truncate(REJECTIONS_MAX);
+                if !problems.is_empty() {
+                    return Err(Refusal::Invalid(problems));
+                }
+                self == Self::CloudEvents
             }
             Self::Lines => {
                 let mut rejections = Vec::new();
@@ -225,19 +245,25 @@ impl Form {
     }
 }
 
-/// A CloudEvent, or several, in our own words.
-fn in_our_words(form: Form, headers: &HeaderMap, text: &str) -> Result<String, Refusal> {
+/// All that is wrong with a CloudEvent: what breaks the rules of CloudEvents, then what breaks ours.
+fn problems_of(
+    InOurWords { index, event, wrong }: InOurWords,
+    parse: impl FnOnce(&str) -> Result<Option<usize>, Vec<Rejection>>,
+) -> Vec<Problem> {
+    let rejections = event.and_then(|event| parse(&event).err()).unwrap_or_default();
+    // What the event lacks the CloudEvent lacks, which is told already.
+    let ours = rejections.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
+    let ours = ours.map(|rejection| Problem::from(&Rejection { index, ..rejection }));
+    wrong.iter().map(Problem::from).chain(ours).collect()
+}
+
+/// What gives the headers that a CloudEvent is in.
+fn of_header<'h>(headers: &'h HeaderMap) -> Result<impl Fn(&str) -> Option<&'h str>, Refusal> {
     let is_read = |name: &HeaderName| name.as_str().starts_with("ce-") || name == header::CONTENT_TYPE;
     if headers.iter().any(|(name, value)| is_read(name) && str::from_utf8(value.as_bytes()).is_err()) {
         return Err(Refusal::BadRequest("A header is not valid UTF-8".to_owned()));
     }
-    let of_header = |name: &str| headers.get(name).and_then(|value| str::from_utf8(value.as_bytes()).ok());
-    Ok(match form {
-        Form::CloudEvent => cloud_event::to_event(text)?,
-        Form::CloudEvents => cloud_event::to_events(text)?,
-        Form::BinaryCloudEvent => cloud_event::of_headers(of_header, text)?,
-        Form::Json | Form::Lines => text.to_owned(),
-    })
+    Ok(move |name: &str| headers.get(name).and_then(|value| str::from_utf8(value.as_bytes()).ok()))
 }
 
 /// The answer to many events: how many they are and their ids, which follow each other.

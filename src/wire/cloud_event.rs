@@ -18,8 +18,8 @@
 //! commit order, so a producer cannot choose them; nor its `time`, because timestamps follow that order too
 //! and a cursor would miss an event dated back. A producer that needs its own time puts it into `data`.
 //!
-//! Only the rules of CloudEvents are checked here. What comes out is the text of an event, or of an array of
-//! them, and [`Parser`](crate::event::Parser) checks it as it checks all others.
+//! Only the rules of CloudEvents are checked here. What comes out is the text of an event, and
+//! [`Parser`](crate::event::Parser) checks it as it checks all others.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,9 +28,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Refusal;
 use super::refusal::{Place, Problem};
-use crate::event::REJECTIONS_MAX;
 
 /// The content type of one CloudEvent.
 pub const MEDIA_TYPE: &str = "application/cloudevents+json";
@@ -40,46 +38,39 @@ pub const BATCH_MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 const SPEC_VERSION: &str = "1.0";
 const DATA_CONTENT_TYPE: &str = "application/json";
 
-/// The event that a structured CloudEvent is, as JSON, or all that is wrong with it.
-pub fn to_event(json: &str) -> Result<String, Vec<NotACloudEvent>> {
+/// A CloudEvent in our own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InOurWords {
+    /// The place in a batch, from 0.
+    pub index: Option<usize>,
+    /// The event as JSON, without what is wrong; `None` if nothing could be read.
+    pub event: Option<String>,
+    /// All that breaks a rule of CloudEvents.
+    pub wrong: Vec<NotACloudEvent>,
+}
+
+/// A structured CloudEvent, at this place of a batch if it is in one.
+pub fn of_json(json: &str, index: Option<usize>) -> InOurWords {
+    let (event, faults) = structured(json);
+    let refused = |fault| NotACloudEvent { part: Part::Body, index, fault };
+    InOurWords { index, event, wrong: faults.into_iter().map(refused).collect() }
+}
+
+/// The CloudEvents of a batch.
+pub fn items(json: &str) -> Result<Vec<&RawValue>, NotACloudEvent> {
     let refused = |fault| NotACloudEvent { part: Part::Body, index: None, fault };
-    structured(json).map_err(|faults| faults.into_iter().map(refused).collect())
+    serde_json::from_str(json).map_err(|error| refused(Fault::reading(&error, Fault::NotAnArray)))
 }
 
-/// The array of events that a batch of CloudEvents is, as JSON, or all that is wrong with them, of very much the
-/// beginning. An empty batch becomes an empty array.
-pub fn to_events(json: &str) -> Result<String, Vec<NotACloudEvent>> {
-    let refused = |index, fault| NotACloudEvent { part: Part::Body, index, fault };
-    let items: Vec<&RawValue> =
-        serde_json::from_str(json).map_err(|error| vec![refused(None, Fault::reading(&error, Fault::NotAnArray))])?;
-    // Most events differ little from the CloudEvents they come from.
-    let (mut events, mut wrong) = (String::with_capacity(json.len()), Vec::new());
-    events.push('[');
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            events.push(',');
-        }
-        match structured(item.get()) {
-            Ok(event) => events.push_str(&event),
-            Err(faults) => wrong.extend(faults.into_iter().map(|fault| refused(Some(index), fault))),
-        }
-        if wrong.len() >= REJECTIONS_MAX {
-            break;
-        }
-    }
-    events.push(']');
-    wrong.truncate(REJECTIONS_MAX);
-    if wrong.is_empty() { Ok(events) } else { Err(wrong) }
-}
-
-/// The event that a binary-mode request is, as JSON: `get` gives the value of a header by its lower-case
-/// name, `body` is the data.
-pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Vec<NotACloudEvent>> {
+/// The CloudEvent that a binary-mode request is: `get` gives the value of a header by its lower-case name, `body` is the
+/// data.
+pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> InOurWords {
+    let (event, faults) = binary(get, body);
     let refused = |fault: Fault| {
         let part = if fault.field().is_some() { Part::Header } else { Part::Body };
         NotACloudEvent { part, index: None, fault }
     };
-    binary(get, body).map_err(|faults| faults.into_iter().map(refused).collect())
+    InOurWords { index: None, event, wrong: faults.into_iter().map(refused).collect() }
 }
 
 /// Appends the structured CloudEvent of a delivered event's JSON.
@@ -174,34 +165,34 @@ impl Fault {
     }
 }
 
-impl From<Vec<NotACloudEvent>> for Refusal {
-    fn from(refused: Vec<NotACloudEvent>) -> Self {
-        let problem = |refused: &NotACloudEvent| {
-            let part = match refused.part {
-                Part::Header => "header",
-                Part::Body => "body",
-            };
-            let mut loc = vec![Place::Name(part)];
-            loc.extend(refused.index.map(Place::Index));
-            loc.extend(refused.fault.field().map(Place::Name));
-            Problem { loc, msg: refused.to_string(), kind: refused.fault.kind() }
+impl From<&NotACloudEvent> for Problem {
+    fn from(refused: &NotACloudEvent) -> Self {
+        let part = match refused.part {
+            Part::Header => "header",
+            Part::Body => "body",
         };
-        Self::Invalid(refused.iter().map(problem).collect())
+        let mut loc = vec![Place::Name(part)];
+        loc.extend(refused.index.map(Place::Index));
+        loc.extend(refused.fault.field().map(Place::Name));
+        Self { loc, msg: refused.to_string(), kind: refused.fault.kind() }
     }
 }
 
-/// An event as it is published.
+/// An event as it is published, as far as it is one.
 #[derive(Serialize)]
 struct Published<'a> {
-    event_type: &'a str,
-    source: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a RawValue>,
-    idempotency_key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<String>,
 }
 
 /// An event as it is delivered. Nothing in it is decoded, so nothing can come out spelled otherwise.
@@ -234,10 +225,12 @@ struct CloudEvent<'a> {
     data: &'a RawValue,
 }
 
-fn structured(json: &str) -> Result<String, Vec<Fault>> {
-    // A map, because of two equal keys the last wins, as everywhere here; a derived struct would refuse them.
-    let members: BTreeMap<String, &RawValue> =
-        serde_json::from_str(json).map_err(|error| vec![Fault::reading(&error, Fault::NotAnObject)])?;
+fn structured(json: &str) -> (Option<String>, Vec<Fault>) {
+    // A map, because of two equal keys the last wins, as in every event; a derived struct would refuse them.
+    let members: BTreeMap<String, &RawValue> = match serde_json::from_str(json) {
+        Ok(members) => members,
+        Err(error) => return (None, vec![Fault::reading(&error, Fault::NotAnObject)]),
+    };
     // The JSON format lets an attribute that is not set be null.
     let member = |name| members.get(name).copied().filter(|value| value.get() != "null");
     let binary_data = member("data_base64").map(|_| Fault::BinaryData);
@@ -252,7 +245,7 @@ fn structured(json: &str) -> Result<String, Vec<Fault>> {
     translate(attribute, member("data"), binary_data)
 }
 
-fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Result<String, Vec<Fault>> {
+fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (Option<String>, Vec<Fault>) {
     let attribute = |name| match name {
         // The one attribute that is a header of HTTP itself, and spelled as HTTP says.
         "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
@@ -288,7 +281,7 @@ fn translate<'a>(
     attribute: impl Fn(&'static str) -> Result<Option<Cow<'a, str>>, Fault>,
     data: Option<&RawValue>,
     fault: Option<Fault>,
-) -> Result<String, Vec<Fault>> {
+) -> (Option<String>, Vec<Fault>) {
     let mut faults: Vec<_> = fault.into_iter().collect();
     let mut well = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
         attribute.unwrap_or_else(|fault| {
@@ -316,19 +309,16 @@ fn translate<'a>(
     }
     let subject = well(filled("subject"));
     let (session_id, user_id) = (well(attribute("sessionid")).or(subject), well(attribute("userid")));
-    let (Some(id), Some(source), Some(event_type), []) = (id, source, event_type, &faults[..]) else {
-        return Err(faults);
-    };
     let event = Published {
-        event_type: &event_type,
-        source: &source,
+        event_type: event_type.as_deref(),
+        source: source.as_deref(),
         session_id: session_id.as_deref(),
         user_id: user_id.as_deref(),
         payload: data,
         // No two pairs share a key: a source that is an event's has no '/', others are refused later.
-        idempotency_key: &format!("{source}/{id}"),
+        idempotency_key: source.as_deref().zip(id.as_deref()).map(|(source, id)| format!("{source}/{id}")),
     };
-    Ok(serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON"))
+    (Some(serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON")), faults)
 }
 
 /// Whether data of this content type, whatever its parameters, is JSON.
@@ -348,17 +338,31 @@ mod tests {
 
     const MINIMAL: &str = r#""specversion":"1.0","id":"1","source":"s","type":"timer_tick""#;
 
+    fn well(translated: InOurWords) -> Result<String, Vec<NotACloudEvent>> {
+        if translated.wrong.is_empty() { Ok(translated.event.expect("an event")) } else { Err(translated.wrong) }
+    }
+
+    fn to_event(json: &str) -> Result<String, Vec<NotACloudEvent>> {
+        well(of_json(json, None))
+    }
+
+    /// Each of a batch.
+    fn to_events(json: &str) -> Vec<Result<String, Vec<NotACloudEvent>>> {
+        let items = items(json).expect("a batch");
+        items.iter().enumerate().map(|(index, item)| well(of_json(item.get(), Some(index)))).collect()
+    }
+
     #[track_caller]
     fn check(cloud_event: &str, event: &str) {
         assert_eq!(to_event(cloud_event).as_deref(), Ok(event));
-        assert_eq!(to_events(&format!(" [{cloud_event},\n{cloud_event}]")), Ok(format!("[{event},{event}]")));
+        assert_eq!(to_events(&format!(" [{cloud_event},\n{cloud_event}]")), [event, event].map(|e| Ok(e.to_owned())));
     }
 
     #[track_caller]
     fn check_refused(cloud_event: &str, fault: Fault) {
         let refused = |index| Err(vec![NotACloudEvent { part: Part::Body, index, fault: fault.clone() }]);
         assert_eq!(to_event(cloud_event), refused(None));
-        assert_eq!(to_events(&format!("[{{{MINIMAL}}},{cloud_event}]")), refused(Some(1)));
+        assert_eq!(to_events(&format!("[{{{MINIMAL}}},{cloud_event}]"))[1], refused(Some(1)));
     }
 
     #[track_caller]
@@ -366,7 +370,7 @@ mod tests {
         let minimal = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "timer_tick")];
         let get =
             |name: &str| headers.iter().chain(&minimal).find(|(known, _)| *known == name).map(|(_, value)| *value);
-        of_headers(get, body)
+        well(of_headers(get, body))
     }
 
     #[test]
@@ -395,7 +399,7 @@ mod tests {
                 &format!(r#"{{"event_type":"timer_tick","source":"s",{becomes}"idempotency_key":"s/1"}}"#),
             );
         }
-        assert_eq!(to_events("[]").as_deref(), Ok("[]"));
+        assert!(to_events("[]").is_empty());
     }
 
     #[test]
@@ -439,7 +443,7 @@ mod tests {
             assert!(matches!(refused[0].fault, Fault::NotJson(_)), "{text}");
         }
         for text in ["{}", "1"] {
-            assert_eq!(to_events(text).expect_err(text)[0].fault, Fault::NotAnArray, "{text}");
+            assert_eq!(items(text).expect_err(text).fault, Fault::NotAnArray, "{text}");
         }
     }
 
@@ -461,11 +465,14 @@ mod tests {
             .map(|fault| (index, fault))
         };
         assert_eq!(faults(to_event(bad).expect_err(bad)), of_it(None));
-        let batch = format!("[{bad},{{{MINIMAL}}},7,{bad}]");
-        let expected = [&of_it(Some(0))[..], &[(Some(2), Fault::NotAnObject)], &of_it(Some(3))].concat();
-        assert_eq!(faults(to_events(&batch).expect_err("a bad batch")), expected);
-        let many = format!("[{}]", [bad; 50].join(","));
-        assert_eq!(to_events(&many).expect_err("a bad batch").len(), REJECTIONS_MAX);
+        let batch = to_events(&format!("[{bad},{{{MINIMAL}}},7,{bad}]"));
+        let told: Vec<_> = batch.into_iter().filter_map(Result::err).flat_map(faults).collect();
+        assert_eq!(told, [&of_it(Some(0))[..], &[(Some(2), Fault::NotAnObject)], &of_it(Some(3))].concat());
+        // What is well can be held against the rules of events all the same.
+        let bad = r#"{"source":"a b","type":7,"sessionid":"s","data":[1]}"#;
+        let event = r#"{"source":"a b","session_id":"s","payload":[1]}"#;
+        assert_eq!(of_json(bad, None).event.as_deref(), Some(event));
+        assert_eq!(of_json("[]", None).event, None);
     }
 
     #[test]
@@ -510,7 +517,9 @@ mod tests {
         check(&[("ce-time", "%ff")], Fault::NotUtf8("time"));
         check(&[("content-type", "text/plain")], Fault::DataNotJson);
         let missing = |name| NotACloudEvent { part: Part::Header, index: None, fault: Fault::Missing(name) };
-        assert_eq!(of_headers(|_| None, "{}"), Err(["specversion", "id", "source", "type"].map(missing).to_vec()));
+        let wrong = ["specversion", "id", "source", "type"].map(missing).to_vec();
+        let event = Some(r#"{"payload":{}}"#.to_owned());
+        assert_eq!(of_headers(|_| None, "{}"), InOurWords { index: None, event, wrong });
         for body in [r#"{},"event_type":"quiz_started""#, "{", "NaN", "{} {}"] {
             let refused = binary_mode(&[], body).expect_err(body);
             assert!(
@@ -575,10 +584,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_and_where() {
         let check = |part, index, fault, problem: serde_json::Value| {
-            let refusal = Refusal::from(vec![NotACloudEvent { part, index, fault }]);
-            assert_eq!(refusal.status(), 422);
-            let Refusal::Invalid(problems) = refusal else { panic!("{refusal:?}") };
-            assert_eq!(serde_json::json!(problems), serde_json::json!([problem]));
+            assert_eq!(serde_json::json!(Problem::from(&NotACloudEvent { part, index, fault })), problem);
         };
         check(
             Part::Body,

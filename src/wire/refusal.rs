@@ -76,6 +76,15 @@ pub struct Problem {
     pub kind: &'static str,
 }
 
+impl From<&Rejection> for Problem {
+    fn from(rejection: &Rejection) -> Self {
+        let mut loc = vec![Place::Name("body")];
+        loc.extend(rejection.index.map(Place::Index));
+        loc.extend(rejection.fault.field().map(Place::Name));
+        Self { loc, msg: sentence(rejection), kind: rejection.fault.kind() }
+    }
+}
+
 /// A step on the way to what is wrong: a name or the index of an array.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
@@ -87,13 +96,7 @@ pub enum Place {
 impl Refusal {
     /// Refused events, in a body with one object or with many.
     pub fn of(rejections: &[Rejection]) -> Self {
-        let problem = |rejection: &Rejection| {
-            let mut loc = vec![Place::Name("body")];
-            loc.extend(rejection.index.map(Place::Index));
-            loc.extend(rejection.fault.field().map(Place::Name));
-            Problem { loc, msg: sentence(rejection), kind: rejection.fault.kind() }
-        };
-        Self::Invalid(rejections.iter().map(problem).collect())
+        Self::Invalid(rejections.iter().map(Problem::from).collect())
     }
 
     /// A refusal with one problem.

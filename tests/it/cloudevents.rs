@@ -273,6 +273,49 @@ fn what_is_no_cloud_event_is_refused_by_name() {
 }
 
 #[test]
+fn every_problem_of_a_batch_is_told_in_order_whosever_rule_it_breaks() {
+    let server = Server::start();
+    let told = |headers: &[(&str, &str)], body: &str| -> Vec<(Value, String)> {
+        let detail = server.call("POST", "/events", headers, body.as_bytes()).refusal(422);
+        let problems = detail.as_array().expect("a list").iter();
+        problems.map(|problem| (problem["loc"].clone(), text_of(&problem["type"]).to_string())).collect()
+    };
+    let expected = |problems: &[(Value, &str)]| -> Vec<_> {
+        problems.iter().map(|(loc, kind)| (loc.clone(), kind.to_string())).collect()
+    };
+    let batch = [
+        structured("a", r#","type":"unheard_of""#),
+        structured("b", r#","specversion":"0.3""#),
+        structured("c", ""),
+        "7".to_string(),
+        // Theirs and ours in one, and an attribute that is not there only once.
+        structured("", r#","type":null,"source":"a b","data":[1]"#),
+        structured("d", r#","data":7"#),
+    ];
+    let of_batch = expected(&[
+        (json!(["body", 0, "event_type"]), "enum"),
+        (json!(["body", 1, "specversion"]), "enum"),
+        (json!(["body", 3]), "object_type"),
+        (json!(["body", 4, "id"]), "string_too_short"),
+        (json!(["body", 4, "type"]), "missing"),
+        (json!(["body", 4, "source"]), "string_pattern_mismatch"),
+        (json!(["body", 4, "payload"]), "wrong_type"),
+        (json!(["body", 5, "payload"]), "wrong_type"),
+    ]);
+    assert_eq!(told(&[MANY], &format!("[{}]", batch.join(","))), of_batch);
+    let both = structured("e", r#","specversion":"2","data":7"#);
+    let of_one = expected(&[(json!(["body", "specversion"]), "enum"), (json!(["body", "payload"]), "wrong_type")]);
+    assert_eq!(told(&[ONE], &both), of_one);
+    let of_headers = expected(&[(json!(["header", "id"]), "missing"), (json!(["body", "event_type"]), "enum")]);
+    assert_eq!(told(&binary(&[("ce-id", ""), ("ce-type", "unheard_of")]), "{}"), of_headers);
+    // Of very many the first.
+    let many = told(&[MANY], &format!("[{}]", [&batch[..2]; 60].concat().join(",")));
+    assert_eq!(many.len(), 100);
+    assert_eq!(many[99], (json!(["body", 99, "specversion"]), "enum".to_string()));
+    assert_eq!(server.get_json("/stats")["total_events"], 0);
+}
+
+#[test]
 fn headers_that_are_no_cloud_event_are_refused_by_name() {
     let server = Server::start();
     let check = |header: (&str, &str), name: &str, kind: &str| {
