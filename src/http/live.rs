@@ -32,6 +32,9 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
     watched.is_live();
     let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let request = Parameters::of(uri).subscription(last_event_id)?;
+    if request.until.is_none() {
+        watched.is_endless();
+    }
     let place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     place.tell(Subscriber { filter: request.filters.filter.clone(), name: None });
     let opened = Stream::open(&pipeline.store, &pipeline.hub, &request, pipeline.config.max_subscriber_bytes).await;

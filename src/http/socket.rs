@@ -28,7 +28,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes of pipelined requests that are read ahead to find that end. Behind more of them it is found only once the
-/// answer is written.
+/// answer is written, and an answer without an end is given up.
 const AHEAD_BYTES_MAX: usize = 4 << 10;
 
 /// What becomes of the answer of a connection whose client has ended its side. Not used over HTTP/2, where that end is
@@ -46,6 +46,9 @@ const NOT_WATCHED: u8 = 0;
 const READ: u8 = 1;
 /// The answer is given up at once: it waits for events, and a client that wants these keeps its side open.
 const LIVE: u8 = 2;
+/// The same of an answer without an end. What is sent behind it is never answered; more of it than [`AHEAD_BYTES_MAX`]
+/// would only hide that the client leaves.
+const ENDLESS: u8 = 3;
 
 impl Watch {
     /// For an answer that is read from storage.
@@ -59,6 +62,11 @@ impl Watched {
     /// From now on the answer waits for events.
     pub(super) fn is_live(&self) {
         self.0.0.store(LIVE, Relaxed);
+    }
+
+    /// And it does so for as long as its client listens.
+    pub(super) fn is_endless(&self) {
+        self.0.0.store(ENDLESS, Relaxed);
     }
 }
 
@@ -158,10 +166,10 @@ impl Socket {
             self.ahead.extend_from_slice(piece.filled());
         }
         if !self.half_closed {
-            return Ok(());
+            return if watched == ENDLESS { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
         }
         let leaving = self.leaving.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_PATIENCE)));
-        match watched == LIVE || leaving.as_mut().poll(cx).is_ready() {
+        match watched >= LIVE || leaving.as_mut().poll(cx).is_ready() {
             true => Err(io::ErrorKind::ConnectionAborted.into()),
             false => Ok(()),
         }
