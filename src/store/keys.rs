@@ -7,10 +7,10 @@
 use std::ops::Range;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row};
 use sha2::{Digest as _, Sha256};
 
-use super::damage::damaged;
+use super::damage::{damaged, is_damage};
 use super::read::Record;
 use super::{checksum, read};
 use crate::event::{Columns, Field, Seq};
@@ -109,12 +109,20 @@ fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
 }
 
 /// Keeps the keys of a message whose events without a number got the next ones.
+///
+/// # Errors
+/// Damage is named. So is a key or a number that is there already, although [`judge`] did not find it.
 pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
     for keyed in keys {
         if let Fate::Stored(first) = fates[keyed.events.start] {
             let digest = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
             let count = keyed.events.len() as u64;
-            Kept { key: keyed.key.clone(), first, count, digest: Some(digest) }.store(connection)?;
+            let kept = Kept { key: keyed.key.clone(), first, count, digest: Some(digest) };
+            kept.store(connection).map_err(|error| {
+                let is_there = error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation);
+                let is_damage = is_there || is_damage(&error);
+                if is_damage { damaged(format!("idempotency_keys: none can be stored ({error})")) } else { error }
+            })?;
         }
     }
     Ok(())

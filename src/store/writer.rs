@@ -29,7 +29,7 @@ use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::sync::atomic::Ordering;
 use crate::wire::Failure;
 use crate::wire::answer::{AckLevel, Outcome};
-use crate::wire::batch::{Batch, Commit, Fate};
+use crate::wire::batch::{Batch, Commit, Fate, Keyed};
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -126,6 +126,7 @@ pub(super) struct Work {
     /// For checksums.
     room: Vec<u8>,
     storage_full: bool,
+    left_out: LeftOut,
     /// When an operator was last told why events are refused.
     warned: Option<Instant>,
     /// Whether the clock is behind the last event, which an operator was told.
@@ -491,12 +492,27 @@ impl Writer {
         rustix::fs::statvfs(&*self.shared.folder).map_or(u64::MAX / 4, |fs| fs.f_bavail * fs.f_frsize)
     }
 
-    /// Writes everything in one transaction and commits it; changes no state that a failure would have
-    /// to undo.
+    /// Writes everything in one transaction and commits it; changes no state that a failure would have to undo.
+    ///
+    /// Once SQLite has met damage in a transaction, it refuses every further write in it and its commit, also behind a
+    /// savepoint. So the transaction is rolled back and begins again without the part that met the damage.
     fn write(&mut self, appends: &mut [Append]) -> rusqlite::Result<Written> {
+        self.work.left_out = LeftOut::default();
+        loop {
+            let before = self.work.left_out;
+            match self.try_to_write(appends) {
+                Err(error) if is_damage(&error) && self.work.left_out != before => {
+                    // An error at COMMIT may have ended the transaction already.
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                }
+                tried => return tried,
+            }
+        }
+    }
+
+    fn try_to_write(&mut self, appends: &mut [Append]) -> rusqlite::Result<Written> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
-        let mut written = Written { last: self.last, last_time: self.last_time, ..Written::default() };
-        self.insert_events(appends, &mut written)?;
+        let mut written = self.insert_events(appends)?;
         if !self.work.storage_full {
             self.seal_some(&mut written)?;
         }
@@ -508,24 +524,39 @@ impl Writer {
             meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
         }
         self.connection.prepare_cached("COMMIT")?.raw_execute()?;
+        for Append { batch, fates, .. } in appends {
+            if let Some(fates) = fates {
+                batch.retain(|index| matches!(fates[index], Fate::Stored(_)));
+            }
+        }
         Ok(written)
     }
 
-    fn insert_events(&mut self, appends: &mut [Append], written: &mut Written) -> rusqlite::Result<()> {
+    /// Whether the transaction can go on after damage. It can if a checksum told of it.
+    ///
+    /// # Errors
+    /// The damage, if SQLite has met it itself, and refuses this statement that changes nothing.
+    fn go_on_after(&self, damage: rusqlite::Error) -> rusqlite::Result<()> {
+        self.shared.note_damage(&damage);
+        self.connection.execute_batch("DELETE FROM meta WHERE false").map_err(|_| damage)
+    }
+
+    /// Inserts and counts the events that are new.
+    fn insert_events(&mut self, appends: &mut [Append]) -> rusqlite::Result<Written> {
+        let mut written = Written { last: self.last, last_time: self.last_time, ..Written::default() };
         // All events of a commit are from one moment, a microsecond apart so that times increase.
         let now = Timestamp::now();
         if !appends.is_empty() {
             self.watch_clock(now);
         }
         written.next_time = Timestamp(now.0.max(self.last_time.0 + 1));
-        let has_keys = |append: &Append| !append.batch.keyed().is_empty();
         for appends in appends.chunk_by_mut(|one, other| !has_keys(one) && !has_keys(other)) {
             match appends {
-                [append] if has_keys(append) => self.insert_keyed(append, written)?,
+                [append] if has_keys(append) => self.insert_keyed(append, &mut written)?,
                 appends => {
                     let len = appends.iter().map(|append| append.batch.len()).sum();
                     let events = appends.iter_mut().map(|append| (0..append.batch.len(), &mut append.batch));
-                    self.insert_run(events, len, written)?;
+                    self.insert_run(events, len, &mut written)?;
                 }
             }
         }
@@ -536,7 +567,7 @@ impl Writer {
             count.execute((Text(Some(event_type)), *events as i64, last_seen.to_string()))?;
         }
         written.events = (written.last.0 - self.last.0) as usize;
-        Ok(())
+        Ok(written)
     }
 
     /// Tells an operator, once, that events get other times than the clock's, and that they do so no longer.
@@ -556,55 +587,74 @@ impl Writer {
         }
     }
 
-    /// Inserts those events of a batch with idempotency keys that are new, message by message.
+    /// Inserts those events of a batch with idempotency keys that are new, message by message. Which these are is noted
+    /// beside the batch: the batch itself stays as it is until the commit.
     fn insert_keyed(&mut self, append: &mut Append, written: &mut Written) -> rusqlite::Result<()> {
-        let Append { batch, fates, .. } = append;
-        let mut known = Vec::with_capacity(batch.len());
+        let batch = &mut append.batch;
+        let mut fates = Vec::with_capacity(batch.len());
         for (message, keys) in keys::messages(batch) {
-            let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, &keys) {
-                Ok(Verdict::Accepted(accepted)) => accepted,
-                Ok(Verdict::Refused(place)) => {
-                    known.extend(message.map(|_| Fate::Refused(place)));
-                    continue;
-                }
-                // Whether it is a repeat cannot be told, and what is damaged must not end the server.
-                Err(error) if is_damage(&error) => {
-                    self.shared.note_damage(&error);
-                    known.extend(message.map(|_| Fate::Damaged));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let mut index = message.start;
-            for alike in accepted.chunk_by(|one, other| (*one == Known::New) == (*other == Known::New)) {
-                let events = index..index + alike.len();
-                index = events.end;
-                if alike[0] == Known::New {
-                    known.extend((0..events.len()).map(|n| Fate::Stored(written.last.next().plus(n))));
-                    self.insert_run([(events.clone(), &mut *batch)].into_iter(), events.len(), written)?;
-                } else {
-                    for before in alike {
-                        let seq = match *before {
-                            Known::Stored(seq) => seq,
-                            Known::Like(place) => match known[place] {
-                                Fate::Stored(seq) | Fate::Replayed(seq) => seq,
-                                Fate::Refused(_) | Fate::Damaged => {
-                                    unreachable!("a message is refused as a whole")
-                                }
-                            },
-                            Known::New => unreachable!("chunks are of one kind"),
-                        };
-                        known.push(Fate::Replayed(seq));
-                    }
+            match self.work.left_out.keys && !keys.is_empty() {
+                true => fates.extend(message.map(|_| Fate::Damaged)),
+                false => self.insert_message(batch, message, &keys, &mut fates, written)?,
+            }
+        }
+        let are_all_new = fates.iter().all(|fate| matches!(fate, Fate::Stored(_)));
+        append.fates = (!are_all_new).then(|| fates.into());
+        Ok(())
+    }
+
+    /// Inserts those events of a message that are new, with its keys, and adds the fate of each to those of the messages
+    /// before it.
+    fn insert_message(
+        &mut self,
+        batch: &mut Batch,
+        message: Range<usize>,
+        keys: &[Keyed],
+        fates: &mut Vec<Fate>,
+        written: &mut Written,
+    ) -> rusqlite::Result<()> {
+        let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, keys) {
+            Ok(Verdict::Accepted(accepted)) => accepted,
+            Ok(Verdict::Refused(place)) => {
+                fates.extend(message.map(|_| Fate::Refused(place)));
+                return Ok(());
+            }
+            // Whether it is a repeat cannot be told, and what is damaged must not end the server.
+            Err(error) if is_damage(&error) => {
+                fates.extend(message.map(|_| Fate::Damaged));
+                return self.go_on_after(error).inspect_err(|_| self.work.left_out.keys = true);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut index = message.start;
+        for alike in accepted.chunk_by(|one, other| (*one == Known::New) == (*other == Known::New)) {
+            let events = index..index + alike.len();
+            index = events.end;
+            if alike[0] == Known::New {
+                fates.extend((0..events.len()).map(|n| Fate::Stored(written.last.next().plus(n))));
+                self.insert_run([(events.clone(), &mut *batch)].into_iter(), events.len(), written)?;
+            } else {
+                for before in alike {
+                    let seq = match *before {
+                        Known::Stored(seq) => seq,
+                        Known::Like(place) => match fates[place] {
+                            Fate::Stored(seq) | Fate::Replayed(seq) => seq,
+                            Fate::Refused(_) | Fate::Damaged => {
+                                unreachable!("a message is refused as a whole")
+                            }
+                        },
+                        Known::New => unreachable!("chunks are of one kind"),
+                    };
+                    fates.push(Fate::Replayed(seq));
                 }
             }
-            keys::keep(&self.connection, batch, &keys, &known)?;
         }
-        if known.iter().any(|fate| !matches!(fate, Fate::Stored(_))) {
-            batch.retain(|index| matches!(known[index], Fate::Stored(_)));
-            *fates = Some(known.into());
-        }
-        Ok(())
+        keys::keep(&self.connection, batch, keys, fates).inspect_err(|error| {
+            if is_damage(error) {
+                self.shared.note_damage(error);
+                self.work.left_out.keys = true;
+            }
+        })
     }
 
     /// Inserts `len` events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next
@@ -670,10 +720,14 @@ impl Writer {
             "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.connection.prepare_cached(INSERT)?;
         let slice = &sealing.rows.as_slice()[..rows.min(sealing.rows.len())];
-        let holes = match Holes::of(&self.connection, sealing.segment) {
+        let holes = match self.work.left_out.holes {
+            true => Ok(None),
+            false => Holes::of(&self.connection, sealing.segment),
+        };
+        let holes = match holes {
             // Only what went by its age is left out then: what was chosen is not known.
             Err(error) if is_damage(&error) => {
-                self.shared.note_damage(&error);
+                self.go_on_after(error).inspect_err(|_| self.work.left_out.holes = true)?;
                 None
             }
             holes => holes?,
@@ -722,7 +776,9 @@ impl Writer {
     /// Deletes a slice of what is to be deleted, and keeps the statistics true to what remains.
     fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
         let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
-        self.connection.execute_batch("SAVEPOINT deletion")?;
+        if self.work.left_out.deletion {
+            return Ok(());
+        }
         let deleted = match &deletion.what {
             Doomed::Through(last) => deletion::oldest(&self.connection, &self.shared, *last),
             Doomed::These(chosen) => {
@@ -734,15 +790,14 @@ impl Writer {
             }
         };
         let Deleted { events, is_done } = match deleted {
-            // The deletion alone is rolled back: the events of the same commit do not depend on it.
+            // The events of the same commit do not depend on it.
             Err(error) if is_damage(&error) => {
                 self.shared.note_damage(&error);
-                written.deletion_met_damage = true;
-                return self.connection.execute_batch("ROLLBACK TO deletion; RELEASE deletion");
+                self.work.left_out.deletion = true;
+                return Err(error);
             }
             deleted => deleted?,
         };
-        self.connection.execute_batch("RELEASE deletion")?;
         (written.deleted, written.deletion_done) = (events, is_done);
         if events > 0 {
             self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
@@ -754,14 +809,19 @@ impl Writer {
     }
 
     /// Notes where the holes of some segments are.
-    fn note_holes(&self, written: &mut Written) -> rusqlite::Result<()> {
-        for (segment, offsets) in self.work.holes.iter().take(HOLES_PER_COMMIT) {
+    fn note_holes(&mut self, written: &mut Written) -> rusqlite::Result<()> {
+        written.noted_holes = self.work.holes.len().min(HOLES_PER_COMMIT);
+        if self.work.left_out.holes {
+            return Ok(());
+        }
+        for (segment, offsets) in self.work.holes.iter().take(written.noted_holes) {
             match holes::found(&self.connection, *segment, offsets.clone()) {
                 // What was found is dropped: how many holes there are is not known either.
-                Err(error) if is_damage(&error) => self.shared.note_damage(&error),
+                Err(error) if is_damage(&error) => {
+                    self.go_on_after(error).inspect_err(|_| self.work.left_out.holes = true)?;
+                }
                 noted => noted?,
             }
-            written.noted_holes += 1;
         }
         Ok(())
     }
@@ -782,6 +842,10 @@ impl Writer {
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
         for Append { batch, receipt, room, fates } in appends.drain(..) {
             drop(room);
+            if receipt.level() == AckLevel::Queued {
+                let is_lost = |fate: &&Fate| matches!(fate, Fate::Damaged);
+                self.shared.counts.lost(fates.iter().flat_map(|fates| fates.iter().filter(is_lost)).count());
+            }
             let outcome = match fates {
                 None => Outcome::From(first, level),
                 Some(fates) => Outcome::Each(fates, level),
@@ -841,7 +905,7 @@ impl Writer {
     }
 
     fn finish_deletion(&mut self, written: &Written) {
-        if written.deletion_met_damage {
+        if self.work.left_out.deletion {
             let deletion = self.work.deletions.pop_front().expect("it was under way");
             let _ = deletion.reply.send(Err(Failure::Damaged));
             return;
@@ -927,6 +991,21 @@ impl Writer {
     }
 }
 
+fn has_keys(append: &Append) -> bool {
+    !append.batch.keyed().is_empty()
+}
+
+/// Parts of a transaction that met damage, so that it had to begin again without them.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct LeftOut {
+    /// All messages with keys: their producers are told of the damage.
+    keys: bool,
+    /// The deletion under way: whoever asked for it is told.
+    deletion: bool,
+    /// Where the holes of segments are. The next start finds them again.
+    holes: bool,
+}
+
 /// What one transaction did.
 #[derive(Default)]
 struct Written {
@@ -939,7 +1018,6 @@ struct Written {
     sealed_rows: usize,
     deleted: u64,
     deletion_done: bool,
-    deletion_met_damage: bool,
     /// Segments whose holes this transaction noted.
     noted_holes: usize,
     kept: bool,
@@ -1014,12 +1092,23 @@ mod tests {
         events: usize,
         payload: &str,
     ) -> oneshot::Receiver<Result<Stored, Failure>> {
+        hand_in_messages(store, config, &vec![None; events], payload)
+    }
+
+    /// Hands in messages of one event each, some with a key, as they come out of one read of a socket.
+    fn hand_in_messages(
+        store: &Store,
+        config: &Config,
+        keys: &[Option<&str>],
+        payload: &str,
+    ) -> oneshot::Receiver<Result<Stored, Failure>> {
         let event_type = config.event_types.get("timer_tick").expect("built in");
-        let (source, session_id, user_id, idempotency_key) = ("s", None, None, None);
+        let (source, session_id, user_id) = ("s", None, None);
         let mut batch = Batch::default();
-        for _ in 0..events {
+        for (nth, idempotency_key) in keys.iter().copied().enumerate() {
             let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
             batch.push(&event, &config.event_types);
+            batch.end_message(nth);
         }
         let (receipt, answer) = Receipt::new();
         store.try_append(batch, receipt).expect("room");
@@ -1092,5 +1181,117 @@ mod tests {
         let mut stored = hand_in(&store, &config, 1, "{}");
         while parts.write() {}
         assert!(matches!(stored.try_recv(), Ok(Ok(_))));
+    }
+
+    /// What became of the events of a batch.
+    fn fates(mut answer: oneshot::Receiver<Result<Stored, Failure>>, events: usize) -> Vec<Fate> {
+        match answer.try_recv().expect("an answer").expect("a commit").outcome {
+            Outcome::From(first, _) => (0..events).map(|n| Fate::Stored(first.plus(n))).collect(),
+            Outcome::Each(fates, _) => fates.to_vec(),
+            Outcome::Queued => unreachable!("asked for more than that"),
+        }
+    }
+
+    /// Fills the page of a file with zeros, as a disk may return one.
+    fn damage_page(path: &std::path::Path, whole: &[u8], page: u32) {
+        let (mut bytes, end) = (whole.to_vec(), page as usize * PAGE_BYTES as usize);
+        bytes[end - PAGE_BYTES as usize..end].fill(0);
+        std::fs::write(path, bytes).expect("written");
+    }
+
+    /// A file with events that have keys, and the pages of the two trees of the keys.
+    fn with_keys(folder: &tempfile::TempDir, keys: &[String]) -> (Vec<u8>, Vec<u32>) {
+        let (store, mut parts, config) = open(folder);
+        for key in keys {
+            drop(hand_in_messages(&store, &config, &[Some(key.as_str())], "{}"));
+            while parts.write() {}
+        }
+        store.close();
+        drop(parts.finish());
+        let file = schema::open_reader(&config.database_path).expect("whole");
+        let sql = "SELECT pageno FROM dbstat WHERE name IN ('idempotency_keys', 'sqlite_autoindex_idempotency_keys_1')";
+        let mut pages = file.prepare(sql).expect("a table");
+        let pages = pages.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<_>>>();
+        (std::fs::read(&config.database_path).expect("a file"), pages.expect("read"))
+    }
+
+    #[test]
+    fn damage_that_a_key_meets_as_it_is_stored_costs_only_messages_with_keys() {
+        const KEYS: usize = 100;
+        // Long enough for some ten leaves of the index.
+        let key = |name: &str| format!("{name}{}", "k".repeat(200));
+        let folder = tempfile::tempdir().expect("a folder");
+        let (whole, pages) = with_keys(&folder, &(0..KEYS).map(|n| key(&format!("{n:02}"))).collect::<Vec<_>>());
+        let path = folder.path().join("events.db");
+        let (mut damaged, mut stored) = (0, 0);
+        for page in pages {
+            damage_page(&path, &whole, page);
+            let mut last = Seq(KEYS as u64);
+            for life in ["a", "b"] {
+                let (store, mut parts, config) = open(&folder);
+                assert_eq!(store.committed(), last, "page {page}");
+                // Each falls between others in the index.
+                let keys = ["10", "50", "90"].map(|after| key(&format!("{after}{life}")));
+                let messages = [Some(keys[0].as_str()), None, Some(keys[1].as_str()), Some(keys[2].as_str())];
+                let first = hand_in(&store, &config, 1, "{}");
+                let second = hand_in_messages(&store, &config, &messages, "{}");
+                let third = hand_in(&store, &config, 1, "{}");
+                assert!(parts.write());
+                let told = [fates(first, 1), fates(second, 4), fates(third, 1)].concat();
+                let are_damaged = told.contains(&Fate::Damaged);
+                let places = match are_damaged {
+                    true => [Some(1), None, Some(2), None, None, Some(3)],
+                    false => [1, 2, 3, 4, 5, 6].map(Some),
+                };
+                let expected = places.map(|place| place.map_or(Fate::Damaged, |place| Fate::Stored(last.plus(place))));
+                assert_eq!(told, expected, "page {page}");
+                assert_eq!(are_damaged, !store.integrity().damage.is_empty(), "page {page}: {:?}", store.integrity());
+                last = last.plus(if are_damaged { 3 } else { 6 });
+                // Alone each tells what it meets. What was refused left nothing behind, and what was stored is known.
+                for (key, before) in keys.iter().zip([1, 3, 4].map(|place| told[place])) {
+                    let alone = hand_in_messages(&store, &config, &[Some(key.as_str())], "{}");
+                    assert!(parts.write());
+                    match (before, fates(alone, 1)[0]) {
+                        (Fate::Stored(before), fate) => assert_eq!(fate, Fate::Replayed(before), "page {page}"),
+                        (_, Fate::Damaged) => damaged += 1,
+                        (_, fate) => {
+                            last = last.next();
+                            stored += 1;
+                            assert_eq!(fate, Fate::Stored(last), "page {page}");
+                        }
+                    }
+                }
+                let file = schema::open_reader(&path).expect("readable");
+                let found = file.query_row("SELECT count(*), max(seq) FROM events", [], |row| {
+                    Ok([row.get::<_, i64>(0)?, row.get::<_, i64>(1)?].map(|n| Seq(n as u64)))
+                });
+                assert_eq!(found, Ok([last, last]), "page {page}");
+                drop(file);
+                store.close();
+                drop(parts.finish());
+            }
+        }
+        assert!(damaged > 0 && stored > 0, "{damaged} damaged, {stored} stored");
+    }
+
+    #[test]
+    fn a_deletion_that_meets_a_damaged_page_is_refused_and_nothing_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (whole, pages) = with_keys(&folder, &["a".to_owned(), "b".to_owned()]);
+        for page in pages {
+            damage_page(&folder.path().join("events.db"), &whole, page);
+            let (store, mut parts, config) = open(&folder);
+            let mut context = Context::from_waker(Waker::noop());
+            for life in 0..2 {
+                let mut all = pin!(store.delete(None, Filter::default()));
+                let mut one = pin!(store.delete_these(vec![Seq(1)]));
+                assert!(all.as_mut().poll(&mut context).is_pending() && one.as_mut().poll(&mut context).is_pending());
+                let stored = hand_in(&store, &config, 1, "{}");
+                while parts.write() {}
+                assert_eq!(all.poll(&mut context), Poll::Ready(Err(Failure::Damaged)), "page {page}");
+                assert_eq!(one.poll(&mut context), Poll::Ready(Err(Failure::Damaged)), "page {page}");
+                assert_eq!(fates(stored, 1), [Fate::Stored(Seq(3 + life))], "page {page}");
+            }
+        }
     }
 }

@@ -39,7 +39,7 @@ pub enum Fate {
     Replayed(Seq),
     /// The key of the event in this place of its message was used for another one.
     Refused(usize),
-    /// What is stored under the key of an event of its message is damaged: whether it is a repeat cannot be told.
+    /// Damage was in the way of a key of its message: whether that is a repeat cannot be told, or it cannot be kept.
     Damaged,
 }
 

@@ -138,6 +138,53 @@ fn a_damaged_event_that_the_writer_meets_does_not_end_the_server() {
 }
 
 #[test]
+fn damage_where_keys_are_stored_refuses_events_with_keys_and_no_others() {
+    let keyed = |server: &Server, n: usize| {
+        let key = format!("key-{n}");
+        server.call("POST", "/events", &[JSON, ("Idempotency-Key", &key)], marked(n).as_bytes())
+    };
+    for tree in ["idempotency_keys", "sqlite_autoindex_idempotency_keys_1"] {
+        let mut server = Server::start();
+        assert_eq!(keyed(&server, 1).status, 201);
+        server.stop();
+        let file = rusqlite::Connection::open(server.db_path()).unwrap();
+        let sql = "SELECT rootpage, (SELECT * FROM pragma_page_size) FROM sqlite_schema WHERE name = ?1";
+        let (page, len): (u32, u32) = file.query_row(sql, [tree], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        drop(file);
+        let mut bytes = std::fs::read(server.db_path()).unwrap();
+        bytes[((page - 1) * len) as usize..(page * len) as usize].fill(0);
+        std::fs::write(server.db_path(), bytes).unwrap();
+        server.allow_noise();
+
+        let mut last = 1;
+        for life in 0..2 {
+            server.restart();
+            let mut publisher = server.publisher();
+            for n in 2..5 {
+                let refused = keyed(&server, n);
+                assert_eq!(refused.status, 500, "{tree}, life {life}: {}", refused.text());
+                assert!(text_of(&refused.json()["detail"]).contains("damaged"), "{}", refused.text());
+                assert_eq!(server.publish(&marked(n))["id"], id_of(last + 1), "{tree}, life {life}");
+                let answer = publisher.ask(&marked(n).replacen('{', "{\"idempotency_key\":\"k\",", 1));
+                assert_eq!(answer["status"], "error", "{answer}");
+                assert!(text_of(&answer["message"]).contains("damaged"), "{answer}");
+                assert_eq!(publisher.ask(&marked(n))["event_id"], id_of(last + 2), "{tree}, life {life}");
+                last += 2;
+            }
+            assert!(!damage(&server).is_empty());
+            assert_eq!(server.stored("").len() as u64, last);
+            drop(publisher);
+            server.stop();
+        }
+        let repaired = run(&server, &["repair", "data/events.db", "--into", "data/new.db"]);
+        assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
+        put_in_place(&mut server);
+        assert_eq!(server.stored("").len() as u64, last);
+        assert_eq!(keyed(&server, 2).status, 201);
+    }
+}
+
+#[test]
 fn the_time_of_a_damaged_last_event_is_not_trusted_at_start() {
     let mut server = Server::start();
     let before = timestamp(&server.publish(&marked(1)));
