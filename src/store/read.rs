@@ -525,9 +525,7 @@ pub(super) fn newest_time(
     connection: &Connection,
     unchecked_through: Seq,
 ) -> rusqlite::Result<(Option<Timestamp>, Vec<String>)> {
-    let last_seen: Option<String> =
-        connection.query_row("SELECT max(last_seen) FROM event_stats", [], |row| row.get(0))?;
-    let last_seen = last_seen.and_then(|last_seen| Timestamp::parse_floor(&last_seen).ok());
+    let last_seen = last_seen(connection)?;
     let mut damage = Vec::new();
     let mut statement = connection.prepare(select_events!("true ORDER BY seq DESC"))?;
     let mut rows = statement.query([])?;
@@ -545,6 +543,13 @@ pub(super) fn newest_time(
         }
     }
     Ok((None, damage))
+}
+
+/// The time of the newest event as the statistics have it, which is another witness of it where events have no checksum.
+pub(super) fn last_seen(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    const SQL: &str = "SELECT max(last_seen) FROM event_stats";
+    let last_seen: Option<String> = connection.query_row(SQL, [], |row| row.get(0))?;
+    Ok(last_seen.and_then(|last_seen| Timestamp::parse_floor(&last_seen).ok()))
 }
 
 /// Whether any of these numbers has its event.

@@ -146,6 +146,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
         unchecked_through: Seq(noted(meta::UNCHECKED_THROUGH)? as u64),
         unproven: VecDeque::new(),
         unproven_end: first_checked_time(old, Seq(noted(meta::UNCHECKED_THROUGH)? as u64))?,
+        last_seen: or_lost(read::last_seen(old), None)?,
         first: None,
         last_seq: Seq::ZERO,
         last_time: Timestamp(i64::MIN),
@@ -199,6 +200,8 @@ struct Salvage<'c> {
     unproven: VecDeque<Unproven>,
     /// The time of the first event with a checksum, which all of them precede.
     unproven_end: Timestamp,
+    /// The time of the newest event as the statistics have it.
+    last_seen: Option<Timestamp>,
     first: Option<Seq>,
     last_seq: Seq,
     last_time: Timestamp,
@@ -290,13 +293,18 @@ impl Salvage<'_> {
     /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with
     /// the numbers, so an event that is later than most of those behind it has a damaged time. Believed, it would cost
     /// all of them.
+    ///
+    /// Behind the last event there is none. The statistics bear witness there, as if one event more came behind it, just
+    /// later than they say. They have no checksum either: where they are damaged, one event is lost at most.
     fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
         while self.unproven.len() > left
             && let Some(Unproven { seq, time, texts: [event_type, source, session_id, user_id, payload, legacy_id] }) =
                 self.unproven.pop_front()
         {
-            let behind = self.unproven.iter().filter(|later| later.time > self.last_time);
-            let (earlier, later): (Vec<_>, Vec<_>) = behind.partition(|later| later.time <= time);
+            let end = self.last_seen.map(|Timestamp(last_seen)| Timestamp(last_seen.saturating_add(1)));
+            let behind =
+                self.unproven.iter().map(|later| later.time).chain(end).filter(|later| *later > self.last_time);
+            let (earlier, later): (Vec<_>, Vec<_>) = behind.partition(|later| *later <= time);
             let is_in_order = time > self.last_time && time < self.unproven_end;
             match is_in_order && earlier.len() <= later.len() {
                 true => {
@@ -392,4 +400,57 @@ fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u6
     let whole: Vec<_> = rows.into_iter().flatten().collect();
     whole.iter().try_for_each(|kept| kept.store(new))?;
     Ok(whole.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::event::Event;
+    use crate::store::{Receipt, Store};
+    use crate::wire::Batch;
+
+    #[test]
+    fn the_statistics_bear_witness_to_the_time_of_a_last_event_without_checksum() {
+        const LAST: u64 = 20;
+        // What happened to the file, and what a repair leaves out: the statistics are wrong only where they stand alone.
+        let cases: [(&str, &[u64]); 6] = [
+            ("", &[]),
+            ("UPDATE events SET time_us = time_us + (1 << 52) WHERE seq = 20", &[LAST]),
+            ("UPDATE events SET time_us = time_us + 1 WHERE seq = 20", &[LAST]),
+            ("UPDATE events SET time_us = time_us + (1 << 52) WHERE seq IN (3, 20)", &[3, LAST]),
+            ("UPDATE event_stats SET last_seen = '1999-01-01T00:00:00.000000Z'", &[]),
+            ("UPDATE event_stats SET last_seen = 'damaged'", &[]),
+        ];
+        for (damage, expected) in cases {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = Config {
+                database_path: folder.path().join("events.db"),
+                durability: Durability::Off,
+                free_space_min_bytes: 0,
+                ..Config::default()
+            };
+            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let event_type = config.event_types.get("timer_tick").expect("built in");
+            let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);
+            for _ in 0..LAST {
+                let mut batch = Batch::default();
+                let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
+                batch.push(&event, &config.event_types);
+                store.try_append(batch, Receipt::new().0).expect("room");
+            }
+            while parts.write() {}
+            store.close();
+            drop(parts.finish());
+            // As in a file from before format 3, to which nothing was added.
+            let file = schema::open_writer(&config.database_path).expect("whole");
+            meta::set(&file, meta::UNCHECKED_THROUGH, LAST as i64).expect("written");
+            file.execute_batch(&format!("UPDATE events SET checksum = NULL; {damage}")).expect("written");
+            drop(file);
+            let repaired = repair(&config.database_path, &folder.path().join("new.db")).expect("repaired");
+            let expected: Vec<_> = expected.iter().map(|seq| Seq(*seq).id().to_string()).collect();
+            assert_eq!(repaired.damaged, expected, "{damage}");
+            assert_eq!(repaired.events, LAST - expected.len() as u64, "{damage}");
+        }
+    }
 }
