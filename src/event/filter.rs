@@ -53,6 +53,8 @@ enum Scalar {
     Bool(bool),
     Text(Box<str>),
     Number(Decimal),
+    /// A number with an exponent beyond all use. Only a kept filter has one, and it is equal to nothing.
+    NoNumber,
 }
 
 /// A field that filters select by and the record is indexed by.
@@ -104,8 +106,13 @@ impl Filter {
     /// A sentence for the client.
     pub fn parse(asked: &Map<String, Value>) -> Result<Self, String> {
         let filter = Self::parse_kept(asked)?;
+        let rest = filter.rest.as_deref();
+        let mut payload_keys = rest.into_iter().flat_map(|rest| rest.payload.iter().chain(&rest.unwanted_payload));
+        if let Some(bad) = payload_keys.find(|key| key.values.contains(&Scalar::NoNumber)) {
+            return Err(not_scalars(&bad.key));
+        }
         for field in Field::ALL {
-            let unwanted = filter.rest.as_deref().map_or(&[][..], |rest| &rest.unwanted[field as usize]);
+            let unwanted = rest.map_or(&[][..], |rest| &rest.unwanted[field as usize]);
             for value in filter.wanted(field).iter().chain(unwanted) {
                 let (name, chars_max) = (field.name(), field.chars_max());
                 if value.is_empty() {
@@ -122,7 +129,7 @@ impl Filter {
     }
 
     /// A filter from the database. An older version may have stored it, which accepted empty and longer values in
-    /// lists: these keep their meaning.
+    /// lists, and numbers with any exponent: these keep their meaning, which is that no event has such a value.
     ///
     /// # Errors
     /// A sentence.
@@ -299,16 +306,20 @@ fn payload_keys(object: &Map<String, Value>) -> Result<Vec<PayloadKey>, String> 
         let asked = value.as_array().map_or(std::slice::from_ref(value), |list| list);
         let scalars = asked.iter().map(Scalar::of).collect::<Option<Vec<_>>>();
         let Some(values) = scalars.filter(|values| (1..=VALUES_MAX).contains(&values.len())) else {
-            return Err(format!(
-                "Filter 'payload' key '{key}' must be a string, a number (its exponent of at most 18 digits), true, \
-                 false, null, or a list of up to {VALUES_MAX} of these"
-            ));
+            return Err(not_scalars(key));
         };
         parsed.push(PayloadKey { key: key.as_str().into(), values });
     }
     // Filters that ask for the same are equal, in whatever order they are spelled.
     parsed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     Ok(parsed)
+}
+
+fn not_scalars(key: &str) -> String {
+    format!(
+        "Filter 'payload' key '{key}' must be a string, a number (its exponent of at most 18 digits), true, false, \
+         null, or a list of up to {VALUES_MAX} of these"
+    )
 }
 
 /// Which payload keys were found to be equal to what is asked for.
@@ -368,7 +379,7 @@ impl Scalar {
             Value::Null => Some(Self::Null),
             Value::Bool(asked) => Some(Self::Bool(*asked)),
             Value::String(text) => Some(Self::Text(text.as_str().into())),
-            Value::Number(number) => Decimal::parse(number.as_str()).map(Self::Number),
+            Value::Number(number) => Some(Decimal::parse(number.as_str()).map_or(Self::NoNumber, Self::Number)),
             Value::Array(_) | Value::Object(_) => None,
         }
     }
@@ -512,6 +523,27 @@ mod tests {
             let text = format!(r#"{{"payload":{{"n":{number}}}}}"#);
             let asked: Value = serde_json::from_str(&text).expect(number);
             assert_eq!(filter(&asked.to_string()), filter(&text), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_kept_number_beyond_all_use_is_equal_to_nothing() {
+        for number in ["1e-99999999999999999999", "1e99999999999999999999", "-1e1000000000000000001"] {
+            let passes = |text: &str, payload: &str| {
+                let asked: Value = serde_json::from_str(text).expect(number);
+                assert!(Filter::parse(asked.as_object().expect("an object")).is_err(), "a client is told: {text}");
+                let kept = Filter::parse_kept(asked.as_object().expect("an object")).expect(text);
+                kept.matches(&Columns { payload: payload.as_bytes(), ..EVENT })
+            };
+            let (wanted, one_of) =
+                (format!(r#"{{"payload":{{"n":{number}}}}}"#), format!(r#"{{"payload":{{"n":[{number},7]}}}}"#));
+            let excluded = format!(r#"{{"exclude":{{"payload":{{"n":{number}}}}}}}"#);
+            let same = format!(r#"{{"n":{number}}}"#);
+            for payload in [r#"{"n":0}"#, r#"{"n":null}"#, "{}", &same] {
+                assert!(!passes(&wanted, payload) && !passes(&one_of, payload), "{number}, {payload}");
+                assert!(passes(&excluded, payload), "{number}, {payload}");
+            }
+            assert!(passes(&one_of, r#"{"n":7}"#), "{number}");
         }
     }
 

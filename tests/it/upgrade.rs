@@ -448,6 +448,54 @@ fn files_of_earlier_formats_are_extended() {
     }
 }
 
+#[test]
+fn filters_that_were_kept_are_served_though_nobody_may_ask_for_them_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    let file = Connection::open(database(folder.path())).unwrap();
+    file.execute_batch(FORMAT_1).unwrap();
+    let many: Vec<_> = (0..1_000).map(|n| format!("s{n}{}", "x".repeat(190))).collect();
+    let kept = [
+        ("large", json!({"session_id": many, "exclude": {"user_id": many}}).to_string()),
+        ("number", r#"{"payload":{"n":[1e-99999999999999999999,7]}}"#.to_owned()),
+        ("nothing", r#"{"payload":{"n":1e-99999999999999999999}}"#.to_owned()),
+    ];
+    for (name, filters) in &kept {
+        let sql = "INSERT INTO subscriptions VALUES (?1, ?2, 0, '2026-01-01T00:00:00.000000Z')";
+        file.execute(sql, params![name, filters]).unwrap();
+    }
+    drop(file);
+
+    let mut server = Server::in_folder(folder, &[]);
+    for _ in 0..2 {
+        let before = server.stored("").len() as u64;
+        for (session, n) in [("s0", 0), (many[7].as_str(), 0), ("s0", 7)] {
+            server.publish(&tick(session, n));
+        }
+        let listed = server.get_json("/subscriptions");
+        let names: Vec<_> = listed.as_array().unwrap().iter().map(|one| text_of(&one["name"])).collect();
+        assert_eq!(names, ["large", "nothing", "number"]);
+        for (name, expected) in [("large", before + 2), ("number", before + 3)] {
+            let mut socket = server.subscriber(&json!({"name": name}));
+            let id = text_of(&socket.json()["id"]);
+            assert_eq!(id, id_of(expected), "{name}");
+            socket.send(&json!({"type": "ack", "id": id}).to_string());
+            assert_eq!(socket.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "{name}");
+        }
+        let mut socket = server.subscriber(&json!({"name": "nothing"}));
+        assert_eq!(socket.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "it gets nothing");
+        for (name, filters) in &kept {
+            let mut socket = Socket::open(server.addr, "/ws/subscribe");
+            socket.send(&filters.replacen('{', &format!("{{\"name\":\"{name}\","), 1));
+            let (words, code) = socket.last_words();
+            assert_eq!((words.len(), code), (1, 1008), "{name}: {words:?}");
+            assert!(["512", "exponent", "524288"].iter().any(|word| words[0].contains(word)), "{name}: {}", words[0]);
+        }
+        server.stop();
+        server.restart();
+    }
+}
+
 /// What the last server of format 3 left behind: 69 events, the others of its 65,636 chosen to be deleted; a sealed
 /// segment and an open one; two keys, of which one is that of a request with three events; a durable subscription.
 const FORMAT_3: &[u8] = include_bytes!("golden/format-3.db");
