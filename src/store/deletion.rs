@@ -9,7 +9,7 @@ use super::Shared;
 use super::damage::is_damage;
 use super::holes::{self, Holes};
 use super::keys::{self, Parting};
-use super::read::{self, Record};
+use super::read;
 use super::segments::{self, Kind};
 use crate::event::{Seq, Timestamp};
 
@@ -53,7 +53,7 @@ pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rus
 
 /// Looks for the key of an event that is about to be deleted. A damaged key stays, and the check reports it.
 fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Parting>> {
-    match Parting::of(Record::new(connection, shared), seq) {
+    match Parting::of(connection, shared, seq) {
         Err(error) if is_damage(&error) => {
             shared.note_damage(&error);
             Ok(None)
@@ -212,6 +212,43 @@ mod tests {
             // A deletion by time alone looks at no list that is stored already.
             let expected: &[&str] = if is_sealed { &["early", "other"] } else { &["other"] };
             assert_eq!(keys.expect("read"), expected, "sealed before: {is_sealed}");
+        }
+    }
+
+    #[test]
+    fn a_key_goes_with_the_last_of_its_events_also_when_one_was_damaged() {
+        let orders = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
+        for (damaged, order) in (1..=3).flat_map(|damaged| orders.map(|order| (damaged, order))) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = Config {
+                database_path: folder.path().join("events.db"),
+                durability: Durability::Off,
+                free_space_min_bytes: 0,
+                ..Config::default()
+            };
+            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let event_type = config.event_types.get("timer_tick").expect("built in");
+            let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);
+            let mut batch = Batch::default();
+            for _ in 0..3 {
+                let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
+                batch.push(&event, &config.event_types);
+            }
+            batch.set_key("request");
+            store.try_append(batch, Receipt::new().0).expect("room");
+            while parts.write() {}
+            // The key as format 3 left it.
+            let file = schema::open_writer(&config.database_path).expect("whole");
+            file.execute_batch("UPDATE idempotency_keys SET digest = NULL, checksum = NULL").expect("written");
+            let flipped = file.execute("UPDATE events SET payload = '[}' WHERE seq = ?1", [damaged as i64]);
+            assert_eq!(flipped, Ok(1));
+            let keys = || file.query_row("SELECT count(*) FROM idempotency_keys", [], |row| row.get::<_, i64>(0));
+            for seq in order {
+                assert_eq!(keys(), Ok(1), "event {damaged} is damaged, {seq} of {order:?} goes next");
+                assert_eq!(finish(&mut parts, store.delete_these(vec![Seq(seq)])), 1);
+            }
+            assert_eq!(keys(), Ok(0), "event {damaged} is damaged, deleted in the order {order:?}");
+            assert_eq!(store.integrity().damage, [format!("events: {} is damaged", Seq(damaged).id())]);
         }
     }
 }

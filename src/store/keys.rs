@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::damage::{damaged, is_damage};
 use super::read::Record;
-use super::{checksum, read};
+use super::{Shared, checksum, read};
 use crate::event::{Columns, Field, Seq};
 use crate::wire::batch::{Batch, Fate, Keyed};
 
@@ -245,12 +245,16 @@ pub(super) struct Parting {
 }
 
 impl Parting {
-    /// Looks for the key of an event that is about to be deleted.
-    pub fn of(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<Self>> {
-        let Some(kept) = of_event(record.connection, seq)? else { return Ok(None) };
+    /// Looks for the key of an event that is about to be deleted. Where the event, or another one of the key, is damaged,
+    /// the key goes with the last of them all the same; meanwhile its repeats are refused, as they were before.
+    pub fn of(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Self>> {
+        let Some(kept) = of_event(connection, seq)? else { return Ok(None) };
         let parting = Self { first: kept.first, count: kept.count };
         if kept.digest.is_none() && kept.count > 1 {
-            kept.remember(record)?;
+            match kept.remember(Record::new(connection, shared)) {
+                Err(error) if is_damage(&error) => shared.note_damage(&error),
+                remembered => remembered?,
+            }
         }
         Ok(Some(parting))
     }
