@@ -24,7 +24,7 @@ pub(crate) struct Witness {
     file: File,
     testimony: Testimony,
     /// Whether the disk holds the word that not everything is synced.
-    admits_unsynced: bool,
+    has_noted_unsynced: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +84,8 @@ impl Witness {
         }
         let is_synced = durability == Durability::Full;
         let testimony = Testimony { epoch, last_seq: last.0, boot, is_synced, has_ended: false, needs_log: has_log };
-        let mut witness = Self { file, testimony, admits_unsynced: false };
-        witness.admits_unsynced = witness.tell(true) && !is_synced;
+        let mut witness = Self { file, testimony, has_noted_unsynced: false };
+        witness.has_noted_unsynced = witness.tell(true) && !is_synced;
         Ok(witness)
     }
 
@@ -123,15 +123,15 @@ impl Witness {
 
     /// Notes on the disk that a client is about to be told of an event that is not synced. Without this the start after
     /// a power cut would not know that acknowledged events may be lost.
-    pub fn admit_unsynced(&mut self) {
+    pub fn note_unsynced(&mut self) {
         self.testimony.is_synced = false;
-        self.admits_unsynced = self.admits_unsynced || self.tell(true);
+        self.has_noted_unsynced = self.has_noted_unsynced || self.tell(true);
     }
 
-    /// Whether the disk holds the word that not everything is synced. Without it no commit may be left unsynced,
-    /// whatever is in it: torn by a power cut it would look like damage.
-    pub fn admits_unsynced(&self) -> bool {
-        self.admits_unsynced
+    /// Whether a commit may be left unsynced: once the disk holds the word that not everything is synced. Before that a
+    /// commit which a power cut tore would look like damage, whatever is in it.
+    pub fn may_leave_unsynced(&self) -> bool {
+        self.has_noted_unsynced
     }
 
     /// Copies what stands in one such file into another, as it is read after the next start of the system.
@@ -140,7 +140,7 @@ impl Witness {
         let mut testimony = testimony(&File::open(from).expect("a file")).expect("a word");
         testimony.boot = "another".to_owned();
         let file = File::create(to).expect("a file");
-        assert!(Self { file, testimony, admits_unsynced: false }.tell(false));
+        assert!(Self { file, testimony, has_noted_unsynced: false }.tell(false));
     }
 
     /// Writes the word and the mark. Returns whether that was done, with a sync if wanted.

@@ -11,6 +11,11 @@ pub fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
+/// Whether there is a file with something in it.
+pub fn has_content(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
 /// Makes sure of a folder, also after a power cut: a name is safe once the folder that it stands in is synced.
 pub fn make_folder(folder: &Path) -> std::io::Result<()> {
     let holder = |folder: &Path| match folder.parent() {

@@ -102,16 +102,18 @@ impl Shared {
         self.integrity.lock().note(error.to_string());
     }
 
-    /// What the client of a failed deletion is told. Takes note of damage, too.
-    fn failure(&self, error: &rusqlite::Error) -> Failure {
-        match is_damage(error) {
-            true => {
-                self.note_damage(error);
-                Failure::Damaged
-            }
-            false => Failure::Unavailable,
+    /// Takes note of why what is to be deleted could not be found.
+    fn note_failed_deletion(&self, error: &rusqlite::Error) {
+        tracing::error!(%error, "find what to delete");
+        if is_damage(error) {
+            self.note_damage(error);
         }
     }
+}
+
+/// What a client is told when an error of SQLite is in the way.
+fn failure_of(error: &rusqlite::Error) -> Failure {
+    if is_damage(error) { Failure::Damaged } else { Failure::Unavailable }
 }
 
 /// Events acknowledged since the start, by how safe they were then.
@@ -208,8 +210,8 @@ impl Store {
             let filter = filter.clone();
             let chosen = self.reading(move |store| store.choose(filter, after, last, before)).await;
             let (chosen, reached) = chosen.map_err(|error| {
-                tracing::error!(%error, "find what to delete");
-                self.shared.failure(&error)
+                self.shared.note_failed_deletion(&error);
+                failure_of(&error)
             })?;
             if !chosen.is_empty() {
                 deleted += self.delete_these(chosen).await?;

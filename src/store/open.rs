@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use super::checker::Checker;
 use super::damage::{Integrity, is_damage};
 use super::epoch::Witness;
-use super::files::{beside, lock, make_folder, private_file, sync_names};
+use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
 use super::queue::Queue;
 use super::schema::meta;
 use super::segments::{Recent, Segment};
@@ -138,12 +138,10 @@ fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     let looked = schema::open_untouched(path).and_then(|connection| {
         Ok(!schema::is_ours(&connection)? && !upgrade::is_needed(&connection)? && schema::is_foreign(&connection)?)
     });
-    let has_log = |end| std::fs::metadata(beside(path, end)).is_ok_and(|log| log.len() > 0);
+    // Either has pages that SQLite would put in the place of damaged ones.
+    let may_be_mended = || wal::is_there(path) || has_content(&beside(path, "-journal"));
     match looked {
-        // Without its log there is nothing that could mend it.
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-            if has_log("-wal") || has_log("-journal") { Ok(false) } else { Err(error) }
-        }
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) && !may_be_mended() => Err(error),
         looked => Ok(looked.unwrap_or(false)),
     }
 }

@@ -70,7 +70,7 @@ impl Receipt {
         match self.to.take() {
             None => {}
             Some(To::One(home, sender)) => {
-                // Whoever asked may be gone.
+                // It fails when the client has gone away, and then nobody needs the answer.
                 wakes.call(home, move || drop(sender.send(outcome)));
             }
             Some(To::Socket(outbox, answers)) => {

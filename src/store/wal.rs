@@ -10,6 +10,8 @@ use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::files::has_content;
+
 /// What of a log comes behind its first broken frame and is whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Severed {
@@ -46,7 +48,7 @@ fn beside(database: &Path) -> PathBuf {
 
 /// Whether a database has a log with something in it.
 pub fn is_there(database: &Path) -> bool {
-    std::fs::metadata(beside(database)).is_ok_and(|log| log.len() > 0)
+    has_content(&beside(database))
 }
 
 /// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:

@@ -22,7 +22,7 @@ use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
 use super::schema::{self, PAGE_BYTES, meta};
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
-use super::{Kept, Shared};
+use super::{Kept, Shared, failure_of};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
@@ -49,7 +49,7 @@ pub(super) enum Command {
         room: super::queue::Room,
         reply: oneshot::Sender<Result<(), Failure>>,
     },
-    /// Durable subscriptions wait to be stored, some time or for somebody who waits.
+    /// Durable subscriptions are to be stored: at once if a client waits for the reply, else within `KEEP_INTERVAL`.
     SubscriptionsChanged {
         reply: Option<oneshot::Sender<Result<(), Failure>>>,
     },
@@ -156,10 +156,10 @@ impl Changes {
     }
 }
 
-/// Confirmations of so long share a write. Lost ones only bring events again.
+/// Confirmations that come within this time share a write. Those that a crash loses only bring events again.
 const KEEP_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
 
-/// A full disk, or a locked database, is asked again so seldom.
+/// After a full disk or a locked database has refused confirmations, the next try is so much later.
 const KEEP_WHEN_REFUSED: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
 
 /// A full segment on its way into `event_index`, a slice with every commit.
@@ -302,8 +302,8 @@ impl Writer {
                         self.work.deletions.push_back(Deletion { what: Doomed::Through(last), deleted: 0, reply });
                     }
                     Err(error) => {
-                        tracing::error!(%error, "find where to delete to");
-                        let _ = reply.send(Err(self.shared.failure(&error)));
+                        self.shared.note_failed_deletion(&error);
+                        let _ = reply.send(Err(failure_of(&error)));
                     }
                 },
                 Command::DeleteThese { chosen, reply } => {
@@ -380,7 +380,7 @@ impl Writer {
                         }
                         self.fail(appends, Failure::StorageFull);
                     }
-                    // Nothing was written, and whoever has the lock may let go of it.
+                    // Nothing was written, and the other program may give the lock back.
                     Some(rusqlite::ErrorCode::DatabaseBusy) => {
                         if self.may_warn() {
                             tracing::warn!(%error, "another program writes to the database: events are refused until it ends");
@@ -397,18 +397,19 @@ impl Writer {
         }
     }
 
-    /// Has the next commit synced if anybody in it wants that, and returns how safe it will be. What was committed
-    /// without is synced with the next one that is.
+    /// Has the next commit synced if anybody in it wants that, and returns how safe it will be. A synced commit also
+    /// syncs those before it that were not.
     fn sync_as_asked(&mut self, appends: &[Append]) -> rusqlite::Result<AckLevel> {
         let others_want = !self.work.deletions.is_empty() || !self.work.subscriptions.replies.is_empty();
         let wanted = appends.iter().any(|append| append.receipt.level() == AckLevel::Synced)
             || (others_want && self.durability == Durability::Full);
         if !wanted && !appends.is_empty() {
-            self.witness.admit_unsynced();
+            self.witness.note_unsynced();
         }
-        // At `off` nothing is synced, for one synced commit would rest on others that are not. Else every commit is,
-        // those of confirmations and of slices of the index, too, while the file beside the database says so.
-        let syncs = (wanted || !self.witness.admits_unsynced()) && self.durability != Durability::Off;
+        // At `off` nothing is synced, because a synced commit would be no safer than the unsynced ones before it. At the
+        // other durabilities every commit is synced, also of confirmations alone or of slices of the index, until the
+        // file beside the database says that not all are.
+        let syncs = (wanted || !self.witness.may_leave_unsynced()) && self.durability != Durability::Off;
         if syncs != self.syncs && self.durability != Durability::Off {
             self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
             self.syncs = syncs;
@@ -488,7 +489,7 @@ impl Writer {
     }
 
     fn free_bytes(&self) -> u64 {
-        // Who cannot tell does not stand in the way.
+        // A file system that cannot tell keeps nobody from storing.
         rustix::fs::statvfs(&*self.shared.folder).map_or(u64::MAX / 4, |fs| fs.f_bavail * fs.f_frsize)
     }
 
@@ -520,7 +521,8 @@ impl Writer {
         self.note_holes(&mut written)?;
         self.keep_subscriptions(&mut written)?;
         if self.syncs && self.has_unsynced && written.events == 0 {
-            // A commit of nothing syncs nothing, and repeats of what is not synced would be told that it is.
+            // Repeats alone write nothing, and SQLite does not sync a commit that wrote nothing. They would be told that
+            // their events are synced while these are not, so something is written.
             meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
         }
         self.connection.prepare_cached("COMMIT")?.raw_execute()?;
@@ -725,7 +727,7 @@ impl Writer {
             false => Holes::of(&self.connection, sealing.segment),
         };
         let holes = match holes {
-            // Only what went by its age is left out then: what was chosen is not known.
+            // Which events were chosen and deleted is not known then: lists are kept that only such events are in.
             Err(error) if is_damage(&error) => {
                 self.go_on_after(error).inspect_err(|_| self.work.left_out.holes = true)?;
                 None
@@ -801,7 +803,7 @@ impl Writer {
         (written.deleted, written.deletion_done) = (events, is_done);
         if events > 0 {
             self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
-            // The rows that would say so are gone: what numbers and times are used up is noted.
+            // Which numbers and times are used up was told by the rows that are gone, so it is noted.
             meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
             meta::set(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
         }
@@ -816,7 +818,8 @@ impl Writer {
         }
         for (segment, offsets) in self.work.holes.iter().take(written.noted_holes) {
             match holes::found(&self.connection, *segment, offsets.clone()) {
-                // What was found is dropped: how many holes there are is not known either.
+                // The row also has the number of holes, which is lost. Offsets without it are of no use, so they are
+                // dropped.
                 Err(error) if is_damage(&error) => {
                     self.go_on_after(error).inspect_err(|_| self.work.left_out.holes = true)?;
                 }
@@ -874,8 +877,8 @@ impl Writer {
         self.work.holes.drain(..written.noted_holes);
         if written.kept {
             let changes = std::mem::take(&mut self.work.subscriptions);
-            // Whoever asked may be gone.
             for reply in changes.replies {
+                // It fails when the client has gone away, and then nobody needs the answer.
                 let _ = reply.send(Ok(()));
             }
         }
@@ -920,7 +923,7 @@ impl Writer {
                 self.work.erasure = Erasure::Due;
             }
             tracing::info!(events = deletion.deleted, "deleted events");
-            // Whoever asked may be gone.
+            // It fails when the client has gone away, and then nobody needs the answer.
             let _ = deletion.reply.send(Ok(deletion.deleted));
         }
     }
@@ -963,7 +966,7 @@ impl Writer {
 
     fn tell_erased(&mut self) {
         for reply in self.work.erasing.drain(..) {
-            // Whoever asked may be gone.
+            // It fails when the client has gone away, and then nobody needs the answer.
             let _ = reply.send(Ok(()));
         }
     }
