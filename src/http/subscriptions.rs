@@ -20,17 +20,16 @@ use crate::wire::subscription::subscriber_id;
 pub(super) async fn list(pipeline: &Pipeline) -> Answer {
     let subscriptions = pipeline.subscriptions.list();
     let list = reading(&pipeline.store, move |store| {
-        let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).clamp(LOOKS_MIN, LOOKS_MAX);
+        let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         subscriptions.iter().map(|listed| one(store, listed, looks_max)).collect::<rusqlite::Result<Vec<_>>>()
     });
     Ok(answer::json(Value::from(list.await?).to_string()))
 }
 
-/// Events looked at for all lags of a list: some 0.8 s. For one lag at least 100, enough for a rough estimate, and at
-/// most as many as one read looks at.
+/// Events looked at for all lags of a list: some 0.8 s. For one lag at least 100, enough for a rough estimate; how many
+/// one read takes at most, the store knows.
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
-const LOOKS_MAX: u64 = 1 << 16;
 
 fn one(store: &Store, listed: &Listed, looks_max: u64) -> rusqlite::Result<Value> {
     let lag = store.lag(&listed.filter, listed.position, looks_max)?;

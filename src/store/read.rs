@@ -53,6 +53,17 @@ pub struct Lag {
     pub is_estimate: bool,
 }
 
+impl Lag {
+    /// So many events passed of the next `counted` numbers, out of `numbers`.
+    fn of(events: u64, counted: u64, numbers: u64) -> Self {
+        if counted >= numbers {
+            return Self { events, is_estimate: false };
+        }
+        let estimate = u128::from(events) * u128::from(numbers) / u128::from(counted.max(1));
+        Self { events: estimate as u64, is_estimate: true }
+    }
+}
+
 /// What `GET /stats` tells of the stored events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
@@ -290,44 +301,38 @@ impl super::Store {
         Ok(count)
     }
 
-    /// How many events after a position pass. Looks at the next `looks_max` events, or at as many lists of the index as
-    /// cost the same, and where there are more, estimates the rest from these.
+    /// How many events after a position pass. Where counting them all would take longer than `looks_max` looks at events,
+    /// it counts those of the next numbers and estimates the rest from them.
     ///
     /// # Errors
     /// What SQLite reports.
     pub fn lag(&self, filter: &Filter, after: Seq, looks_max: u64) -> rusqlite::Result<Lag> {
         let extent = self.extent()?;
         let after = after.max(extent.oldest.prev());
-        let numbers_max = match (filter.has_rest(), filter.is_indexed()) {
-            (true, _) => looks_max,
-            (false, true) => looks_max.div_ceil(LOOKS_PER_SEGMENT) * SEGMENT_EVENTS,
-            (false, false) => u64::MAX,
-        };
-        let (numbers, mut looked) = (extent.newest.0.saturating_sub(after.0), numbers_max);
-        let before = Seq(after.0.saturating_add(numbers_max).saturating_add(1));
-        let mut query = Query { filter: filter.clone(), after, before: Some(before), ..Query::default() };
-        let events = match filter.has_rest() {
+        let numbers = extent.newest.0.saturating_sub(after.0);
+        let (events, counted) = match filter.has_rest() {
+            true => self.count_looking(filter, after, looks_max.min(numbers))?,
             false => {
-                query.before = query.before.filter(|before| *before <= extent.newest);
-                self.count(&query)?
-            }
-            true => {
-                let mut events = 0;
-                let reached = self.scan_some(&query, |_| {
-                    events += 1;
-                    ControlFlow::Continue(())
-                })?;
-                looked = reached.map_or(looked, |reached| reached.0 - after.0);
-                events
+                let lists_max = looks_max.div_ceil(LOOKS_PER_SEGMENT);
+                let counted =
+                    if filter.is_indexed() { numbers.min(lists_max.saturating_mul(SEGMENT_EVENTS)) } else { numbers };
+                let before = (counted < numbers).then(|| after.plus(counted as usize).next());
+                (self.count(&Query { filter: filter.clone(), after, before, ..Query::default() })?, counted)
             }
         };
-        match looked < numbers {
-            false => Ok(Lag { events, is_estimate: false }),
-            true => {
-                let events = (u128::from(events) * u128::from(numbers) / u128::from(looked.max(1))) as u64;
-                Ok(Lag { events, is_estimate: true })
-            }
-        }
+        Ok(Lag::of(events, counted, numbers))
+    }
+
+    /// How many events of the next `numbers` after a position pass, by a look at each, and how many numbers that
+    /// were: fewer where one read does not come so far.
+    fn count_looking(&self, filter: &Filter, after: Seq, numbers: u64) -> rusqlite::Result<(u64, u64)> {
+        let before = Some(after.plus(numbers as usize).next());
+        let mut events = 0;
+        let reached = self.scan_some(&Query { filter: filter.clone(), after, before, ..Query::default() }, |_| {
+            events += 1;
+            ControlFlow::Continue(())
+        })?;
+        Ok((events, reached.map_or(numbers, |reached| reached.0 - after.0)))
     }
 
     /// For each value of a field the newest event up to `through` that passes, ascending; of the values last
