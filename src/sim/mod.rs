@@ -11,7 +11,7 @@
 mod durable;
 mod group;
 mod model;
-mod random;
+pub(crate) mod random;
 mod subscriber;
 mod wish;
 

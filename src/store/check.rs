@@ -1,24 +1,26 @@
 //! Holding a whole file against itself: every row against its checksum, the index and the statistics against the
 //! events, the numbers against what was deleted, and the pages against each other.
 //!
-//! Segment by segment, each in a short transaction of its own, so that a server that runs on the file is not
-//! disturbed: a long one would keep the write-ahead log from starting over.
+//! Segment by segment, each in several short transactions, so that a server that runs on the file is not disturbed: a
+//! long one would keep the write-ahead log from starting over.
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::damage::{damaged, is_damage};
 use super::holes::Holes;
 use super::keys::{self, select_keys};
-use super::read::{self, kept};
+use super::read::{self, EVENTS_PER_LOOK_AT_CLOCK, Readers, TRANSACTION_TIME, kept};
 use super::schema::{self, meta};
 use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
+use super::writer::Text;
 use super::{Kept, wal};
 use crate::event::{Seq, Timestamp};
+use crate::wire::StoredEvent;
 
 /// Holds a whole file against itself and hands each damaged thing to `found`, by name. A server may run on it.
 /// Returns how many events there were.
@@ -46,7 +48,7 @@ pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMu
         verified => verified?,
     }
     let mut check = Check {
-        connection: &connection,
+        source: &connection,
         found: &mut found,
         between: &mut |events| {
             progress(events);
@@ -65,9 +67,28 @@ pub(super) enum Pages {
     All,
 }
 
+/// Where a check has its transactions from.
+pub(super) trait Source {
+    /// One transaction, which must be short. Never call it within another.
+    fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T>;
+}
+
+/// Behind a server it is one of its readers: a checkpoint that needs the log to itself keeps it out, too.
+impl Source for Readers {
+    fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        Readers::with(self, read)
+    }
+}
+
+impl Source for Connection {
+    fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        read(&self.unchecked_transaction()?)
+    }
+}
+
 /// A reading of a whole file.
-pub(super) struct Check<'c> {
-    pub connection: &'c Connection,
+pub(super) struct Check<'c, S> {
+    pub source: &'c S,
     /// Takes what is damaged, by name.
     pub found: &'c mut dyn FnMut(String),
     /// Is told between two transactions how many events were looked at so far, and may end it.
@@ -100,250 +121,112 @@ pub(super) fn pages(connection: &Connection, pages: Pages, mut found: impl FnMut
 }
 
 /// What of the events comes out of the walk.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tally {
     events: u64,
     by_type: HashMap<String, (u64, Timestamp)>,
     last: Option<(Seq, Timestamp)>,
     /// Some could not be read: what they counted for is not known.
     has_gaps: bool,
-    /// The file is of an older format, whose keys and holes have no checksums.
-    is_former: bool,
 }
 
-impl Check<'_> {
+impl Tally {
+    fn note(&mut self, event: &StoredEvent<'_>) {
+        self.last = Some((event.seq, event.time));
+        self.events += 1;
+        match self.by_type.get_mut(event.event_type) {
+            Some(of_type) => *of_type = (of_type.0 + 1, event.time),
+            None => drop(self.by_type.insert(event.event_type.to_owned(), (1, event.time))),
+        }
+    }
+}
+
+/// What is known of the file before the walk.
+#[derive(Clone, Copy)]
+struct Known {
+    unchecked_through: Seq,
+    /// The file is of an older format, whose keys and holes have no checksums.
+    is_former: bool,
+    /// What was deleted when the walk began.
+    deletions: (Option<i64>, i64),
+}
+
+impl<S: Source> Check<'_, S> {
     /// Looks at every row. Returns how many events there were, or `None` if it was ended.
     ///
     /// # Errors
     /// What SQLite reports, other than damage.
     pub fn rows(&mut self) -> rusqlite::Result<Option<u64>> {
-        if let Err(error) = Kept::all(self.connection) {
-            self.damage(error)?;
-        }
-        let unchecked_through = match self.marks() {
-            Ok(unchecked_through) => unchecked_through,
-            Err(error) => {
-                self.damage(error)?;
-                Seq::ZERO
-            }
+        let known = match self.source.with(|transaction| known(transaction, self.found)) {
+            Ok(known) => known,
+            Err(error) => return self.end_at(error, 0),
         };
-        let is_former = schema::version(self.connection)? < schema::VERSION;
-        let (mut tally, mut began_with, mut number) = (Tally { is_former, ..Tally::default() }, None, 0);
+        let (mut tally, mut disturbed) = (Tally::default(), 0);
+        let mut look = Look::new(0, tally.clone(), known);
         loop {
-            let transaction = self.connection.unchecked_transaction()?;
-            let looked = (|| {
-                let deletions = deletions(&transaction)?;
-                let is_undisturbed = *began_with.get_or_insert(deletions) == deletions;
-                let Some(kept) = kept(&transaction, Seq::MAX)? else {
-                    self.statistics(&transaction, is_undisturbed.then_some(&tally))?;
-                    return Ok(true);
-                };
-                number = segments::segment_of(*kept.start()).max(number);
-                self.segment(&transaction, number, &kept, unchecked_through, &mut tally)?;
-                let is_last = number >= segments::segment_of(*kept.end());
-                if is_last {
-                    self.statistics(&transaction, is_undisturbed.then_some(&tally))?;
-                }
-                Ok(is_last)
-            })();
-            drop(transaction);
+            let looked = self.source.with(|transaction| look.go_on(transaction, disturbed < LOOKS_MAX - 1));
+            let events = look.tally.events;
             match looked {
-                Ok(true) => return Ok(Some(tally.events)),
-                Ok(false) => {}
-                Err(error) if is_damage(&error) => {
-                    // Where even the ends of the table cannot be found there is nothing to go on with.
-                    (self.found)(format!("events: the rest cannot be read ({error})"));
-                    return Ok(Some(tally.events));
+                Ok(Looked::Some) => {}
+                Ok(Looked::All) => {
+                    look.damage.drain(..).for_each(&mut self.found);
+                    if look.is_last {
+                        return Ok(Some(events));
+                    }
+                    (tally, disturbed) = (look.tally, 0);
+                    look = Look::new(look.number + 1, tally.clone(), known);
                 }
-                Err(error) => return Err(error),
+                Ok(Looked::Disturbed) => {
+                    disturbed += 1;
+                    look = Look::new(look.number, tally.clone(), known);
+                }
+                Err(error) => {
+                    look.damage.drain(..).for_each(&mut self.found);
+                    return self.end_at(error, events);
+                }
             }
-            number += 1;
-            if (self.between)(tally.events).is_break() {
+            if (self.between)(events).is_break() {
                 return Ok(None);
             }
         }
     }
 
-    fn marks(&self) -> rusqlite::Result<Seq> {
-        for mark in [meta::LAST_SEQ, meta::LAST_TIME_US, meta::EPOCH, meta::INODE] {
-            meta::get(self.connection, mark)?;
+    /// Where even the ends of a table cannot be found there is nothing to go on with.
+    fn end_at(&mut self, error: rusqlite::Error, events: u64) -> rusqlite::Result<Option<u64>> {
+        if !is_damage(&error) {
+            return Err(error);
         }
-        meta::get(self.connection, meta::UNCHECKED_THROUGH).map(|seq| Seq(seq as u64))
+        (self.found)(format!("events: the rest cannot be read ({error})"));
+        Ok(Some(events))
     }
+}
 
-    /// The events of one segment, and its lists.
-    fn segment(
-        &mut self,
-        connection: &Connection,
-        number: u64,
-        kept: &RangeInclusive<Seq>,
-        unchecked_through: Seq,
-        tally: &mut Tally,
-    ) -> rusqlite::Result<()> {
-        let began = tally.last.is_none();
-        let whole = segments::first_of(number)..=segments::first_of(number + 1).prev();
-        let numbers = *whole.start().max(kept.start())..=*whole.end().min(kept.end());
-        let mut present = vec![false; SEGMENT_EVENTS as usize];
-        let (mut segment, mut rows_seen) = (Segment::new(number), 0);
-        const SQL: &str = read::select_events!("seq BETWEEN ?1 AND ?2 ORDER BY seq");
-        let mut statement = connection.prepare_cached(SQL)?;
-        let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) => {
-                    tally.has_gaps = true;
-                    self.damage(error)?;
-                    return Ok(());
-                }
-            };
-            rows_seen += 1;
-            let event = match read::stored(row, unchecked_through) {
-                Ok(event) => event,
-                Err(error) => {
-                    tally.has_gaps = true;
-                    self.damage(error)?;
-                    continue;
-                }
-            };
-            if !numbers.contains(&event.seq)
-                || tally.last.is_some_and(|(seq, time)| event.seq <= seq || event.time <= time)
-            {
-                (self.found)(format!("events: {} is out of order", event.seq.id()));
-                continue;
-            }
-            present[(event.seq.0 - whole.start().0) as usize] = true;
-            segment.note(event.seq, &event.columns());
-            tally.last = Some((event.seq, event.time));
-            tally.events += 1;
-            match tally.by_type.get_mut(event.event_type) {
-                Some(of_type) => *of_type = (of_type.0 + 1, event.time),
-                None => drop(tally.by_type.insert(event.event_type.to_owned(), (1, event.time))),
-            }
-        }
-
-        if !tally.is_former {
-            let from = if began { Seq::ZERO } else { *whole.start() };
-            self.keys(connection, from..=*whole.end())?;
-            self.holes(connection, number, &numbers, &present, tally)?;
-        }
-        const HOLES: &str = "SELECT coalesce((SELECT count FROM holes WHERE segment = ?1), 0)";
-        let deleted: i64 = connection.prepare_cached(HOLES)?.query_row([number as i64], |row| row.get(0))?;
-        let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - rows_seen;
-        // What was deleted beyond the ends is counted too.
-        if missing > deleted || (numbers == whole && missing < deleted) {
-            let id = numbers.start().id();
-            (self.found)(format!(
-                "events: {missing} are missing from {id} on in their segment, {deleted} were deleted"
-            ));
-        }
-        if (number as i64) < meta::get(connection, meta::SEALED_BEFORE)? {
-            self.lists(connection, &segment, &present)?;
-        }
-        Ok(())
+/// Looks at the small tables, and at what the walk has to know.
+fn known(connection: &Connection, found: &mut dyn FnMut(String)) -> rusqlite::Result<Known> {
+    if let Err(error) = Kept::all(connection) {
+        found(name(error)?);
     }
+    let unchecked_through = match marks(connection) {
+        Ok(unchecked_through) => unchecked_through,
+        Err(error) => {
+            found(name(error)?);
+            Seq::ZERO
+        }
+    };
+    let is_former = schema::version(connection)? < schema::VERSION;
+    Ok(Known { unchecked_through, is_former, deletions: deletions(connection)? })
+}
 
-    /// The keys of some events, each against its checksum.
-    fn keys(&mut self, connection: &Connection, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare_cached(select_keys!("WHERE seq BETWEEN ?1 AND ?2"))?;
-        let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
-        loop {
-            let kept = match rows.next() {
-                Ok(Some(row)) => keys::Kept::read(row).map(drop),
-                Ok(None) => return Ok(()),
-                Err(error) => return self.damage(error),
-            };
-            kept.or_else(|error| self.damage(error))?;
-        }
+fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
+    for mark in [meta::LAST_SEQ, meta::LAST_TIME_US, meta::EPOCH, meta::INODE] {
+        meta::get(connection, mark)?;
     }
+    meta::get(connection, meta::UNCHECKED_THROUGH).map(|seq| Seq(seq as u64))
+}
 
-    /// The holes of a segment, against the numbers without an event.
-    fn holes(
-        &mut self,
-        connection: &Connection,
-        number: u64,
-        numbers: &RangeInclusive<Seq>,
-        present: &[bool],
-        tally: &Tally,
-    ) -> rusqlite::Result<()> {
-        let holes = match Holes::of(connection, number) {
-            Ok(holes) => holes.and_then(|holes| holes.offsets),
-            Err(error) => return self.damage(error),
-        };
-        let Some(holes) = holes.filter(|_| !tally.has_gaps) else { return Ok(()) };
-        let is_there = |hole: &&u16| present.get(usize::from(**hole)).is_some_and(|is_there| *is_there);
-        let wrong = holes.iter().filter(is_there).count();
-        if wrong > 0 {
-            let id = numbers.start().id();
-            (self.found)(format!("holes: {wrong} of the segment of {id} have their events"));
-        }
-        Ok(())
-    }
-
-    /// The lists of a segment, against those of its events.
-    fn lists(&mut self, connection: &Connection, segment: &Segment, present: &[bool]) -> rusqlite::Result<()> {
-        let (mut right, mut wrong) = (0, 0);
-        const SQL: &str = "SELECT kind, key, offsets, checksum FROM event_index WHERE segment = ?1";
-        let mut statement = connection.prepare_cached(SQL)?;
-        let mut rows = statement.query([segment.number() as i64])?;
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) => {
-                    self.damage(error)?;
-                    return Ok(());
-                }
-            };
-            let list =
-                Kind::of_number(row.get(0)?).ok_or_else(|| damaged("event_index: no such kind")).and_then(|kind| {
-                    let key = row.get_ref(1)?.as_bytes()?;
-                    Ok((kind, key, read::list(row, 2, segment.number(), kind, key)?))
-                });
-            match list {
-                Ok((kind, key, mut offsets)) => {
-                    // Lists keep the numbers of events that were deleted.
-                    offsets.retain(|offset| present.get(usize::from(*offset)).is_some_and(|is_there| *is_there));
-                    let events = segment.list(kind, key).unwrap_or_default();
-                    let is_right = *offsets == *events;
-                    right += usize::from(is_right && !events.is_empty());
-                    wrong += usize::from(!is_right);
-                }
-                Err(error) => self.damage(error)?,
-            }
-        }
-        let lacking = segment.lists().saturating_sub(right + wrong);
-        if wrong + lacking > 0 {
-            let number = segment.number();
-            (self.found)(format!("event_index: of segment {number} {wrong} lists are wrong and {lacking} are missing"));
-        }
-        Ok(())
-    }
-
-    /// The statistics, against all events if none was deleted since the walk began.
-    fn statistics(&mut self, connection: &Connection, tally: Option<&Tally>) -> rusqlite::Result<()> {
-        let Some(tally) = tally.filter(|tally| !tally.has_gaps) else { return Ok(()) };
-        let mut statement =
-            connection.prepare("SELECT event_type, count, last_seen FROM event_stats WHERE count > 0")?;
-        let told = statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?;
-        let told: HashMap<String, (u64, String)> = told.collect::<rusqlite::Result<_>>()?;
-        let counted = tally.by_type.iter().map(|(of, (count, last))| (of.clone(), (*count, last.to_string())));
-        if told != counted.collect() {
-            (self.found)("event_stats: the statistics are not those of the events".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Tells of damage, and gives back any other error.
-    fn damage(&mut self, error: rusqlite::Error) -> rusqlite::Result<()> {
-        if is_damage(&error) {
-            (self.found)(error.to_string());
-            Ok(())
-        } else {
-            Err(error)
-        }
-    }
+/// The name of damage. Gives back any other error.
+fn name(error: rusqlite::Error) -> rusqlite::Result<String> {
+    if is_damage(&error) { Ok(error.to_string()) } else { Err(error) }
 }
 
 /// What a deletion changes for good: where the events begin, and how many were chosen out of the middle.
@@ -351,6 +234,331 @@ fn deletions(connection: &Connection) -> rusqlite::Result<(Option<i64>, i64)> {
     const SQL: &str = "SELECT (SELECT min(seq) FROM events), (SELECT coalesce(sum(count), 0) FROM holes)";
     connection.prepare_cached(SQL)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
+
+/// How far one transaction came.
+enum Looked {
+    Some,
+    All,
+    /// Events of the segment were deleted since the look at it began: what was read before does not fit to what would
+    /// be read now.
+    Disturbed,
+}
+
+/// A look at one segment, in several transactions. Of what may change between two of them, new events are taken along,
+/// and deletions are noticed by what they leave behind: then the segment is looked at again from its beginning. It is
+/// sealed only once it is full, so whether it is matters at the end of its events alone.
+struct Look {
+    number: u64,
+    /// No event was seen before this segment.
+    is_first: bool,
+    known: Known,
+    /// Where the events of the segment began when the look began, and how many were chosen out of it.
+    deletions: Option<(Seq, i64)>,
+    is_disturbed: bool,
+    /// What was found damaged. A look that has to be repeated would tell it twice.
+    damage: Vec<String>,
+    /// With the events of this segment.
+    tally: Tally,
+    rows_seen: i64,
+    present: Vec<bool>,
+    segment: Segment,
+    /// No event came after the segment when its own had been read, and whether its lists were all stored then.
+    is_last: bool,
+    is_sealed: bool,
+    lists_right: usize,
+    lists_wrong: usize,
+    next: Next,
+}
+
+/// What comes next in a look.
+enum Next {
+    /// The events from this one on.
+    Rows(Seq),
+    /// The keys from that of this event on.
+    Keys(Seq),
+    /// The lists after this one.
+    Lists(i64, Box<[u8]>),
+}
+
+/// The time of one transaction.
+struct Slice {
+    until: Instant,
+    looked: usize,
+}
+
+impl Slice {
+    fn begin() -> Self {
+        Self { until: Instant::now() + TRANSACTION_TIME, looked: 0 }
+    }
+
+    /// Counts a row that was looked at. Returns whether it is the last in this transaction.
+    fn is_over(&mut self) -> bool {
+        self.looked += 1;
+        self.looked.is_multiple_of(EVENTS_PER_LOOK_AT_CLOCK) && self.until <= Instant::now()
+    }
+}
+
+impl Look {
+    /// At this segment, or at the first after it that has events. `tally` is of the events before it.
+    fn new(number: u64, tally: Tally, known: Known) -> Self {
+        Self {
+            number,
+            is_first: tally.last.is_none(),
+            known,
+            deletions: None,
+            is_disturbed: false,
+            damage: Vec::new(),
+            tally,
+            rows_seen: 0,
+            present: vec![false; SEGMENT_EVENTS as usize],
+            segment: Segment::new(number),
+            is_last: false,
+            is_sealed: false,
+            lists_right: 0,
+            lists_wrong: 0,
+            next: Next::Rows(Seq::ZERO),
+        }
+    }
+
+    /// Goes on in another transaction. A look that is disturbed and may not begin again still holds every row against
+    /// its checksum, and nothing against anything else.
+    fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Looked> {
+        let Some(kept) = kept(connection, Seq::MAX)? else {
+            self.is_last = true;
+            self.statistics(connection)?;
+            return Ok(Looked::All);
+        };
+        if self.deletions.is_none() {
+            self.number = segments::segment_of(*kept.start()).max(self.number);
+            self.segment = Segment::new(self.number);
+        }
+        let deletions = self.deletions(connection, &kept)?;
+        if *self.deletions.get_or_insert(deletions) != deletions {
+            if may_begin_again {
+                return Ok(Looked::Disturbed);
+            }
+            self.is_disturbed = true;
+        }
+        match std::mem::replace(&mut self.next, Next::Rows(Seq::ZERO)) {
+            Next::Rows(from) => self.rows(connection, &kept, from),
+            Next::Keys(from) => self.keys(connection, from),
+            Next::Lists(kind, key) => self.lists(connection, (kind, &*key)),
+        }
+    }
+
+    fn whole(&self) -> RangeInclusive<Seq> {
+        segments::first_of(self.number)..=segments::first_of(self.number + 1).prev()
+    }
+
+    /// Where the events of the segment begin, and how many were chosen out of it. With every event of it that is
+    /// deleted one of the two becomes larger than it ever was.
+    fn deletions(&self, connection: &Connection, kept: &RangeInclusive<Seq>) -> rusqlite::Result<(Seq, i64)> {
+        const HOLES: &str = "SELECT coalesce((SELECT count FROM holes WHERE segment = ?1), 0)";
+        let chosen = connection.prepare_cached(HOLES)?.query_row([self.number as i64], |row| row.get(0))?;
+        Ok((*self.whole().start().max(kept.start()), chosen))
+    }
+
+    /// The events of the segment from one on; behind the last, what has to fit to them in the same transaction.
+    fn rows(&mut self, connection: &Connection, kept: &RangeInclusive<Seq>, mut from: Seq) -> rusqlite::Result<Looked> {
+        let whole = self.whole();
+        let numbers = *whole.start().max(kept.start())..=*whole.end().min(kept.end());
+        self.is_last = self.number >= segments::segment_of(*kept.end());
+        let mut slice = Slice::begin();
+        const SQL: &str = read::select_events!("seq BETWEEN ?1 AND ?2 ORDER BY seq");
+        let mut statement = connection.prepare_cached(SQL)?;
+        let mut rows = statement.query([from.max(*numbers.start()).0 as i64, numbers.end().0 as i64])?;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error) => {
+                    self.tally.has_gaps = true;
+                    self.note(error)?;
+                    return Ok(Looked::All);
+                }
+            };
+            self.rows_seen += 1;
+            match read::stored(row, self.known.unchecked_through) {
+                Ok(event) => self.event(&event, &numbers),
+                Err(error) => {
+                    self.tally.has_gaps = true;
+                    self.note(error)?;
+                }
+            }
+            // A row that is out of order would lead back: no transaction ends at it.
+            let seq = Seq(row.get::<_, i64>(0)? as u64);
+            if seq >= from && numbers.contains(&seq) {
+                from = seq.next();
+                if slice.is_over() {
+                    self.next = Next::Rows(from);
+                    return Ok(Looked::Some);
+                }
+            }
+        }
+
+        if self.is_last {
+            self.statistics(connection)?;
+        }
+        if !self.known.is_former {
+            self.holes(connection, &numbers)?;
+        }
+        self.numbers(&numbers);
+        self.is_sealed = (self.number as i64) < meta::get(connection, meta::SEALED_BEFORE)?;
+        Ok(match self.known.is_former {
+            false => self.go_on_with(Next::Keys(if self.is_first { Seq::ZERO } else { *whole.start() })),
+            true => self.go_on_with_lists(),
+        })
+    }
+
+    fn go_on_with(&mut self, next: Next) -> Looked {
+        self.next = next;
+        Looked::Some
+    }
+
+    fn go_on_with_lists(&mut self) -> Looked {
+        if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Looked::All }
+    }
+
+    /// An event that is whole.
+    fn event(&mut self, event: &StoredEvent<'_>, numbers: &RangeInclusive<Seq>) {
+        let is_in_order = self.tally.last.is_none_or(|(seq, time)| event.seq > seq && event.time > time);
+        if !numbers.contains(&event.seq) || !is_in_order {
+            self.damage.push(format!("events: {} is out of order", event.seq.id()));
+            return;
+        }
+        self.present[usize::from(segments::offset_of(event.seq))] = true;
+        self.segment.note(event.seq, &event.columns());
+        self.tally.note(event);
+    }
+
+    /// The numbers without an event, against how many were deleted.
+    fn numbers(&mut self, numbers: &RangeInclusive<Seq>) {
+        let Some((_, deleted)) = self.deletions.filter(|_| !self.is_disturbed) else { return };
+        let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - self.rows_seen;
+        // What was deleted beyond the ends is counted too.
+        if missing > deleted || (*numbers == self.whole() && missing < deleted) {
+            let id = numbers.start().id();
+            self.damage
+                .push(format!("events: {missing} are missing from {id} on in their segment, {deleted} were deleted"));
+        }
+    }
+
+    /// The holes of the segment, against the numbers without an event.
+    fn holes(&mut self, connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<()> {
+        let holes = match Holes::of(connection, self.number) {
+            Ok(holes) => holes.and_then(|holes| holes.offsets),
+            Err(error) => return self.note(error),
+        };
+        let Some(holes) = holes.filter(|_| !self.tally.has_gaps && !self.is_disturbed) else { return Ok(()) };
+        let wrong = holes.iter().filter(|hole| self.is_present(**hole)).count();
+        if wrong > 0 {
+            let id = numbers.start().id();
+            self.damage.push(format!("holes: {wrong} of the segment of {id} have their events"));
+        }
+        Ok(())
+    }
+
+    fn is_present(&self, offset: u16) -> bool {
+        self.present.get(usize::from(offset)).is_some_and(|is_present| *is_present)
+    }
+
+    /// The keys of the segment from that of an event on, each against its checksum.
+    fn keys(&mut self, connection: &Connection, mut from: Seq) -> rusqlite::Result<Looked> {
+        let mut slice = Slice::begin();
+        const SQL: &str = select_keys!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
+        let mut statement = connection.prepare_cached(SQL)?;
+        let mut rows = statement.query([from.0 as i64, self.whole().end().0 as i64])?;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error) => {
+                    self.note(error)?;
+                    break;
+                }
+            };
+            keys::Kept::read(row).map(drop).or_else(|error| self.note(error))?;
+            let seq = Seq(row.get::<_, i64>(1)? as u64);
+            if seq >= from {
+                from = seq.next();
+                if slice.is_over() {
+                    return Ok(self.go_on_with(Next::Keys(from)));
+                }
+            }
+        }
+        Ok(self.go_on_with_lists())
+    }
+
+    /// The lists of the segment after one, against those of its events.
+    fn lists(&mut self, connection: &Connection, after: (i64, &[u8])) -> rusqlite::Result<Looked> {
+        let mut slice = Slice::begin();
+        const SQL: &str = "SELECT kind, key, offsets, checksum FROM event_index \
+                           WHERE segment = ?1 AND (kind, key) > (?2, ?3) ORDER BY kind, key";
+        let mut statement = connection.prepare_cached(SQL)?;
+        let mut rows = statement.query((self.number as i64, after.0, Text(Some(after.1))))?;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error) => {
+                    self.note(error)?;
+                    return Ok(Looked::All);
+                }
+            };
+            let list =
+                Kind::of_number(row.get(0)?).ok_or_else(|| damaged("event_index: no such kind")).and_then(|kind| {
+                    let key = row.get_ref(1)?.as_bytes()?;
+                    Ok((kind, key, read::list(row, 2, self.number, kind, key)?))
+                });
+            match list {
+                Ok((kind, key, mut offsets)) => {
+                    // Lists keep the numbers of events that were deleted.
+                    offsets.retain(|offset| self.is_present(*offset));
+                    let events = self.segment.list(kind, key).unwrap_or_default();
+                    let is_right = *offsets == *events;
+                    self.lists_right += usize::from(is_right && !events.is_empty());
+                    self.lists_wrong += usize::from(!is_right);
+                    if (kind as i64, key) > after && slice.is_over() {
+                        return Ok(self.go_on_with(Next::Lists(kind as i64, key.into())));
+                    }
+                }
+                Err(error) => self.note(error)?,
+            }
+        }
+        let (right, wrong) = (self.lists_right, self.lists_wrong);
+        let lacking = self.segment.lists().saturating_sub(right + wrong);
+        if wrong + lacking > 0 && !self.is_disturbed {
+            let number = self.number;
+            self.damage
+                .push(format!("event_index: of segment {number} {wrong} lists are wrong and {lacking} are missing"));
+        }
+        Ok(Looked::All)
+    }
+
+    /// The statistics, against all events if none was deleted since the walk began.
+    fn statistics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.tally.has_gaps || deletions(connection)? != self.known.deletions {
+            return Ok(());
+        }
+        let mut statement =
+            connection.prepare("SELECT event_type, count, last_seen FROM event_stats WHERE count > 0")?;
+        let told = statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?;
+        let told: HashMap<String, (u64, String)> = told.collect::<rusqlite::Result<_>>()?;
+        let counted = self.tally.by_type.iter().map(|(of, (count, last))| (of.clone(), (*count, last.to_string())));
+        if told != counted.collect() {
+            self.damage.push("event_stats: the statistics are not those of the events".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Notes damage by its name, and gives back any other error.
+    fn note(&mut self, error: rusqlite::Error) -> rusqlite::Result<()> {
+        name(error).map(|name| self.damage.push(name))
+    }
+}
+
+/// A segment is looked at so often at most while its events are being deleted.
+const LOOKS_MAX: u32 = 8;
 
 /// After each transaction the check rests this many times as long as it took: a fifth of a core is its share.
 pub(super) const REST: u32 = 4;
@@ -365,6 +573,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Durability};
     use crate::event::{Event, Field, Filter, TimestampText};
+    use crate::sim::random::Random;
     use crate::store::{Parts, Query, Receipt, Store, TypeStats, repair};
     use crate::wire::Batch;
 
@@ -382,6 +591,15 @@ mod tests {
     }
 
     fn append(store: &Store, parts: &mut Parts, numbers: std::ops::Range<u64>) {
+        hand_in(store, numbers);
+        settle(parts);
+    }
+
+    fn settle(parts: &mut Parts) {
+        while parts.write() | parts.seal() {}
+    }
+
+    fn hand_in(store: &Store, numbers: std::ops::Range<u64>) {
         let types = Config::default().event_types;
         for n in numbers {
             let (session, user) = (format!("session-{}", n % 5), format!("user-{n}"));
@@ -397,7 +615,6 @@ mod tests {
             batch.push(&event, &types);
             store.try_append(batch, Receipt::new().0).expect("room");
         }
-        while parts.write() | parts.seal() {}
     }
 
     /// A file with sealed and open segments, keys, a durable subscription, and holes.
@@ -413,6 +630,27 @@ mod tests {
             assert_eq!(chosen.poll(&mut context), Poll::Ready(Ok(3)));
         }
         (store, parts)
+    }
+
+    /// Hands a deletion to the writer.
+    fn begin<T>(deletion: impl Future<Output = T>) {
+        let mut deletion = std::pin::pin!(deletion);
+        assert!(deletion.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    /// Looks at every row of a file as its server does, and has something happen between two transactions.
+    fn looked(store: &Store, mut between: impl FnMut(u64)) -> (Option<u64>, Vec<String>) {
+        let mut found = Vec::new();
+        let mut check = Check {
+            source: &store.shared.readers,
+            found: &mut |what| found.push(what),
+            between: &mut |events| {
+                between(events);
+                ControlFlow::Continue(())
+            },
+        };
+        let events = check.rows().expect("read");
+        (events, found)
     }
 
     fn finish((store, parts): (Store, Parts)) {
@@ -469,6 +707,120 @@ mod tests {
         assert_eq!(told(&before), told(&after));
         assert_ne!(before.epoch(), after.epoch());
         assert_eq!(before.committed(), after.committed());
+    }
+
+    #[test]
+    fn no_transaction_looks_at_more_than_some_rows() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = open(&folder.path().join("a.db")).expect("a new file");
+        let events = 3 * SEGMENT_EVENTS;
+        append(&store, &mut parts, 0..events + 1);
+        let mut came_to = vec![0];
+        assert_eq!(looked(&store, |events| came_to.push(events)), (Some(events + 1), vec![]));
+        let rows = EVENTS_PER_LOOK_AT_CLOCK as u64;
+        assert!(came_to.is_sorted_by(|before, then| *then <= before + rows), "{came_to:?}");
+        // Of a segment there are the types, the sessions, the users of every other event, and the source.
+        let lists = 2 + 5 + SEGMENT_EVENTS / 2 + 1;
+        // The last transaction for events, or for lists, finds no more of them, and keys there are few.
+        let of_segment = (SEGMENT_EVENTS / rows + 1) + 1 + (lists / rows + 1);
+        // The open segment has two, for its event and for its keys, and nothing comes behind the last of all.
+        assert_eq!(came_to.len() as u64 - 1, 3 * of_segment + 1);
+    }
+
+    /// The time of the first event after a number.
+    fn time_after(store: &Store, after: Seq) -> Option<Timestamp> {
+        let mut time = None;
+        let query = Query { after, ..Query::default() };
+        let read = store.scan(&query, |event| {
+            time = Some(event.time);
+            ControlFlow::Break(())
+        });
+        read.map(|_| time).expect("read")
+    }
+
+    #[test]
+    fn what_is_stored_sealed_and_deleted_during_a_check_is_no_damage() {
+        let mut disturbed = 0;
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let folder = tempfile::tempdir().expect("a folder");
+            let (store, mut parts) = open(&folder.path().join("a.db")).expect("a new file");
+            let mut next = 5 * SEGMENT_EVENTS + random.below(SEGMENT_EVENTS);
+            hand_in(&store, 0..next);
+            // The last segments are sealed meanwhile, or not at all.
+            for _ in 0..random.below(60) {
+                parts.write();
+                parts.seal();
+            }
+            let mut came_to = 0;
+            let (_, found) = looked(&store, |events| {
+                disturbed += u64::from(events < came_to);
+                came_to = events;
+                for _ in 0..random.below(3) {
+                    match random.below(20) {
+                        0..=3 => {
+                            let first = next;
+                            next += random.below(5);
+                            hand_in(&store, first..next);
+                        }
+                        4 | 5 => {
+                            let near = random.below(next);
+                            begin(store.delete_these(random.some(&[1, 2, 3, 9, 10].map(|n| Seq(near + n)), 2)));
+                        }
+                        6 => {
+                            if let Some(time) = time_after(&store, Seq(random.below(events + 2))) {
+                                begin(store.delete(Some(time), Filter::default()));
+                            }
+                        }
+                        7 | 8 => _ = parts.seal(),
+                        _ => _ = parts.write(),
+                    }
+                }
+            });
+            assert_eq!(found, Vec::<String>::new(), "seed {seed}");
+            settle(&mut parts);
+            let (events, found) = looked(&store, |_| {});
+            assert_eq!((events, found), (Some(store.count(&Query::default()).expect("read")), vec![]), "seed {seed}");
+        }
+        assert!(disturbed > 0, "no segment was looked at again");
+    }
+
+    #[test]
+    fn damage_is_told_once_however_often_a_look_at_its_segment_is_disturbed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.db");
+        let (store, mut parts) = open(&path).expect("a new file");
+        append(&store, &mut parts, 0..2 * SEGMENT_EVENTS);
+        let damage = "UPDATE events SET checksum = checksum + 1 WHERE seq = 3;
+            DELETE FROM events WHERE seq = 5;
+            DELETE FROM event_index WHERE segment = 0 AND kind = 1 AND key = 'session-1'";
+        schema::open_writer(&path).and_then(|file| file.execute_batch(damage)).expect("written");
+        let (mut found_after, mut doomed) = (Vec::new(), Seq(SEGMENT_EVENTS));
+        for last_disturbance in [0, 3, u64::MAX] {
+            let mut transactions = 0_u64;
+            let (_, mut found) = looked(&store, |_| {
+                transactions += 1;
+                // One in each look: the second transaction of a look finds that it is disturbed.
+                if transactions <= last_disturbance && !transactions.is_multiple_of(2) {
+                    doomed = doomed.prev();
+                    begin(store.delete_these(vec![doomed]));
+                    settle(&mut parts);
+                }
+            });
+            assert_eq!(found.remove(0), "events: evt_000000000003 is damaged");
+            found_after.push(found);
+        }
+        let unfit = |missing: u64, deleted: u64| {
+            let id = Seq(1).id();
+            [
+                format!("events: {missing} are missing from {id} on in their segment, {deleted} were deleted"),
+                "event_index: of segment 0 0 lists are wrong and 1 are missing".to_owned(),
+            ]
+        };
+        assert_eq!(found_after[0], unfit(1, 0));
+        assert_eq!(found_after[1], unfit(3, 2));
+        // Every look was disturbed: the rows were held against their checksums, and that was all.
+        assert_eq!(found_after[2], [""; 0]);
     }
 
     /// Writes a damaged copy, as if nothing had ever been beside it.

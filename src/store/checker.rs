@@ -1,7 +1,7 @@
 //! The check of the file behind a serving server.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ impl Checker {
                 (integrity.progress, integrity.events) = (Progress::Done, events);
             }
             Ok(None) => {}
-            Err(error) if is_damage(&error) => integrity.lock().note(error.to_string()),
+            Err(error) if is_damage(&error) => integrity.lock().note_error(&error),
             Err(error) => tracing::warn!(%error, "check the database"),
         }
     }
@@ -39,15 +39,13 @@ impl Checker {
         let Checker { path, shared } = self;
         let found = |what| shared.integrity.lock().note(what);
         let is_stopped = |rest| stopped.recv_timeout(rest) != Err(RecvTimeoutError::Timeout);
-        let mut pages_connection = schema::open_reader(&path)?;
-        give_way(&mut pages_connection, &shared, stopped.clone())?;
-        let pages = || check::pages(&pages_connection, Pages::Quick, found);
+        let connection = pages_connection(&path, &shared, stopped.clone())?;
+        let pages = || pages(&connection, &shared, found);
         let mut is_done = pages()?;
 
-        let connection = schema::open_reader(&path)?;
         let mut began = Instant::now();
         let mut check = Check {
-            connection: &connection,
+            source: &shared.readers,
             found: &mut { found },
             between: &mut |events| {
                 shared.integrity.lock().events = events;
@@ -64,15 +62,68 @@ impl Checker {
     }
 }
 
-/// Has a reading of all pages end when the server does, or when the log it keeps from starting over gets
-/// longer than it may stay.
-fn give_way(connection: &mut Connection, shared: &Arc<Shared>, stopped: Receiver<()>) -> rusqlite::Result<()> {
-    /// Steps of SQLite, some of which take a page: it looks about every millisecond.
-    const STEPS: i32 = 1_000;
+/// A connection to read all pages with, which is one transaction however many there are: its statements end when the
+/// server does, or when a checkpoint needs the log to itself.
+fn pages_connection(path: &Path, shared: &Arc<Shared>, stopped: Receiver<()>) -> rusqlite::Result<Connection> {
+    /// Steps of SQLite, some of which take a page: even where the disk takes its time for each it looks every few
+    /// milliseconds, and a look costs some 30 ns.
+    const STEPS: i32 = 100;
+    let mut connection = schema::open_reader(path)?;
     let shared = shared.clone();
-    let must_end = move || {
-        let is_stopped = stopped.try_recv() == Err(TryRecvError::Disconnected);
-        is_stopped || shared.log.bytes() > schema::WAL_BYTES_KEPT as u64
-    };
-    connection.progress_handler(STEPS, Some(must_end))
+    let must_end = move || stopped.try_recv() == Err(TryRecvError::Disconnected) || shared.readers.is_closing();
+    connection.progress_handler(STEPS, Some(must_end))?;
+    Ok(connection)
+}
+
+/// Holds the pages against each other, as one of the readers. Returns whether it came to the end.
+fn pages(connection: &Connection, shared: &Shared, found: impl FnMut(String)) -> rusqlite::Result<bool> {
+    let _inside = shared.readers.enter();
+    check::pages(connection, Pages::Quick, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::config::{Config, Durability};
+    use crate::store::Store;
+
+    #[test]
+    fn a_reading_of_all_pages_is_one_that_a_checkpoint_waits_for_and_ends_when_it_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database_path = folder.path().join("a.db");
+        let config =
+            Config { database_path, durability: Durability::Off, free_space_min_bytes: 0, ..Config::default() };
+        let (store, _parts) = Store::open_parts(&config).expect("a new file");
+        // Enough that SQLite takes some thousand steps.
+        const ROWS: &str = "INSERT INTO events (time_us, event_type, source, payload) \
+                            WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1000) \
+                            SELECT n, 'timer_tick', 's', '{}' FROM numbers";
+        let written = schema::open_writer(&config.database_path).and_then(|file| file.execute(ROWS, []));
+        assert_eq!(written, Ok(1_000));
+        let shared = &store.shared;
+        let (running, stopped) = crossbeam_channel::bounded(0);
+        let connection = pages_connection(&config.database_path, shared, stopped).expect("whole");
+        let all = || check::pages(&connection, Pages::Quick, |damage| panic!("{damage}"));
+        assert_eq!(all(), Ok(true));
+        let closed = shared.readers.keep_out();
+        assert!(closed.is_some());
+        assert_eq!(all(), Ok(false));
+        drop(closed);
+        assert_eq!(all(), Ok(true));
+        drop(running);
+        assert_eq!(all(), Ok(false), "the server ends");
+
+        let mut looking = schema::open_reader(&config.database_path).expect("whole");
+        let (readers, is_waited_for) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+        let noted = is_waited_for.clone();
+        let note = move || {
+            noted.store(readers.readers.keep_out().is_none(), Ordering::Relaxed);
+            true
+        };
+        looking.progress_handler(1, Some(note)).expect("set");
+        assert_eq!(pages(&looking, shared, |damage| panic!("{damage}")), Ok(false));
+        assert!(is_waited_for.load(Ordering::Relaxed));
+    }
 }

@@ -49,6 +49,13 @@ pub enum Progress {
 const NAMED_MAX: usize = 20;
 
 impl Integrity {
+    /// Takes note of an error, if it is damage.
+    pub(super) fn note_error(&mut self, error: &rusqlite::Error) {
+        if is_damage(error) {
+            self.note(error.to_string());
+        }
+    }
+
     /// Takes note of damage, and tells the operator the first time.
     pub(super) fn note(&mut self, what: String) {
         if self.damage.len() < NAMED_MAX && !self.damage.contains(&what) {

@@ -99,7 +99,7 @@ struct Shared {
 impl Shared {
     /// Takes note of damage that was met.
     fn note_damage(&self, error: &rusqlite::Error) {
-        self.integrity.lock().note(error.to_string());
+        self.integrity.lock().note_error(error);
     }
 
     /// Takes note of why what is to be deleted could not be found.

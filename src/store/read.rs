@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -113,10 +113,10 @@ const EVENTS_PER_READ: usize = if cfg!(test) { 40 } else { 1 << 16 };
 /// Time after which a transaction ends at its next look at the clock; with its last step it takes 20 ms at most. While
 /// it is open the write-ahead log cannot start over, and a checkpoint that keeps reads out waits for it. In tests
 /// each look at the clock ends one, whatever the machine, so that reads go on from one transaction to the next.
-const TRANSACTION_TIME: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(15) };
+pub(super) const TRANSACTION_TIME: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(15) };
 
 /// Events between two looks at the clock, which costs as much as a twentieth of an event.
-const EVENTS_PER_LOOK_AT_CLOCK: usize = 16;
+pub(super) const EVENTS_PER_LOOK_AT_CLOCK: usize = 16;
 
 /// Segments whose lists are counted in one transaction: some 20 ms at 150 µs for dense lists.
 const SEGMENTS_PER_COUNT: u64 = if cfg!(test) { 1 } else { 128 };
@@ -157,19 +157,29 @@ impl Readers {
         self.gate.try_write_for(READS_END_WITHIN)
     }
 
+    /// Goes in at the gate, until the guard is dropped. `None` if it stayed closed for too long: then a read goes on
+    /// beside the checkpoint. Never call it within a read.
+    pub(super) fn enter(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.gate.try_read_for(GATE_PATIENCE)
+    }
+
+    /// Whether a checkpoint keeps new reads out, or waits for those under way to end.
+    pub(super) fn is_closing(&self) -> bool {
+        // The lock lets no reader in while a writer waits for it.
+        self.gate.try_read().is_none()
+    }
+
     /// One transaction, which must be short. Never call it within another.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        let _inside = self.gate.try_read_for(GATE_PATIENCE);
+        let _inside = self.enter();
         let idle = self.idle.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
             None => schema::open_reader(&self.path)?,
         };
         let result = connection.unchecked_transaction().and_then(|transaction| read(&transaction));
-        if let Err(error) = &result
-            && is_damage(error)
-        {
-            self.integrity.lock().note(error.to_string());
+        if let Err(error) = &result {
+            self.integrity.lock().note_error(error);
         }
         let mut idle = self.idle.lock();
         // A connection that failed may be broken; the next read gets a new one.
@@ -1129,6 +1139,21 @@ mod tests {
             let expected: Vec<_> = (end - 4..=end).map(Seq).filter(|seq| (seq.0 - 1) % 5 < 3).collect();
             assert_eq!(found(end), expected);
         }
+    }
+
+    #[test]
+    fn a_reading_under_way_sees_that_a_checkpoint_waits_for_it() {
+        let readers = Readers::new(PathBuf::new(), Arc::default());
+        let inside = readers.enter();
+        assert!(inside.is_some() && !readers.is_closing());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(readers.gate.write()));
+            while !readers.is_closing() {
+                std::thread::yield_now();
+            }
+            drop(inside);
+        });
+        assert!(!readers.is_closing());
     }
 
     #[test]
