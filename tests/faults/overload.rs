@@ -215,15 +215,46 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
     assert!(more <= bound, "{more} bytes more, {bound} are allowed");
 }
 
+/// Stores 500 large events, 2 MiB together, so often; returns each status and how long the write-ahead log was then.
+fn store_large(server: &Server, times: usize) -> Vec<(u16, u64)> {
+    let lines = vec![tokened("token"); 500].join("\n");
+    let answers = (0..times).map(|_| {
+        let stored = server.call("POST", "/events", &[NDJSON], lines.as_bytes());
+        (stored.status, std::fs::metadata(server.db_path().with_extension("db-wal")).unwrap().len())
+    });
+    answers.collect()
+}
+
+/// All were stored, and the log stayed as short as it is said to.
+#[track_caller]
+fn assert_log_was_short(answers: &[(u16, u64)]) {
+    const LOG_BYTES_MAX: u64 = 32 * MIB;
+    assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
+    let longest = answers.iter().map(|(_, bytes)| *bytes).max().unwrap();
+    println!("the log came to {} MiB", longest / MIB);
+    assert!(longest < LOG_BYTES_MAX, "{longest} bytes");
+}
+
+#[test]
+fn the_check_of_a_large_file_leaves_the_write_ahead_log_short() {
+    let mut server = Server::with(&[("CHECK_AT_START", "false")]);
+    // Most of a segment, with events as large as they usually are not.
+    assert_log_was_short(&store_large(&server, 100));
+    server.stop();
+    server.set("CHECK_AT_START", Some("true"));
+    server.restart();
+    // Twice as much as the log may take.
+    assert_log_was_short(&store_large(&server, 35));
+}
+
 #[test]
 fn readers_that_never_pause_leave_the_write_ahead_log_short() {
     const READERS: usize = 10;
-    const LOG_BYTES_MAX: u64 = 32 * MIB;
     let server = Server::start();
     // Something to look through, so that one of them reads at any time.
     server.publish_lines(&ticks("before", 20_000));
     let is_over = AtomicBool::new(false);
-    let longest = thread::scope(|scope| {
+    let answers = thread::scope(|scope| {
         for _ in 0..READERS {
             scope.spawn(|| {
                 let mut wire = Wire::connect(server.addr);
@@ -235,18 +266,11 @@ fn readers_that_never_pause_leave_the_write_ahead_log_short() {
             });
         }
         // Twice as much as the log may take.
-        let lines = vec![tokened("token"); 500].join("\n");
-        let answers = (0..35).map(|_| {
-            let stored = server.call("POST", "/events", &[NDJSON], lines.as_bytes());
-            (stored.status, std::fs::metadata(server.db_path().with_extension("db-wal")).unwrap().len())
-        });
-        let answers: Vec<_> = answers.collect();
+        let answers = store_large(&server, 35);
         is_over.store(true, Ordering::Relaxed);
-        assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
-        answers.iter().map(|(_, bytes)| *bytes).max().unwrap()
+        answers
     });
-    println!("the log came to {} MiB", longest / MIB);
-    assert!(longest < LOG_BYTES_MAX, "{longest} bytes");
+    assert_log_was_short(&answers);
 }
 
 /// Lets this process open as many files as it may; returns how many that are.
