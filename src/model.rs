@@ -13,7 +13,9 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use serde_json::Map;
 use shuttle::future::block_on;
 use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, Scheduler};
 use shuttle::thread;
@@ -27,9 +29,11 @@ use crate::feed::{Chunk, Feed, Step};
 use crate::hub::{FanOut, Hub};
 use crate::outbox::{Outbox, Taken};
 use crate::store::{Kept, Parts, Receipt, Store};
+use crate::subscriptions::Subscriptions;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::wire::Batch;
 use crate::wire::batch::Commit;
+use crate::wire::subscription::{Durable, Filters};
 
 /// Room on the stack of a thread that works with SQLite.
 const STACK_BYTES: usize = 1 << 20;
@@ -408,6 +412,55 @@ fn the_last_state_of_a_subscription_is_kept() {
         confirming.join().expect("it ends");
         waiting.join().expect("it ends");
         assert_eq!(store.kept_subscriptions().expect("readable"), [kept("marks", 4)]);
+        drop(parts);
+    });
+}
+
+/// A connection that opens a name which is new to it with its own start, and a known one with the start that is kept.
+fn open_name(subscriptions: &Subscriptions, own_start: Seq) {
+    let durable = Durable { name: "board".to_owned(), is_group: false, ack_wait: Duration::ZERO };
+    let filters = Filters::parse(&Map::new()).expect("no filters");
+    loop {
+        let known = subscriptions.find(&durable);
+        let start = known.as_ref().map_or(own_start, |known| known.position());
+        let opened = block_on(subscriptions.open(&durable, &filters, start, known.as_ref()));
+        if let Some(opened) = opened.expect("there is room") {
+            assert_eq!(opened.position(), start, "it is served from elsewhere than is kept");
+            return;
+        }
+    }
+}
+
+/// Two connections open a new name, and one of them again, while it is deleted.
+#[test]
+fn a_name_begins_where_it_is_kept_and_is_known_only_if_it_is_stored() {
+    in_many_orders(400, || {
+        let (_folder, _, store, parts) = open(10);
+        let hub = Hub::new(store.audience(), 1 << 20);
+        let (subscriptions, _groups) = Subscriptions::load(&store, &hub, 10, 1 << 20).expect("an empty table");
+        let (subscriptions, through) = (Arc::new(subscriptions), Arc::new(AtomicUsize::new(0)));
+        let opening = [(Seq(1), 2), (Seq(2), 1)].map(|(own_start, times)| {
+            let (subscriptions, through) = (subscriptions.clone(), through.clone());
+            thread::spawn(move || {
+                (0..times).for_each(|_| open_name(&subscriptions, own_start));
+                through.fetch_add(1, Ordering::SeqCst);
+            })
+        });
+        let deleting = thread::spawn({
+            let (subscriptions, through) = (subscriptions.clone(), through.clone());
+            move || {
+                while !block_on(subscriptions.delete("board")).expect("it is gone") {
+                    thread::yield_now();
+                }
+                through.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let parts = write_until_through(parts, &through, 3);
+        opening.into_iter().for_each(|opening| opening.join().expect("it ends"));
+        deleting.join().expect("it ends");
+        let known: Vec<_> = subscriptions.list().into_iter().map(|known| (known.name, known.position)).collect();
+        let stored = store.kept_subscriptions().expect("readable").into_iter();
+        assert_eq!(known, stored.map(|kept| (kept.name.to_string(), kept.position)).collect::<Vec<_>>());
         drop(parts);
     });
 }

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
@@ -17,6 +16,7 @@ use crate::feed::Feed;
 use crate::group::{Dispatcher, Group, Member, Progress};
 use crate::hub::Hub;
 use crate::store::{Kept, Store};
+use crate::sync::Mutex;
 use crate::wire::Failure;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Durable, Filters, Subscribe};

@@ -1,10 +1,12 @@
 //! Subscribers that are too slow for the live stream: what `on_lag` promises, counted event by event.
 
 use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::subscribe::while_publishing;
 use crate::support::*;
 
 /// What may wait for one subscriber in these tests.
@@ -115,6 +117,143 @@ fn who_starts_in_the_past_is_told_where_live_begins() {
             assert_eq!(sequence(&subscriber.json()["id"]), n, "{first}");
         }
         assert_eq!(subscriber.json(), json!({"type": "caught_up"}), "{first}");
+    }
+}
+
+/// Reads the events after `last` and the mark behind which they are live, up to the event `through`. Returns the event
+/// before the mark.
+fn read_to_live(subscriber: &mut Socket, mut last: u64, through: u64) -> u64 {
+    let mut before_live = None;
+    while last < through || before_live.is_none() {
+        let message = subscriber.json();
+        match message["type"].is_null() {
+            true => {
+                last += 1;
+                assert_eq!(sequence(&message["id"]), last);
+            }
+            false => {
+                assert_eq!(message, json!({"type": "caught_up"}), "after {last}");
+                assert_eq!(before_live.replace(last), None, "told twice");
+            }
+        }
+    }
+    before_live.unwrap()
+}
+
+#[test]
+fn caught_up_comes_after_all_that_was_stored_when_the_subscription_was_answered_whatever_comes_meanwhile() {
+    let server = patient(BOUND);
+    flood(&server);
+    let starts = [json!({"after": id_of(0)}), json!({"last": FLOOD}), json!({"since": "2020-01-01T00:00:00Z"})];
+    let mut subscribers = starts.map(|mut first| {
+        first["signals"] = true.into();
+        narrow(&server, &first)
+    });
+    // Nobody reads yet, so that each has far more of its history before it than storage is read ahead.
+    publish(&server, FLOOD, FLOOD + 500);
+    for subscriber in &mut subscribers {
+        let before_live = read_to_live(subscriber, 0, FLOOD + 500);
+        assert!(before_live >= FLOOD, "{before_live} of the {FLOOD} events that were stored came before");
+    }
+    publish(&server, FLOOD + 500, FLOOD + 501);
+    for subscriber in &mut subscribers {
+        assert_eq!(sequence(&subscriber.json()["id"]), FLOOD + 501, "live");
+    }
+}
+
+#[test]
+fn caught_up_comes_once_among_events_that_arrive_in_a_steady_stream() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 300));
+    while_publishing(
+        &server,
+        |n| tick("s", n),
+        || {
+            in_parallel(4, |_| {
+                for _ in 0..20 {
+                    let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
+                    let answer = subscriber.ask(&json!({"last": 200, "signals": true}).to_string());
+                    let answered = sequence(&answer["last_event_id"]);
+                    let before_live = read_to_live(&mut subscriber, answered - 200, answered + 100);
+                    assert!(before_live >= answered, "{before_live} of {answered} came before");
+                }
+            });
+        },
+    );
+}
+
+/// Bytes that a client has sent and the server has not read, wherever they wait.
+fn unread_bytes(client: &TcpStream) -> u64 {
+    let spelled = |addr: SocketAddr| match addr.ip() {
+        IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), addr.port()),
+        IpAddr::V6(_) => unreachable!("these tests listen on 127.0.0.1"),
+    };
+    let (here, there) = (spelled(client.local_addr().unwrap()), spelled(client.peer_addr().unwrap()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let waiting = |of: &str, with: &str, queue: usize| {
+        let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row[1] == of && row[2] == with).expect("a connection");
+        u64::from_str_radix(row[4].split(':').nth(queue).unwrap(), 16).unwrap()
+    };
+    waiting(&here, &there, 0) + waiting(&there, &here, 1)
+}
+
+/// Stops what is written to a subscriber before its first event: it has asked for more pongs than its socket takes, and
+/// for fewer than may wait for it in the server, which has to have one network thread.
+fn choke(server: &Server, first: &Value) -> (Socket, Value) {
+    let stream = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // Small segments keep the server's own buffer of the socket small, too: some 150 KB are taken.
+    stream.set_tcp_mss(536).unwrap();
+    stream.set_recv_buffer_size(4 << 10).unwrap();
+    stream.connect(&server.addr.into()).unwrap();
+    let mut subscriber = Socket::over(Wire::over(stream.into()), "/ws/subscribe", &[]).ok().expect("a handshake");
+    let answer = subscriber.ask(&first.to_string());
+    assert_eq!(subscriber.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "it is live before it is asked anything");
+    subscriber.send_raw(frame(0x80 | PING, &[0; 125]).repeat(3_000));
+    await_true("the pings to be read", || unread_bytes(subscriber.stream()) == 0);
+    assert_eq!(server.get("/health").status, 200, "the same thread has done with them");
+    (subscriber, answer)
+}
+
+#[test]
+fn who_falls_behind_before_its_first_event_is_told_where_it_began() {
+    for stored in [0, 7] {
+        let server = Server::with(&[
+            ("MAX_SUBSCRIBER_BYTES", BOUND),
+            ("NETWORK_THREADS", "1"),
+            ("WRITE_TIMEOUT_SECONDS", "600"),
+            ("KEEPALIVE_SECONDS", "600"),
+        ]);
+        if stored > 0 {
+            publish(&server, 0, stored);
+        }
+        let firsts: [(Value, Passes); 2] = [
+            (json!({"signals": true}), |_| true),
+            (json!({"signals": true, "payload": {"third": true}}), |n| n.is_multiple_of(3)),
+        ];
+        let subscribers = firsts.map(|(first, passes)| (choke(&server, &first), passes));
+        publish(&server, stored, 500);
+        publish(&server, 500, 1_000);
+        for ((mut subscriber, answer), passes) in subscribers {
+            assert_eq!(answer["last_event_id"], json!((stored > 0).then(|| id_of(stored))));
+            socket2::SockRef::from(subscriber.stream()).set_recv_buffer_size(1 << 20).unwrap();
+            let told = loop {
+                match subscriber.hear() {
+                    Said::Pong(_) => {}
+                    said => break said,
+                }
+            };
+            let Said::Text(told) = told else { panic!("{told:?}") };
+            let told: Value = serde_json::from_str(&told).unwrap();
+            let after = sequence(&told["after"]);
+            assert_eq!(told, json!({"type": "fell_behind", "after": id_of(after)}));
+            let first = (stored + 1..=1_000).find(|n| passes(*n)).unwrap();
+            assert!((stored..first).contains(&after), "{after} is not from {stored} on and before {first}");
+            for n in (first..=1_000).filter(|n| passes(*n)) {
+                assert_eq!(sequence(&subscriber.json()["id"]), n, "the first is {first}");
+            }
+            assert_eq!(subscriber.json(), json!({"type": "caught_up"}));
+        }
     }
 }
 

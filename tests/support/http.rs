@@ -22,7 +22,11 @@ pub struct Wire {
 
 impl Wire {
     pub fn connect(addr: SocketAddr) -> Wire {
-        let stream = TcpStream::connect_timeout(&addr, DEADLINE).unwrap();
+        Wire::over(TcpStream::connect_timeout(&addr, DEADLINE).unwrap())
+    }
+
+    /// Over a connection that was made by the test.
+    pub fn over(stream: TcpStream) -> Wire {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();

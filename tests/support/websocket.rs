@@ -39,6 +39,11 @@ impl Socket {
 
     /// Asks for an upgrade, with the key and the answer that RFC 6455 gives as its example.
     pub fn handshake(addr: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Socket, Response> {
+        Socket::over(Wire::connect(addr), target, headers)
+    }
+
+    /// Asks the same over a connection that is there.
+    pub fn over(mut wire: Wire, target: &str, headers: &[(&str, &str)]) -> Result<Socket, Response> {
         let mut all = vec![
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),
@@ -46,7 +51,6 @@ impl Socket {
             ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ];
         all.extend_from_slice(headers);
-        let mut wire = Wire::connect(addr);
         wire.send(request("GET", target, &all, b""));
         let response = wire.response().expect("an answer to the handshake");
         if response.status != 101 {
