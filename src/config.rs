@@ -114,6 +114,15 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+#[cfg(test)]
+impl Config {
+    /// For a store in a test: nothing is synced, and no disk is too full.
+    pub fn of_test(database_path: impl Into<PathBuf>) -> Self {
+        let durability = Durability::Off;
+        Self { database_path: database_path.into(), durability, free_space_min_bytes: 0, ..Self::default() }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -571,19 +571,14 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::config::{Config, Durability};
+    use crate::config::Config;
     use crate::event::{Event, Field, Filter, TimestampText};
     use crate::sim::random::Random;
     use crate::store::{Parts, Query, Receipt, Store, TypeStats, repair};
     use crate::wire::Batch;
 
     fn config(path: &Path) -> Config {
-        Config {
-            database_path: path.to_owned(),
-            durability: Durability::Off,
-            free_space_min_bytes: 0,
-            ..Config::default()
-        }
+        Config::of_test(path)
     }
 
     fn open(path: &Path) -> Result<(Store, Parts), crate::store::OpenError> {

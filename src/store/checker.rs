@@ -86,15 +86,14 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::config::{Config, Durability};
+    use crate::config::Config;
     use crate::store::Store;
 
     #[test]
     fn a_reading_of_all_pages_is_one_that_a_checkpoint_waits_for_and_ends_when_it_does() {
         let folder = tempfile::tempdir().expect("a folder");
         let database_path = folder.path().join("a.db");
-        let config =
-            Config { database_path, durability: Durability::Off, free_space_min_bytes: 0, ..Config::default() };
+        let config = Config::of_test(database_path);
         let (store, _parts) = Store::open_parts(&config).expect("a new file");
         // Enough that SQLite takes some thousand steps.
         const ROWS: &str = "INSERT INTO events (time_us, event_type, source, payload) \

@@ -142,7 +142,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::config::{Config, Durability};
+    use crate::config::Config;
     use crate::event::{Event, Filter};
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Query, Receipt, Store, schema};
@@ -178,12 +178,7 @@ mod tests {
     fn the_key_of_a_list_goes_with_its_last_event_when_the_others_went_by_their_age() {
         for is_sealed in [true, false] {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config {
-                database_path: folder.path().join("events.db"),
-                durability: Durability::Off,
-                free_space_min_bytes: 0,
-                ..Config::default()
-            };
+            let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
             let seal = |parts: &mut Parts| {
                 append(&store, &config, SEGMENT_EVENTS + 1..=SEGMENT_EVENTS + 1);
@@ -220,12 +215,7 @@ mod tests {
         let orders = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
         for (damaged, order) in (1..=3).flat_map(|damaged| orders.map(|order| (damaged, order))) {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config {
-                database_path: folder.path().join("events.db"),
-                durability: Durability::Off,
-                free_space_min_bytes: 0,
-                ..Config::default()
-            };
+            let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
             let event_type = config.event_types.get("timer_tick").expect("built in");
             let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);

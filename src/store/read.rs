@@ -1047,19 +1047,14 @@ fn seq_of(transaction: &Transaction<'_>, id: &str, shared: &Arc<Shared>) -> rusq
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Durability};
+    use crate::config::Config;
     use crate::event::Event;
     use crate::store::{Parts, Receipt, Store};
     use crate::wire::Batch;
 
     /// A record of three segments of ticks in five sessions, none of which is in the table yet.
     fn three_segments(folder: &tempfile::TempDir) -> (Store, Parts) {
-        let config = Config {
-            database_path: folder.path().join("events.db"),
-            durability: Durability::Off,
-            free_space_min_bytes: 0,
-            ..Config::default()
-        };
+        let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");
         let event_type = config.event_types.get("timer_tick").expect("built in");
         let mut batch = Batch::default();

@@ -108,20 +108,14 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::config::{Config, Durability};
+    use crate::config::Config;
     use crate::event::Event;
     use crate::store::{Query, Receipt};
     use crate::wire::Batch;
 
     /// A store with more events than are looked at in one transaction.
     fn store(folder: &std::path::Path, read_timeout: Duration) -> Store {
-        let config = Config {
-            database_path: folder.join("events.db"),
-            durability: Durability::Off,
-            free_space_min_bytes: 0,
-            read_timeout,
-            ..Config::default()
-        };
+        let config = Config { read_timeout, ..Config::of_test(folder.join("events.db")) };
         let (store, mut parts) = Store::open_parts(&config).expect("open");
         let event_type = config.event_types.get("timer_tick").expect("built in");
         let mut batch = Batch::default();

@@ -424,12 +424,7 @@ mod tests {
         ];
         for (damage, expected) in cases {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config {
-                database_path: folder.path().join("events.db"),
-                durability: Durability::Off,
-                free_space_min_bytes: 0,
-                ..Config::default()
-            };
+            let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
             let event_type = config.event_types.get("timer_tick").expect("built in");
             let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);

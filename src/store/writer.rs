@@ -1079,12 +1079,7 @@ mod tests {
     use crate::store::{Parts, Store};
 
     fn open(folder: &tempfile::TempDir) -> (Store, Parts, Config) {
-        let config = Config {
-            database_path: folder.path().join("events.db"),
-            durability: Durability::Off,
-            free_space_min_bytes: 0,
-            ..Config::default()
-        };
+        let config = Config::of_test(folder.path().join("events.db"));
         let (store, parts) = Store::open_parts(&config).expect("open");
         (store, parts, config)
     }
