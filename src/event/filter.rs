@@ -138,7 +138,7 @@ impl Filter {
         match asked.get("exclude") {
             None | Some(Value::Null) => {}
             Some(Value::Object(exclude)) => {
-                // Whoever excludes something does not want to see it because of a misspelled key.
+                // With a misspelled key left out, the client would get what it wants to exclude.
                 only_known(exclude, |key| key == "payload" || is_field(key), "Filter 'exclude'")?;
                 rest.unwanted = values_of(exclude)?;
                 rest.unwanted_payload = payload_keys(exclude)?;

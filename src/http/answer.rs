@@ -16,7 +16,7 @@ use crate::wire::Refusal;
 pub(super) enum Body {
     /// There already, as almost always: nothing is allocated for it.
     Whole(Full<Bytes>),
-    /// They come by and by; from where, whoever made it knows.
+    /// Produced piece by piece, by an export, a live stream or a large page.
     Streamed(UnsyncBoxBody<Bytes, BrokenOff>),
 }
 
@@ -66,7 +66,7 @@ pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: impl I
     response
 }
 
-/// An answer whose body comes by and by.
+/// An answer whose body is produced piece by piece.
 pub(super) fn streamed(
     content_type: HeaderValue,
     body: impl hyper::body::Body<Data = Bytes, Error = BrokenOff> + Send + 'static,

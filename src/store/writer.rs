@@ -1003,7 +1003,7 @@ fn has_keys(append: &Append) -> bool {
 struct LeftOut {
     /// All messages with keys: their producers are told of the damage.
     keys: bool,
-    /// The deletion under way: whoever asked for it is told.
+    /// The deletion under way: its client is told of the damage.
     deletion: bool,
     /// Where the holes of segments are. The next start finds them again.
     holes: bool,
