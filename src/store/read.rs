@@ -1091,6 +1091,25 @@ mod tests {
     }
 
     #[test]
+    fn the_last_events_are_counted_back_from_a_moment_that_has_passed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        let session = Filter::default().with(Field::Session, ["3"]);
+        let before = |filter: &Filter, count, through| store.before_last(filter, count, Seq(through)).expect("read").0;
+        for _ in 0..2 {
+            for through in [7, SEGMENT_EVENTS, 2 * SEGMENT_EVENTS + 3] {
+                assert!(Seq(through) < store.committed());
+                for count in [0, 1, 6] {
+                    assert_eq!(before(&Filter::default(), count, through), through - count as u64);
+                }
+            }
+            // Event 4 is the session's first, 9 its second.
+            assert_eq!([3, 4, 8, 9].map(|through| before(&session, 1, through)), [3, 3, 3, 8]);
+            while parts.seal() | parts.write() {}
+        }
+    }
+
+    #[test]
     fn a_snapshot_of_too_many_values_keeps_those_seen_last_in_a_sealed_segment() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);

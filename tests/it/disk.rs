@@ -9,6 +9,7 @@ use std::thread;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
+use crate::subscribe::while_publishing;
 use crate::support::*;
 
 fn reader(server: &Server) -> Connection {
@@ -278,6 +279,26 @@ fn the_traces_of_a_deletion_leave_the_log_once_no_other_program_reads_it() {
     assert_eq!(traces(&server, &users), users, "it may read on");
     other.execute_batch("COMMIT").unwrap();
     await_true("the log to be truncated", || traces(&server, &users).is_empty());
+}
+
+/// An idle log is truncated anyway: here others publish all the time.
+#[test]
+fn the_traces_of_a_deletion_have_left_the_log_when_it_is_answered() {
+    let server = Server::start();
+    let users: Vec<_> = (0..10).map(|n| format!("learner-{n}-who-leaves")).collect();
+    while_publishing(
+        &server,
+        |n| tick("s", n),
+        || {
+            for user in &users {
+                let event = json!({"event_type": "quiz_started", "source": "it", "user_id": user}).to_string();
+                server.publish(&event);
+                assert_eq!(traces(&server, &users), [user]);
+                assert_eq!(delete_user(&server, user), json!({"deleted": 1}));
+                assert_eq!(traces(&server, &users), [""; 0]);
+            }
+        },
+    );
 }
 
 #[test]
