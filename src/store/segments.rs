@@ -88,7 +88,10 @@ impl Segment {
             match lists.get_mut(key) {
                 Some(list) => list.push(offset),
                 None => {
-                    lists.insert(key.into(), vec![offset]);
+                    // An allocator gives out no less than the 8 bytes of four.
+                    let mut list = Vec::with_capacity(4);
+                    list.push(offset);
+                    lists.insert(key.into(), list);
                 }
             }
         }
