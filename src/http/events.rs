@@ -336,7 +336,7 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
 pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
     let refused = |why: String| Err(Refusal::BadRequest(why));
     let parameters = Parameters::of(uri);
-    for (n, (name, value)) in parameters.iter().enumerate() {
+    for (name, value) in parameters.iter() {
         if name != "before" && !is_of_filter(name) {
             let known = "only 'before' and what selects events can be given";
             return refused(format!("Unknown parameter '{name}': {known}"));
@@ -345,9 +345,9 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
         if value.is_empty() && !name.starts_with(PAYLOAD_PREFIX) {
             return refused(format!("'{name}' is empty: say which events are meant"));
         }
-        if parameters.iter().take(n).any(|(other, _)| other == name) {
-            return refused(format!("'{name}' is there twice: say which events are meant"));
-        }
+    }
+    if let Some(name) = parameters.repeated() {
+        return refused(format!("'{name}' is there twice: say which events are meant"));
     }
     let before = parameters.time("before", Timestamp::parse_ceil)?;
     let asked = parameters.asked().map_err(|refusal| match refusal {

@@ -229,7 +229,15 @@ fn unknown_keys_of_a_strict_subscriber_are_refused() {
         assert!(words.len() == 1 && words[0].contains(r#""status":"error""#), "{first}: {words:?}");
         assert_eq!(code, 1008, "{first}");
     }
-    for query in ["strict=true&sesion_id=s", "strict=1&event_types=timer_tick", "skipped=2", "interval_ms=250"] {
+    assert!(EventStream::ask(server.addr, "/events/stream?last=0&last=1", &[]).is_ok(), "the last counts");
+    for query in [
+        "strict=true&sesion_id=s",
+        "strict=1&event_types=timer_tick",
+        "strict=1&session_id=s&last=1&session_id=t",
+        "strict=0&strict=1",
+        "skipped=2",
+        "interval_ms=250",
+    ] {
         let refused = EventStream::ask(server.addr, &format!("/events/stream?{query}"), &[]).err();
         refused.unwrap_or_else(|| panic!("{query} opens a stream")).refusal(422);
     }
