@@ -28,8 +28,9 @@ pub struct Pipeline {
     pub bodies: Budget,
     /// Memory for pages of `GET /events` that clients have not taken yet.
     pub pages: Budget,
-    /// Turns of searches, which are reads that go on because few events pass. As many are under way at one time as there
-    /// are network threads, by default one for two processors: the others are left to whom publishers wait for.
+    /// Permits for searches: pages of `GET /events` that go on reading because few events pass. One for each network
+    /// thread, by default half the processors; the other half is left to the writer and the fan-out, for which
+    /// publishers wait.
     pub searches: Semaphore,
     /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold
     /// up no producer.

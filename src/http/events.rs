@@ -114,8 +114,8 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// waits for memory.
 const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Times that a page goes on reading because too few of the events it looked at pass: some 2 s, at 50 ms each. Then it
-/// ends short, and its `Link` leads on.
+/// Times that a page reads because too few of the events it looked at pass: for some 2 s, at 50 ms each, besides the time
+/// that it waits for its turn. Then it ends short, and its `Link` leads on.
 const READS_PER_PAGE: usize = 32;
 
 /// A page in the making.
@@ -211,9 +211,11 @@ async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
 }
 
 /// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
-/// Each step is a task of its own on the blocking threads: a long search delays others by one step, and ends with its
-/// client. A page that its first step has not filled is a search, and takes turns with the others
-/// ([`Pipeline::searches`]).
+/// Each read is a task of its own on the blocking threads, so others have theirs between two of them, and a page ends
+/// with its client.
+///
+/// A page that its first read has not filled is a search. It waits for its turn ([`Pipeline::searches`]) and keeps it
+/// until it is read: if each turn were one read, of many searches none would end before nearly all reads were done.
 async fn read_page(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
@@ -229,18 +231,25 @@ async fn read_page(
         Ok(Ok((page, step)))
     };
     let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
-    let (mut share, mut reads) = (None, 1);
+    let shutdown = pipeline.shutdown();
+    let (mut share, mut turn, mut reads) = (None, None, 1);
     let rest = loop {
-        let _turn = match step {
+        match step {
             Step::End => break None,
             Step::Full => break Some(page.last),
             Step::Goes if reads >= READS_PER_PAGE => break Some(page.looked_at),
-            Step::Goes => Some(pipeline.searches.acquire().await.expect("never closed")),
+            Step::Goes if turn.is_some() => {}
+            Step::Goes => tokio::select! {
+                permit = pipeline.searches.acquire() => turn = permit.ok(),
+                // The end of the server waits for no turn: the page ends short.
+                () = shutdown.begun() => break Some(page.looked_at),
+            },
             Step::Grows => {
+                // Whoever has the memory may be waiting for this turn.
+                turn = None;
                 share = Some(memory(pipeline).await?);
-                None
             }
-        };
+        }
         let bytes_max = if share.is_some() { PAGE_BYTES_MAX } else { SMALL_PAGE_BYTES_MAX };
         let next = move |store: &Store| {
             let step = page.read_on(store, bytes_max)?;
@@ -249,6 +258,7 @@ async fn read_page(
         (page, step) = reading_some(&pipeline.store, next).await?;
         reads += 1;
     };
+    drop(turn);
     page.json.push(b']');
     page.json.shrink_to_fit();
     // One event alone can be as large as the configuration allows.
@@ -366,4 +376,87 @@ pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
     }
     let deleted = store.delete(before, filter).await?;
     Ok(json(format!(r#"{{"deleted":{deleted}}}"#)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::event::Event;
+    use crate::hub::Hub;
+    use crate::store::Receipt;
+    use crate::subscriptions::Subscriptions;
+    use crate::wire::Batch;
+
+    /// With one turn, and with more events than are looked at in one read.
+    fn pipeline(folder: &tempfile::TempDir) -> Arc<Pipeline> {
+        let config = Config { network_threads: 1, ..Config::of_test(folder.path().join("events.db")) };
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let mut batch = Batch::default();
+        for _ in 0..200 {
+            let event = Event {
+                event_type,
+                source: "s",
+                session_id: None,
+                user_id: None,
+                payload: "{}",
+                idempotency_key: None,
+            };
+            batch.push(&event, &config.event_types);
+        }
+        store.try_append(batch, Receipt::new().0).expect("room");
+        while parts.write() {}
+        let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
+        let (subscriptions, _) = Subscriptions::load(&store, &hub, 1, config.max_subscriber_bytes).expect("load");
+        Arc::new(Pipeline::new(config, store, hub, subscriptions, Handle::current()))
+    }
+
+    fn listing(query: &str) -> Listing {
+        let uri: Uri = format!("/events?{query}").parse().expect("a URI");
+        Listing::of(&Parameters::of(&uri), LIMIT_MAX).expect("a listing")
+    }
+
+    #[tokio::test]
+    async fn a_search_keeps_its_turn_until_it_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipeline = pipeline(&folder);
+        let listing = listing("payload.n=nothing");
+        let mut search = pin!(read_page(&pipeline, &listing, Shape::Own));
+        let has_turn = poll_fn(|context| {
+            assert!(search.as_mut().poll(context).is_pending(), "it has ended without a turn");
+            if pipeline.searches.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        has_turn.await;
+        let (page, rest, _) = tokio::select! {
+            biased;
+            _ = pipeline.searches.acquire() => panic!("another has its turn between two reads"),
+            read = search.as_mut() => read.expect("read"),
+        };
+        assert_eq!((page.shown, rest), (0, None));
+        assert_eq!(pipeline.searches.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_short_reading_waits_for_no_turn_and_the_end_of_the_server_neither() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipeline = pipeline(&folder);
+        let _turn = pipeline.searches.acquire().await;
+        let read = async |query: &str| {
+            let listing = listing(query);
+            let read = timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own)).await;
+            let (page, rest, _) = read.expect("it waits for a turn").expect("read");
+            (page.shown, rest.is_some())
+        };
+        assert_eq!(read("limit=1").await, (1, true));
+        pipeline.begin_shutdown();
+        assert_eq!(read("payload.n=nothing").await, (0, true), "it ends short");
+    }
 }
