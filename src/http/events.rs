@@ -314,7 +314,7 @@ async fn comes_in_time(
     deadline: Instant,
     watched: &Watched,
 ) -> Result<bool, Refusal> {
-    watched.is_live();
+    watched.set_live();
     let _place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     let mut feed = Feed::new(pipeline.store.clone(), pipeline.hub.clone(), listing.filter().clone(), reached);
     let shutdown = pipeline.shutdown();

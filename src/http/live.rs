@@ -29,11 +29,11 @@ const RETRY_MS: u32 = 1_000;
 
 /// Opens the stream that the parameters ask for.
 pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &Uri, watched: Watched) -> Answer {
-    watched.is_live();
+    watched.set_live();
     let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let request = Parameters::of(uri).subscription(last_event_id)?;
     if request.until.is_none() {
-        watched.is_endless();
+        watched.set_endless();
     }
     let place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     place.tell(Subscriber { filter: request.filters.filter.clone(), name: None });

@@ -28,7 +28,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// searches have their turn before.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Bytes of pipelined requests that are read ahead to find that end. Behind more of them it is found only once the
+/// Bytes of pipelined requests that are read ahead to find that end. Behind as many it is found only once the
 /// answer is written, and an answer without an end is given up.
 const AHEAD_BYTES_MAX: usize = 4 << 10;
 
@@ -47,8 +47,8 @@ const NOT_WATCHED: u8 = 0;
 const READ: u8 = 1;
 /// The answer is given up at once: it waits for events, and a client that wants these keeps its side open.
 const LIVE: u8 = 2;
-/// The same of an answer without an end. What is sent behind it is never answered; more of it than [`AHEAD_BYTES_MAX`]
-/// would only hide that the client leaves.
+/// Given up at once, like [`LIVE`], and also when as many bytes as [`AHEAD_BYTES_MAX`] are sent behind it, because they hide
+/// that the client leaves: it has no end, so they are never answered.
 const ENDLESS: u8 = 3;
 
 impl Watch {
@@ -61,12 +61,12 @@ impl Watch {
 
 impl Watched {
     /// From now on the answer waits for events.
-    pub(super) fn is_live(&self) {
+    pub(super) fn set_live(&self) {
         self.0.0.store(LIVE, Relaxed);
     }
 
-    /// And it does so for as long as its client listens.
-    pub(super) fn is_endless(&self) {
+    /// From now on it waits for events for as long as its client listens.
+    pub(super) fn set_endless(&self) {
         self.0.0.store(ENDLESS, Relaxed);
     }
 }
@@ -170,7 +170,7 @@ impl Socket {
             return if watched == ENDLESS { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
         }
         let leaving = self.leaving.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_PATIENCE)));
-        match watched >= LIVE || leaving.as_mut().poll(cx).is_ready() {
+        match matches!(watched, LIVE | ENDLESS) || leaving.as_mut().poll(cx).is_ready() {
             true => Err(io::ErrorKind::ConnectionAborted.into()),
             false => Ok(()),
         }
