@@ -13,7 +13,7 @@ use crate::event::{EventId, Filter, Object, Seq, Timestamp};
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
 use crate::wire::refusal::Place;
-use crate::wire::subscription::{Gap, LAST_MAX, OPTIONS, Subscribe};
+use crate::wire::subscription::{Gap, LAST_MAX, STREAM_OPTIONS, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
@@ -192,12 +192,12 @@ const EXCLUDED_FIELDS: [(&str, &str); 4] = [
 /// `payload.quiz_id=demo` asks for a text; for numbers there is `filter`.
 pub(super) const PAYLOAD_PREFIX: &str = "payload.";
 
-/// The parameters of an event stream besides those of its filter and [`OPTIONS`].
+/// The parameters of an event stream besides those of its filter and [`STREAM_OPTIONS`].
 const OPTIONS_OF_URLS: [&str; 4] = ["interval_ms", "skipped", "latest_by", "api_key"];
 
 /// Whether a parameter of an event stream means something.
 fn is_of_stream(name: &str) -> bool {
-    is_of_filter(name) || OPTIONS.contains(&name) || OPTIONS_OF_URLS.contains(&name)
+    is_of_filter(name) || STREAM_OPTIONS.contains(&name) || OPTIONS_OF_URLS.contains(&name)
 }
 
 /// Whether a parameter asks something of an event.
@@ -499,7 +499,7 @@ mod tests {
         let contract = std::fs::read_to_string("docs/CONTRACT.md").unwrap();
         let row = contract.lines().find(|line| line.starts_with("| `GET /events/stream?")).unwrap();
         let told: BTreeSet<_> = row.split('`').filter_map(|words| words.strip_suffix('=')).collect();
-        let listed = OPTIONS.into_iter().chain(OPTIONS_OF_URLS).filter(|name| *name != "api_key");
+        let listed = STREAM_OPTIONS.into_iter().chain(OPTIONS_OF_URLS).filter(|name| *name != "api_key");
         assert_eq!(told, listed.collect(), "section 5 has the key");
     }
 

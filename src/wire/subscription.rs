@@ -108,9 +108,9 @@ const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const NAME_CHARS_MAX: usize = 100;
 
 /// The keys of a first message besides those of its filter that are parameters of an event stream, too.
-pub const OPTIONS: [&str; 10] =
+pub const STREAM_OPTIONS: [&str; 10] =
     ["after", "since", "last", "epoch", "until", "speed", "on_lag", "signals", "conflate", "strict"];
-/// Those that are not: a snapshot is asked for otherwise, and an event stream confirms nothing.
+/// Those that are not: an event stream has `latest_by` for `snapshot`, and confirms nothing.
 const OPTIONS_OF_MESSAGES: [&str; 4] = ["snapshot", "name", "group", "ack_wait_ms"];
 /// Memory that filters may take: those for some 1,000 sessions and 1,000 users by UUID take half of it. There may be as
 /// many filters as subscribers and durable subscriptions, and each of these is in memory.
@@ -235,7 +235,7 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
 
 /// Whether a key of the first message means something.
 fn is_known(key: &str) -> bool {
-    Filter::is_key(key) || OPTIONS.contains(&key) || OPTIONS_OF_MESSAGES.contains(&key)
+    Filter::is_key(key) || STREAM_OPTIONS.contains(&key) || OPTIONS_OF_MESSAGES.contains(&key)
 }
 
 /// Refuses a key that is there twice: only one of the two can count, and the other said something else.
@@ -601,7 +601,7 @@ mod tests {
     fn every_option_is_read_and_in_the_contract() {
         let contract = std::fs::read_to_string("docs/CONTRACT.md").expect("the contract");
         let section = contract.split("\n## ").find(|section| section.starts_with("4. ")).expect("a section");
-        for option in OPTIONS.into_iter().chain(OPTIONS_OF_MESSAGES) {
+        for option in STREAM_OPTIONS.into_iter().chain(OPTIONS_OF_MESSAGES) {
             let mut message = serde_json::json!({ "strict": true, option: ["no", "option"] });
             if option == "ack_wait_ms" {
                 message["name"] = "n".into();
