@@ -29,7 +29,7 @@ impl Checker {
                 (integrity.progress, integrity.events) = (Progress::Done, events);
             }
             Ok(None) => {}
-            Err(error) if is_damage(&error) => integrity.lock().note_error(&error),
+            Err(error) if is_damage(&error) => integrity.lock().note(error.to_string()),
             Err(error) => tracing::warn!(%error, "check the database"),
         }
     }
@@ -65,8 +65,8 @@ impl Checker {
 /// A connection to read all pages with, which is one transaction however many there are: its statements end when the
 /// server does, or when a checkpoint needs the log to itself.
 fn pages_connection(path: &Path, shared: &Arc<Shared>, stopped: Receiver<()>) -> rusqlite::Result<Connection> {
-    /// Steps of SQLite, some of which take a page: even where the disk takes its time for each it looks every few
-    /// milliseconds, and a look costs some 30 ns.
+    /// Steps of SQLite's virtual machine between two looks at whether to end. A step may read a page, so on a slow disk
+    /// a look comes every few milliseconds; it costs some 30 ns.
     const STEPS: i32 = 100;
     let mut connection = schema::open_reader(path)?;
     let shared = shared.clone();

@@ -97,17 +97,15 @@ struct Shared {
 }
 
 impl Shared {
-    /// Takes note of damage that was met.
+    /// Takes note of an error that was met, if it is damage.
     fn note_damage(&self, error: &rusqlite::Error) {
         self.integrity.lock().note_error(error);
     }
 
-    /// Takes note of why what is to be deleted could not be found.
+    /// Logs that a search for events to delete failed, and notes damage.
     fn note_failed_deletion(&self, error: &rusqlite::Error) {
         tracing::error!(%error, "find what to delete");
-        if is_damage(error) {
-            self.note_damage(error);
-        }
+        self.note_damage(error);
     }
 }
 
@@ -137,7 +135,8 @@ impl Counts {
         self.by_level[level as usize].load(Ordering::Relaxed)
     }
 
-    /// How many were acknowledged as queued and could not be stored then.
+    /// How many were acknowledged as queued and could not be stored then because of a full disk, a lock or damage; those
+    /// refused for a used key are not counted.
     pub fn queued_and_lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
