@@ -17,13 +17,13 @@ pub const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Memory for each byte of a body or a message: itself, and its events, which grow sixfold at most when they are encoded.
 pub const BYTES_FOR_A_BYTE: usize = 7;
 
-/// The slowest pace of a body or a message that has taken memory: others may be waiting for the same memory, and a
-/// client that stalls on purpose would keep it for nothing.
+/// The slowest pace at which a client that holds memory may send a body or message, or take a page: others may be waiting
+/// for the same memory, and a client that stalls on purpose would keep it for nothing.
 const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
-/// How far a body or a message may be behind its pace.
+/// How far it may be behind this pace.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
-/// How long after a message took its first memory more of it is waited for, when this many bytes of it have come.
+/// How long after it got its memory a client may take for this many bytes before it is given up.
 pub fn stall_max(bytes: usize) -> Duration {
     STALL_MAX + at_slowest(bytes)
 }

@@ -199,7 +199,7 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Storage", "FREE_SPACE_MIN_BYTES", |c| &mut c.free_space_min_bytes, Bytes(0, 1024 * GIB),
         "Free space on the volume below which events are refused"),
     Setting::new("Storage", "CHECK_AT_START", |c| &mut c.check_at_start, Switch,
-        "Hold the whole file against its checksums while serving, with a fifth of a core"),
+        "Hold the whole file against itself while serving: one reading of all pages, then a fifth of a core"),
 
     Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
         "Top-level keys of one payload"),

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 /// Hold a database against itself: checksums, index, statistics, pages
 ///
 /// Reads the whole file and prints what is damaged, by name. A server may run on it meanwhile.
+/// While it looks at the pages, the write-ahead log of that server grows.
 #[derive(Args)]
 #[command(after_help = "Exit codes: 0 sound, 1 damaged or not readable, 2 wrong usage.")]
 pub struct Check {

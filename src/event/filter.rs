@@ -129,7 +129,8 @@ impl Filter {
     }
 
     /// A filter from the database. An older version may have stored it, which accepted empty and longer values in
-    /// lists, and numbers with any exponent: these keep their meaning, which is that no event has such a value.
+    /// lists, and numbers with any exponent. Texts are compared as they are; such a number is equal to nothing, not even
+    /// to itself in a payload.
     ///
     /// # Errors
     /// A sentence.

@@ -14,7 +14,7 @@ pub struct Object {
     pub members: Map<String, Value>,
     /// A key that the object itself has twice.
     pub repeated: Option<String>,
-    /// A key that an object within has twice, at any depth.
+    /// A key that an object within has twice, at any depth, where the value is read ([`IsRead`]).
     pub repeated_within: Option<String>,
 }
 
@@ -70,8 +70,8 @@ impl Found<'_> {
     }
 }
 
-/// What serde_json makes of a number that does not fit into 64 bits: an object with this one key, and the digits as a
-/// text.
+/// What serde_json (`arbitrary_precision`) makes of a number that is no integer of 64 bits: an object with this one key,
+/// and the digits as a text. The name is private to serde_json; the property test below notices when it changes.
 const NUMBER: &str = "$serde_json::private::Number";
 
 impl<'de> DeserializeSeed<'de> for Found<'_> {

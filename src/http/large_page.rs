@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use super::answer::BrokenOff;
 use crate::budget::{Share, stall_max};
 
-/// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper asks a body for
-/// nothing while its client takes nothing, so no timer within the body would be looked at: each has a task for it.
+/// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper does not poll a
+/// body while its client takes nothing, so a timer within the body would not run; a task gives the memory back.
 pub(super) struct LargePage {
     held: Arc<Mutex<Option<Held>>>,
     left: usize,

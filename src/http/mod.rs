@@ -149,7 +149,7 @@ struct Connection {
     /// The handshake that was accepted, until hyper has let go of the stream.
     accepted: Mutex<Option<Accepted>>,
     watch: Watch,
-    /// Of the large pages that its client is taking.
+    /// Ends the large pages that its client takes too slowly.
     deadlines: Deadlines,
 }
 

@@ -251,7 +251,7 @@ fn problems_of(
     parse: impl FnOnce(&str) -> Result<Option<usize>, Vec<Rejection>>,
 ) -> Vec<Problem> {
     let rejections = event.and_then(|event| parse(&event).err()).unwrap_or_default();
-    // What the event lacks the CloudEvent lacks, which is told already.
+    // A field is missing from the event only where its attribute is missing or wrong, which is told already.
     let ours = rejections.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
     let ours = ours.map(|rejection| Problem::from(&Rejection { index, ..rejection }));
     wrong.iter().map(Problem::from).chain(ours).collect()

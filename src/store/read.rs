@@ -54,7 +54,7 @@ pub struct Lag {
 }
 
 impl Lag {
-    /// So many events passed of the next `counted` numbers, out of `numbers`.
+    /// Of `numbers` events after a position the first `counted` were counted, and `events` of them pass.
     fn of(events: u64, counted: u64, numbers: u64) -> Self {
         if counted >= numbers {
             return Self { events, is_estimate: false };

@@ -108,7 +108,8 @@ fn no_files_of_a_room_import_each_other() {
     }
 }
 
-/// A `JoinSet` waits for what it has spawned; what tokio itself spawns, nobody has to wait for.
+/// A `JoinSet` ends its tasks when it is dropped. A task of `tokio::spawn` goes on when nobody holds it, so nothing calls
+/// that.
 #[test]
 fn no_task_is_spawned_that_nobody_waits_for() {
     for file in files(Path::new("src")) {
