@@ -14,9 +14,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::damage::{Integrity, damaged, is_damage};
 use super::holes::Holes;
-use super::schema;
+use super::schema::{self, Text};
 use super::segments::{self, Kind, SEGMENT_EVENTS};
-use super::writer::Text;
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::sync::Mutex;

@@ -6,9 +6,8 @@ use rusqlite::{Connection, Statement};
 
 use super::checksum;
 use super::holes::Holes;
-use super::schema::meta;
+use super::schema::{Text, meta};
 use super::segments::{self, Segment};
-use super::writer::Text;
 use crate::event::{Columns, Seq, Timestamp};
 
 /// Fills the tables of an empty database. Memory does not grow with the events.

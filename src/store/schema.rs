@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, percent_encode};
 use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags, Row, ToSql, TransactionBehavior};
 
 use super::damage::damaged;
 use super::holes::Holes;
@@ -103,6 +104,16 @@ const SINCE_4: [&str; 4] = ["idempotency_keys.digest", "idempotency_keys.checksu
 
 /// Only an upgraded file has old ids, so only it has an index of them.
 pub const LEGACY_INDEX: &str = "CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL";
+
+/// UTF-8 that is known to be, bound without being checked again.
+pub struct Text<'b>(pub Option<&'b [u8]>);
+
+impl ToSql for Text<'_> {
+    #[inline]
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(self.0.map_or(ValueRef::Null, ValueRef::Text)))
+    }
+}
 
 /// Rows of `meta`.
 pub mod meta {

@@ -7,8 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, Statement, ToSql};
+use rusqlite::{Connection, Statement};
 use tokio::sync::oneshot;
 
 use super::checkpoint::{Checkpoints, Company, Erasure, checkpoint};
@@ -20,7 +19,7 @@ use super::holes::{self, Holes};
 use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
 use super::receipt::{Receipt, Stored};
-use super::schema::{self, PAGE_BYTES, meta};
+use super::schema::{self, PAGE_BYTES, Text, meta};
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, Shared, failure_of};
 use crate::config::Durability;
@@ -1056,16 +1055,6 @@ fn bind(
     insert.raw_bind_parameter(before + 5, Text(columns.user_id))?;
     insert.raw_bind_parameter(before + 6, Text(Some(columns.payload)))?;
     insert.raw_bind_parameter(before + 7, checksum)
-}
-
-/// UTF-8 that is known to be, bound without being checked again.
-pub(super) struct Text<'b>(pub Option<&'b [u8]>);
-
-impl ToSql for Text<'_> {
-    #[inline]
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(self.0.map_or(ValueRef::Null, ValueRef::Text)))
-    }
 }
 
 #[cfg(test)]
