@@ -60,7 +60,7 @@ pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMu
 /// How thoroughly the pages are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pages {
-    /// `quick_check`, unless it takes so long that it would be a burden.
+    /// `quick_check`, and `integrity_check` of the idempotency keys alone.
     Quick,
     /// `integrity_check`, which also holds SQLite's indexes against their tables.
     All,
@@ -146,8 +146,8 @@ struct Known {
     unchecked_through: Seq,
     /// The file is of an older format, whose keys and holes have no checksums.
     is_former: bool,
-    /// What was deleted when the walk began.
-    deletions: (Option<i64>, i64),
+    /// What was deleted when the walk began ([`deletions_in_file`]).
+    began_with: (Option<i64>, i64),
 }
 
 impl<S: Source> Check<'_, S> {
@@ -166,8 +166,8 @@ impl<S: Source> Check<'_, S> {
             let looked = self.source.with(|transaction| look.go_on(transaction, disturbed < LOOKS_MAX - 1));
             let events = look.tally.events;
             match looked {
-                Ok(Looked::Some) => {}
-                Ok(Looked::All) => {
+                Ok(Looked::Part) => {}
+                Ok(Looked::Whole) => {
                     look.damage.drain(..).for_each(&mut self.found);
                     if look.is_last {
                         return Ok(Some(events));
@@ -195,7 +195,7 @@ impl<S: Source> Check<'_, S> {
         if !is_damage(&error) {
             return Err(error);
         }
-        (self.found)(format!("events: the rest cannot be read ({error})"));
+        (self.found)(format!("the rest of the file cannot be read ({error})"));
         Ok(Some(events))
     }
 }
@@ -203,17 +203,17 @@ impl<S: Source> Check<'_, S> {
 /// Looks at the small tables, and at what the walk has to know.
 fn known(connection: &Connection, found: &mut dyn FnMut(String)) -> rusqlite::Result<Known> {
     if let Err(error) = Kept::all(connection) {
-        found(name(error)?);
+        found(name_of_damage(error)?);
     }
     let unchecked_through = match marks(connection) {
         Ok(unchecked_through) => unchecked_through,
         Err(error) => {
-            found(name(error)?);
+            found(name_of_damage(error)?);
             Seq::ZERO
         }
     };
     let is_former = schema::version(connection)? < schema::VERSION;
-    Ok(Known { unchecked_through, is_former, deletions: deletions(connection)? })
+    Ok(Known { unchecked_through, is_former, began_with: deletions_in_file(connection)? })
 }
 
 fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
@@ -224,20 +224,20 @@ fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
 }
 
 /// The name of damage. Gives back any other error.
-fn name(error: rusqlite::Error) -> rusqlite::Result<String> {
+fn name_of_damage(error: rusqlite::Error) -> rusqlite::Result<String> {
     if is_damage(&error) { Ok(error.to_string()) } else { Err(error) }
 }
 
 /// What a deletion changes for good: where the events begin, and how many were chosen out of the middle.
-fn deletions(connection: &Connection) -> rusqlite::Result<(Option<i64>, i64)> {
+fn deletions_in_file(connection: &Connection) -> rusqlite::Result<(Option<i64>, i64)> {
     const SQL: &str = "SELECT (SELECT min(seq) FROM events), (SELECT coalesce(sum(count), 0) FROM holes)";
     connection.prepare_cached(SQL)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// How far one transaction came.
 enum Looked {
-    Some,
-    All,
+    Part,
+    Whole,
     /// Events of the segment were deleted since the look at it began: what was read before does not fit to what would
     /// be read now.
     Disturbed,
@@ -251,18 +251,19 @@ struct Look {
     /// No event was seen before this segment.
     is_first: bool,
     known: Known,
-    /// Where the events of the segment began when the look began, and how many were chosen out of it.
-    deletions: Option<(Seq, i64)>,
+    /// What was deleted of the segment when the look began ([`Look::deletions_in_segment`]).
+    began_with: Option<(Seq, i64)>,
     is_disturbed: bool,
-    /// What was found damaged. A look that has to be repeated would tell it twice.
+    /// What was found damaged. Told only once the look is complete: a look that begins again finds it again.
     damage: Vec<String>,
     /// With the events of this segment.
     tally: Tally,
     rows_seen: i64,
     present: Vec<bool>,
     segment: Segment,
-    /// No event came after the segment when its own had been read, and whether its lists were all stored then.
+    /// No event comes after the segment.
     is_last: bool,
+    /// Its lists were all stored when its last event had been read.
     is_sealed: bool,
     lists_right: usize,
     lists_wrong: usize,
@@ -304,7 +305,7 @@ impl Look {
             number,
             is_first: tally.last.is_none(),
             known,
-            deletions: None,
+            began_with: None,
             is_disturbed: false,
             damage: Vec::new(),
             tally,
@@ -320,19 +321,19 @@ impl Look {
     }
 
     /// Goes on in another transaction. A look that is disturbed and may not begin again still holds every row against
-    /// its checksum, and nothing against anything else.
+    /// its checksum and the rows against their order, and nothing else.
     fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Looked> {
         let Some(kept) = kept(connection, Seq::MAX)? else {
             self.is_last = true;
             self.statistics(connection)?;
-            return Ok(Looked::All);
+            return Ok(Looked::Whole);
         };
-        if self.deletions.is_none() {
+        if self.began_with.is_none() {
             self.number = segments::segment_of(*kept.start()).max(self.number);
             self.segment = Segment::new(self.number);
         }
-        let deletions = self.deletions(connection, &kept)?;
-        if *self.deletions.get_or_insert(deletions) != deletions {
+        let deletions = self.deletions_in_segment(connection, &kept)?;
+        if *self.began_with.get_or_insert(deletions) != deletions {
             if may_begin_again {
                 return Ok(Looked::Disturbed);
             }
@@ -345,21 +346,25 @@ impl Look {
         }
     }
 
-    fn whole(&self) -> RangeInclusive<Seq> {
+    fn numbers_of_segment(&self) -> RangeInclusive<Seq> {
         segments::first_of(self.number)..=segments::first_of(self.number + 1).prev()
     }
 
     /// Where the events of the segment begin, and how many were chosen out of it. With every event of it that is
     /// deleted one of the two becomes larger than it ever was.
-    fn deletions(&self, connection: &Connection, kept: &RangeInclusive<Seq>) -> rusqlite::Result<(Seq, i64)> {
+    fn deletions_in_segment(
+        &self,
+        connection: &Connection,
+        kept: &RangeInclusive<Seq>,
+    ) -> rusqlite::Result<(Seq, i64)> {
         const HOLES: &str = "SELECT coalesce((SELECT count FROM holes WHERE segment = ?1), 0)";
         let chosen = connection.prepare_cached(HOLES)?.query_row([self.number as i64], |row| row.get(0))?;
-        Ok((*self.whole().start().max(kept.start()), chosen))
+        Ok((*self.numbers_of_segment().start().max(kept.start()), chosen))
     }
 
     /// The events of the segment from one on; behind the last, what has to fit to them in the same transaction.
     fn rows(&mut self, connection: &Connection, kept: &RangeInclusive<Seq>, mut from: Seq) -> rusqlite::Result<Looked> {
-        let whole = self.whole();
+        let whole = self.numbers_of_segment();
         let numbers = *whole.start().max(kept.start())..=*whole.end().min(kept.end());
         self.is_last = self.number >= segments::segment_of(*kept.end());
         let mut slice = Slice::begin();
@@ -373,7 +378,7 @@ impl Look {
                 Err(error) => {
                     self.tally.has_gaps = true;
                     self.note(error)?;
-                    return Ok(Looked::All);
+                    return Ok(Looked::Whole);
                 }
             };
             self.rows_seen += 1;
@@ -384,13 +389,13 @@ impl Look {
                     self.note(error)?;
                 }
             }
-            // A row that is out of order would lead back: no transaction ends at it.
+            // A row out of order would have the next transaction read rows again, so none ends there.
             let seq = Seq(row.get::<_, i64>(0)? as u64);
             if seq >= from && numbers.contains(&seq) {
                 from = seq.next();
                 if slice.is_over() {
                     self.next = Next::Rows(from);
-                    return Ok(Looked::Some);
+                    return Ok(Looked::Part);
                 }
             }
         }
@@ -403,6 +408,7 @@ impl Look {
         }
         self.numbers(&numbers);
         self.is_sealed = (self.number as i64) < meta::get(connection, meta::SEALED_BEFORE)?;
+        // The first look also takes the keys from before the first event: a key stays while any of its events does.
         Ok(match self.known.is_former {
             false => self.go_on_with(Next::Keys(if self.is_first { Seq::ZERO } else { *whole.start() })),
             true => self.go_on_with_lists(),
@@ -411,11 +417,12 @@ impl Look {
 
     fn go_on_with(&mut self, next: Next) -> Looked {
         self.next = next;
-        Looked::Some
+        Looked::Part
     }
 
     fn go_on_with_lists(&mut self) -> Looked {
-        if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Looked::All }
+        // No kind is below 0.
+        if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Looked::Whole }
     }
 
     /// An event that is whole.
@@ -432,10 +439,10 @@ impl Look {
 
     /// The numbers without an event, against how many were deleted.
     fn numbers(&mut self, numbers: &RangeInclusive<Seq>) {
-        let Some((_, deleted)) = self.deletions.filter(|_| !self.is_disturbed) else { return };
+        let Some((_, deleted)) = self.began_with.filter(|_| !self.is_disturbed) else { return };
         let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - self.rows_seen;
-        // What was deleted beyond the ends is counted too.
-        if missing > deleted || (*numbers == self.whole() && missing < deleted) {
+        // The count includes holes before the first and behind the last kept event.
+        if missing > deleted || (*numbers == self.numbers_of_segment() && missing < deleted) {
             let id = numbers.start().id();
             self.damage
                 .push(format!("events: {missing} are missing from {id} on in their segment, {deleted} were deleted"));
@@ -466,7 +473,7 @@ impl Look {
         let mut slice = Slice::begin();
         const SQL: &str = select_keys!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
         let mut statement = connection.prepare_cached(SQL)?;
-        let mut rows = statement.query([from.0 as i64, self.whole().end().0 as i64])?;
+        let mut rows = statement.query([from.0 as i64, self.numbers_of_segment().end().0 as i64])?;
         loop {
             let row = match rows.next() {
                 Ok(Some(row)) => row,
@@ -478,6 +485,7 @@ impl Look {
             };
             keys::Kept::read(row).map(drop).or_else(|error| self.note(error))?;
             let seq = Seq(row.get::<_, i64>(1)? as u64);
+            // As above: no transaction ends at a row out of order.
             if seq >= from {
                 from = seq.next();
                 if slice.is_over() {
@@ -501,7 +509,7 @@ impl Look {
                 Ok(None) => break,
                 Err(error) => {
                     self.note(error)?;
-                    return Ok(Looked::All);
+                    return Ok(Looked::Whole);
                 }
             };
             let list =
@@ -517,6 +525,7 @@ impl Look {
                     let is_right = *offsets == *events;
                     self.lists_right += usize::from(is_right && !events.is_empty());
                     self.lists_wrong += usize::from(!is_right);
+                    // As above: no transaction ends at a row out of order.
                     if (kind as i64, key) > after && slice.is_over() {
                         return Ok(self.go_on_with(Next::Lists(kind as i64, key.into())));
                     }
@@ -531,12 +540,12 @@ impl Look {
             self.damage
                 .push(format!("event_index: of segment {number} {wrong} lists are wrong and {lacking} are missing"));
         }
-        Ok(Looked::All)
+        Ok(Looked::Whole)
     }
 
     /// The statistics, against all events if none was deleted since the walk began.
     fn statistics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        if self.tally.has_gaps || deletions(connection)? != self.known.deletions {
+        if self.tally.has_gaps || deletions_in_file(connection)? != self.known.began_with {
             return Ok(());
         }
         let mut statement =
@@ -552,11 +561,12 @@ impl Look {
 
     /// Notes damage by its name, and gives back any other error.
     fn note(&mut self, error: rusqlite::Error) -> rusqlite::Result<()> {
-        name(error).map(|name| self.damage.push(name))
+        name_of_damage(error).map(|name| self.damage.push(name))
     }
 }
 
-/// A segment is looked at so often at most while its events are being deleted.
+/// Most looks at one segment while its events are being deleted; in the last only its checksums and the order of its rows
+/// count. 8: a choice; more would make a check beside steady deletions longer.
 const LOOKS_MAX: u32 = 8;
 
 /// After each transaction the check rests this many times as long as it took: a fifth of a core is its share.
@@ -576,12 +586,8 @@ mod tests {
     use crate::store::{Parts, Query, Receipt, Store, TypeStats, repair};
     use crate::wire::Batch;
 
-    fn config(path: &Path) -> Config {
-        Config::of_test(path)
-    }
-
     fn open(path: &Path) -> Result<(Store, Parts), crate::store::OpenError> {
-        Store::open_parts(&config(path))
+        Store::open_parts(&Config::of_test(path))
     }
 
     fn append(store: &Store, parts: &mut Parts, numbers: std::ops::Range<u64>) {
