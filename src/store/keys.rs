@@ -111,7 +111,8 @@ fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
 /// Keeps the keys of a message whose events without a number got the next ones.
 ///
 /// # Errors
-/// Damage is named. So is a key or a number that is there already, although [`judge`] did not find it.
+/// Damage, by name. A key or number that is in the table although [`judge`] did not find it is damage, too: index and
+/// table disagree.
 pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
     for keyed in keys {
         if let Fate::Stored(first) = fates[keyed.events.start] {
@@ -120,8 +121,10 @@ pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates
             let kept = Kept { key: keyed.key.clone(), first, count, digest: Some(digest) };
             kept.store(connection).map_err(|error| {
                 let is_there = error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation);
-                let is_damage = is_there || is_damage(&error);
-                if is_damage { damaged(format!("idempotency_keys: none can be stored ({error})")) } else { error }
+                match is_there || is_damage(&error) {
+                    true => damaged(format!("idempotency_keys: one cannot be stored ({error})")),
+                    false => error,
+                }
             })?;
         }
     }

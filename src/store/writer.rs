@@ -125,6 +125,7 @@ pub(super) struct Work {
     /// For checksums.
     room: Vec<u8>,
     storage_full: bool,
+    /// What the last transaction left out; `finish_deletion` reads it.
     left_out: LeftOut,
     /// When an operator was last told why events are refused.
     warned: Option<Instant>,
@@ -533,10 +534,10 @@ impl Writer {
         Ok(written)
     }
 
-    /// Whether the transaction can go on after damage. It can if a checksum told of it.
+    /// Notes damage. After damage that only a checksum told of, the transaction goes on.
     ///
     /// # Errors
-    /// The damage, if SQLite has met it itself, and refuses this statement that changes nothing.
+    /// The damage, if SQLite itself met it: then it refuses even the statement below, which changes nothing.
     fn go_on_after(&self, damage: rusqlite::Error) -> rusqlite::Result<()> {
         self.shared.note_damage(&damage);
         self.connection.execute_batch("DELETE FROM meta WHERE false").map_err(|_| damage)
@@ -1020,7 +1021,7 @@ struct Written {
     sealed_rows: usize,
     deleted: u64,
     deletion_done: bool,
-    /// Segments whose holes this transaction noted.
+    /// Segments of `Work::holes` that are done with: noted, or dropped because damage is in the way.
     noted_holes: usize,
     kept: bool,
 }
