@@ -70,8 +70,7 @@ impl Receipt {
         match self.to.take() {
             None => {}
             Some(To::One(home, sender)) => {
-                // It fails when the client has gone away, and then nobody needs the answer.
-                wakes.call(home, move || drop(sender.send(outcome)));
+                wakes.call(home, move || tell(sender, outcome));
             }
             Some(To::Socket(outbox, answers)) => {
                 let bytes = answers.bytes();
@@ -80,6 +79,11 @@ impl Receipt {
             }
         }
     }
+}
+
+/// Answers a client. One that has gone away needs no answer.
+pub(super) fn tell<T>(reply: oneshot::Sender<T>, answer: T) {
+    let _ = reply.send(answer);
 }
 
 impl Drop for Receipt {

@@ -18,7 +18,7 @@ use super::epoch::Witness;
 use super::holes::{self, Holes};
 use super::keys::{self, Known, Verdict};
 use super::read::{self, Record};
-use super::receipt::{Receipt, Stored};
+use super::receipt::{Receipt, Stored, tell};
 use super::schema::{self, PAGE_BYTES, Text, meta};
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
 use super::{Kept, Shared, failure_of};
@@ -303,7 +303,7 @@ impl Writer {
                     }
                     Err(error) => {
                         self.shared.note_failed_deletion(&error);
-                        let _ = reply.send(Err(failure_of(&error)));
+                        tell(reply, Err(failure_of(&error)));
                     }
                 },
                 Command::DeleteThese { chosen, reply } => {
@@ -428,7 +428,7 @@ impl Writer {
         }
         self.work.wakes.wake_all();
         for reply in self.work.checks.drain(..) {
-            let _ = reply.send(Err(failure));
+            tell(reply, Err(failure));
         }
     }
 
@@ -436,11 +436,11 @@ impl Writer {
     fn fail(&mut self, appends: &mut Vec<Append>, failure: Failure) {
         self.refuse(appends, failure);
         for deletion in self.work.deletions.drain(..) {
-            let _ = deletion.reply.send(Err(failure));
+            tell(deletion.reply, Err(failure));
         }
         // What is not stored now is tried again later, but nobody waits for it.
         for reply in self.work.subscriptions.replies.drain(..) {
-            let _ = reply.send(Err(failure));
+            tell(reply, Err(failure));
         }
         self.work.subscriptions.due = self.work.subscriptions.due.map(|_| Instant::now() + KEEP_WHEN_REFUSED);
     }
@@ -865,7 +865,7 @@ impl Writer {
         }
         self.work.wakes.wake_all();
         for reply in self.work.checks.drain(..) {
-            let _ = reply.send(Ok(()));
+            tell(reply, Ok(()));
         }
         if !batches.is_empty() {
             // The fan-out never waits for a subscriber, so this waits only while it is busy; it is gone
@@ -878,8 +878,7 @@ impl Writer {
         if written.kept {
             let changes = std::mem::take(&mut self.work.subscriptions);
             for reply in changes.replies {
-                // It fails when the client has gone away, and then nobody needs the answer.
-                let _ = reply.send(Ok(()));
+                tell(reply, Ok(()));
             }
         }
     }
@@ -910,7 +909,7 @@ impl Writer {
     fn finish_deletion(&mut self, written: &Written) {
         if self.work.left_out.deletion {
             let deletion = self.work.deletions.pop_front().expect("it was under way");
-            let _ = deletion.reply.send(Err(Failure::Damaged));
+            tell(deletion.reply, Err(Failure::Damaged));
             return;
         }
         let Some(deletion) = self.work.deletions.front_mut() else { return };
@@ -923,8 +922,7 @@ impl Writer {
                 self.work.erasure = Erasure::Due;
             }
             tracing::info!(events = deletion.deleted, "deleted events");
-            // It fails when the client has gone away, and then nobody needs the answer.
-            let _ = deletion.reply.send(Ok(deletion.deleted));
+            tell(deletion.reply, Ok(deletion.deleted));
         }
     }
 
@@ -966,8 +964,7 @@ impl Writer {
 
     fn tell_erased(&mut self) {
         for reply in self.work.erasing.drain(..) {
-            // It fails when the client has gone away, and then nobody needs the answer.
-            let _ = reply.send(Ok(()));
+            tell(reply, Ok(()));
         }
     }
 
