@@ -28,7 +28,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::refusal::{Place, Problem};
+use super::refusal::Problem;
 
 /// The content type of one CloudEvent.
 pub const MEDIA_TYPE: &str = "application/cloudevents+json";
@@ -70,7 +70,7 @@ pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> InOu
         let part = if fault.field().is_some() { Part::Header } else { Part::Body };
         NotACloudEvent { part, index: None, fault }
     };
-    InOurWords { index: None, event, wrong: faults.into_iter().map(refused).collect() }
+    InOurWords { index: None, event: Some(event), wrong: faults.into_iter().map(refused).collect() }
 }
 
 /// Appends the structured CloudEvent of a delivered event's JSON.
@@ -171,10 +171,8 @@ impl From<&NotACloudEvent> for Problem {
             Part::Header => "header",
             Part::Body => "body",
         };
-        let mut loc = vec![Place::Name(part)];
-        loc.extend(refused.index.map(Place::Index));
-        loc.extend(refused.fault.field().map(Place::Name));
-        Self { loc, msg: refused.to_string(), kind: refused.fault.kind() }
+        let NotACloudEvent { index, fault, .. } = refused;
+        Self::at(part, *index, fault.field(), refused.to_string(), fault.kind())
     }
 }
 
@@ -242,10 +240,11 @@ fn structured(json: &str) -> (Option<String>, Vec<Fault>) {
         }
         Some(_) => Err(Fault::NotAString(name)),
     };
-    translate(attribute, member("data"), binary_data)
+    let (event, faults) = translate(attribute, member("data"), binary_data);
+    (Some(event), faults)
 }
 
-fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (Option<String>, Vec<Fault>) {
+fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (String, Vec<Fault>) {
     let attribute = |name| match name {
         // The one attribute that is a header of HTTP itself, and spelled as HTTP says.
         "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
@@ -256,10 +255,8 @@ fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (Option<Stri
         "" | "null" => Ok(None),
         _ => serde_json::from_str(body).map(Some).map_err(|error| Fault::NotJson(error.to_string())),
     };
-    match data {
-        Ok(data) => translate(attribute, data, None),
-        Err(fault) => translate(attribute, None, Some(fault)),
-    }
+    let (data, fault) = data.map_or_else(|fault| (None, Some(fault)), |data| (data, None));
+    translate(attribute, data, fault)
 }
 
 /// A header's value: first out of its double quotes, which senders of before percent-encoding use, then out of
@@ -281,9 +278,9 @@ fn translate<'a>(
     attribute: impl Fn(&'static str) -> Result<Option<Cow<'a, str>>, Fault>,
     data: Option<&RawValue>,
     fault: Option<Fault>,
-) -> (Option<String>, Vec<Fault>) {
+) -> (String, Vec<Fault>) {
     let mut faults: Vec<_> = fault.into_iter().collect();
-    let mut well = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
+    let mut or_noted = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
         attribute.unwrap_or_else(|fault| {
             faults.push(fault);
             None
@@ -295,20 +292,20 @@ fn translate<'a>(
     };
     let required = |name| filled(name)?.ok_or(Fault::Missing(name)).map(Some);
     let version = required("specversion");
-    well(version.and_then(|version| match version.as_deref() == Some(SPEC_VERSION) {
+    or_noted(version.and_then(|version| match version.as_deref() == Some(SPEC_VERSION) {
         true => Ok(version),
         false => Err(Fault::OtherVersion),
     }));
-    let (id, source, event_type) = (well(required("id")), well(required("source")), well(required("type")));
-    well(attribute("datacontenttype").and_then(|media_type| match media_type.as_deref().is_none_or(is_json) {
+    let (id, source, event_type) = (or_noted(required("id")), or_noted(required("source")), or_noted(required("type")));
+    or_noted(attribute("datacontenttype").and_then(|media_type| match media_type.as_deref().is_none_or(is_json) {
         true => Ok(media_type),
         false => Err(Fault::DataNotJson),
     }));
     for not_kept in ["time", "dataschema"] {
-        well(filled(not_kept));
+        or_noted(filled(not_kept));
     }
-    let subject = well(filled("subject"));
-    let (session_id, user_id) = (well(attribute("sessionid")).or(subject), well(attribute("userid")));
+    let subject = or_noted(filled("subject"));
+    let (session_id, user_id) = (or_noted(attribute("sessionid")).or(subject), or_noted(attribute("userid")));
     let event = Published {
         event_type: event_type.as_deref(),
         source: source.as_deref(),
@@ -318,7 +315,7 @@ fn translate<'a>(
         // No two pairs share a key: a source that is an event's has no '/', others are refused later.
         idempotency_key: source.as_deref().zip(id.as_deref()).map(|(source, id)| format!("{source}/{id}")),
     };
-    (Some(serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON")), faults)
+    (serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON"), faults)
 }
 
 /// Whether data of this content type, whatever its parameters, is JSON.

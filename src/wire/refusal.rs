@@ -76,12 +76,26 @@ pub struct Problem {
     pub kind: &'static str,
 }
 
+impl Problem {
+    /// In a part of a request: of this item, if it holds many, and of this field, if one is at fault.
+    pub(super) fn at(
+        part: &'static str,
+        index: Option<usize>,
+        field: Option<&'static str>,
+        msg: String,
+        kind: &'static str,
+    ) -> Self {
+        let mut loc = vec![Place::Name(part)];
+        loc.extend(index.map(Place::Index));
+        loc.extend(field.map(Place::Name));
+        Self { loc, msg, kind }
+    }
+}
+
 impl From<&Rejection> for Problem {
     fn from(rejection: &Rejection) -> Self {
-        let mut loc = vec![Place::Name("body")];
-        loc.extend(rejection.index.map(Place::Index));
-        loc.extend(rejection.fault.field().map(Place::Name));
-        Self { loc, msg: sentence(rejection), kind: rejection.fault.kind() }
+        let Rejection { index, fault } = rejection;
+        Self::at("body", *index, fault.field(), sentence(rejection), fault.kind())
     }
 }
 
