@@ -193,7 +193,8 @@ impl Form {
                 parsed.outcome.map_err(|rejections| Refusal::of(&rejections))?.is_some()
             }
             Self::CloudEvent | Self::CloudEvents | Self::BinaryCloudEvent => {
-                let (of_header, mut problems) = (of_header(headers)?, Vec::new());
+                let (header_value, mut problems) = (of_header(headers)?, Vec::new());
+                // Whether there is room for more problems.
                 let mut add = |cloud_event| {
                     let parse = |event: &str| parser.parse(event, |event| batch.push(&event, &types)).outcome;
                     problems.extend(problems_of(cloud_event, parse));
@@ -203,12 +204,15 @@ impl Form {
                     Self::CloudEvents => {
                         let items = cloud_event::items(text);
                         let items = items.map_err(|refused| Refusal::Invalid(vec![Problem::from(&refused)]))?;
-                        let mut items = items.into_iter().enumerate();
-                        items.all(|(index, item)| add(cloud_event::of_json(item.get(), Some(index))))
+                        for (index, item) in items.into_iter().enumerate() {
+                            if !add(cloud_event::of_json(item.get(), Some(index))) {
+                                break;
+                            }
+                        }
                     }
-                    Self::BinaryCloudEvent => add(cloud_event::of_headers(of_header, text)),
-                    _ => add(cloud_event::of_json(text, None)),
-                };
+                    Self::BinaryCloudEvent => _ = add(cloud_event::of_headers(header_value, text)),
+                    _ => _ = add(cloud_event::of_json(text, None)),
+                }
                 problems.truncate(REJECTIONS_MAX);
                 if !problems.is_empty() {
                     return Err(Refusal::Invalid(problems));
