@@ -47,8 +47,8 @@ const NOT_WATCHED: u8 = 0;
 const READ: u8 = 1;
 /// The answer is given up at once: it waits for events, and a client that wants these keeps its side open.
 const LIVE: u8 = 2;
-/// Given up at once, like [`LIVE`], and also when as many bytes as [`AHEAD_BYTES_MAX`] are sent behind it, because they hide
-/// that the client leaves: it has no end, so they are never answered.
+/// Given up at once, like [`LIVE`], and also when as many bytes as [`AHEAD_BYTES_MAX`] are sent behind it, because they
+/// hide that the client leaves: it has no end, so they are never answered.
 const ENDLESS: u8 = 3;
 
 impl Watch {
