@@ -60,6 +60,11 @@ impl Share {
         let more = self.permit.num_permits().saturating_sub(amount.div_ceil(self.unit).max(1));
         drop(self.permit.split(more));
     }
+
+    /// Takes what another share of the same budget has.
+    pub fn add(&mut self, more: Self) {
+        self.permit.merge(more.permit);
+    }
 }
 
 impl Budget {
@@ -137,6 +142,8 @@ mod tests {
             assert_eq!(budget.taken(), 3 * budget.unit);
             all.keep(0);
             assert_eq!(budget.taken(), budget.unit);
+            all.add(budget.try_take(2 * budget.unit).expect("room"));
+            assert_eq!(budget.taken(), 3 * budget.unit);
             drop(all);
             assert_eq!(budget.taken(), 0);
         }

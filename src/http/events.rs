@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::answer::{Answer, JSON, NDJSON, answer, json, media_type, streamed};
 use super::export::{Export, first_page};
@@ -114,9 +115,13 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// waits for memory.
 const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Times that a page reads because too few of the events it looked at pass: for some 2 s, at 50 ms each, besides the time
-/// that it waits for its turn. Then it ends short, and its `Link` leads on.
-const READS_PER_PAGE: usize = 32;
+/// Memory that a page takes first, for a thousand usual events and more. Only one that needs even more takes all that a
+/// page may have: a search keeps its memory while it waits for its turn.
+const MEDIUM_PAGE_BYTES_MAX: usize = 512 << 10;
+
+/// How long a page goes on because too few of the events it looked at pass, its waiting for a turn included. Then it ends
+/// short, and its `Link` leads on. Its first read, of 65,536 events, waits for no turn, so each page comes further.
+const PAGE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A page in the making.
 struct Page {
@@ -206,8 +211,8 @@ impl Page {
 }
 
 /// Memory for a page beyond [`SMALL_PAGE_BYTES_MAX`].
-async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
-    timeout(PATIENCE, pipeline.pages.take(PAGE_BYTES_MAX)).await.map_err(|_| Refusal::TooManyPages)
+async fn memory(pipeline: &Pipeline, bytes: usize) -> Result<Share, Refusal> {
+    timeout(PATIENCE, pipeline.pages.take(bytes)).await.map_err(|_| Refusal::TooManyPages)
 }
 
 /// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
@@ -215,11 +220,13 @@ async fn memory(pipeline: &Pipeline) -> Result<Share, Refusal> {
 /// with its client.
 ///
 /// A page that its first read has not filled is a search. It waits for its turn ([`Pipeline::searches`]) and keeps it
-/// until it is read: if each turn were one read, of many searches none would end before nearly all reads were done.
+/// until it is read: if each turn were one read, of many searches none would end before nearly all reads were done. At
+/// the deadline and at the end of the server it ends with what it has, whether it has its turn or waits for it.
 async fn read_page(
     pipeline: &Arc<Pipeline>,
     listing: &Listing,
     shape: Shape,
+    deadline: Instant,
 ) -> Result<(Page, Option<Seq>, Option<Share>), Refusal> {
     let begun = listing.clone();
     let first = move |store: &Store| {
@@ -232,38 +239,47 @@ async fn read_page(
     };
     let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
     let shutdown = pipeline.shutdown();
-    let (mut share, mut turn, mut reads) = (None, None, 1);
+    let (mut share, mut bytes_max, mut turn) = (None, SMALL_PAGE_BYTES_MAX, None);
     let rest = loop {
         match step {
             Step::End => break None,
             Step::Full => break Some(page.last),
-            Step::Goes if reads >= READS_PER_PAGE => break Some(page.looked_at),
+            Step::Goes if Instant::now() >= deadline || shutdown.has_begun() => break Some(page.looked_at),
             Step::Goes if turn.is_some() => {}
             Step::Goes => tokio::select! {
                 permit = pipeline.searches.acquire() => turn = permit.ok(),
-                // The end of the server waits for no turn: the page ends short.
+                () = sleep_until(deadline) => break Some(page.looked_at),
                 () = shutdown.begun() => break Some(page.looked_at),
             },
-            Step::Grows => {
-                // Whoever has the memory may be waiting for this turn.
-                turn = None;
-                share = Some(memory(pipeline).await?);
-            }
+            Step::Grows => match &mut share {
+                None => {
+                    // Whoever has the memory may be waiting for this turn.
+                    turn = None;
+                    bytes_max = MEDIUM_PAGE_BYTES_MAX;
+                    share = Some(memory(pipeline, bytes_max).await?);
+                }
+                // Nobody who has memory waits for more: all of them might wait for each other.
+                Some(share) => match pipeline.pages.try_take(PAGE_BYTES_MAX - bytes_max) {
+                    Some(more) => {
+                        bytes_max = PAGE_BYTES_MAX;
+                        share.add(more);
+                    }
+                    None => break Some(page.last),
+                },
+            },
         }
-        let bytes_max = if share.is_some() { PAGE_BYTES_MAX } else { SMALL_PAGE_BYTES_MAX };
         let next = move |store: &Store| {
             let step = page.read_on(store, bytes_max)?;
             Ok((page, step))
         };
         (page, step) = reading_some(&pipeline.store, next).await?;
-        reads += 1;
     };
     drop(turn);
     page.json.push(b']');
     page.json.shrink_to_fit();
     // One event alone can be as large as the configuration allows.
     if share.is_none() && page.json.len() > 2 * SMALL_PAGE_BYTES_MAX {
-        share = Some(memory(pipeline).await?);
+        share = Some(memory(pipeline, page.json.len()).await?);
     }
     if let Some(share) = &mut share {
         share.keep(page.json.len());
@@ -283,7 +299,7 @@ async fn page(
     let order = listing.order();
     let deadline = Instant::now() + listing.wait.unwrap_or_default();
     let (page, rest, memory) = loop {
-        let (page, rest, memory) = read_page(pipeline, &listing, shape).await?;
+        let (page, rest, memory) = read_page(pipeline, &listing, shape, Instant::now() + PAGE_TIME_MAX).await?;
         let is_final = listing.wait.is_none() || page.shown > 0 || rest.is_some();
         if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline, watched).await? {
             break (page, rest, memory);
@@ -397,19 +413,17 @@ mod tests {
 
     /// With one turn, and with more events than are looked at in one read.
     fn pipeline(folder: &tempfile::TempDir) -> Arc<Pipeline> {
-        let config = Config { network_threads: 1, ..Config::of_test(folder.path().join("events.db")) };
+        pipeline_of(folder, &["{}"; 200], Config::default().max_pages_bytes)
+    }
+
+    fn pipeline_of(folder: &tempfile::TempDir, payloads: &[&str], max_pages_bytes: usize) -> Arc<Pipeline> {
+        let config = Config { network_threads: 1, max_pages_bytes, ..Config::of_test(folder.path().join("events.db")) };
         let (store, mut parts) = Store::open_parts(&config).expect("open");
         let event_type = config.event_types.get("timer_tick").expect("built in");
         let mut batch = Batch::default();
-        for _ in 0..200 {
-            let event = Event {
-                event_type,
-                source: "s",
-                session_id: None,
-                user_id: None,
-                payload: "{}",
-                idempotency_key: None,
-            };
+        for payload in payloads {
+            let event =
+                Event { event_type, source: "s", session_id: None, user_id: None, payload, idempotency_key: None };
             batch.push(&event, &config.event_types);
         }
         store.try_append(batch, Receipt::new().0).expect("room");
@@ -424,12 +438,17 @@ mod tests {
         Listing::of(&Parameters::of(&uri), LIMIT_MAX).expect("a listing")
     }
 
+    /// A deadline that no test comes to.
+    fn in_time() -> Instant {
+        Instant::now() + Duration::from_secs(600)
+    }
+
     #[tokio::test]
     async fn a_search_keeps_its_turn_until_it_is_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let pipeline = pipeline(&folder);
         let listing = listing("payload.n=nothing");
-        let mut search = pin!(read_page(&pipeline, &listing, Shape::Own));
+        let mut search = pin!(read_page(&pipeline, &listing, Shape::Own, in_time()));
         let has_turn = poll_fn(|context| {
             assert!(search.as_mut().poll(context).is_pending(), "it has ended without a turn");
             if pipeline.searches.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
@@ -445,18 +464,69 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_short_reading_waits_for_no_turn_and_the_end_of_the_server_neither() {
+    async fn a_page_waits_for_its_turn_until_its_deadline_or_the_end_of_the_server() {
         let folder = tempfile::tempdir().expect("a folder");
         let pipeline = pipeline(&folder);
         let _turn = pipeline.searches.acquire().await;
-        let read = async |query: &str| {
+        let read = async |query: &str, deadline| {
             let listing = listing(query);
-            let read = timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own)).await;
+            let read = timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own, deadline)).await;
             let (page, rest, _) = read.expect("it waits for a turn").expect("read");
             (page.shown, rest.is_some())
         };
-        assert_eq!(read("limit=1").await, (1, true));
+        assert_eq!(read("limit=1", in_time()).await, (1, true), "a short reading is no search");
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert_eq!(read("payload.n=nothing", soon).await, (0, true), "it ends short");
         pipeline.begin_shutdown();
-        assert_eq!(read("payload.n=nothing").await, (0, true), "it ends short");
+        assert_eq!(read("payload.n=nothing", in_time()).await, (0, true), "it ends short");
+    }
+
+    #[tokio::test]
+    async fn a_search_that_waits_for_nobody_ends_at_its_deadline_and_with_the_server() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipeline = pipeline(&folder);
+        let read = async |deadline| {
+            let (page, rest, _) =
+                read_page(&pipeline, &listing("payload.n=nothing"), Shape::Own, deadline).await.expect("read");
+            (page.shown, rest)
+        };
+        assert_eq!(read(in_time()).await, (0, None));
+        assert_eq!(read(Instant::now()).await, (0, Some(Seq(161))), "after its first read");
+        pipeline.begin_shutdown();
+        assert_eq!(read(in_time()).await, (0, Some(Seq(161))), "after its first read");
+    }
+
+    #[tokio::test]
+    async fn a_search_holds_little_more_memory_in_line_than_it_needs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let filled = format!(r#"{{"n":"1","filler":"{}"}}"#, "x".repeat(2_000));
+        let payloads = [["{}"; 150].as_slice(), &[&*filled; 50]].concat();
+        let pipeline = pipeline_of(&folder, &payloads, Config::default().max_pages_bytes);
+        let _turn = pipeline.searches.acquire().await;
+        let listing = listing("payload.n=1&limit=1000");
+        let mut search = pin!(read_page(&pipeline, &listing, Shape::Own, in_time()));
+        let has_memory = poll_fn(|context| {
+            assert!(search.as_mut().poll(context).is_pending(), "it has ended without a turn");
+            if pipeline.pages.taken() > 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        has_memory.await;
+        assert_eq!(pipeline.pages.taken(), MEDIUM_PAGE_BYTES_MAX, "for 100 KB");
+    }
+
+    #[tokio::test]
+    async fn a_page_waits_for_no_more_memory_while_it_holds_some() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let filled = format!(r#"{{"filler":"{}"}}"#, "x".repeat(20_000));
+        let pipeline = pipeline_of(&folder, &[&*filled; 100], PAGE_BYTES_MAX);
+        let read = async || {
+            let read = read_page(&pipeline, &listing("limit=1000"), Shape::Own, in_time()).await;
+            read.expect("not refused")
+        };
+        let (page, rest, share) = read().await;
+        assert_eq!((page.shown, rest), (100, None));
+        let (page, rest, _) = read().await;
+        assert!(page.json.len() <= MEDIUM_PAGE_BYTES_MAX && rest == Some(page.last), "it ends short");
+        drop(share);
+        assert_eq!(read().await.0.shown, 100);
     }
 }

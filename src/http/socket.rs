@@ -24,8 +24,7 @@ use tokio::time::{Sleep, sleep};
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How long an answer is worked on after its client has ended its side, from the last byte that the client took. Longer
-/// than a page is read for (`READS_PER_PAGE`), so that a client which still waits for a page gets it, unless many
-/// searches have their turn before.
+/// than a page takes (`PAGE_TIME_MAX`), so that a client which still waits for a page gets it.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes of pipelined requests that are read ahead to find that end. Behind as many it is found only once the
