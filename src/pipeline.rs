@@ -28,8 +28,8 @@ pub struct Pipeline {
     pub bodies: Budget,
     /// Memory for pages of `GET /events` that clients have not taken yet.
     pub pages: Budget,
-    /// Permits for searches: pages of `GET /events` that go on reading because few events pass. One for each network
-    /// thread, by default half the processors; the other half is left to the writer and the fan-out, for which
+    /// Permits for searches: pages of `GET /events` that go on reading because few events pass, and starts of
+    /// subscriptions that are not found in a moment. One for each network thread, by default half the processors; the other half is left to the writer and the fan-out, for which
     /// publishers wait.
     pub searches: Semaphore,
     /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold

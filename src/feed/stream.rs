@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use super::conflate::Conflator;
@@ -12,7 +13,7 @@ use super::film::Film;
 use super::{Chunk, Feed};
 use crate::event::{Filter, Seq, Timestamp};
 use crate::hub::Hub;
-use crate::store::{Order, Query, Store};
+use crate::store::{Order, Query, Store, took_too_long};
 use crate::wire::batch::Run;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Gap, Note, Opening, Start, Subscribe};
@@ -47,6 +48,9 @@ impl Stream {
     /// Finds where a subscription begins, and what its subscriber has to know about that. A sentence when it
     /// asked for a place that is none.
     ///
+    /// A start that is not found in a moment is searched for in a turn, from the beginning again: its answer is of one
+    /// moment, and a search costs little more. Who waits for a turn holds nothing else.
+    ///
     /// # Errors
     /// What SQLite reports.
     pub async fn open(
@@ -54,9 +58,17 @@ impl Stream {
         hub: &Arc<Hub>,
         request: &Subscribe,
         waiting_bytes_max: usize,
+        turns: &Semaphore,
     ) -> rusqlite::Result<Result<(Self, Opening), String>> {
-        let asked = request.clone();
-        let place = match store.reading_in_time(move |store| place(store, &asked)).await? {
+        let [asked, asked_again] = [(); 2].map(|()| request.clone());
+        let found = match store.reading_for_a_moment(move |store| place(store, &asked)).await {
+            Err(error) if took_too_long(&error) => {
+                let _turn = turns.acquire().await.expect("never closed");
+                store.reading_in_time(move |store| place(store, &asked_again)).await
+            }
+            found => found,
+        };
+        let place = match found? {
             Ok(place) => place,
             Err(why) => return Ok(Err(why)),
         };
@@ -216,4 +228,42 @@ fn last_before(store: &Store, until: Timestamp, newest: Seq) -> rusqlite::Result
         ControlFlow::Break(())
     })?;
     Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn a_search_for_the_start_takes_a_turn_and_gives_it_up_with_its_client() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, _parts) = Store::open_parts(&Config::of_test(folder.path().join("events.db"))).expect("open");
+        let (hub, turns) = (Hub::new(store.audience(), 1 << 20), Semaphore::new(1));
+        let open = async |first: &str| {
+            let request = Subscribe::parse(first.as_bytes()).expect("a first message");
+            Stream::open(&store, &hub, &request, 1 << 20, &turns).await.expect("read").expect("a place").1
+        };
+        {
+            let mut searching = pin!(open(r#"{"last":1}"#));
+            let has_turn = poll_fn(|context| {
+                assert!(searching.as_mut().poll(context).is_pending(), "it has ended without a turn");
+                if turns.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
+            });
+            has_turn.await;
+            open("{}").await;
+            let mut waiting = pin!(open(r#"{"last":1}"#));
+            tokio::select! {
+                biased;
+                _ = waiting.as_mut() => panic!("another has the turn"),
+                _ = searching.as_mut() => {}
+            }
+        }
+        assert_eq!(turns.available_permits(), 1);
+        open(r#"{"last":1}"#).await;
+    }
 }

@@ -37,17 +37,27 @@ pub(super) async fn stream(pipeline: &Arc<Pipeline>, headers: &HeaderMap, uri: &
     }
     let place = pipeline.place().ok_or(Refusal::TooManySubscribers)?;
     place.tell(Subscriber { filter: request.filters.filter.clone(), name: None });
-    let opened = Stream::open(&pipeline.store, &pipeline.hub, &request, pipeline.config.max_subscriber_bytes).await;
+    let shutdown = pipeline.shutdown();
+    let Pipeline { store, hub, searches, config, .. } = &**pipeline;
+    let opened = tokio::select! {
+        opened = Stream::open(store, hub, &request, config.max_subscriber_bytes, searches) => opened,
+        // A search for the start may go on for seconds. The stream ends as any does then: a browser that was refused
+        // would not come back.
+        () = shutdown.begun() => return event_stream(Live(None)),
+    };
     let (stream, opening) = opened.map_err(|error| unreadable(&error))?.map_err(Refusal::BadRequest)?;
     let opened = subscribed(place.id(), &request.filters, &opening);
     let mut first = format!("retry: {RETRY_MS}\nevent: subscribed\ndata: {opened}\n\n").into_bytes();
     if let Some(gap) = opening.gap {
         write_note(&Note::Gap(gap), &mut first);
     }
-    let heartbeat = pipeline.config.keepalive_interval;
-    let shutdown = pipeline.shutdown();
+    let heartbeat = config.keepalive_interval;
     let speaker = Speaker { stream, heartbeat, shutdown, _place: place, _watched: watched, first: Some(first) };
-    let mut response = streamed(EVENT_STREAM, Live(Some(Box::pin(speaker.speak()))));
+    event_stream(Live(Some(Box::pin(speaker.speak()))))
+}
+
+fn event_stream(live: Live) -> Answer {
+    let mut response = streamed(EVENT_STREAM, live);
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // What nginx would hold back to fill a buffer.

@@ -19,6 +19,9 @@ pub struct Reading<T> {
     leash: Leash,
 }
 
+/// A moment, after which a reading is a search. In tests every reading that scans is one.
+const MOMENT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(50) };
+
 /// How long a reading may go on. It is looked at between two transactions, which are short.
 #[derive(Debug, Clone)]
 pub(super) struct Leash {
@@ -48,6 +51,15 @@ impl Store {
         read: impl FnOnce(&Self) -> rusqlite::Result<T> + Send + 'static,
     ) -> Reading<T> {
         self.read_for(Some(self.shared.read_timeout), read)
+    }
+
+    /// Reads for about as long as one read of a page: whoever is not done then ([`took_too_long`]) takes a turn and begins
+    /// again.
+    pub fn reading_for_a_moment<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Self) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Reading<T> {
+        self.read_for(Some(MOMENT), read)
     }
 
     fn read_for<T: Send + 'static>(

@@ -147,7 +147,7 @@ impl Socket<'_> {
             tracing::error!(%error, "find where a subscription starts");
             Declined::Ended(Ending::Failed)
         };
-        let Pipeline { store, hub, subscriptions, config, .. } = &**self.pipeline;
+        let Pipeline { store, hub, subscriptions, config, searches, .. } = &**self.pipeline;
         let known = request.durable.as_ref().and_then(|durable| subscriptions.find(durable));
         if let Some(known) = &known {
             request.start = Start::Place(known.position());
@@ -158,7 +158,7 @@ impl Socket<'_> {
         let shutdown = self.pipeline.shutdown();
         let opened = tokio::select! {
             biased;
-            opened = Stream::open(store, hub, &request, config.max_subscriber_bytes) => opened.map_err(failed)?,
+            opened = Stream::open(store, hub, &request, config.max_subscriber_bytes, searches) => opened.map_err(failed)?,
             // A search goes on for seconds, and only for as long as somebody waits for it. A subscription that is known
             // searches for nothing, and what its client confirms before it leaves is heard.
             ending = reader.ended(), if known.is_none() => return Err(Declined::Ended(ending)),

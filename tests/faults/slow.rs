@@ -267,6 +267,24 @@ fn long_searches_take_turns_with_short_readings() {
     for wire in &mut searching {
         assert_eq!(wire.response().expect("an answer").text(), "[]");
     }
+    // One searches for its start at a time; in all threads that read, most would have ended before the short read.
+    let searching = searches(&server, "/events/stream?last=1&", 24);
+    assert_eq!(server.get("/events?limit=1").json().as_array().unwrap().len(), 1);
+    let unanswered = searching.iter().filter(|wire| is_unanswered(wire)).count();
+    assert!(unanswered > 12, "a short reading waited for most of the searches: only {unanswered} are unanswered");
+}
+
+#[test]
+fn a_search_of_an_event_stream_ends_with_the_server() {
+    let mut server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
+    many_events(&server);
+    let mut searching = searches(&server, "/events/stream?last=1&", 24);
+    assert_eq!(server.get("/health").status, 200, "what came before it was read");
+    server.signal("TERM");
+    let answers = searching.iter_mut().map(|wire| wire.response().expect("an answer"));
+    let ended = answers.filter(|answer| answer.status == 200 && answer.text().is_empty()).count();
+    assert!(ended > 12, "the shutdown waited for most of the searches: only {ended} ended at once");
+    server.await_exit_0();
 }
 
 #[test]
