@@ -1,15 +1,18 @@
 //! Numbers by their exact value, however they are spelled: what filters compare.
 
+use std::cmp::Ordering;
+
 /// The value of a JSON number: 0.DIGITS times ten to the power of `exponent`.
 ///
 /// A double would take 18446744073709551615 for its neighbour, and 1e-400 for 0. Nothing here is computed but lengths,
-/// so a comparison costs the length of the two texts, whatever their exponents.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// so a comparison costs the length of the two texts, whatever their exponents. The order is one to search by, not that of
+/// the values.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Decimal {
     is_negative: bool,
+    exponent: i64,
     /// Without zeros at either end; none at all is zero.
     digits: Box<str>,
-    exponent: i64,
 }
 
 /// Beyond this a number is refused in a filter. It leaves room in an `i64` for the length of any text, so that an
@@ -19,39 +22,47 @@ const EXPONENT_MAX: u64 = 1_000_000_000_000_000_000;
 impl Decimal {
     /// The value of a text that is a number in JSON; `None` if its exponent is beyond all use.
     pub fn parse(number: &str) -> Option<Self> {
-        let Spelled { is_negative, whole, fraction, exponent } = Spelled::of(number);
-        let exponent = exponent.filter(|exponent| exponent.unsigned_abs() <= EXPONENT_MAX)?;
-        Some(Self { is_negative, digits: [whole, fraction].concat().into(), exponent })
+        let Spelled { is_negative, exponent, whole, fraction } = Spelled::of(number)?;
+        let is_usable = exponent.unsigned_abs() <= EXPONENT_MAX;
+        is_usable.then(|| Self { is_negative, exponent, digits: [whole, fraction].concat().into() })
     }
 
-    /// Whether a text that is a number in JSON has this value.
-    pub fn is_spelled(&self, number: &str) -> bool {
-        let Spelled { is_negative, whole, fraction, exponent } = Spelled::of(number);
-        self.is_negative == is_negative
-            && self.digits.strip_prefix(whole) == Some(fraction)
-            && exponent == Some(self.exponent)
+    /// Where it is in the order, seen from a number that is only spelled.
+    pub fn cmp_spelled(&self, other: &Spelled<'_>) -> Ordering {
+        let digits = self.digits.as_bytes();
+        let (whole, fraction) = digits.split_at(digits.len().min(other.whole.len()));
+        let by_digits = || whole.cmp(other.whole.as_bytes()).then_with(|| fraction.cmp(other.fraction.as_bytes()));
+        (self.is_negative, self.exponent).cmp(&(other.is_negative, other.exponent)).then_with(by_digits)
     }
 }
 
 /// A [`Decimal`] within the text that spells it.
-struct Spelled<'t> {
+pub(super) struct Spelled<'t> {
     is_negative: bool,
+    exponent: i64,
     /// Together with `fraction`: the digits.
     whole: &'t str,
     fraction: &'t str,
-    /// `None` if it is no `i64`.
-    exponent: Option<i64>,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many numbers this thread has taken apart.
+    pub(super) static TAKEN_APART: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 impl<'t> Spelled<'t> {
-    fn of(number: &'t str) -> Self {
+    /// Takes a text that is a number in JSON apart, which costs its length; `None` if its exponent is no `i64`.
+    pub fn of(number: &'t str) -> Option<Self> {
+        #[cfg(test)]
+        TAKEN_APART.set(TAKEN_APART.get() + 1);
         let (is_negative, number) = number.strip_prefix('-').map_or((false, number), |number| (true, number));
         let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
         // How far the point stands to the right of the first digit that is not 0.
         let (whole, digits, point) = match (whole, fraction) {
-            ("", "") => return Self { is_negative: false, whole, fraction, exponent: Some(0) },
+            ("", "") => return Some(Self { is_negative: false, exponent: 0, whole, fraction }),
             ("", _) => {
                 let digits = fraction.trim_start_matches('0');
                 (whole, digits, -((fraction.len() - digits.len()) as i64))
@@ -59,8 +70,8 @@ impl<'t> Spelled<'t> {
             (_, "") => (whole.trim_end_matches('0'), fraction, whole.len() as i64),
             _ => (whole, fraction, whole.len() as i64),
         };
-        let exponent = exponent.parse::<i64>().ok().and_then(|exponent| exponent.checked_add(point));
-        Self { is_negative, whole, fraction: digits, exponent }
+        let exponent = exponent.parse::<i64>().ok()?.checked_add(point)?;
+        Some(Self { is_negative, exponent, whole, fraction: digits })
     }
 }
 
@@ -70,11 +81,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn are_equal(one: &str, other: &str) -> bool {
-        let equal = Decimal::parse(one).expect(one).is_spelled(other);
-        let other = Decimal::parse(other).expect(other);
-        assert_eq!(other.is_spelled(one), equal, "{one} and {other:?}");
-        assert_eq!(Decimal::parse(one).expect(one) == other, equal, "{one} and {other:?}");
-        equal
+        let [decimal, other_decimal] = [one, other].map(|number| Decimal::parse(number).expect(number));
+        let [spelled, other_spelled] = [one, other].map(|number| Spelled::of(number).expect(number));
+        let order = decimal.cmp(&other_decimal);
+        assert_eq!(decimal.cmp_spelled(&other_spelled), order, "{one} and {other}");
+        assert_eq!(other_decimal.cmp_spelled(&spelled), order.reverse(), "{one} and {other}");
+        order.is_eq()
     }
 
     #[test]
@@ -114,7 +126,8 @@ mod tests {
         let nines = "9".repeat(60_000);
         for number in [format!("1e{nines}"), format!("1e-{nines}"), "1e9223372036854775807".to_owned()] {
             assert_eq!(Decimal::parse(&number), None);
-            assert!(!Decimal::parse("1").expect("a number").is_spelled(&number));
+            let one = Decimal::parse("1").expect("a number");
+            assert!(Spelled::of(&number).is_none_or(|spelled| one.cmp_spelled(&spelled).is_ne()));
         }
         assert!(are_equal("1e999999999999999999", "10e999999999999999998"));
         let zeros = "0".repeat(60_000);

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::decimal::Decimal;
+use super::decimal::{Decimal, Spelled};
 use super::object::only_known;
 use super::types::NAME_CHARS_MAX;
 use super::{Columns, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
@@ -39,22 +39,27 @@ struct Rest {
     unwanted_payload: Vec<PayloadKey>,
 }
 
-/// A top-level key of the payload, and the scalars it may be equal to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A top-level key of the payload, and the scalars it may be equal to: those of a kind sorted and without repeats, so
+/// that a value is looked up among a thousand.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 struct PayloadKey {
     key: Box<str>,
-    values: Vec<Scalar>,
+    null: bool,
+    bools: [bool; 2],
+    texts: Values,
+    numbers: Box<[Decimal]>,
+    /// Whether a number with an exponent beyond all use is among them. Only a kept filter has one, and it is equal to
+    /// nothing.
+    has_no_number: bool,
 }
 
-/// A value that values of a payload are compared with.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Scalar {
+/// A value of a payload, read once for all that it is compared with: it may be as long as a payload.
+enum Scalar<'p> {
     Null,
     Bool(bool),
-    Text(Box<str>),
-    Number(Decimal),
-    /// A number with an exponent beyond all use. Only a kept filter has one, and it is equal to nothing.
-    NoNumber,
+    /// Unescaped.
+    Text(Cow<'p, str>),
+    Number(Spelled<'p>),
 }
 
 /// A field that filters select by and the record is indexed by.
@@ -108,7 +113,7 @@ impl Filter {
         let filter = Self::parse_kept(asked)?;
         let rest = filter.rest.as_deref();
         let mut payload_keys = rest.into_iter().flat_map(|rest| rest.payload.iter().chain(&rest.unwanted_payload));
-        if let Some(bad) = payload_keys.find(|key| key.values.contains(&Scalar::NoNumber)) {
+        if let Some(bad) = payload_keys.find(|key| key.has_no_number) {
             return Err(not_scalars(&bad.key));
         }
         for field in Field::ALL {
@@ -305,11 +310,9 @@ fn payload_keys(object: &Map<String, Value>) -> Result<Vec<PayloadKey>, String> 
     let mut parsed = Vec::with_capacity(keys.len());
     for (key, value) in keys {
         let asked = value.as_array().map_or(std::slice::from_ref(value), |list| list);
-        let scalars = asked.iter().map(Scalar::of).collect::<Option<Vec<_>>>();
-        let Some(values) = scalars.filter(|values| (1..=VALUES_MAX).contains(&values.len())) else {
-            return Err(not_scalars(key));
-        };
-        parsed.push(PayloadKey { key: key.as_str().into(), values });
+        let is_well = (1..=VALUES_MAX).contains(&asked.len());
+        let of_key = if is_well { PayloadKey::of(key, asked) } else { None };
+        parsed.push(of_key.ok_or_else(|| not_scalars(key))?);
     }
     // Filters that ask for the same are equal, in whatever order they are spelled.
     parsed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -359,8 +362,8 @@ impl<'p> Visitor<'p> for &mut Found<'_> {
                 payload.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let value = payload.next_value::<&RawValue>()?;
-            let is_one_of = |asked: &PayloadKey| asked.values.iter().any(|asked| asked.is_spelled(value.get()));
+            let value = Scalar::of(payload.next_value::<&RawValue>()?.get());
+            let is_one_of = |asked: &PayloadKey| value.as_ref().is_some_and(|value| asked.holds(value));
             // The last of two equal keys counts.
             if let Some(place) = wanted {
                 self.wanted[place] = is_one_of(&self.wanted_keys[place]);
@@ -373,28 +376,52 @@ impl<'p> Visitor<'p> for &mut Found<'_> {
     }
 }
 
-impl Scalar {
-    /// What a JSON value asks for; `None` if nothing of a payload is compared with it.
-    fn of(asked: &Value) -> Option<Self> {
-        match asked {
-            Value::Null => Some(Self::Null),
-            Value::Bool(asked) => Some(Self::Bool(*asked)),
-            Value::String(text) => Some(Self::Text(text.as_str().into())),
-            Value::Number(number) => Some(Decimal::parse(number.as_str()).map_or(Self::NoNumber, Self::Number)),
-            Value::Array(_) | Value::Object(_) => None,
+impl PayloadKey {
+    /// `None` if nothing of a payload is compared with one of the values.
+    fn of(key: &str, values: &[Value]) -> Option<Self> {
+        let mut parsed = Self { key: key.into(), ..Self::default() };
+        let (mut texts, mut numbers) = (Vec::new(), Vec::new());
+        for value in values {
+            match value {
+                Value::Null => parsed.null = true,
+                Value::Bool(asked) => parsed.bools[usize::from(*asked)] = true,
+                Value::String(text) => texts.push(text.as_str().into()),
+                Value::Number(number) => match Decimal::parse(number.as_str()) {
+                    Some(number) => numbers.push(number),
+                    None => parsed.has_no_number = true,
+                },
+                Value::Array(_) | Value::Object(_) => return None,
+            }
         }
+        numbers.sort_unstable();
+        numbers.dedup();
+        Some(Self { texts: sorted(texts), numbers: numbers.into(), ..parsed })
     }
 
-    /// Whether a payload's value is equal to it: texts unescaped, numbers by value.
-    fn is_spelled(&self, value: &str) -> bool {
-        match (self, value.as_bytes()) {
-            (Self::Null, b"null") | (Self::Bool(true), b"true") | (Self::Bool(false), b"false") => true,
-            (Self::Text(asked), [b'"', text @ .., b'"']) => match text.contains(&b'\\') {
-                false => asked.as_bytes() == text,
-                true => serde_json::from_str::<String>(value).is_ok_and(|text| *text == **asked),
+    /// Whether a value is equal to one of its own: texts unescaped, numbers by value.
+    fn holds(&self, value: &Scalar<'_>) -> bool {
+        match value {
+            Scalar::Null => self.null,
+            Scalar::Bool(value) => self.bools[usize::from(*value)],
+            Scalar::Text(text) => holds(&self.texts, text.as_bytes()),
+            Scalar::Number(number) => self.numbers.binary_search_by(|asked| asked.cmp_spelled(number)).is_ok(),
+        }
+    }
+}
+
+impl<'p> Scalar<'p> {
+    /// What the JSON of a value says; `None` if it can be equal to nothing.
+    fn of(json: &'p str) -> Option<Self> {
+        match json.as_bytes() {
+            b"null" => Some(Self::Null),
+            b"true" => Some(Self::Bool(true)),
+            b"false" => Some(Self::Bool(false)),
+            [b'"', text @ .., b'"'] => match text.contains(&b'\\') {
+                false => Some(Self::Text(json[1..json.len() - 1].into())),
+                true => serde_json::from_str(json).ok().map(|text: String| Self::Text(text.into())),
             },
-            (Self::Number(asked), [b'-' | b'0'..=b'9', ..]) => asked.is_spelled(value),
-            _ => false,
+            [b'-' | b'0'..=b'9', ..] => Spelled::of(json).map(Self::Number),
+            _ => None,
         }
     }
 }
@@ -402,6 +429,7 @@ impl Scalar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn filter(json: &str) -> Result<Filter, String> {
         Filter::parse(serde_json::from_str::<Value>(json).expect("JSON").as_object().expect("an object"))
@@ -577,15 +605,67 @@ mod tests {
     }
 
     #[test]
+    fn an_events_value_is_taken_apart_once_however_many_it_is_compared_with() {
+        use crate::event::decimal::TAKEN_APART;
+        let numbers = Value::from((0..VALUES_MAX).collect::<Vec<_>>());
+        let asked = filter(&format!(r#"{{"payload":{{"n":{numbers}}},"exclude":{{"payload":{{"n":{numbers}}}}}}}"#));
+        let (asked, before) = (asked.expect("a filter"), TAKEN_APART.get());
+        assert!(!asked.matches(&Columns { payload: br#"{"n":1000}"#, ..EVENT }));
+        assert_eq!(TAKEN_APART.get() - before, 1);
+    }
+
+    #[test]
     fn equal_filters_are_equal_however_they_are_spelled() {
         assert_eq!(
-            filter(r#"{"session_id":["b","a","b"],"payload":{"x":1,"y":[2]}}"#),
-            filter(r#"{"payload":{"y":2.0,"x":[10e-1]},"session_id":["a","b"],"user_id":null,"other":1}"#)
+            filter(r#"{"session_id":["b","a","b"],"payload":{"x":1,"y":[2,"a",null]}}"#),
+            filter(
+                r#"{"payload":{"y":[null,"a",2.0,"a"],"x":[10e-1]},"session_id":["a","b"],"user_id":null,"other":1}"#
+            )
         );
         assert!(
             filter(r#"{"event_types":"","session_id":"","user_id":null,"source":[],"exclude":{},"payload":{}}"#)
                 .expect("empty")
                 .is_any()
         );
+    }
+    /// Of few values, spelled in several ways each.
+    fn scalar() -> impl Strategy<Value = String> {
+        let number = (-12i64..12, -2i64..3).prop_map(|(number, exponent)| format!("{number}e{exponent}"));
+        prop_oneof![
+            "null|true|false",
+            number,
+            "-?(0|[1-3][0-3]{0,2})([.][0-3]{1,2})?",
+            "(a|b|\\\\\"|\\\\u0061|\u{e9}){0,2}".prop_map(|text| format!("\"{text}\"")),
+            "[{]}|\\[\\]|\\[1]",
+        ]
+    }
+
+    /// Whether two values are equal, looked at one by one.
+    fn are_equal(one: &Value, other: &Value) -> bool {
+        match (one, other) {
+            (Value::Number(one), Value::Number(other)) => {
+                Decimal::parse(one.as_str()) == Decimal::parse(other.as_str())
+            }
+            (Value::Array(_) | Value::Object(_), _) => false,
+            (one, other) => one == other,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_is_found_among_many_if_it_is_equal_to_one(
+            values in prop::collection::vec(scalar(), 1..24),
+            value in scalar(),
+        ) {
+            let read = |json: &String| serde_json::from_str::<Value>(json).expect(json);
+            let asked: Vec<Value> =
+                values.iter().map(read).filter(|asked| !asked.is_array() && !asked.is_object()).collect();
+            prop_assume!(!asked.is_empty());
+            let filter = filter(&serde_json::json!({ "payload": { "k": asked } }).to_string()).expect("a filter");
+            let payload = format!(r#"{{"k":{value}}}"#);
+            let passes = filter.matches(&Columns { payload: payload.as_bytes(), ..EVENT });
+            let is_one = asked.iter().any(|asked| are_equal(asked, &read(&value)));
+            prop_assert_eq!(passes, is_one, "{} among {:?}", value, asked);
+        }
     }
 }
