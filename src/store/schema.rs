@@ -11,9 +11,10 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Row, ToSql, TransactionBehavior};
 
 use super::damage::damaged;
-use super::holes::Holes;
-use super::{Kept, checksum};
+use super::holes::{self, Holes};
+use super::{Kept, checksum, segments};
 use crate::config::Durability;
+use crate::event::Seq;
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
 pub const VERSION: i64 = 4;
@@ -330,14 +331,18 @@ pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// Of segments that are not in the index yet, the lists are made from the events that there are: they have no holes.
-/// The sealer finds those of the other segments later.
+/// Finds the holes of segments that are not in the index yet: only here it is known which numbers of the open one are
+/// used up. The sealer finds those of the others later.
 fn add_holes(connection: &Connection) -> rusqlite::Result<()> {
+    let stored: i64 = connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))?;
+    let last = Seq(stored.max(meta::get(connection, meta::LAST_SEQ)?) as u64);
     let sealed_before = meta::get(connection, meta::SEALED_BEFORE)?;
     let sql = format!("SELECT segment, count FROM holes WHERE segment >= {sealed_before}");
     each(connection, &sql, |row| {
-        let (segment, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-        Holes { count: count as u64, offsets: Some(Vec::new()) }.store(connection, segment as u64)
+        let (segment, count) = (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64);
+        let mut offsets = holes::find(connection, segment)?;
+        offsets.retain(|offset| segments::first_of(segment).plus((*offset).into()) <= last);
+        Holes { count, offsets: Some(offsets) }.store(connection, segment)
     })
 }
 

@@ -577,3 +577,25 @@ fn a_file_of_format_3_is_opened_with_its_keys_and_holes_and_there_is_a_way_back(
     server.restart();
     assert_eq!(sequences(&server.stored("session_id=s1")), of_s1);
 }
+
+#[test]
+fn the_holes_of_the_open_segment_of_a_file_of_format_3_are_counted() {
+    let mut server = Server::start();
+    let event = |n: usize| {
+        let user = if (10..60).contains(&n) || n > 95 { "gone" } else { "kept" };
+        json!({"event_type": "quiz_started", "source": "it", "user_id": user}).to_string()
+    };
+    server.publish_lines(&(0..100).map(event).collect::<Vec<_>>());
+    assert_eq!(server.call("DELETE", "/events?user_id=gone", &[], b"").json(), json!({"deleted": 54}));
+    server.stop();
+    Connection::open(server.db_path()).unwrap().execute_batch(way_back()).unwrap();
+    server.restart();
+    let kept = |server: &Server| {
+        let stats = server.get_json("/stats");
+        [&stats["total_events"], &stats["events_last_hour"]].map(|count| count.as_u64().unwrap())
+    };
+    assert_eq!(kept(&server), [46, 46]);
+    // The next ones follow on those that are gone, and are not taken for such.
+    server.publish_lines(&(0..10).map(event).collect::<Vec<_>>());
+    assert_eq!(kept(&server), [56, 56]);
+}
