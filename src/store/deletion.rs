@@ -9,7 +9,7 @@ use super::Shared;
 use super::damage::is_damage;
 use super::holes::{self, Holes};
 use super::keys::{self, Parting};
-use super::read;
+use super::read::{self, Record};
 use super::segments::{self, Kind};
 use crate::event::{Seq, Timestamp};
 
@@ -42,6 +42,7 @@ pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rus
         keys::forget_through(connection, through)?;
         parting.map(|parting| parting.end(connection)).transpose()?;
     }
+    Record::new(connection, shared).begins_after(through)?;
     const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                            kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
                            LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
@@ -239,6 +240,30 @@ mod tests {
             }
             assert_eq!(keys(), Ok(0), "event {damaged} is damaged, deleted in the order {order:?}");
             assert_eq!(store.integrity().damage, [format!("events: {} is damaged", Seq(damaged).id())]);
+        }
+    }
+
+    #[test]
+    fn a_deletion_that_comes_to_a_damaged_number_is_refused_and_not_half_done() {
+        use crate::store::flip::{file_with, renumber};
+        for (seq, to) in [(1, 100), (130, 130 + 8_192), (200, 200 + 8_192)] {
+            let (_folder, config) = file_with(200);
+            renumber(&config.database_path, seq, to);
+            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let (mut deletion, mut context) =
+                (pin!(store.delete(None, Filter::default())), Context::from_waker(Waker::noop()));
+            assert!(deletion.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            let answer = deletion.poll(&mut context);
+            let file = schema::open_reader(&config.database_path).expect("whole");
+            let left: i64 = file.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("read");
+            match answer {
+                Poll::Ready(Ok(200)) => assert_eq!(left, 0, "{seq} is {to}"),
+                refused => {
+                    assert_eq!(refused, Poll::Ready(Err(Failure::Damaged)), "{seq} is {to}");
+                    assert!(left > 0 && store.scan(&Query::default(), |_| ControlFlow::Continue(())).is_err());
+                }
+            }
         }
     }
 }

@@ -93,11 +93,35 @@ pub(super) fn add(connection: &Connection, segment: u64, deleted: &[u16]) -> rus
 pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Vec<u16>> {
     let mut is_missing = vec![true; SEGMENT_EVENTS as usize];
     let first = segments::first_of(segment);
-    const SQL: &str = "SELECT seq FROM events WHERE seq BETWEEN ?1 AND ?2";
-    let mut statement = connection.prepare_cached(SQL)?;
-    let mut rows = statement.query([first.0 as i64, segments::first_of(segment + 1).prev().0 as i64])?;
+    let end = segments::first_of(segment + 1);
+    // A damaged number is out of order with its neighbours', also where it leads a search astray or seems to be the end: so
+    // two rows beyond either end are looked at.
+    const BEFORE: &str = "SELECT seq FROM events WHERE seq < ?1 ORDER BY seq DESC LIMIT 2";
+    const FROM: &str = "SELECT seq FROM events WHERE seq >= ?1 ORDER BY seq";
+    let is_damaged = |one: Seq, other: Seq| damaged(format!("events: {} or {} is damaged", one.id(), other.id()));
+    let mut statement = connection.prepare_cached(BEFORE)?;
+    let (mut rows, mut next) = (statement.query([first.0 as i64])?, first);
     while let Some(row) = rows.next()? {
-        is_missing[(row.get::<_, i64>(0)? as u64 - first.0) as usize] = false;
+        let seq = Seq(row.get::<_, i64>(0)? as u64);
+        if seq >= next {
+            return Err(is_damaged(seq, next));
+        }
+        next = seq;
+    }
+    let mut statement = connection.prepare_cached(FROM)?;
+    let (mut rows, mut last, mut behind) = (statement.query([first.0 as i64])?, first.prev(), 0);
+    while behind < 2
+        && let Some(row) = rows.next()?
+    {
+        let seq = Seq(row.get::<_, i64>(0)? as u64);
+        if seq <= last {
+            return Err(is_damaged(last, seq));
+        }
+        last = seq;
+        match is_missing.get_mut((seq.0 - first.0) as usize) {
+            Some(is_missing) if seq < end => *is_missing = false,
+            _ => behind += 1,
+        }
     }
     let numbered = is_missing.into_iter().enumerate();
     Ok(numbered.filter(|(_, is_missing)| *is_missing).map(|(offset, _)| offset as u16).collect())
@@ -114,5 +138,25 @@ pub(super) fn found(connection: &Connection, segment: u64, offsets: Vec<u16>) ->
     match Holes::of(connection, segment)? {
         Some(Holes { count, offsets: None }) => Holes { count, offsets: Some(offsets) }.store(connection, segment),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::flip::{file_with, renumber};
+    use crate::store::schema;
+
+    #[test]
+    fn a_damaged_number_is_an_error_to_whoever_looks_for_holes() {
+        // Of the second segment, with 128 events in two bytes.
+        let at = SEGMENT_EVENTS * 5 + 8;
+        for to in [at - 128, at + 128, at + 8_192] {
+            let (_folder, config) = file_with(300);
+            renumber(&config.database_path, at, to);
+            let file = schema::open_reader(&config.database_path).expect("whole");
+            let found = find(&file, segments::segment_of(Seq(at)));
+            assert!(found.is_err_and(|error| super::super::damage::is_damage(&error)), "{to}");
+        }
     }
 }

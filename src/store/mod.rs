@@ -11,6 +11,8 @@ mod damage;
 mod deletion;
 mod epoch;
 mod files;
+#[cfg(test)]
+mod flip;
 mod holes;
 mod kept;
 mod keys;

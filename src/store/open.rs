@@ -124,7 +124,7 @@ impl Store {
         if !is_current {
             schema::create(&mut connection).map_err(database)?;
         }
-        let state = State::read(&connection).map_err(database)?;
+        let state = State::read(&connection, epoch::last_noted(&lock)).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
         let witness =
             Witness::hear(beside, &connection, path, state.last, has_log, config.durability).map_err(database)?;
@@ -150,6 +150,7 @@ fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
 struct State {
     last: Seq,
     last_time: Timestamp,
+    is_last_largest: bool,
     recent: Recent,
     has_legacy_ids: bool,
     unchecked_through: Seq,
@@ -160,37 +161,78 @@ struct State {
 impl State {
     /// Numbers and times go on from the larger of what is noted and what is stored. Lists of segments
     /// that are not in the table yet are built again from their rows.
-    fn read(connection: &Connection) -> rusqlite::Result<State> {
+    fn read(connection: &Connection, witnessed: Seq) -> rusqlite::Result<State> {
         let noted = |key| meta::get(connection, key);
-        let stored: i64 = connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))?;
-        let last = Seq(stored.max(noted(meta::LAST_SEQ)?) as u64);
         let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
-        let (stored_time, damage) = read::newest_time(connection, unchecked_through)?;
-        let last_time = stored_time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
+        let newest = read::newest(connection, unchecked_through)?;
+        let last = newest.last(Seq(noted(meta::LAST_SEQ)? as u64), witnessed);
+        let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
+        let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
+        let mut damage: Vec<_> = newest.damaged.iter().map(|seq| read::is_damaged(*seq)).collect();
         let sealed_before = noted(meta::SEALED_BEFORE)?;
         connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
 
-        let mut recent = Recent { open: Segment::new(sealed_before as u64), full: Vec::new() };
-        let mut statement = connection
-            .prepare("SELECT seq, event_type, source, session_id, user_id FROM events WHERE seq >= ?1 ORDER BY seq")?;
-        let mut rows = statement.query([segments::first_of(sealed_before as u64).0 as i64])?;
-        while let Some(row) = rows.next()? {
-            let event = Columns {
-                event_type: row.get_ref(1)?.as_bytes()?,
-                source: row.get_ref(2)?.as_bytes()?,
-                session_id: row.get_ref(3)?.as_bytes_or_null()?,
-                user_id: row.get_ref(4)?.as_bytes_or_null()?,
-                payload: b"",
-            };
-            recent.note(Seq(row.get::<_, i64>(0)? as u64), &event);
-        }
+        let recent = lists(connection, sealed_before as u64, last, unchecked_through, &mut damage)?;
         let has_legacy_ids = connection.query_row(
             "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS its \
              JOIN pragma_index_info(its.name) AS columns WHERE columns.name = 'legacy_id')",
             [],
             |row| row.get(0),
         )?;
-        Ok(State { last, last_time, recent, has_legacy_ids, unchecked_through, damage })
+        Ok(State { last, last_time, is_last_largest, recent, has_legacy_ids, unchecked_through, damage })
+    }
+}
+
+/// The lists of segments from this one on, made of their rows: some 100 ms for 65,536 of 1 KB, which are read whole, for a
+/// list of events with damaged numbers would be stored as if it were right. What is damaged is noted under the values that
+/// it shows, so that who asks for one of them is told.
+fn lists(
+    connection: &Connection,
+    from: u64,
+    last: Seq,
+    unchecked_through: Seq,
+    damage: &mut Vec<String>,
+) -> rusqlite::Result<Recent> {
+    let mut recent = Recent { open: Segment::new(from), full: Vec::new() };
+    let mut next = segments::first_of(from);
+    // Damaged rows behind the last whole one: their numbers are among those up to the next.
+    let mut doubtful = Vec::new();
+    let mut statement = connection.prepare(read::select_events!("seq >= ?1 ORDER BY seq"))?;
+    let mut rows = statement.query([next.0 as i64])?;
+    while let Some(row) = rows.next()? {
+        match read::stored(row, unchecked_through) {
+            Ok(event) if event.seq >= next && event.seq <= last => {
+                note_doubtful(&mut recent, doubtful.drain(..), next, event.seq);
+                recent.note(event.seq, &event.columns());
+                next = event.seq.next();
+            }
+            Ok(event) => damage.push(format!("events: {} is out of order", event.seq.id())),
+            Err(error) => {
+                damage.push(error.to_string());
+                let text = |column| row.get_ref(column).ok().and_then(|value| value.as_str().ok());
+                let seq = Seq(row.get::<_, i64>(0)? as u64);
+                doubtful.push((seq, [2, 3, 4, 5].map(|column| text(column).map(|text| text.as_bytes().into()))));
+            }
+        }
+    }
+    note_doubtful(&mut recent, doubtful.drain(..), next, last.next());
+    Ok(recent)
+}
+
+/// A damaged row: the number and the values that it shows.
+type Doubtful = (Seq, [Option<Box<[u8]>>; 4]);
+
+/// Notes damaged events that are somewhere from `next` up to, and without, `end`.
+fn note_doubtful(recent: &mut Recent, doubtful: impl Iterator<Item = Doubtful>, mut next: Seq, end: Seq) {
+    for (shown, values) in doubtful {
+        let seq = if (next..end).contains(&shown) { shown } else { next };
+        let [event_type, source, session_id, user_id] = values.each_ref().map(Option::as_deref);
+        if seq < end
+            && let (Some(event_type), Some(source)) = (event_type, source)
+        {
+            recent.note(seq, &Columns { event_type, source, session_id, user_id, payload: b"" });
+            next = seq.next();
+        }
     }
 }
 
@@ -202,7 +244,7 @@ fn assemble(
     witness: Witness,
     lock: File,
 ) -> rusqlite::Result<(Store, Parts)> {
-    let State { last, last_time, recent, has_legacy_ids, unchecked_through, damage } = state;
+    let State { last, last_time, is_last_largest, recent, has_legacy_ids, unchecked_through, damage } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
     for segment in &recent.full {
         full_sender.send(segment.clone()).expect("its receiver is in this scope");
@@ -246,6 +288,7 @@ fn assemble(
         checkpointer: due_sender,
         last,
         last_time,
+        is_last_largest,
         free_space_min_bytes: config.free_space_min_bytes,
         witness,
         durability: config.durability,
@@ -259,4 +302,77 @@ fn assemble(
     let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
     Ok((Store { shared, commands, leash: None }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Field, Filter};
+    use crate::store::Query;
+    use crate::store::flip::{append, file_with, renumber};
+
+    #[test]
+    fn a_damaged_number_of_the_last_event_moves_no_other_and_ends_nothing() {
+        for to in [300 - 128, 299, 300 + 8_192, 300 + 3] {
+            let (_folder, config) = file_with(300);
+            renumber(&config.database_path, 300, to);
+            for last in [300, 321] {
+                let (store, mut parts) = Store::open_parts(&config).expect("open");
+                assert_eq!(store.committed(), Seq(last), "{to}");
+                append(&store, &config, 20, None);
+                append(&store, &config, 1, None);
+                while parts.write() {}
+                assert_eq!(store.committed(), Seq(last + 21), "{to}");
+                let mut numbers = Vec::new();
+                let query = Query { after: Seq(last), ..Query::default() };
+                let scanned = store.scan(&query, |event| {
+                    numbers.push(event.seq.0);
+                    std::ops::ControlFlow::Continue(())
+                });
+                assert_eq!((scanned, numbers), (Ok(None), (last + 1..=last + 21).collect()), "{to}");
+                store.close();
+                drop(parts.finish());
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_number_makes_no_false_list() {
+        for to in [200 + 8_192, 200 + 64, 200 - 128] {
+            let (_folder, config) = file_with(310);
+            renumber(&config.database_path, 200, to);
+            for _ in 0..2 {
+                let (store, mut parts) = Store::open_parts(&config).expect("open");
+                while parts.seal() | parts.write() {}
+                let file = schema::open_reader(&config.database_path).expect("whole");
+                let sealed = file.prepare("SELECT DISTINCT segment FROM event_index").and_then(|mut sealed| {
+                    sealed.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()
+                });
+                assert_eq!(sealed, Ok((0..9).collect()), "{to}");
+                assert_eq!(meta::get(&file, meta::SEALED_BEFORE), Ok(9), "{to}");
+                let mut query =
+                    Query { filter: Filter::default().with_types(["timer_tick"]), after: Seq(200), ..Query::default() };
+                assert_eq!(store.count(&query), Ok(110), "{to}");
+                query.after = Seq(199);
+                let scanned = store.scan(&query, |_| std::ops::ControlFlow::Continue(()));
+                assert!(scanned.is_err_and(|error| error.to_string().contains("0000000000c8")), "{to}");
+                store.close();
+                drop(parts.finish());
+            }
+        }
+    }
+
+    #[test]
+    fn a_start_names_an_event_with_a_field_of_a_wrong_kind_and_goes_on() {
+        let (_folder, config) = file_with(10);
+        let flipped = "UPDATE events SET event_type = X'00FF', session_id = 5 WHERE seq = 4";
+        assert_eq!(schema::open_writer(&config.database_path).and_then(|file| file.execute(flipped, [])), Ok(1));
+        let (store, parts) = Store::open_parts(&config).expect("open");
+        assert_eq!(store.integrity().damage, ["events: evt_000000000004 is damaged"]);
+        assert_eq!(
+            store.count(&Query { filter: Filter::default().with(Field::Session, ["a"]), ..Query::default() }),
+            Ok(9)
+        );
+        drop(parts);
+    }
 }

@@ -19,6 +19,7 @@ use super::segments::{self, Kind, SEGMENT_EVENTS};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
 use crate::wire::StoredEvent;
 use crate::wire::subscription::Extent;
 
@@ -443,7 +444,7 @@ impl super::Store {
     /// What SQLite reports.
     pub fn extent(&self) -> rusqlite::Result<Extent> {
         let newest = self.committed();
-        let kept = self.shared.readers.with(|transaction| kept(transaction, newest))?;
+        let kept = self.shared.readers.with(|transaction| Record::new(transaction, &self.shared).kept(newest))?;
         let oldest = kept.map_or(newest.next(), |kept| *kept.start());
         Ok(Extent { oldest, newest, epoch: self.shared.epoch })
     }
@@ -472,9 +473,12 @@ impl super::Store {
     /// What SQLite reports.
     pub fn before_time(&self, time: Timestamp) -> rusqlite::Result<Seq> {
         let committed = self.committed();
-        self.shared.readers.with(|transaction| match kept(transaction, committed)? {
-            None => Ok(committed),
-            Some(kept) => Ok(Record::new(transaction, &self.shared).first_later(&kept, time)?.prev()),
+        self.shared.readers.with(|transaction| {
+            let record = Record::new(transaction, &self.shared);
+            match record.kept(committed)? {
+                None => Ok(committed),
+                Some(kept) => Ok(record.first_later(&kept, time)?.prev()),
+            }
         })
     }
 
@@ -497,11 +501,11 @@ impl super::Store {
                     })
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
-            let events_last_hour = match kept(transaction, Seq::MAX)? {
+            let record = Record::new(transaction, &self.shared);
+            let events_last_hour = match record.kept(Seq::MAX)? {
                 None => 0,
                 Some(kept) => {
                     // Where the clock is behind the record, the hour is the last one of the record.
-                    let record = Record::new(transaction, &self.shared);
                     // A damaged one has no time; the damage itself is told beside these figures.
                     let mut newest = Timestamp(0);
                     match record.event(*kept.end(), |event| newest = event.time) {
@@ -532,31 +536,46 @@ pub(super) fn newest_of_type(
         .newest(&recent, |error| shared.note_damage(&error))
 }
 
-/// The time of the newest event that is whole, and what is damaged behind it: a flipped bit in the last time would have
-/// every later event stamped centuries ahead. An event without a checksum counts as whole if the statistics know of
-/// none later.
-pub(super) fn newest_time(
-    connection: &Connection,
-    unchecked_through: Seq,
-) -> rusqlite::Result<(Option<Timestamp>, Vec<String>)> {
+/// The newest event that is whole, and what is damaged behind it: a flipped bit in the last time would have every later
+/// event stamped centuries ahead, one in the last number would have numbers given twice or left out. An event without a
+/// checksum counts as whole if the statistics know of none later.
+#[derive(Default)]
+pub(super) struct Newest {
+    pub seq: Seq,
+    pub time: Option<Timestamp>,
+    /// The numbers that damaged rows behind it have.
+    pub damaged: Vec<Seq>,
+}
+
+pub(super) fn newest(connection: &Connection, unchecked_through: Seq) -> rusqlite::Result<Newest> {
     let last_seen = last_seen(connection)?;
-    let mut damage = Vec::new();
+    let mut damaged = Vec::new();
     let mut statement = connection.prepare(select_events!("true ORDER BY seq DESC"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         match stored(row, unchecked_through) {
-            Ok(event) => {
-                let is_checked = event.seq > unchecked_through;
-                if is_checked || last_seen.is_none_or(|last_seen| event.time <= last_seen) {
-                    return Ok((Some(event.time), damage));
-                }
-                damage.push(format!("events: {} is damaged", event.seq.id()));
+            Ok(StoredEvent { seq, time, .. })
+                if seq > unchecked_through || last_seen.is_none_or(|last_seen| time <= last_seen) =>
+            {
+                return Ok(Newest { seq, time: Some(time), damaged });
             }
-            Err(error) if is_damage(&error) => damage.push(error.to_string()),
-            Err(error) => return Err(error),
+            _ => damaged.push(Seq(row.get::<_, i64>(0)? as u64)),
         }
     }
-    Ok((None, damage))
+    Ok(Newest { damaged, ..Newest::default() })
+}
+
+impl Newest {
+    /// The last number that was given; those up to `noted` were in any case, and up to `witnessed` as far as the file
+    /// beside the database knows, if that is none of another life. Numbers are dense: at most as many follow the last whole
+    /// event as there are rows behind it. A damaged row's own number counts only if it is one of so many.
+    pub fn last(&self, noted: Seq, witnessed: Seq) -> Seq {
+        let behind = self.damaged.len();
+        let dense = self.seq.plus(behind);
+        let last = if witnessed == Seq::ZERO { dense } else { dense.min(witnessed).max(self.seq) };
+        let end = noted.max(self.seq).plus(behind);
+        self.damaged.iter().copied().filter(|seq| *seq <= end).fold(last.max(noted), Seq::max)
+    }
 }
 
 /// The time of the newest event as the statistics have it, which is another witness of it where events have no checksum.
@@ -602,20 +621,60 @@ impl Scan<'_, '_> {
     }
 
     fn all(&mut self, visit: &mut impl FnMut(StoredEvent<'_>) -> ControlFlow<()>) -> rusqlite::Result<Option<Seq>> {
-        let order = match self.query.order {
-            Order::OldestFirst => "ASC",
-            Order::NewestFirst => "DESC",
+        // The far end is not left to SQLite: it believes a damaged number, and would take it for the end.
+        let (near, far, sql) = match self.query.order {
+            Order::OldestFirst => (*self.range.start(), *self.range.end(), select_events!("seq >= ?1 ORDER BY seq")),
+            Order::NewestFirst => {
+                (*self.range.end(), *self.range.start(), select_events!("seq <= ?1 ORDER BY seq DESC"))
+            }
         };
-        let sql = format!(select_events!("seq BETWEEN ?1 AND ?2 ORDER BY seq {}"), order);
-        let Record { connection, unchecked_through } = self.record;
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query([self.range.start().0 as i64, self.range.end().0 as i64])?;
+        let Record { connection, unchecked_through, .. } = self.record;
+        let (mut statement, mut last) = (connection.prepare_cached(sql)?, None);
+        let mut rows = statement.query([near.0 as i64])?;
         while let Some(row) = rows.next()? {
-            let event = stored(row, unchecked_through)?;
+            let event = match stored(row, unchecked_through) {
+                // Behind the far end, if its number can be right: the reading does not come to it.
+                Err(error) => {
+                    let shown = Seq(row.get::<_, i64>(0)? as u64);
+                    let between = match self.query.order {
+                        Order::OldestFirst if shown > far => last.map_or(near, Seq::next)..=shown.prev(),
+                        Order::NewestFirst if shown < far => shown.next()..=last.map_or(near, Seq::prev),
+                        _ => return Err(error),
+                    };
+                    match count_between(connection, between)? {
+                        0 => break,
+                        _ => return Err(error),
+                    }
+                }
+                Ok(event) => event,
+            };
             let seq = event.seq;
+            let (is_before, is_behind, is_next) = match self.query.order {
+                Order::OldestFirst => (seq < near, seq > far, last < Some(seq)),
+                Order::NewestFirst => (seq > near, seq < far, last.is_none_or(|last| seq < last)),
+            };
+            if is_before {
+                continue;
+            }
+            if last.is_none() && seq != near {
+                self.record.look_beside(near, Some(seq), self.query.order)?;
+            }
+            if !is_next {
+                return Err(damaged(format!("events: {} is out of order", seq.id())));
+            }
+            last = Some(seq);
+            if is_behind {
+                break;
+            }
             if self.show(event, visit).is_break() {
                 return Ok(Some(seq));
             }
+            if seq == far {
+                break;
+            }
+        }
+        if last.is_none() {
+            self.record.look_beside(near, None, self.query.order)?;
         }
         Ok(None)
     }
@@ -728,6 +787,11 @@ impl Scan<'_, '_> {
             let (mut flow, left) = (ControlFlow::Continue(()), self.left);
             self.record.event(seq, |event| flow = self.show(event, visit))?;
             if self.left == left {
+                // A list leads to it, and it was not deleted: it is under a number that is not its own.
+                let holes = Holes::of(self.record.connection, segments::segment_of(seq))?;
+                if holes.is_none_or(|holes| holes.offsets.is_some()) {
+                    return Err(damaged(format!("events: {} is missing", seq.id())));
+                }
                 // There is no such event: looking for it takes as long.
                 flow = self.looked();
             }
@@ -891,8 +955,7 @@ pub(super) fn oldest(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(first.map_or(Seq::MAX, |first| Seq(first as u64)))
 }
 
-/// The first and the last number of the stored events up to `committed`. Between them only those are missing
-/// that were chosen to be deleted.
+/// The numbers of the first and the last row, damaged or not.
 pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
     let mut statement =
         connection.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
@@ -945,11 +1008,78 @@ fn count_between(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusql
 pub(super) struct Record<'c> {
     pub connection: &'c Connection,
     unchecked_through: Seq,
+    /// The watermark.
+    last: Seq,
 }
 
 impl<'c> Record<'c> {
     pub fn new(connection: &'c Connection, shared: &Shared) -> Self {
-        Self { connection, unchecked_through: shared.unchecked_through }
+        let last = Seq(shared.committed.load(Ordering::SeqCst));
+        Self { connection, unchecked_through: shared.unchecked_through, last }
+    }
+
+    /// The first and the last number of the stored events up to `committed`. Between them only those are missing that
+    /// were chosen to be deleted. The number of a damaged row is not believed, so there they may lie further apart.
+    pub fn kept(self, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+        let (first, damaged) = self.first()?;
+        let Some(first) = first.or((!damaged.is_empty()).then(|| self.last.next())) else { return Ok(None) };
+        // Numbers are dense: so many precede the first whole event.
+        let start = Seq(first.0.saturating_sub(damaged.len() as u64).max(1));
+        let start = damaged.into_iter().fold(start, Seq::min);
+        let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq DESC LIMIT 1"))?;
+        let mut rows = find.query([])?;
+        let last = rows.next()?.map(|row| stored(row, self.unchecked_through).map(|event| event.seq));
+        let range = start..=last.transpose().unwrap_or_default().unwrap_or(self.last).min(committed);
+        Ok(Some(range).filter(|range| !range.is_empty()))
+    }
+
+    /// The number of the first whole event, and those that damaged rows before it have.
+    fn first(self) -> rusqlite::Result<(Option<Seq>, Vec<Seq>)> {
+        let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq"))?;
+        let (mut rows, mut damaged) = (find.query([])?, Vec::new());
+        while let Some(row) = rows.next()? {
+            match stored(row, self.unchecked_through) {
+                Ok(event) => return Ok((Some(event.seq), damaged)),
+                Err(_) => damaged.push(Seq(row.get::<_, i64>(0)? as u64)),
+            }
+        }
+        Ok((None, damaged))
+    }
+
+    /// That everything up to a number is gone. SQLite deletes up to the first number that is larger, also where it is
+    /// damaged and smaller ones follow.
+    pub fn begins_after(self, through: Seq) -> rusqlite::Result<()> {
+        let (first, damaged) = self.first()?;
+        let end = first.unwrap_or(self.last.next());
+        let wrong = damaged.into_iter().find(|seq| *seq <= through || *seq >= end);
+        match wrong.or(first.filter(|first| *first <= through)) {
+            Some(seq) => Err(self::damaged(is_damaged(seq))),
+            None => Ok(()),
+        }
+    }
+
+    /// A search for a number that has no event ends beside the row whose damaged number led it astray, if any did: looks at
+    /// the row on the other side of the number, after the search came to that of `found`.
+    fn look_beside(self, number: Seq, found: Option<Seq>, order: Order) -> rusqlite::Result<()> {
+        let sql = match order {
+            Order::OldestFirst => select_events!("seq < ?1 ORDER BY seq DESC LIMIT 1"),
+            Order::NewestFirst => select_events!("seq > ?1 ORDER BY seq LIMIT 1"),
+        };
+        let mut find = self.connection.prepare_cached(sql)?;
+        let mut rows = find.query([number.0 as i64])?;
+        let Some(row) = rows.next()? else { return Ok(()) };
+        let beside = Seq(row.get::<_, i64>(0)? as u64);
+        let found = found.unwrap_or(number);
+        let between = match order {
+            Order::OldestFirst if beside < number => beside.next()..=found.prev(),
+            Order::NewestFirst if beside > number => found.next()..=beside.prev(),
+            _ => return Err(damaged(format!("events: {} is out of order", beside.id()))),
+        };
+        match stored(row, self.unchecked_through) {
+            // It is damaged, but its number may be right all the same.
+            Err(error) if count_between(self.connection, between)? > 0 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Shows an event, if it is there.
@@ -961,7 +1091,7 @@ impl<'c> Record<'c> {
 
     /// The numbers that can answer a query; `None` when there are none.
     fn range(self, query: &Query, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-        let Some(kept) = kept(self.connection, committed)? else { return Ok(None) };
+        let Some(kept) = self.kept(committed)? else { return Ok(None) };
         let (mut from, mut to) = ((*kept.start()).max(query.after.next()), *kept.end());
         if let Some(before) = query.before {
             to = to.min(before.prev());
@@ -986,8 +1116,9 @@ impl<'c> Record<'c> {
             let mut rows = statement.query([middle as i64])?;
             let next = loop {
                 match rows.next()?.map(|row| stored(row, self.unchecked_through)) {
-                    Some(Ok(event)) => break Some(event),
-                    Some(Err(_)) => {}
+                    Some(Ok(event)) if event.seq.0 >= middle => break Some(event),
+                    // Damaged, or what a damaged number led to.
+                    Some(_) => {}
                     None => break None,
                 }
             };
@@ -1013,8 +1144,13 @@ pub(super) fn stored<'r>(row: &'r Row<'_>, unchecked_through: Seq) -> rusqlite::
     });
     event.ok_or_else(|| {
         let seq = row.get::<_, i64>(0).unwrap_or_default();
-        damaged(format!("events: {} is damaged", Seq(seq as u64).id()))
+        damaged(is_damaged(Seq(seq as u64)))
     })
+}
+
+/// How a damaged event is named.
+pub(super) fn is_damaged(seq: Seq) -> String {
+    format!("events: {} is damaged", seq.id())
 }
 
 fn unverified<'r>(row: &'r Row<'_>) -> rusqlite::Result<StoredEvent<'r>> {
@@ -1048,6 +1184,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::event::Event;
+    use crate::store::flip::{file_with, renumber};
     use crate::store::{Parts, Receipt, Store};
     use crate::wire::Batch;
 
@@ -1290,5 +1427,77 @@ mod tests {
         assert_eq!(found, left);
         assert_eq!(reads, 3 * SEGMENT_EVENTS as usize / EVENTS_PER_READ + 1);
         assert_eq!(store.count(&ticks()).expect("read"), left.len() as u64);
+    }
+
+    #[test]
+    fn a_bounded_reading_does_not_come_to_what_is_damaged_behind_a_hole_at_its_end() {
+        let (_folder, config) = file_with(40);
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let mut deletion = std::pin::pin!(store.delete_these(vec![Seq(11), Seq(19)]));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(deletion.as_mut().poll(&mut context).is_pending());
+        while parts.write() {}
+        let flipped = "UPDATE events SET payload = '[}' WHERE seq IN (10, 20)";
+        assert_eq!(schema::open_writer(&config.database_path).and_then(|file| file.execute(flipped, [])), Ok(2));
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            for filter in [Filter::default(), Filter::default().with_types(["timer_tick"])] {
+                let query = Query { filter, after: Seq(10), before: Some(Seq(20)), order, ..Query::default() };
+                let mut count = 0;
+                let scanned = store.scan(&query, |_| {
+                    count += 1;
+                    ControlFlow::Continue(())
+                });
+                assert_eq!((scanned, count), (Ok(None), 7), "{order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_number_makes_no_reading_end_early() {
+        // In one byte and in two; up, down, and to a number that is there.
+        let damages =
+            [(1, 100), (60, 90), (60, 20), (130, 130 + 8_192), (130, 2), (130, 140), (200, 200 - 128), (200, 72)];
+        for (seq, to) in damages {
+            let (_folder, config) = file_with(200);
+            renumber(&config.database_path, seq, to);
+            let (store, parts) = Store::open_parts(&config).expect("open");
+            let ranges =
+                (0..=200).step_by(7).flat_map(|after| (after + 1..=201).step_by(13).map(move |before| (after, before)));
+            for ((after, before), order) in
+                ranges.flat_map(|range| [(range, Order::OldestFirst), (range, Order::NewestFirst)])
+            {
+                for filter in [Filter::default(), Filter::default().with_types(["timer_tick"])] {
+                    let query =
+                        Query { filter, after: Seq(after), before: Some(Seq(before)), order, ..Query::default() };
+                    let mut found = Vec::new();
+                    let scanned = store.scan(&query, |event| {
+                        found.push(event.seq.0);
+                        ControlFlow::Continue(())
+                    });
+                    found.sort_unstable();
+                    let what = format!("{seq} is {to}: after {after}, before {before}, {order:?}");
+                    match &scanned {
+                        Ok(_) => assert_eq!(found, (after + 1..before).collect::<Vec<_>>(), "{what}"),
+                        Err(error) => assert!(is_damage(error), "{what}: {error}"),
+                    }
+                    if (after + 1..before).contains(&seq) {
+                        assert!(scanned.is_err(), "{what}");
+                    }
+                }
+            }
+            // Whatever it finds, it comes to an end.
+            for since in 0..200 {
+                let mut time = None;
+                let before = Some(Seq(since + 2));
+                let query = Query { after: Seq(since), before, ..Query::default() };
+                let _ = store.scan(&query, |event| {
+                    time = Some(event.time);
+                    ControlFlow::Continue(())
+                });
+                let Some(time) = time else { continue };
+                let _ = store.before_time(time);
+            }
+            drop(parts);
+        }
     }
 }

@@ -145,6 +145,7 @@ impl Recent {
     pub fn note(&mut self, seq: Seq, event: &Columns<'_>) -> Option<Arc<Segment>> {
         let number = segment_of(seq);
         let filled = (number != self.open.number).then(|| {
+            assert!(number > self.open.number, "a segment that is full stays so");
             let full = Arc::new(std::mem::replace(&mut self.open, Segment::new(number)));
             self.full.push(full.clone());
             full

@@ -95,6 +95,8 @@ pub(super) struct Writer {
     pub checkpointer: Sender<Company>,
     pub last: Seq,
     pub last_time: Timestamp,
+    /// Whether the last event has the largest number in the table.
+    pub is_last_largest: bool,
     pub free_space_min_bytes: u64,
     pub witness: Witness,
     pub durability: Durability,
@@ -194,6 +196,10 @@ const ROWS_PER_INSERT: usize = 16;
 const COLUMNS: usize = 7;
 const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum, \
                             seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+/// Where a damaged number is behind the last one. SQLite would go on from that, so each event names its number; should one
+/// come to it, the row that is damaged makes room.
+const INSERT_NAMED: &str = "INSERT OR REPLACE INTO events (time_us, event_type, source, session_id, user_id, payload, \
+                            checksum, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
 const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum) \
                           VALUES (?, ?, ?, ?, ?, ?, ?)";
 static INSERT_MANY: LazyLock<String> =
@@ -668,12 +674,13 @@ impl Writer {
         written: &mut Written,
     ) -> rusqlite::Result<()> {
         let after_first = len.saturating_sub(1);
-        let in_many = after_first / ROWS_PER_INSERT * ROWS_PER_INSERT;
+        let in_many = if self.is_last_largest { after_first / ROWS_PER_INSERT * ROWS_PER_INSERT } else { 0 };
         // Finding a statement costs a small commit as much as running it: only those that are needed.
         let prepare = |sql, is_needed: bool| is_needed.then(|| self.connection.prepare_cached(sql)).transpose();
-        let mut first = self.connection.prepare_cached(INSERT_FIRST)?;
+        let mut first =
+            self.connection.prepare_cached(if self.is_last_largest { INSERT_FIRST } else { INSERT_NAMED })?;
         let mut many = prepare(&INSERT_MANY, in_many > 0)?;
-        let mut one = prepare(INSERT_ONE, in_many < after_first)?;
+        let mut one = prepare(INSERT_ONE, self.is_last_largest && in_many < after_first)?;
         let mut inserted = 0_usize;
         for (events, batch) in events {
             for index in events {
@@ -682,7 +689,7 @@ impl Writer {
                 batch.stamp(index, written.last, &self.work.time_text.render(time));
                 let columns = batch.columns(index);
                 let checksum = checksum::of_event(&mut self.work.room, written.last, time, &columns, None);
-                match (inserted.checked_sub(1), &mut many, &mut one) {
+                match (inserted.checked_sub(1).filter(|_| self.is_last_largest), &mut many, &mut one) {
                     (None, ..) => {
                         first.raw_bind_parameter(COLUMNS + 1, written.last.0 as i64)?;
                         bind(&mut first, 0, time, &columns, checksum)?;
@@ -929,11 +936,9 @@ impl Writer {
     /// The last event to delete.
     fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Some(before) = before else { return Ok(self.last) };
-        match read::kept(&self.connection, self.last)? {
-            Some(kept) => {
-                let record = Record::new(&self.connection, &self.shared);
-                Ok(record.first_later(&kept, Timestamp(before.0 - 1))?.prev())
-            }
+        let record = Record::new(&self.connection, &self.shared);
+        match record.kept(self.last)? {
+            Some(kept) => Ok(record.first_later(&kept, Timestamp(before.0 - 1))?.prev()),
             None => Ok(Seq::ZERO),
         }
     }
