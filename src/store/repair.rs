@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, ErrorCode};
 use serde_json::value::RawValue;
 
 use super::damage::is_damage;
@@ -139,13 +139,15 @@ fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repa
 fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result<Repaired> {
     let noted = |key| or_lost(meta::get(old, key), 0);
     // Numbers are never given twice, also those of events that are lost.
-    let last = last_noted.max(Seq(noted(meta::LAST_SEQ)? as u64)).max(end(old, "DESC")?.unwrap_or(Seq::ZERO));
+    let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
+    let newest = or_lost(read::newest(old, unchecked_through), read::Newest::default())?;
+    let last = last_noted.max(newest.last(Seq(noted(meta::LAST_SEQ)? as u64), last_noted));
     let mut salvage = Salvage {
         old,
         rebuild: Rebuild::new(new)?,
-        unchecked_through: Seq(noted(meta::UNCHECKED_THROUGH)? as u64),
+        unchecked_through,
         unproven: VecDeque::new(),
-        unproven_end: first_checked_time(old, Seq(noted(meta::UNCHECKED_THROUGH)? as u64))?,
+        unproven_end: first_checked_time(old, unchecked_through)?,
         last_seen: or_lost(read::last_seen(old), None)?,
         first: None,
         last_seq: Seq::ZERO,
@@ -154,7 +156,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
         found: 0,
         repaired: Repaired::default(),
     };
-    salvage.run(end(old, "ASC")?.unwrap_or(Seq(1))..=last)?;
+    salvage.run(Seq(1)..=last)?;
     if salvage.repaired.events == 0 {
         // Empty, or without the page that leads to all others.
         old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
@@ -174,13 +176,6 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     repaired.keys = save_keys(old, new)?;
     repaired.subscriptions = save_subscriptions(old, new)?;
     Ok(repaired)
-}
-
-/// The first or the last number, if the table can tell.
-fn end(old: &Connection, order: &str) -> rusqlite::Result<Option<Seq>> {
-    let sql = format!("SELECT seq FROM events ORDER BY seq {order} LIMIT 1");
-    let seq = old.query_row(&sql, [], |row| row.get::<_, i64>(0)).optional();
-    Ok(or_lost(seq, None)?.and_then(|seq| u64::try_from(seq).ok()).map(Seq))
 }
 
 /// What was read, or something else where damage stood in the way.
@@ -218,11 +213,7 @@ impl Salvage<'_> {
         while next <= *numbers.end() {
             // From one to the next through the leaves, as long as they hang together; else by number, which
             // finds what another way leads to.
-            let reached = self.read("seq BETWEEN ?1 AND ?2 ORDER BY seq", next, *numbers.end())?;
-            next = match reached {
-                Reached::End => break,
-                Reached::Broken(at) => at.max(next),
-            };
+            next = self.read("seq >= ?1 AND ?2 > 0 ORDER BY seq", next, *numbers.end())?;
             while next <= *numbers.end() {
                 let before = self.found;
                 self.read("seq = ?1 AND ?2 > 0", next, next)?;
@@ -235,7 +226,9 @@ impl Salvage<'_> {
         self.prove(0)
     }
 
-    fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Reached> {
+    /// Takes over what one way leads to. Returns the number from which on it leads no further, or astray: only that of
+    /// a row that matches its checksum is believed, and only if none is left out on the way to it.
+    fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Seq> {
         let sql = format!(read::select_events!("{}"), which);
         let mut next = from;
         let looked = (|| {
@@ -243,11 +236,14 @@ impl Salvage<'_> {
             let mut rows = statement.query([from.0 as i64, to.0 as i64])?;
             while let Some(row) = rows.next()? {
                 let seq = Seq(row.get::<_, i64>(0)? as u64);
-                if seq < next || seq > to {
-                    return Ok(Reached::Broken(next));
+                let stored = read::stored(row, self.unchecked_through);
+                if stored.is_ok() {
+                    if seq < next || self.is_any_between(next, seq)? {
+                        return Ok(());
+                    }
+                    next = seq.next();
                 }
-                next = seq.next();
-                match read::stored(row, self.unchecked_through) {
+                match stored {
                     Ok(event) if seq <= self.unchecked_through => {
                         let is_json = serde_json::from_str::<&RawValue>(event.payload);
                         match is_json.is_ok_and(|json| json.get().starts_with('{')) {
@@ -269,9 +265,25 @@ impl Salvage<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            Ok(Reached::End)
+            Ok(())
         })();
-        or_lost(looked, Reached::Broken(next))
+        or_lost(looked, ())?;
+        Ok(next)
+    }
+
+    /// Whether a number of those from `next` up to `seq` leads to a row, each by a way of its own: a leaf in the place of
+    /// another leads past those between them. Deleted ones cost a look each, except at the beginning.
+    fn is_any_between(&self, next: Seq, seq: Seq) -> rusqlite::Result<bool> {
+        if self.found == 0 && seq > next {
+            // The oldest are deleted mostly, which may be very many: a look at the neighbour must do.
+            return or_lost(read::is_any_of(self.old, seq.prev()..=seq.prev()), true);
+        }
+        for seq in (next.0..seq.0).map(Seq) {
+            if or_lost(read::is_any_of(self.old, seq..=seq), true)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes over an event.
@@ -324,8 +336,10 @@ impl Salvage<'_> {
     }
 
     fn name(&mut self, seq: Seq) {
-        if self.repaired.damaged.len() < NAMED_MAX {
-            self.repaired.damaged.push(seq.id().to_string());
+        let id = seq.id().to_string();
+        // More than one way may lead to it.
+        if self.repaired.damaged.len() < NAMED_MAX && !self.repaired.damaged.contains(&id) {
+            self.repaired.damaged.push(id);
         }
     }
 }
@@ -363,12 +377,6 @@ fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Res
     Ok(or_lost(looked, None)?.unwrap_or(Timestamp(i64::MAX)))
 }
 
-enum Reached {
-    End,
-    /// What comes from this number on cannot be read this way.
-    Broken(Seq),
-}
-
 /// Saves the keys that are whole and have events left: some if the key has a digest, which recognises a repeat, else
 /// all of them, by which a repeat has to be recognised.
 fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
@@ -385,7 +393,11 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
             };
             let left: i64 = left.query_row([kept.first.0 as i64, kept.count as i64], |row| row.get(0))?;
             if left > 0 && (kept.digest.is_some() || left as u64 == kept.count) {
-                kept.store(new)?;
+                match kept.store(new) {
+                    // It is there twice.
+                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => continue,
+                    stored => stored?,
+                }
                 saved += 1;
             }
         }
@@ -407,6 +419,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::event::Event;
+    use crate::store::flip::{beside, copy_page, file_with, leaves, renumber};
     use crate::store::{Receipt, Store};
     use crate::wire::Batch;
 
@@ -447,5 +460,46 @@ mod tests {
             assert_eq!(repaired.damaged, expected, "{damage}");
             assert_eq!(repaired.events, LAST - expected.len() as u64, "{damage}");
         }
+    }
+
+    #[test]
+    fn a_damaged_number_costs_its_event_alone_and_is_named() {
+        for (seq, to) in [(1, 100), (60, 90), (200, 200 + 8_192), (200, 72), (200, 240), (300, 300 + 8_192), (300, 172)]
+        {
+            let (folder, config) = file_with(300);
+            renumber(&config.database_path, seq, to);
+            let repaired = repair(&config.database_path, &beside(&folder)).expect("repaired");
+            assert_eq!((repaired.events, repaired.damaged.len()), (299, 1), "{seq} is {to}: {repaired:?}");
+            let new = schema::open_reader(&beside(&folder)).expect("whole");
+            assert_eq!(meta::get(&new, meta::LAST_SEQ), Ok(300), "{seq} is {to}");
+        }
+    }
+
+    #[test]
+    fn a_leaf_in_the_place_of_another_costs_the_events_of_that_one_alone() {
+        let (folder, config) = file_with(600);
+        let (whole, copy) = (std::fs::read(&config.database_path).expect("a file"), folder.path().join("copy.db"));
+        let leaves = leaves(&config.database_path, "events");
+        assert!(leaves.len() > 5);
+        let chosen = [0, 1, 2, leaves.len() / 2, leaves.len() - 2, leaves.len() - 1].map(|nth| leaves[nth]);
+        for (from, to) in chosen.into_iter().flat_map(|from| chosen.map(|to| (from, to))) {
+            std::fs::write(&copy, &whole).expect("written");
+            copy_page(&copy, from, to);
+            let _ = std::fs::remove_file(beside(&folder));
+            let repaired = repair(&copy, &beside(&folder)).expect("repaired");
+            let in_leaf = u64::from(u16::from_be_bytes([whole[to + 3], whole[to + 4]]));
+            let lost = if from == to { 0 } else { in_leaf };
+            assert_eq!(repaired.events, 600 - lost, "the leaf at {from} in the place of that at {to}: {repaired:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_does_not_stop_a_repair() {
+        let (folder, config) = file_with(6_000);
+        let leaves = leaves(&config.database_path, "idempotency_keys");
+        copy_page(&config.database_path, leaves[1], leaves[2]);
+        let repaired = repair(&config.database_path, &beside(&folder)).expect("repaired");
+        assert_eq!(repaired.events, 6_000);
+        assert!(repaired.keys > 0 && repaired.keys < 60, "{repaired:?}");
     }
 }
