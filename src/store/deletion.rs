@@ -266,4 +266,26 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn with_the_last_event_all_statistics_go_also_those_of_a_damaged_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config::of_test(folder.path().join("events.db"));
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        append(&store, &config, 1..=3);
+        while parts.write() {}
+        let file = schema::open_writer(&config.database_path).expect("whole");
+        assert_eq!(file.execute("UPDATE events SET event_type = 'timer_tock' WHERE seq = 2", []), Ok(1));
+        let by_type = || store.stats(Timestamp::now()).expect("read").by_type;
+        assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 3);
+        assert_eq!(by_type(), []);
+        // As an earlier version left it.
+        let left = "INSERT INTO event_stats (event_type, count, last_seen) VALUES ('timer_tick', 1, 'then')";
+        assert_eq!(file.execute(left, []), Ok(1));
+        assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 0);
+        assert_eq!(by_type(), []);
+        append(&store, &config, 4..=4);
+        while parts.write() {}
+        assert_eq!(by_type().iter().map(|of_type| of_type.count).collect::<Vec<_>>(), [1]);
+    }
 }

@@ -808,8 +808,13 @@ impl Writer {
             deleted => deleted?,
         };
         (written.deleted, written.deletion_done) = (events, is_done);
+        if events > 0 || is_done {
+            // A damaged event may be counted under another type: that goes with the last event of all. Whether any is left
+            // the end of the table tells, for its beginning may be damaged.
+            const EMPTY: &str = "DELETE FROM event_stats WHERE count <= 0 OR (SELECT max(seq) FROM events) IS NULL";
+            self.connection.prepare_cached(EMPTY)?.execute([])?;
+        }
         if events > 0 {
-            self.connection.prepare_cached("DELETE FROM event_stats WHERE count <= 0")?.execute([])?;
             // Which numbers and times are used up was told by the rows that are gone, so it is noted.
             meta::set(&self.connection, meta::LAST_SEQ, written.last.0 as i64)?;
             meta::set(&self.connection, meta::LAST_TIME_US, written.last_time.0)?;
