@@ -52,8 +52,15 @@ struct State {
     position: Seq,
     last_seen: Timestamp,
     served: Served,
-    /// It was deleted: nothing of it is stored any more.
-    is_gone: bool,
+    life: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Kept,
+    /// It is being deleted: nothing of it is stored any more, and who is served does not know yet.
+    Going,
+    Gone,
 }
 
 /// Who is served under a name.
@@ -174,6 +181,8 @@ impl Subscriptions {
                 let mut by_name = self.by_name.lock();
                 if is_there(&by_name, &subscription) {
                     by_name.remove(&*subscription.name);
+                    // The writer would store it once it can. Told under this lock, as of a deletion.
+                    self.store.forget_soon(subscription.name.clone());
                 }
                 Err(failure.into())
             }
@@ -221,7 +230,7 @@ impl Subscriptions {
             Progress::Over => confirmed.left(),
         };
         let (group, member, dispatcher) = Group::start(feed, report, ack_wait, self.window_bytes, id);
-        if state.is_gone {
+        if state.life == Life::Gone {
             group.end();
         }
         state.served = Served::Members(group);
@@ -243,36 +252,54 @@ impl Subscriptions {
         list
     }
 
-    /// Forgets one and ends who is served under it. Returns whether it was known.
+    /// Forgets one and, once the store has, ends who is served under it. Returns whether it was known.
     ///
     /// # Errors
-    /// When the store cannot: then it is known again.
+    /// When the store cannot: then it is known again, and who is served has heard nothing.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
-        let (subscription, forgotten) = {
+        let (doomed, forgotten) = {
             let mut by_name = self.by_name.lock();
             let Some(subscription) = by_name.remove(name) else { return Ok(false) };
             // Before it is forgotten: a confirmation that comes later would have it stored again.
-            subscription.end();
+            subscription.state.lock().life = Life::Going;
             // The store is told under this lock: a new one of the same name comes after it.
-            (subscription, self.store.forget(name.into()))
+            (Doomed(Some(subscription)), self.store.forget(name.into()))
         };
-        if let Err(failure) = forgotten.await {
-            let mut by_name = self.by_name.lock();
-            if let Entry::Vacant(place) = by_name.entry(name.to_owned()) {
-                let mut state = subscription.state.lock();
-                state.is_gone = false;
-                subscription.tell(&mut state);
-                drop(state);
-                place.insert(subscription);
-            }
-            return Err(failure);
+        let Err(failure) = forgotten.await else { return Ok(true) };
+        let mut by_name = self.by_name.lock();
+        if let Entry::Vacant(place) = by_name.entry(name.to_owned()) {
+            place.insert(doomed.spared());
         }
-        Ok(true)
+        Err(failure)
     }
 
     /// No group gets a task any more: those that run end with the stream.
     pub fn close(&self) {
         self.dispatchers.lock().take();
+    }
+}
+
+/// A subscription that is being deleted. Who is served under it is ended when this is dropped: when the deletion is stored,
+/// or another has taken its name, or the client that asked is gone and nobody will hear whether it was.
+struct Doomed(Option<Arc<Subscription>>);
+
+impl Doomed {
+    /// It is kept after all.
+    fn spared(mut self) -> Arc<Subscription> {
+        let subscription = self.0.take().expect("only this takes it");
+        let mut state = subscription.state.lock();
+        state.life = Life::Kept;
+        subscription.tell(&mut state);
+        drop(state);
+        subscription
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        if let Some(subscription) = &self.0 {
+            subscription.end();
+        }
     }
 }
 
@@ -313,7 +340,7 @@ impl Subscription {
         if !filters.asked().is_empty() {
             state.set_filters(filters.clone());
         }
-        if state.is_gone {
+        if state.life == Life::Gone {
             let _ = end.send(Ending::Deleted);
             return ended;
         }
@@ -344,7 +371,7 @@ impl Subscription {
     /// Nothing of it is stored from now on, and nobody is served under it.
     fn end(&self) {
         let mut state = self.state.lock();
-        state.is_gone = true;
+        state.life = Life::Gone;
         match std::mem::replace(&mut state.served, Served::Nobody) {
             Served::Nobody => {}
             Served::One(end) => drop(end.send(Ending::Deleted)),
@@ -363,7 +390,7 @@ impl Subscription {
 
     fn tell(&self, state: &mut State) {
         state.last_seen = Timestamp::now();
-        if !state.is_gone {
+        if state.life == Life::Kept {
             self.store.keep(state.kept(&self.name));
         }
     }
@@ -390,7 +417,7 @@ impl Subscription {
 impl State {
     fn new(filters: Filters, position: Seq, last_seen: Timestamp) -> Self {
         let filters_text = text_of(&filters);
-        Self { filters, filters_text, position, last_seen, served: Served::Nobody, is_gone: false }
+        Self { filters, filters_text, position, last_seen, served: Served::Nobody, life: Life::Kept }
     }
 
     fn set_filters(&mut self, filters: Filters) {

@@ -263,6 +263,14 @@ impl Store {
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
+    /// Like [`Store::forget`], for a subscription of which nobody waits to hear any more. It is done with others within a
+    /// moment.
+    pub fn forget_soon(&self, name: Arc<str>) {
+        if self.change(name, None) {
+            let _ = self.commands.send(Command::SubscriptionsChanged { reply: None });
+        }
+    }
+
     /// Puts down what a durable subscription is now, for the writer to take. Returns whether it does not know yet
     /// that there is something to take.
     fn change(&self, name: Arc<str>, state: Option<Kept>) -> bool {

@@ -273,3 +273,39 @@ fn that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own() {
         assert_eq!(sequence(&copy.publish(&tick("copy", 0))["id"]), stored.len() as u64 + 1);
     }
 }
+
+#[test]
+fn that_write_leave_names_as_clients_were_told() {
+    let mut server = Server::start();
+    server.allow_noise();
+    let mut board = server.subscriber(&json!({"name": "board"}));
+    let mut member = server.subscriber(&json!({"group": "class"}));
+    let other = rusqlite::Connection::open(server.db_path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    thread::scope(|scope| {
+        let mut ghost = Socket::open(server.addr, "/ws/subscribe");
+        ghost.send(&json!({"name": "ghost"}).to_string());
+        for name in ["board", "group%3Aclass"] {
+            let server = &server;
+            scope.spawn(move || server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").refusal(503));
+        }
+        assert_eq!(ghost.last_words().1, 1011);
+    });
+    other.execute_batch("ROLLBACK").unwrap();
+
+    // Who is served under a name that lives on has heard nothing of its deletion.
+    server.publish(&tick("s", 0));
+    for subscriber in [&mut board, &mut member] {
+        assert_eq!(subscriber.json()["id"], id_of(1));
+        subscriber.send(&json!({"type": "ack", "id": id_of(1)}).to_string());
+    }
+    let listed = || server.get_json("/subscriptions").as_array().unwrap().clone();
+    await_true("both to be confirmed", || listed().iter().all(|one| one["position"] == id_of(1)));
+    assert_eq!(listed().len(), 2, "{:?}", listed());
+    // With a new name all that has changed is stored.
+    drop(server.subscriber(&json!({"name": "later"})));
+    let mut names = other.prepare("SELECT name, position FROM subscriptions ORDER BY name").unwrap();
+    let names = names.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let expected = ["board", "group:class", "later"].map(|name| (name.to_owned(), 1_i64));
+    assert_eq!(names.map(Result::unwrap).collect::<Vec<(String, i64)>>(), expected);
+}
