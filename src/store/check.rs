@@ -17,26 +17,47 @@ use super::keys::{self, select_keys};
 use super::read::{self, EVENTS_PER_LOOK_AT_CLOCK, Readers, TRANSACTION_TIME, kept};
 use super::schema::{self, Text, meta};
 use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
-use super::{Kept, wal};
+use super::{Kept, upgrade, wal};
 use crate::event::{Seq, Timestamp};
 use crate::wire::StoredEvent;
+
+/// Why a file was not looked at, or not to its end.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum CheckError {
+    #[error("it is not a file of the event pipeline")]
+    NotOurs,
+    #[error("it is of an earlier format or of the Python service: start the server on it once, which upgrades it")]
+    Former,
+    #[error("it was written by a newer version (format {0}, this one knows {known})", known = schema::VERSION)]
+    Newer(i64),
+    #[error(transparent)]
+    Unreadable(#[from] rusqlite::Error),
+}
 
 /// Holds a whole file against itself and hands each damaged thing to `found`, by name. A server may run on it.
 /// Returns how many events there were.
 ///
 /// # Errors
-/// When it cannot be opened or read for another reason than damage.
-pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMut(u64)) -> rusqlite::Result<u64> {
+/// When it is of another format or program, or cannot be opened or read for another reason than damage.
+pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMut(u64)) -> Result<u64, CheckError> {
+    let mut is_severed = false;
     // A server that writes meanwhile may make a log look broken, but hardly twice at the same place.
     match wal::examine(path).and_then(|first| Ok((first, wal::examine(path)?))) {
         Ok((Some(first), Some(again))) if first.frame == again.frame => {
             let wal::Severed { frame, commits, .. } = again;
+            is_severed = true;
             found(format!("write-ahead log: frame {frame} is broken, {commits} commits behind it are dropped"));
         }
         Ok(_) => {}
         Err(error) => found(format!("write-ahead log: {error}")),
     }
     let connection = schema::open_reader(path)?;
+    match can_be_verified(&connection) {
+        // Behind the damage may stand what it is.
+        _ if is_severed => {}
+        Err(CheckError::Unreadable(error)) if is_damage(&error) => {}
+        can_be => can_be?,
+    }
     pages(&connection, Pages::All, &mut found)?;
     match schema::verify(&connection) {
         Err(error) if is_damage(&error) => {
@@ -55,6 +76,22 @@ pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMu
         },
     };
     Ok(check.rows()?.expect("nothing ended it"))
+}
+
+/// Whether a file is of a format whose rows can be held against anything.
+fn can_be_verified(connection: &Connection) -> Result<(), CheckError> {
+    let (version, is_ours) = (schema::version(connection)?, schema::is_ours(connection)?);
+    if upgrade::is_needed(connection)? {
+        return Err(CheckError::Former);
+    }
+    if !is_ours && (schema::is_foreign(connection)? || schema::is_empty(connection)?) {
+        return Err(CheckError::NotOurs);
+    }
+    match version {
+        version if (1..*schema::VERIFIED.start()).contains(&version) => Err(CheckError::Former),
+        version if version > schema::VERSION => Err(CheckError::Newer(version)),
+        _ => Ok(()),
+    }
 }
 
 /// How thoroughly the pages are looked at.
@@ -658,7 +695,7 @@ mod tests {
         drop(parts.finish());
     }
 
-    fn found(path: &Path) -> (rusqlite::Result<u64>, Vec<String>) {
+    fn found(path: &Path) -> (Result<u64, CheckError>, Vec<String>) {
         let mut found = Vec::new();
         let events = check(path, |what| found.push(what), |_| {});
         (events, found)

@@ -39,7 +39,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
-pub use check::check;
+pub use check::{CheckError, check};
 pub use checkpoint::Log;
 pub use damage::{Integrity, Progress, is_damage};
 pub use kept::Kept;

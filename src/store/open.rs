@@ -134,7 +134,7 @@ impl Store {
 
 /// Whether a file is certainly another program's. It is refused before anything is written to it or beside it, so this
 /// does not read the log, which only a connection that makes files can do: such a connection looks again later.
-fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
+pub(super) fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     let looked = schema::open_untouched(path).and_then(|connection| {
         Ok(!schema::is_ours(&connection)? && !upgrade::is_needed(&connection)? && schema::is_foreign(&connection)?)
     });

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::damage::is_damage;
 use super::files::{beside, lock, private_file};
 use super::keys::{self, select_keys};
+use super::open::is_another_programs;
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};
 use super::{Kept, epoch, read, wal};
@@ -42,6 +43,8 @@ pub enum RepairError {
     Exists(PathBuf),
     #[error("{0} was written by another version or program: let a server of this version open it first")]
     NotOurs(PathBuf),
+    #[error("{0} is a database of another program")]
+    Foreign(PathBuf),
     #[error("{0}: nothing can be read of it ({1})")]
     Unreadable(PathBuf, rusqlite::Error),
     #[error("{0} is in use by a server")]
@@ -65,6 +68,10 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     }
     if !from.exists() {
         return Err(RepairError::File(from.to_owned(), std::io::ErrorKind::NotFound.into()));
+    }
+    // Nothing is made beside it then.
+    if is_another_programs(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))? {
+        return Err(RepairError::Foreign(from.to_owned()));
     }
     // Whoever writes to the file meanwhile would write for nothing.
     let file = |error| RepairError::File(from.to_owned(), error);

@@ -206,9 +206,14 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Whether there are no tables.
+pub fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))
+}
+
 /// Whether there are tables, and none of them is our `events`.
 pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
-    let has_tables: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
+    let has_tables = !is_empty(connection)?;
     match connection.prepare("SELECT seq, time_us, legacy_id FROM events").map(drop) {
         Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) => Err(error),
         found => Ok(has_tables && found.is_err()),

@@ -599,3 +599,31 @@ fn the_holes_of_the_open_segment_of_a_file_of_format_3_are_counted() {
     server.publish_lines(&(0..10).map(event).collect::<Vec<_>>());
     assert_eq!(kept(&server), [56, 56]);
 }
+
+#[test]
+fn a_file_of_another_format_or_program_is_not_called_damaged_and_stays_as_it_is() {
+    let folder = in_new_folder(Schema::Newer, &rows());
+    let data = folder.path().join("data");
+    std::fs::rename(database(folder.path()), data.join("python.db")).unwrap();
+    let formats = [FORMAT_1, FORMAT_2];
+    let former = Connection::open(data.join("former.db")).unwrap();
+    formats.iter().for_each(|format| former.execute_batch(format).unwrap());
+    drop(former);
+    Connection::open(data.join("foreign.db")).unwrap().execute_batch("CREATE TABLE notes (text)").unwrap();
+    std::fs::write(data.join("empty.db"), "").unwrap();
+    let before = std::fs::read(data.join("foreign.db")).unwrap();
+
+    let run = |arguments: &[&str]| Run::start(command(folder.path()).args(arguments), "").finish();
+    let (another, none) = ("start the server on it once", "not a file of the event pipeline");
+    for (name, word) in [("python", another), ("former", another), ("foreign", none), ("empty", none)] {
+        let file = format!("data/{name}.db");
+        let checked = run(&["check", &file]);
+        assert_eq!((checked.code, &*checked.stdout), (Some(1), ""), "{name}: {}", checked.stderr);
+        assert!(checked.stderr.contains(word) && !checked.stderr.contains("damage"), "{}", checked.stderr);
+        let repaired = run(&["repair", &file, "--into", "data/new.db"]);
+        assert_eq!((repaired.code, &*repaired.stdout), (Some(1), ""), "{name}");
+        assert!(!data.join("new.db").exists());
+    }
+    assert_eq!(std::fs::read(data.join("foreign.db")).unwrap(), before);
+    assert!(!data.join("foreign.db.lock").exists());
+}
