@@ -158,17 +158,19 @@ impl Filter {
     /// The first condition that is present and empty. For a query it means any event; a deletion refuses it, for the
     /// client may have meant to spare events by it.
     pub fn empty_condition(asked: &Map<String, Value>) -> Option<&str> {
-        asked.iter().find_map(|(key, value)| match value {
-            Value::Null => Self::is_key(key).then_some(&**key),
-            Value::Object(inner) if inner.is_empty() => Self::is_key(key).then_some(&**key),
+        asked.iter().filter(|(key, _)| Self::is_key(key)).find_map(|(key, value)| match value {
+            nothing if says_nothing(nothing) => Some(&**key),
+            Value::Object(inner) if inner.is_empty() => Some(&**key),
+            // A payload may have any of the scalars, but none of no scalars.
+            Value::Object(keys) if key == "payload" => {
+                keys.values().any(|values| values.as_array().is_some_and(Vec::is_empty)).then_some(&**key)
+            }
             // Within `exclude` there is no other one: that is refused as no filter.
             Value::Object(exclude) if key == "exclude" => {
                 Self::empty_condition(exclude).filter(|key| *key != "exclude")
             }
-            Value::Array(list) if is_field(key) => {
-                (list.is_empty() || list.iter().any(|of| of == "")).then_some(&**key)
-            }
-            value => (is_field(key) && says_nothing(value)).then_some(&**key),
+            Value::Array(list) if is_field(key) => list.iter().any(|of| of == "").then_some(&**key),
+            _ => None,
         })
     }
 
@@ -538,6 +540,12 @@ mod tests {
             (r#"{"source":"a","exclude":{}}"#, "exclude"),
             (r#"{"source":"a","exclude":{"user_id":""}}"#, "user_id"),
             (r#"{"source":"a","exclude":{"payload":{}}}"#, "payload"),
+            (r#"{"payload":""}"#, "payload"),
+            (r#"{"payload":[]}"#, "payload"),
+            (r#"{"payload":{"x":1,"k":[]}}"#, "payload"),
+            (r#"{"exclude":""}"#, "exclude"),
+            (r#"{"exclude":[]}"#, "exclude"),
+            (r#"{"exclude":{"payload":{"exclude":[]}}}"#, "payload"),
         ] {
             assert_eq!(found(json).as_deref(), Some(key), "{json}");
         }

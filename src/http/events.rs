@@ -300,7 +300,7 @@ async fn page(
     let deadline = Instant::now() + listing.wait.unwrap_or_default();
     let (page, rest, memory) = loop {
         let (page, rest, memory) = read_page(pipeline, &listing, shape, Instant::now() + PAGE_TIME_MAX).await?;
-        let is_final = listing.wait.is_none() || page.shown > 0 || rest.is_some();
+        let is_final = listing.wait.is_none_or(|wait| wait.is_zero()) || page.shown > 0 || rest.is_some();
         if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline, watched).await? {
             break (page, rest, memory);
         }
@@ -362,12 +362,16 @@ pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer 
 pub(super) async fn delete(store: &Store, uri: &Uri) -> Answer {
     let refused = |why: String| Err(Refusal::BadRequest(why));
     let parameters = Parameters::of(uri);
+    // The value of a payload's key may be empty, but has to be there.
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    if let Some(bare) = pairs.find(|pair| !pair.is_empty() && !pair.contains('=')) {
+        return refused(format!("'{bare}' has no value: say which events are meant"));
+    }
     for (name, value) in parameters.iter() {
         if name != "before" && !is_of_filter(name) {
             let known = "only 'before' and what selects events can be given";
             return refused(format!("Unknown parameter '{name}': {known}"));
         }
-        // The value of a payload's key may be empty.
         if value.is_empty() && !name.starts_with(PAYLOAD_PREFIX) {
             return refused(format!("'{name}' is empty: say which events are meant"));
         }

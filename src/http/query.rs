@@ -292,9 +292,10 @@ impl Listing {
     /// `BadRequest` for what is no time; `Invalid` for a limit that is not from 1 to `limit_max`, and for what is
     /// no filter.
     pub(super) fn of(parameters: &Parameters<'_>, limit_max: usize) -> Result<Self, Refusal> {
-        let text = |name| parameters.get(name).map(str::to_owned);
+        let text = |name| parameters.get(name).filter(|text| !text.is_empty()).map(str::to_owned);
+        let (before_id, after_id) = (text("before_id"), text("after_id"));
         let wait = parameters.get("wait").filter(|wait| !wait.is_empty()).map(wait).transpose()?;
-        if wait.is_some() && parameters.get("after_id").is_none() {
+        if wait.is_some() && after_id.is_none() {
             return Err(Refusal::parameter(
                 "wait",
                 "'wait' needs 'after_id': what to wait for the successor of",
@@ -305,9 +306,9 @@ impl Listing {
             filter: parameters.filter()?,
             since: parameters.time("since", Timestamp::parse_floor)?,
             until: parameters.time("until", Timestamp::parse_ceil)?,
-            before_id: text("before_id"),
-            after_id: text("after_id"),
-            epoch: text("epoch").filter(|epoch| !epoch.is_empty()),
+            before_id,
+            after_id,
+            epoch: text("epoch"),
             limit: parameters.number("limit", 1..=limit_max)?,
             wait,
         })

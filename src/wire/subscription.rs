@@ -132,7 +132,7 @@ impl Subscribe {
     /// # Errors
     /// A sentence for the client.
     pub fn of(message: &Map<String, Value>) -> Result<Self, String> {
-        let text = |key: &str| match given(message, key) {
+        let text = |key: &str| match given(message, key).filter(|text| !says_nothing(text)) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(format!("'{key}' must be a string")),
@@ -150,10 +150,7 @@ impl Subscribe {
             Some(_) => Err(format!("'{key}' must be a time in a string")),
         };
         let mut starts = Vec::new();
-        if let Some(after) = given(message, "after") {
-            let id = after.as_str().ok_or("'after' must be an event id")?;
-            starts.push(Start::After(id.to_owned()));
-        }
+        starts.extend(text("after")?.map(|id| Start::After(id.to_owned())));
         starts.extend(time("since", Timestamp::parse_floor)?.map(Start::Since));
         starts.extend(number(message, "last", 0..=LAST_MAX)?.map(|count| Start::Last(count as usize)));
         if starts.len() > 1 {
@@ -572,6 +569,15 @@ mod tests {
             let message = format!(r#"{{"since":{nothing},"until":{nothing}}}"#);
             let asked = Subscribe::parse(message.as_bytes()).expect(nothing);
             assert_eq!((asked.start, asked.until), (Start::Now, None), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn an_empty_cursor_or_epoch_is_none() {
+        for nothing in ["null", r#""""#, "[]"] {
+            let message = format!(r#"{{"after":{nothing},"epoch":{nothing}}}"#);
+            let asked = Subscribe::parse(message.as_bytes()).expect(nothing);
+            assert_eq!((asked.start, asked.epoch), (Start::Now, None), "{nothing}");
         }
     }
 

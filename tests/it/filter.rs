@@ -406,6 +406,8 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
         "=",
         "payload.n=1&payload.n=2",
         "payload.n=&payload.n=1",
+        "payload.n",
+        "session_id=s1&payload.n",
         "user_id=u1&filter=%7B%22user_id%22:%22u2%22%7D",
         "payload.n=1&filter=%7B%22payload%22:%7B%22n%22:2%7D%7D",
         "exclude_user_id=u1&filter=%7B%22exclude%22:%7B%22user_id%22:%22u2%22%7D%7D",
@@ -430,6 +432,9 @@ fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
         json!({"source": "web", "exclude": {"user_id": ""}}),
         json!({"source": "web", "exclude": {"user_id": ["u1", ""]}}),
         json!({"source": "web", "exclude": {"payload": {}}}),
+        json!({"source": "web", "payload": ""}),
+        json!({"source": "web", "payload": {"n": []}}),
+        json!({"source": "web", "exclude": []}),
     ];
     for empty in empty {
         delete(&server, &format!("filter={}", encode(&empty.to_string()))).refusal(400);

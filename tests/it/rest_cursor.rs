@@ -55,7 +55,7 @@ fn pages_lead_back_from_an_id() {
     assert_eq!(sequences(&server.stored(&between)), (21..=89).collect::<Vec<_>>());
     assert_eq!(sequences(&server.stored(&format!("limit=2&after_id={}", id_of(20)))), [21, 22]);
     for name in ["after_id", "before_id"] {
-        for bad in ["", "nonsense", "17", "evt_", "evt_00000000000g", "evt_0000000000001", "EVT_000000000001"] {
+        for bad in ["nonsense", "17", "evt_", "evt_00000000000g", "evt_0000000000001", "EVT_000000000001"] {
             server.get(&format!("/events?{name}={bad}")).refusal(400);
             server.call("GET", &format!("/events?{name}={bad}"), &[ACCEPT_NDJSON], b"").refusal(400);
         }
@@ -153,6 +153,15 @@ fn waiting_needs_a_place_and_a_time() {
 }
 
 #[test]
+fn an_empty_cursor_is_none() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 3));
+    for query in ["after_id=", "before_id=", "after_id=&before_id=&epoch="] {
+        assert_eq!(page(&server, query).0, [3, 2, 1], "{query}");
+    }
+}
+
+#[test]
 fn a_consumer_that_asks_again_and_again_sees_everything_once() {
     let server = Server::start();
     thread::scope(|scope| {
@@ -228,6 +237,10 @@ fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
     refused.refusal(503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     server.get("/events/stream").refusal(503);
+    for nothing in ["0", "0ms"] {
+        let query = format!("after_id={}&wait={nothing}", id_of(1));
+        assert!(page(&server, &query).0.is_empty(), "who does not wait needs no place");
+    }
     assert_eq!(page(&server, &format!("after_id={}&wait=55s", id_of(0))).0, [1], "what is there is not waited for");
 
     // A request ends when its client has gone, or has ended its side.
