@@ -33,8 +33,11 @@ pub(super) struct Page {
 }
 
 /// Bytes of a page. Large enough that its transaction and its place in the blocking threads' queue do not
-/// count; two of them are what one client costs.
+/// count; three of them are what one client costs: the end of one, the next, and one that is read ahead.
 const PAGE_BYTES: usize = 256 << 10;
+
+/// Room for the last event of a page. Only where payloads may be larger than by default a page can grow, to twice its size.
+const LAST_EVENT_BYTES: usize = 66 << 10;
 
 impl Export {
     /// What follows the first page, and that.
@@ -62,7 +65,11 @@ fn read(store: &Store, Rest { mut query, mut events_max }: Rest) -> rusqlite::Re
         event.write_json(&mut lines, &mut time);
         lines.push(b'\n');
         events_max -= 1;
-        if lines.len() >= PAGE_BYTES || events_max == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if lines.len() >= PAGE_BYTES - LAST_EVENT_BYTES || events_max == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     let rest = last.filter(|_| events_max > 0).map(|last| {
         query.after = last;
@@ -95,5 +102,35 @@ impl Body for Export {
             self.page = rest.map(|rest| start(&self.store, rest));
             self.lines = lines;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::event::Event;
+    use crate::store::Receipt;
+    use crate::wire::Batch;
+
+    #[test]
+    fn a_page_of_events_as_large_as_they_may_be_by_default_does_not_grow() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config::of_test(folder.path().join("events.db"));
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(config.limits.payload_bytes_max - 8));
+        let mut batch = Batch::default();
+        for n in 0..16 {
+            let payload = if n < 8 { "{}" } else { &payload };
+            let event =
+                Event { event_type, source: "s", session_id: None, user_id: None, payload, idempotency_key: None };
+            batch.push(&event, &config.event_types);
+        }
+        store.try_append(batch, Receipt::new().0).expect("room");
+        while parts.write() {}
+        let page = first_page(&store, Query::default(), usize::MAX).expect("a page");
+        assert!(page.rest.is_some());
+        assert_eq!(page.lines.capacity(), PAGE_BYTES);
     }
 }
