@@ -3,9 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::Args;
-use event_pipeline::client::{Disconnected, Refused, Socket};
-use event_pipeline::event::{EventId, Seq};
+use event_pipeline::client::{Client, Disconnected, Refused, Socket};
+use event_pipeline::event::{EventId, Seq, says_nothing};
 use event_pipeline::wire::subscription::Note;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -48,6 +49,7 @@ pub struct Tail {
 const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// The server breaks a silence after 30 s by default; after a longer one it is asked for a sign of life.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENT: &str = "the server is silent";
 
 impl Tail {
     pub async fn run(self) -> anyhow::Result<()> {
@@ -61,7 +63,8 @@ impl Tail {
         let mut connected = false;
         let mut pause = RECONNECT_PAUSES.0;
         while left > 0 {
-            let lost = match client.subscriber(&self.first_message(after.as_deref(), epoch.as_ref())).await {
+            let message = self.first_message(after.as_deref(), epoch.as_ref())?;
+            let lost = match subscribed(&client, &message, SILENCE_MAX).await {
                 Ok((socket, answer)) => {
                     if connected {
                         eprintln!("event-pipeline: connected again");
@@ -95,13 +98,17 @@ impl Tail {
         Ok(())
     }
 
-    fn first_message(&self, after: Option<&str>, epoch: Option<&Value>) -> String {
+    /// # Errors
+    /// The filter and another option ask for the same field.
+    fn first_message(&self, after: Option<&str>, epoch: Option<&Value>) -> anyhow::Result<String> {
         let Filter { types, source, session, user, expression } = &self.filter;
         let asked = expression.as_ref().map(|json| json.parse().expect("checked when it was read"));
         let mut message: Value = asked.unwrap_or_else(|| json!({}));
-        let types = (!types.is_empty()).then_some(types);
+        // What is empty means any.
+        let types: Vec<_> = if types.iter().all(String::is_empty) { Vec::new() } else { types.clone() };
         let asked = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
-        for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !value.is_null()) {
+        for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !says_nothing(value)) {
+            ensure!(message.get(key).is_none(), "--filter and another option both ask for '{key}'");
             message[key] = value.clone();
         }
         message["signals"] = true.into();
@@ -114,8 +121,14 @@ impl Tail {
             (_, _, Some(last)) => message["last"] = last.into(),
             _ => {}
         }
-        message.to_string()
+        Ok(message.to_string())
     }
+}
+
+/// A subscription and its answer. A server that accepts and says nothing is one that was lost.
+async fn subscribed(client: &Client, message: &str, patience: Duration) -> anyhow::Result<(Socket, String)> {
+    let silent = |_| Err(Disconnected::Lost(SILENT.into()).into());
+    timeout(patience, client.subscriber(message)).await.unwrap_or_else(silent)
 }
 
 /// Tells what of the events that were asked for cannot be shown. Returns whether the server knows nothing of the
@@ -172,7 +185,7 @@ async fn follow(
             }
             Ok(Ok(_)) => asked = false,
             Ok(Err(lost)) => return Ok(Some(lost)),
-            Err(_) if asked => return Ok(Some(Disconnected::Lost("the server is silent".into()))),
+            Err(_) if asked => return Ok(Some(Disconnected::Lost(SILENT.into()))),
             Err(_) => match socket.send(r#"{"type":"ping"}"#).await {
                 Ok(()) => asked = true,
                 Err(lost) => return Ok(Some(lost)),
@@ -184,4 +197,19 @@ async fn follow(
 /// Whether a second try would meet the same refusal. What is neither is a server that cannot be reached.
 fn is_final(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(Disconnected::is_final) || error.downcast_ref().is_some_and(Refused::is_final)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_accepts_and_says_nothing_is_lost() {
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", mute.local_addr().expect("an address"));
+        let client = Client::new(&url, None).expect("a client");
+        let Err(error) = subscribed(&client, "{}", Duration::from_millis(1)).await else { panic!("nobody answered") };
+        assert_eq!(error.to_string(), Disconnected::Lost(SILENT.into()).to_string());
+        assert!(!is_final(&error), "another try may find it");
+    }
 }

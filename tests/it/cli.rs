@@ -205,6 +205,20 @@ fn a_tail_whose_history_was_empty_shows_what_came_meanwhile() {
 }
 
 #[test]
+fn a_filter_and_an_option_that_ask_for_the_same_field_are_refused() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 3));
+    let conflict = ["--filter", r#"{"session_id":"t"}"#, "--session", "s"];
+    for command in [&["tail", "--last", "1", "--count", "1"][..], &["query"]] {
+        let refused = start(&server, &[command, &conflict].concat(), "").finish();
+        assert_ne!(refused.code, Some(0), "{command:?}: {}", refused.stdout);
+        assert!(refused.stderr.contains("session_id"), "{}", refused.stderr);
+        let nothing = ["--session", "", "--type", "", "--source", "", "--user", "", "--filter", "{}"];
+        assert!(!run(&server, &[command, &nothing].concat()).is_empty(), "what is empty asks for nothing");
+    }
+}
+
+#[test]
 fn a_filter_with_an_unknown_key_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for command_name in ["tail", "query"] {
