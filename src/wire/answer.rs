@@ -119,8 +119,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub enum ToPublisher {
     Answered(Answered),
-    /// Frames as they are: pongs.
-    Frames(Vec<u8>),
+    /// A frame as it is: a ping or a pong.
+    Frame(Vec<u8>),
     /// Nothing more will be read; once everything is answered the socket ends so.
     End(Ending),
 }
@@ -130,9 +130,13 @@ impl Answers {
         self.0.is_empty()
     }
 
-    /// Messages that will be answered.
-    pub fn messages(&self) -> usize {
-        self.0.iter().map(|answer| if let Answer::Events(n) = answer { *n as usize } else { 1 }).sum()
+    /// What is in flight: events, and messages that hold none.
+    pub fn in_flight(&self) -> usize {
+        let count = |answer: &Answer| match answer {
+            Answer::Events(len) | Answer::Array { len } => *len as usize,
+            Answer::Event { .. } | Answer::Error { .. } => 1,
+        };
+        self.0.iter().map(count).sum()
     }
 
     /// Bytes kept until the answers leave.
@@ -414,6 +418,11 @@ mod tests {
         writer.write(&Answered { outcome, answers: answers() }, &mut out);
         writer.finish(&mut out);
         texts(&out)
+    }
+
+    #[test]
+    fn every_event_of_an_array_is_in_flight() {
+        assert_eq!(answers().in_flight(), 6);
     }
 
     #[test]

@@ -23,8 +23,8 @@ use crate::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcom
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
 
-/// Bytes that may wait for a publisher that does not read its answers. They are bounded by its events
-/// in flight already; this is for pongs, which nobody counts.
+/// Bytes that may wait for a publisher that does not read its answers. Almost all are bounded by what it may have in
+/// flight; this is for references, which can be as long as a message.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// Serves one publisher until its socket ends.
@@ -71,7 +71,7 @@ struct Socket<'p> {
     outbox: Arc<Outbox<ToPublisher>>,
     /// How safe events are when they are acknowledged.
     level: AckLevel,
-    /// Messages handed in whose answers have not left.
+    /// Events and pongs, handed in or waiting, that have not left as answers.
     in_flight: AtomicUsize,
     /// Answers have left.
     answered: Notify,
@@ -90,7 +90,7 @@ impl Socket<'_> {
         loop {
             let (batch, answers, ending) = self.decode(&mut reader, &mut parser);
             if !answers.is_empty() {
-                self.in_flight.fetch_add(answers.messages(), Ordering::Relaxed);
+                self.in_flight.fetch_add(answers.in_flight(), Ordering::Relaxed);
                 if self.level == AckLevel::Queued {
                     self.pipeline.store.append(batch, Receipt::for_nobody()).await;
                     let bytes = answers.bytes();
@@ -177,8 +177,8 @@ impl Socket<'_> {
         answers.note(&parsed);
     }
 
-    /// Writes answers as they become due, all that are due in one write, until the socket ends. Returns
-    /// whether it ended with a Close frame.
+    /// Writes answers as they become due, all that are due in one write unless they are long, until the socket ends.
+    /// Returns whether it ended with a Close frame.
     async fn write(&self, mut write: WriteHalf<'_>, ack: Ack) -> bool {
         let patience = self.pipeline.config.write_timeout;
         let mut answers = AnswerWriter::new(ack);
@@ -192,34 +192,45 @@ impl Socket<'_> {
             if self.outbox.take(&mut items).await == Taken::Overflowed {
                 return false;
             }
-            let mut messages = 0;
-            for item in items.drain(..) {
+            let mut due = items.drain(..).peekable();
+            let mut answered_now = 0;
+            while let Some(item) = due.next() {
                 match item {
                     ToPublisher::Answered(answered) => {
-                        messages += answered.answers.messages();
+                        answered_now += answered.answers.in_flight();
                         answers.write(&answered, &mut out);
                     }
-                    ToPublisher::Frames(frames) => out.extend_from_slice(&frames),
+                    ToPublisher::Frame(frame) => {
+                        answered_now += 1;
+                        out.extend_from_slice(&frame);
+                    }
                     ToPublisher::End(how) => ending = Some(how),
                 }
+                let is_last = due.peek().is_none();
+                if is_last {
+                    answers.finish(&mut out);
+                }
+                if is_last || out.len() >= OUT_BYTES_KEPT {
+                    if write_all(&mut write, &out, patience).await.is_err() {
+                        return false;
+                    }
+                    out.clear();
+                    out.shrink_to(OUT_BYTES_KEPT);
+                    self.in_flight.fetch_sub(std::mem::take(&mut answered_now), Ordering::Relaxed);
+                    self.answered.notify_one();
+                }
             }
-            answers.finish(&mut out);
-            if write_all(&mut write, &out, patience).await.is_err() {
-                return false;
-            }
-            out.clear();
-            out.shrink_to(OUT_BYTES_KEPT);
-            self.in_flight.fetch_sub(messages, Ordering::Relaxed);
-            self.answered.notify_one();
         }
     }
 
+    /// It is in flight until it has left: a peer that takes no pongs is not read, so it cannot ask for more of them.
     fn push_frame(&self, opcode: OpCode, payload: &[u8]) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
         let mut frame = Vec::new();
         frame::unmasked(&mut frame, opcode, payload);
         // Those of a flood are mostly empty: what they cost is their place in the queue.
         let bytes = size_of::<ToPublisher>() + frame.len();
-        self.push(ToPublisher::Frames(frame), bytes);
+        self.push(ToPublisher::Frame(frame), bytes);
     }
 
     fn push(&self, item: ToPublisher, bytes: usize) {
@@ -229,5 +240,5 @@ impl Socket<'_> {
     }
 }
 
-/// Room for answers that a socket keeps between writes.
+/// Room for answers that a socket keeps between writes. As soon as they take as much they are written.
 const OUT_BYTES_KEPT: usize = 64 << 10;

@@ -163,11 +163,9 @@ fn floods_of_pings_end_who_does_not_read_the_answers() {
     // The smallest and the largest: each costs its place in a queue.
     for payload in [&b""[..], &[7; 125]] {
         let flood = frame(LAST | PING, payload).repeat(10_000);
-        let flooders = [
-            server.publisher(),
-            Socket::open(server.addr, "/ws/subscribe"),
-            server.subscriber(&json!({"session_id": "flood"})),
-        ];
+        let mut flooders =
+            vec![Socket::open(server.addr, "/ws/subscribe"), server.subscriber(&json!({"session_id": "flood"}))];
+        flooders.extend((0..10).map(|_| server.publisher()));
         in_parallel(flooders.len(), |n| {
             while flooders[n].stream().write_all(&flood).is_ok() {
                 memory.has_grown_less_than(64 * MIB);
