@@ -73,7 +73,8 @@ pub struct Config {
     /// Bytes of memory for all HTTP bodies and WebSocket messages under way and what is read from them, apart from small
     /// ones. Two bodies of the largest size at one time, or 36 MiB of smaller ones: a third of a second of a gigabit line.
     pub max_bodies_bytes: usize,
-    /// Bytes of memory for all pages of `GET /events` that are being read or not taken yet, apart from small ones: 64 of
+    /// Bytes of memory for all pages of `GET /events` that are being read or not taken yet, and for all other answers, apart
+    /// from small ones: 64 pages of
     /// the largest, or a thousand of 1,000 usual events. A client that takes none is given up after `write_timeout`.
     pub max_pages_bytes: usize,
     /// Unanswered events a publishing socket may have before it is no longer read, so that TCP slows its producer.
@@ -227,7 +228,7 @@ const SETTINGS: &[Setting] = &[
     Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
         "Memory for all HTTP bodies and WebSocket messages above 16 KiB that are in progress, and for their events"),
     Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
-        "Memory for all pages of GET /events above 64 KiB that are not sent yet"),
+        "Memory for all pages of GET /events and other answers above 64 KiB that are not sent yet"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
         "Unanswered events of a publishing socket before it is no longer read"),
     Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),

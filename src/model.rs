@@ -458,7 +458,8 @@ fn a_name_begins_where_it_is_kept_and_is_known_only_if_it_is_stored() {
         let parts = write_until_through(parts, &through, 3);
         opening.into_iter().for_each(|opening| opening.join().expect("it ends"));
         deleting.join().expect("it ends");
-        let known: Vec<_> = subscriptions.list().into_iter().map(|known| (known.name, known.position)).collect();
+        let known: Vec<_> =
+            subscriptions.all().iter().map(|known| (known.name().to_owned(), known.position())).collect();
         let stored = store.kept_subscriptions().expect("readable").into_iter();
         assert_eq!(known, stored.map(|kept| (kept.name.to_string(), kept.position)).collect::<Vec<_>>());
         drop(parts);

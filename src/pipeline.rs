@@ -26,11 +26,11 @@ pub struct Pipeline {
     pub access: Access,
     /// Memory for the bodies of requests.
     pub bodies: Budget,
-    /// Memory for pages of `GET /events` that clients have not taken yet.
+    /// Memory for pages of `GET /events`, and other large answers, that clients have not taken yet.
     pub pages: Budget,
-    /// Permits for searches: pages of `GET /events` that go on reading because few events pass, and starts of
-    /// subscriptions that are not found in a moment. One for each network thread, by default half the processors; the other half is left to the writer and the fan-out, for which
-    /// publishers wait.
+    /// Permits for searches: pages of `GET /events` that go on reading because few events pass, starts of subscriptions
+    /// that are not found in a moment, and lists of all subscriptions. One for each network thread, by default half the
+    /// processors; the other half is left to the writer and the fan-out, for which publishers wait.
     pub searches: Semaphore,
     /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold
     /// up no producer.
@@ -42,7 +42,7 @@ pub struct Pipeline {
     /// Every connection that may still hand in events holds a receiver.
     producers: watch::Sender<()>,
     /// Who subscribes now, by the number of its id.
-    subscribers: DashMap<u32, Subscriber>,
+    subscribers: DashMap<u32, Arc<Subscriber>>,
     /// As many; places are taken before there is a subscriber.
     places: AtomicUsize,
     subscriber_ids: AtomicU32,
@@ -90,7 +90,7 @@ impl Pipeline {
     }
 
     /// Who subscribes now, in the order in which they came.
-    pub fn subscriber_list(&self) -> Vec<(u32, Subscriber)> {
+    pub fn subscriber_list(&self) -> Vec<(u32, Arc<Subscriber>)> {
         let mut list: Vec<_> = self.subscribers.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
         list.sort_unstable_by_key(|(id, _)| *id);
         list
@@ -164,7 +164,7 @@ impl SubscriberPlace {
 
     /// Lets others know what this subscriber gets, from now on.
     pub fn tell(&self, subscriber: Subscriber) {
-        self.pipeline.subscribers.insert(self.id, subscriber);
+        self.pipeline.subscribers.insert(self.id, Arc::new(subscriber));
     }
 }
 

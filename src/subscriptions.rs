@@ -245,11 +245,10 @@ impl Subscriptions {
     }
 
     /// All of them, by name.
-    pub fn list(&self) -> Vec<Listed> {
-        let all: Vec<_> = self.by_name.lock().values().cloned().collect();
-        let mut list: Vec<_> = all.iter().map(|subscription| subscription.listed()).collect();
-        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        list
+    pub fn all(&self) -> Vec<Arc<Subscription>> {
+        let mut all: Vec<_> = self.by_name.lock().values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 
     /// Forgets one and, once the store has, ends who is served under it. Returns whether it was known.
@@ -333,6 +332,11 @@ impl Subscription {
         self.state.lock().filters.clone()
     }
 
+    /// The same as events are held against it.
+    pub fn filter(&self) -> Filter {
+        self.state.lock().filters.filter.clone()
+    }
+
     /// Serves it over one more connection; whoever had it hears of that. New filters replace the former ones.
     pub fn take_over(&self, filters: &Filters) -> oneshot::Receiver<Ending> {
         let (end, ended) = oneshot::channel();
@@ -395,7 +399,8 @@ impl Subscription {
         }
     }
 
-    fn listed(&self) -> Listed {
+    /// What is told of it.
+    pub fn listed(&self) -> Listed {
         let state = self.state.lock();
         let (connected, unconfirmed) = match &state.served {
             Served::Nobody => (0, 0),

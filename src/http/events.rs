@@ -7,15 +7,15 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Uri;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::answer::{Answer, JSON, NDJSON, answer, json, media_type, streamed};
 use super::export::{Export, first_page};
-use super::large_page::{Deadlines, LargePage};
+use super::large_page::{Deadlines, SMALL_BYTES_MAX, memory_for, within_memory};
 use super::query::{CONFLICT, LIMIT_DEFAULT, LIMIT_MAX, Listing, PAYLOAD_PREFIX, Parameters, is_of_filter, next_page};
 use super::socket::Watched;
 use super::{reading, unreadable};
-use crate::budget::{PATIENCE, Share};
+use crate::budget::Share;
 use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
@@ -110,10 +110,6 @@ fn tell_gap(headers: &mut HeaderMap, gap: Option<Gap>) {
 
 /// Most bytes of a page, unless its first event alone has more. A thousand usual events have 250 KB.
 const PAGE_BYTES_MAX: usize = 4 << 20;
-
-/// Pages up to this take nothing of the memory for pages: some 250 usual events, so that an ordinary request never
-/// waits for memory.
-const SMALL_PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// Memory that a page takes first, for a thousand usual events and more. Only one that needs even more takes all that a
 /// page may have: a search keeps its memory while it waits for its turn.
@@ -210,11 +206,6 @@ impl Page {
     }
 }
 
-/// Memory for a page beyond [`SMALL_PAGE_BYTES_MAX`].
-async fn memory(pipeline: &Pipeline, bytes: usize) -> Result<Share, Refusal> {
-    timeout(PATIENCE, pipeline.pages.take(bytes)).await.map_err(|_| Refusal::TooManyPages)
-}
-
 /// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
 /// Each read is a task of its own on the blocking threads, so others have theirs between two of them, and a page ends
 /// with its client.
@@ -234,12 +225,12 @@ async fn read_page(
             Ok(page) => page,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let step = page.read_on(store, SMALL_PAGE_BYTES_MAX)?;
+        let step = page.read_on(store, SMALL_BYTES_MAX)?;
         Ok(Ok((page, step)))
     };
     let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
     let shutdown = pipeline.shutdown();
-    let (mut share, mut bytes_max, mut turn) = (None, SMALL_PAGE_BYTES_MAX, None);
+    let (mut share, mut bytes_max, mut turn) = (None, SMALL_BYTES_MAX, None);
     let rest = loop {
         match step {
             Step::End => break None,
@@ -256,7 +247,7 @@ async fn read_page(
                     // Whoever has the memory may be waiting for this turn.
                     turn = None;
                     bytes_max = MEDIUM_PAGE_BYTES_MAX;
-                    share = Some(memory(pipeline, bytes_max).await?);
+                    share = memory_for(bytes_max, pipeline).await?;
                 }
                 // Nobody who has memory waits for more: all of them might wait for each other.
                 Some(share) => match pipeline.pages.try_take(PAGE_BYTES_MAX - bytes_max) {
@@ -277,13 +268,6 @@ async fn read_page(
     drop(turn);
     page.json.push(b']');
     page.json.shrink_to_fit();
-    // One event alone can be as large as the configuration allows.
-    if share.is_none() && page.json.len() > 2 * SMALL_PAGE_BYTES_MAX {
-        share = Some(memory(pipeline, page.json.len()).await?);
-    }
-    if let Some(share) = &mut share {
-        share.keep(page.json.len());
-    }
     Ok((page, rest, share))
 }
 
@@ -305,13 +289,8 @@ async fn page(
             break (page, rest, memory);
         }
     };
-    let mut response = match memory {
-        None => answer(StatusCode::OK, shape.media_type(true), page.json),
-        Some(memory) => {
-            let page = LargePage::new(page.json, memory, pipeline.config.write_timeout, deadlines);
-            streamed(shape.media_type(true), page)
-        }
-    };
+    let response = answer(StatusCode::OK, shape.media_type(true), page.json);
+    let mut response = within_memory(response, memory, pipeline, deadlines).await?;
     if let Some(last) = rest {
         let link = next_page(path, parameters, order, last);
         let link = HeaderValue::try_from(link).expect("percent-encoded text is ASCII");
@@ -474,7 +453,9 @@ mod tests {
         let _turn = pipeline.searches.acquire().await;
         let read = async |query: &str, deadline| {
             let listing = listing(query);
-            let read = timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own, deadline)).await;
+            let read =
+                tokio::time::timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own, deadline))
+                    .await;
             let (page, rest, _) = read.expect("it waits for a turn").expect("read");
             (page.shown, rest.is_some())
         };

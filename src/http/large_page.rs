@@ -1,4 +1,4 @@
-//! The body of a page that has taken memory, which others may be waiting for.
+//! The body of a page, or of any other large answer, that has taken memory which others may be waiting for.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,17 +6,62 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::Response;
 use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::answer::BrokenOff;
-use crate::budget::{Share, stall_max};
+use super::answer::{self, Answer, BrokenOff};
+use crate::budget::{PATIENCE, Share, stall_max};
+use crate::pipeline::Pipeline;
+use crate::wire::Refusal;
+
+/// Answers up to this take nothing of the memory for pages: some 250 usual events, so that an ordinary request never
+/// waits for memory.
+pub(super) const SMALL_BYTES_MAX: usize = 64 << 10;
+
+/// Memory for an answer of so many bytes, if it needs any.
+///
+/// # Errors
+/// `TooManyPages` when there is none in time.
+pub(super) async fn memory_for(bytes: usize, pipeline: &Pipeline) -> Result<Option<Share>, Refusal> {
+    if bytes <= SMALL_BYTES_MAX {
+        return Ok(None);
+    }
+    timeout(PATIENCE, pipeline.pages.take(bytes)).await.map(Some).map_err(|_| Refusal::TooManyPages)
+}
+
+/// An answer as it is, or with its body as a large page if it is there as a whole and large. It keeps what it needs of
+/// the memory that it has, or takes some.
+///
+/// # Errors
+/// `TooManyPages` when there is none in time.
+pub(super) async fn within_memory(
+    answer: Response<answer::Body>,
+    mut memory: Option<Share>,
+    pipeline: &Pipeline,
+    deadlines: &Deadlines,
+) -> Answer {
+    let whole = match answer.body() {
+        answer::Body::Whole(whole) if whole.size_hint().lower() > SMALL_BYTES_MAX as u64 => whole.clone(),
+        _ => return Ok(answer),
+    };
+    let whole = whole.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
+    if memory.is_none() {
+        memory = memory_for(whole.len(), pipeline).await?;
+    }
+    if let Some(memory) = &mut memory {
+        memory.keep(whole.len());
+    }
+    let page = LargePage::new(whole, memory, pipeline.config.write_timeout, deadlines);
+    Ok(answer.map(|_| answer::Body::Streamed(page.boxed_unsync())))
+}
 
 /// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper does not poll a
 /// body while its client takes nothing, so a timer within the body would not run; a task gives the memory back.
-pub(super) struct LargePage {
+struct LargePage {
     held: Arc<Mutex<Option<Held>>>,
     left: usize,
     deadline: AbortHandle,
@@ -24,16 +69,16 @@ pub(super) struct LargePage {
 
 /// What a large page holds until it is taken.
 struct Held {
-    json: Vec<u8>,
+    json: Bytes,
     taken: usize,
-    _memory: Share,
+    _memory: Option<Share>,
 }
 
 /// Bytes that are given to hyper at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 impl LargePage {
-    pub(super) fn new(json: Vec<u8>, memory: Share, write_timeout: Duration, deadlines: &Deadlines) -> Self {
+    fn new(json: Bytes, memory: Option<Share>, write_timeout: Duration, deadlines: &Deadlines) -> Self {
         let left = json.len();
         let held = Arc::new(Mutex::new(Some(Held { json, taken: 0, _memory: memory })));
         let deadline = deadlines.add(end_in_time(held.clone(), write_timeout));

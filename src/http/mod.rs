@@ -48,7 +48,7 @@ use crate::wire::{Failure, Refusal};
 use crate::ws;
 use answer::{Answer, Body, PROBLEM, Reader};
 use h2::Protocol;
-use large_page::Deadlines;
+use large_page::{Deadlines, within_memory};
 pub use publish::Form;
 pub use query::Parameters;
 use socket::{Socket, Watch};
@@ -235,7 +235,11 @@ impl Connection {
         self.was_asked.store(true, Relaxed);
         let (parts, body) = request.into_parts();
         let reader = self.reader(&parts.headers);
-        let mut response = self.route(parts, body).await.unwrap_or_else(|refusal| answer::refused(&refusal));
+        let answered = match self.route(parts, body).await {
+            Ok(whole) => within_memory(whole, None, &self.pipeline, &self.deadlines).await,
+            refused => refused,
+        };
+        let mut response = answered.unwrap_or_else(|refusal| answer::refused(&refusal));
         answer::add_common(response.headers_mut(), reader);
         Ok(response)
     }
@@ -275,7 +279,7 @@ impl Connection {
         match (route, method) {
             (Route::Events, &Method::POST) => {
                 let _open = self.producer.lock().clone().ok_or(Failure::Unavailable)?;
-                publish::publish(pipeline, parser, &parts, body).await
+                publish::publish(pipeline, parser, &parts, body, &self.deadlines).await
             }
             (Route::Events, &Method::GET) => {
                 let (watched, deadlines) = (self.watch.of_reading(), &self.deadlines);
@@ -288,9 +292,11 @@ impl Connection {
             }
             (Route::Subscriptions, &Method::GET) => {
                 let _watched = self.watch.of_reading();
-                subscriptions::list(pipeline).await
+                subscriptions::list(pipeline, &self.deadlines).await
             }
-            (Route::Subscription(EXPLAIN), &Method::GET) => subscriptions::explain(pipeline, &parts.uri).await,
+            (Route::Subscription(EXPLAIN), &Method::GET) => {
+                subscriptions::explain(pipeline, &parts.uri, &self.deadlines).await
+            }
             (Route::Subscription(name), &Method::DELETE) => subscriptions::delete(pipeline, name).await,
             (Route::Stats, &Method::GET) => self.stats().await,
             (Route::EventTypes, &Method::GET) => Ok(answer::json(self.event_types())),

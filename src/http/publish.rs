@@ -10,6 +10,7 @@ use hyper::http::request::Parts;
 use parking_lot::Mutex;
 
 use super::answer::{Answer, JSON, NDJSON, answer, media_type};
+use super::large_page::{Deadlines, memory_for, within_memory};
 use super::query::Parameters;
 use super::{body, reading};
 use crate::budget::PATIENCE;
@@ -38,13 +39,20 @@ pub enum Form {
 }
 
 /// `POST /events`: all of the body in one transaction, or nothing.
-pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, parts: &Parts, body: Incoming) -> Answer {
+pub(super) async fn publish(
+    pipeline: &Arc<Pipeline>,
+    parser: &Mutex<Parser>,
+    parts: &Parts,
+    body: Incoming,
+    deadlines: &Deadlines,
+) -> Answer {
     let headers = &parts.headers;
     let asked = level(&parts.uri)?;
     let key = key(headers)?;
     let form = Form::of(headers)?;
     check_coding(headers)?;
     let (body, memory) = body::read(body, pipeline).await?;
+    let body_bytes = body.len();
     let (mut batch, many) = match body {
         small if small.len() <= PARSED_IN_PLACE_BYTES_MAX => form.events(headers, &small, &mut parser.lock())?,
         large => {
@@ -69,11 +77,15 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
             (answer(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
         }
         level => {
+            // Before anything is stored: then it is too late to refuse it.
+            let answer_bytes_max = REST_BYTES_MAX + if many { count * ID_BYTES_MAX } else { body_bytes };
+            let for_answer = memory_for(answer_bytes_max, pipeline).await?;
             let (receipt, stored) = Receipt::at(level);
             pipeline.store.append_within(PATIENCE, batch, receipt).await?;
             drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
-            (created(&pipeline.store, &stored, many, key.is_some()).await?, stored.outcome.level())
+            let created = created(&pipeline.store, &stored, many, key.is_some()).await?;
+            (within_memory(created, for_answer, pipeline, deadlines).await?, stored.outcome.level())
         }
     };
     if asked.is_some() {
@@ -81,6 +93,11 @@ pub(super) async fn publish(pipeline: &Arc<Pipeline>, parser: &Mutex<Parser>, pa
     }
     Ok(response)
 }
+
+/// An id in an answer to many events, with its quotes and comma.
+const ID_BYTES_MAX: usize = 19;
+/// What an answer has besides ids, or besides what its event was published with.
+const REST_BYTES_MAX: usize = 512;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

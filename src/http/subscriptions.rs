@@ -1,12 +1,13 @@
 //! `/subscriptions`: what is kept under names, and why an event went to whom.
 
+use std::fmt::Write as _;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use hyper::http::Uri;
 use serde_json::{Value, json};
 
 use super::answer::{self, Answer};
+use super::large_page::{Deadlines, within_memory};
 use super::query::Parameters;
 use super::reading;
 use crate::event::{Columns, Filter, Seq};
@@ -17,13 +18,31 @@ use crate::wire::Refusal;
 use crate::wire::subscription::subscriber_id;
 
 /// `GET /subscriptions`: the durable ones, with how far behind each is.
-pub(super) async fn list(pipeline: &Pipeline) -> Answer {
-    let subscriptions = pipeline.subscriptions.list();
-    let list = reading(&pipeline.store, move |store| {
+pub(super) async fn list(pipeline: &Pipeline, deadlines: &Deadlines) -> Answer {
+    let subscriptions = pipeline.subscriptions.all();
+    large(pipeline, deadlines, move |store| {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
-        subscriptions.iter().map(|listed| one(store, listed, looks_max)).collect::<rusqlite::Result<Vec<_>>>()
-    });
-    Ok(answer::json(Value::from(list.await?).to_string()))
+        let mut list = String::from("[");
+        for (n, subscription) in subscriptions.iter().enumerate() {
+            let one = one(store, &subscription.listed(), looks_max)?;
+            write!(list, "{}{one}", if n > 0 { "," } else { "" }).expect("a text takes all");
+        }
+        list.push(']');
+        Ok(Ok(list))
+    })
+    .await
+}
+
+/// An answer that can have a filter of each subscriber. It is made where the record is read, and has a turn of the searches
+/// ([`Pipeline::searches`]) until it has its memory: only so many wait for memory at one time.
+async fn large(
+    pipeline: &Pipeline,
+    deadlines: &Deadlines,
+    read: impl FnOnce(&Store) -> rusqlite::Result<Result<String, Refusal>> + Send + 'static,
+) -> Answer {
+    let _turn = pipeline.searches.acquire().await.expect("never closed");
+    let json = reading(&pipeline.store, read).await??;
+    within_memory(answer::json(json), None, pipeline, deadlines).await
 }
 
 /// Events looked at for all lags of a list: some 0.8 s. For one lag at least 100, enough for a rough estimate; how many
@@ -57,13 +76,16 @@ pub(super) async fn delete(pipeline: &Pipeline, name: &str) -> Answer {
 
 /// `GET /subscriptions/explain?event_id=`: who among those who subscribe now gets the event, and why the others
 /// do not.
-pub(super) async fn explain(pipeline: &Arc<Pipeline>, uri: &Uri) -> Answer {
+pub(super) async fn explain(pipeline: &Pipeline, uri: &Uri, deadlines: &Deadlines) -> Answer {
     let parameters = Parameters::of(uri);
     let id = parameters.get("event_id").filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Refusal::parameter("event_id", "'event_id' is required", "missing"))?.to_owned();
-    let (live, durable) = (pipeline.subscriber_list(), pipeline.subscriptions.list());
-    let explained = reading(&pipeline.store, move |store| {
-        let Some(seq) = store.position(&id)?.filter(|seq| *seq <= store.committed()) else { return Ok(None) };
+    let (live, durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
+    large(pipeline, deadlines, move |store| {
+        let unknown = Refusal::NotFound("Event not found");
+        let Some(seq) = store.position(&id)?.filter(|seq| *seq <= store.committed()) else {
+            return Ok(Err(unknown));
+        };
         let mut explained = None;
         store.scan_these(&[seq], |event| {
             let event = event.columns();
@@ -71,15 +93,16 @@ pub(super) async fn explain(pipeline: &Arc<Pipeline>, uri: &Uri) -> Answer {
                 let whose = json!({ "subscriber_id": subscriber_id(*id), "name": subscriber.name });
                 verdict(whose, &subscriber.filter, &event)
             });
-            let durable = durable.iter().map(|listed| verdict(json!({ "name": listed.name }), &listed.filter, &event));
+            let durable =
+                durable.iter().map(|durable| verdict(json!({ "name": durable.name() }), &durable.filter(), &event));
             let (subscribers, durable) = (subscribers.collect::<Vec<_>>(), durable.collect::<Vec<_>>());
-            explained = Some(json!({ "event_id": id, "subscribers": subscribers, "durable": durable }));
+            let all = json!({ "event_id": id, "subscribers": subscribers, "durable": durable });
+            explained = Some(all.to_string());
             ControlFlow::Break(())
         })?;
-        Ok(explained)
-    });
-    let explained = explained.await?.ok_or(Refusal::NotFound("Event not found"))?;
-    Ok(answer::json(explained.to_string()))
+        Ok(explained.ok_or(unknown))
+    })
+    .await
 }
 
 fn verdict(mut whose: Value, filter: &Filter, event: &Columns<'_>) -> Value {

@@ -229,6 +229,54 @@ fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client
     while h2::read_frame(&mut wire).expect("the connection goes on").0 != h2::RESET {}
 }
 
+/// An HTTP/2 connection that takes nothing of the answers to these requests, once each has begun.
+fn untaken(server: &Server, request: &[Vec<u8>]) -> Wire {
+    let mut wire = h2::connect(server);
+    wire.send(h2::frame(h2::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    wire.send(request.concat());
+    while h2::read_frame(&mut wire).expect("a frame").0 != h2::HEADERS {}
+    wire
+}
+
+#[test]
+fn every_large_answer_that_nobody_takes_counts_in_the_memory_for_pages() {
+    let server = Server::with(&[("MAX_PAGES_BYTES", "128 KiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
+    let filler = "x".repeat(65_500);
+    server.publish(&json!({"event_type": "timer_tick", "source": "past", "payload": {"f": filler}}).to_string());
+    let sessions: Vec<_> = (0..600).map(|n| format!("{n:0>180}")).collect();
+    let _durable = server.subscriber(&json!({"name": "many", "session_id": sessions}));
+    let explain = format!("/subscriptions/explain?event_id={}", id_of(1));
+    for path in [&format!("/events/{}", id_of(1)), "/subscriptions", &explain] {
+        let head = h2::head("GET", path, &[("host", "x")]);
+        let wire = untaken(&server, &[h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, 1, &head)]);
+        let refused = server.get(path);
+        assert!(text_of(&refused.refusal(503)).contains("pages"), "{path}: {}", refused.text());
+        drop(wire);
+        await_true("memory for others", || server.get(path).status == 200);
+    }
+}
+
+#[test]
+fn a_large_answer_to_a_publisher_has_its_memory_before_anything_is_stored() {
+    const DATA: u8 = 0;
+    let server = Server::with(&[("MAX_PAGES_BYTES", "128 KiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
+    let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", "all")];
+    let body = r#"{"event_type":"timer_tick","source":"a"}
+"#
+    .repeat(4_000);
+    let ask = || server.call("POST", "/events", &headers, body.as_bytes()).status;
+    let head = h2::head("POST", "/events", &[&[("host", "x")], &headers[..]].concat());
+    let mut request = vec![h2::frame(h2::HEADERS, h2::END_HEADERS, 1, &head)];
+    request.extend(body.as_bytes().chunks(16 << 10).map(|piece| h2::frame(DATA, 0, 1, piece)));
+    request.push(h2::frame(DATA, h2::END_STREAM, 1, b""));
+    let wire = untaken(&server, &request);
+    let refused = server.call("POST", "/events", &headers[..1], body.as_bytes());
+    assert!(text_of(&refused.refusal(503)).contains("pages"), "{}", refused.text());
+    assert_eq!(server.get_json("/stats")["total_events"], 4_000, "only what is answered is stored");
+    drop(wire);
+    await_true("memory for others", || ask() == 200);
+}
+
 /// Whether nothing has come from the server yet.
 fn is_unanswered(wire: &Wire) -> bool {
     let stream = wire.stream();
