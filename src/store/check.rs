@@ -360,7 +360,7 @@ impl Look {
     /// Goes on in another transaction. A look that is disturbed and may not begin again still holds every row against
     /// its checksum and the rows against their order, and nothing else.
     fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Looked> {
-        let Some(kept) = kept(connection, Seq::MAX)? else {
+        let Some(kept) = kept(connection)? else {
             self.is_last = true;
             self.statistics(connection)?;
             return Ok(Looked::Whole);

@@ -7,6 +7,19 @@ pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what.into()))
 }
 
+/// An error that was met in a table. Damage that a row or SQLite tells of is named by the table.
+pub fn within(table: &str, error: rusqlite::Error) -> rusqlite::Error {
+    let what = match &error {
+        error if !is_damage(error) => None,
+        rusqlite::Error::SqliteFailure(..) | rusqlite::Error::SqlInputError { .. } => Some(error.to_string()),
+        _ => Some("a row is damaged".to_owned()),
+    };
+    match what {
+        Some(what) if !what.starts_with(table) => damaged(format!("{table}: {what}")),
+        _ => error,
+    }
+}
+
 /// Whether what is stored is at fault: pages that do not fit together, or rows that are not what was stored.
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error;

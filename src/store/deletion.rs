@@ -26,9 +26,9 @@ const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 /// Events chosen out of the middle deleted in one commit: each touches a page of its own at worst.
 pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
-/// Deletes a slice of the events up to `last`, the oldest first, with the lists of segments that are gone.
-pub(super) fn oldest(connection: &Connection, shared: &Shared, last: Seq) -> rusqlite::Result<Deleted> {
-    let first = read::oldest(connection)?.min(last.next());
+/// Deletes a slice of the events from the oldest up to `last`, with the lists of segments that are gone.
+pub(super) fn oldest(connection: &Connection, shared: &Shared, oldest: Seq, last: Seq) -> rusqlite::Result<Deleted> {
+    let first = oldest.min(last.next());
     let through = last.min(Seq(first.0 + EVENTS_PER_COMMIT - 1));
     let mut events = 0;
     if first <= through {
@@ -63,9 +63,14 @@ fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<
     }
 }
 
-/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. Call it
-/// after the events of this transaction are in the statistics.
-pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -> rusqlite::Result<Deleted> {
+/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. No event is
+/// before `oldest`. Call it after the events of this transaction are in the statistics.
+pub(super) fn chosen(
+    connection: &Connection,
+    shared: &Shared,
+    oldest: Seq,
+    chosen: &[Seq],
+) -> rusqlite::Result<Deleted> {
     const FIND: &str = "SELECT time_us, event_type, session_id, user_id, source FROM events WHERE seq = ?1";
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
@@ -86,7 +91,6 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -
         lists.extend(of_kinds.filter_map(|(kind, value)| Some((segments::segment_of(*seq), kind, value?))));
         deleted.push(*seq);
     }
-    let oldest = read::oldest(connection)?;
     for of_segment in deleted.chunk_by(|one, other| segments::segment_of(*one) == segments::segment_of(*other)) {
         let (segment, offsets) = (segments::segment_of(of_segment[0]), of_segment.iter().copied());
         let holes = holes::add(connection, segment, &offsets.map(segments::offset_of).collect::<Vec<_>>())?;
@@ -106,7 +110,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, chosen: &[Seq]) -
         if !is_another_newest {
             continue;
         }
-        if let Some(newest) = read::newest_of_type(connection, shared, &event_type)? {
+        if let Some(newest) = read::newest_of_type(connection, shared, &event_type, oldest)? {
             const LAST_SEEN: &str = "UPDATE event_stats SET last_seen = ?2 WHERE event_type = ?1";
             connection.prepare_cached(LAST_SEEN)?.execute((event_type, newest.to_string()))?;
         }

@@ -104,6 +104,17 @@ impl Shared {
         self.integrity.lock().note_error(error);
     }
 
+    /// What was read; nothing where it is damaged, which is noted.
+    fn unless_damaged<T>(&self, read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+        match read {
+            Err(error) if is_damage(&error) => {
+                self.note_damage(&error);
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
     /// Logs that a search for events to delete failed, and notes damage.
     fn note_failed_deletion(&self, error: &rusqlite::Error) {
         tracing::error!(%error, "find what to delete");

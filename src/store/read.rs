@@ -12,7 +12,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::damage::{Integrity, damaged, is_damage};
+use super::damage::{Integrity, damaged, is_damage, within};
 use super::holes::Holes;
 use super::schema::{self, Text};
 use super::segments::{self, Kind, SEGMENT_EVENTS};
@@ -482,57 +482,61 @@ impl super::Store {
         })
     }
 
-    /// Counts of what is stored, all from one moment. Costs the same however many events there are.
+    /// Counts of what is stored, all from one moment. Costs the same however many events there are. What is damaged is
+    /// noted, which is told beside these figures, and left out.
     ///
     /// # Errors
-    /// What SQLite reports.
+    /// What SQLite reports, other than damage.
     pub fn stats(&self, now: Timestamp) -> rusqlite::Result<Stats> {
-        const HOUR_US: i64 = 3_600_000_000;
         self.shared.readers.with(|transaction| {
+            let named = |error| within("event_stats", error);
             let mut statement = transaction.prepare_cached(
                 "SELECT event_type, count, last_seen FROM event_stats ORDER BY count DESC, event_type",
             )?;
-            let by_type = statement
-                .query_map([], |row| {
-                    Ok(TypeStats {
-                        event_type: row.get(0)?,
-                        count: row.get::<_, i64>(1)? as u64,
-                        last_seen: row.get(2)?,
-                    })
-                })?
-                .collect::<rusqlite::Result<Vec<_>>>()?;
-            let record = Record::new(transaction, &self.shared);
-            let events_last_hour = match record.kept(Seq::MAX)? {
-                None => 0,
-                Some(kept) => {
-                    // Where the clock is behind the record, the hour is the last one of the record.
-                    // A damaged one has no time; the damage itself is told beside these figures.
-                    let mut newest = Timestamp(0);
-                    match record.event(*kept.end(), |event| newest = event.time) {
-                        Err(error) if is_damage(&error) => self.shared.note_damage(&error),
-                        looked => looked?,
-                    }
-                    let first = record.first_later(&kept, Timestamp(now.0.max(newest.0) - HOUR_US))?;
-                    count_between(transaction, first..=*kept.end())?
-                }
-            };
-            Ok(Stats { total_events: by_type.iter().map(|t| t.count).sum(), events_last_hour, by_type })
+            let mut rows = statement.query([])?;
+            let mut by_type = Vec::new();
+            while let Some(Some(row)) = self.shared.unless_damaged(rows.next().map_err(named))? {
+                by_type.extend(self.shared.unless_damaged(TypeStats::read(row).map_err(named))?);
+            }
+            let total_events = by_type.iter().map(|of_type| of_type.count).sum();
+            let counted = self.shared.unless_damaged(self.last_hour(transaction, now))?;
+            // Where a damaged page hides the oldest event, what was deleted before it would count, too.
+            let events_last_hour = counted.unwrap_or(0).min(total_events);
+            Ok(Stats { total_events, events_last_hour, by_type })
         })
+    }
+
+    fn last_hour(&self, transaction: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<u64> {
+        const HOUR_US: i64 = 3_600_000_000;
+        let record = Record::new(transaction, &self.shared);
+        let Some(kept) = record.kept(Seq::MAX)? else { return Ok(0) };
+        // Where the clock is behind the record, the hour is the last one of the record. A damaged event has no time.
+        let mut newest = Timestamp(0);
+        self.shared.unless_damaged(record.event(*kept.end(), |event| newest = event.time))?;
+        let first = record.first_later(&kept, Timestamp(now.0.max(newest.0) - HOUR_US))?;
+        count_between(transaction, first..=*kept.end()).map_err(|error| within("holes", error))
     }
 }
 
-/// The time of the newest event of a type, as the writer sees it in its transaction.
+impl TypeStats {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { event_type: row.get(0)?, count: row.get::<_, i64>(1)? as u64, last_seen: row.get(2)? })
+    }
+}
+
+/// The time of the newest event of a type, as the writer sees it in its transaction. None is before `oldest`.
 pub(super) fn newest_of_type(
     connection: &Connection,
     shared: &Shared,
     event_type: &str,
+    oldest: Seq,
 ) -> rusqlite::Result<Option<Timestamp>> {
     let filter = Filter::default().with_types([event_type]);
     let query = Query { filter, order: Order::NewestFirst, ..Query::default() };
     let recent = in_memory(shared, &query);
     let record = Record::new(connection, shared);
-    let Some(range) = record.range(&query, Seq::MAX)? else { return Ok(None) };
-    Scan { record, query: &query, range, left: usize::MAX, until: None }
+    let Some(newest) = record.newest()? else { return Ok(None) };
+    Scan { record, query: &query, range: oldest..=newest, left: usize::MAX, until: None }
         .newest(&recent, |error| shared.note_damage(&error))
 }
 
@@ -951,17 +955,21 @@ pub(super) fn list(row: &Row<'_>, column: usize, segment: u64, kind: Kind, key: 
 /// The first number that has an event, or one after all where none is stored.
 pub(super) fn oldest(connection: &Connection) -> rusqlite::Result<Seq> {
     let mut find = connection.prepare_cached("SELECT min(seq) FROM events")?;
-    let first: Option<i64> = find.query_row([], |row| row.get(0))?;
+    let first = find.query_row([], |row| row.get::<_, Option<i64>>(0)).map_err(|error| within("events", error))?;
     Ok(first.map_or(Seq::MAX, |first| Seq(first as u64)))
 }
 
-/// The numbers of the first and the last row, damaged or not.
-pub(super) fn kept(connection: &Connection, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-    let mut statement =
-        connection.prepare_cached("SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)")?;
-    let (first, last): (Option<i64>, Option<i64>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let range = first.zip(last).map(|(first, last)| Seq(first as u64)..=Seq(last as u64).min(committed));
-    Ok(range.filter(|range| !range.is_empty()))
+/// The numbers of the first and the last row, damaged or not. Where a damaged page hides the first, it is taken for the
+/// first that was ever given: only who comes to that page is concerned.
+pub(super) fn kept(connection: &Connection) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+    let mut find = connection.prepare_cached("SELECT max(seq) FROM events")?;
+    let last = find.query_row([], |row| row.get::<_, Option<i64>>(0)).map_err(|error| within("events", error))?;
+    let Some(last) = last else { return Ok(None) };
+    let first = match oldest(connection) {
+        Err(error) if is_damage(&error) => Seq(1),
+        oldest => oldest?,
+    };
+    Ok(Some(first..=Seq(last as u64)).filter(|kept| !kept.is_empty()))
 }
 
 /// How many of these numbers have their events. Costs a look at each segment out of which events were chosen to
@@ -1010,27 +1018,42 @@ pub(super) struct Record<'c> {
     unchecked_through: Seq,
     /// The watermark.
     last: Seq,
+    shared: &'c Shared,
 }
 
 impl<'c> Record<'c> {
-    pub fn new(connection: &'c Connection, shared: &Shared) -> Self {
+    pub fn new(connection: &'c Connection, shared: &'c Shared) -> Self {
         let last = Seq(shared.committed.load(Ordering::SeqCst));
-        Self { connection, unchecked_through: shared.unchecked_through, last }
+        Self { connection, unchecked_through: shared.unchecked_through, last, shared }
     }
 
     /// The first and the last number of the stored events up to `committed`. Between them only those are missing that
-    /// were chosen to be deleted. The number of a damaged row is not believed, so there they may lie further apart.
+    /// were chosen to be deleted. The number of a damaged row is not believed, so there they may lie further apart. Where
+    /// a damaged page hides the first, it is taken for the first that was ever given: only who comes to that page is
+    /// concerned.
     pub fn kept(self, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-        let (first, damaged) = self.first()?;
-        let Some(first) = first.or((!damaged.is_empty()).then(|| self.last.next())) else { return Ok(None) };
-        // Numbers are dense: so many precede the first whole event.
-        let start = Seq(first.0.saturating_sub(damaged.len() as u64).max(1));
-        let start = damaged.into_iter().fold(start, Seq::min);
+        let Some(newest) = self.newest()? else { return Ok(None) };
+        let start = match self.first() {
+            Err(error) if is_damage(&error) => {
+                self.shared.note_damage(&within("events", error));
+                Seq(1)
+            }
+            first => {
+                let (first, damaged) = first?;
+                // Numbers are dense: so many precede the first whole event.
+                let first = first.unwrap_or(self.last.next()).0.saturating_sub(damaged.len() as u64);
+                damaged.into_iter().fold(Seq(first.max(1)), Seq::min)
+            }
+        };
+        Ok(Some(start..=newest.min(committed)).filter(|kept| !kept.is_empty()))
+    }
+
+    /// The number of the last event, or the watermark where its row is damaged. `None` if there is no row.
+    fn newest(self) -> rusqlite::Result<Option<Seq>> {
         let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq DESC LIMIT 1"))?;
         let mut rows = find.query([])?;
-        let last = rows.next()?.map(|row| stored(row, self.unchecked_through).map(|event| event.seq));
-        let range = start..=last.transpose().unwrap_or_default().unwrap_or(self.last).min(committed);
-        Ok(Some(range).filter(|range| !range.is_empty()))
+        let newest = rows.next()?.map(|row| stored(row, self.unchecked_through).map_or(self.last, |event| event.seq));
+        Ok(newest)
     }
 
     /// The number of the first whole event, and those that damaged rows before it have.
@@ -1108,26 +1131,48 @@ impl<'c> Record<'c> {
     /// The first number from which on the kept events are later than `time`, or the one after the last. Times
     /// increase with the numbers, so this is a binary search: some 27 looks among 100 million events.
     pub fn first_later(self, kept: &RangeInclusive<Seq>, time: Timestamp) -> rusqlite::Result<Seq> {
-        // The event in the middle may have been deleted or damaged: the next one stands for it.
-        let mut statement = self.connection.prepare_cached(select_events!("seq >= ?1 ORDER BY seq"))?;
         let (mut low, mut high) = (kept.start().0, kept.end().0 + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            let mut rows = statement.query([middle as i64])?;
-            let next = loop {
-                match rows.next()?.map(|row| stored(row, self.unchecked_through)) {
-                    Some(Ok(event)) if event.seq.0 >= middle => break Some(event),
-                    // Damaged, or what a damaged number led to.
-                    Some(_) => {}
-                    None => break None,
-                }
-            };
-            match next {
-                Some(event) if event.time <= time => low = event.seq.0 + 1,
+            match self.standing_for(middle, high)? {
+                Some((seq, its_time)) if its_time <= time => low = seq.0 + 1,
                 _ => high = middle,
             }
         }
         Ok(Seq(low.min(kept.end().0 + 1)))
+    }
+
+    /// The event that stands for that of a number, which may have been deleted or damaged: the first from there on that
+    /// is whole. If its page cannot be read, the first behind that page; none if that is not before `end`.
+    fn standing_for(self, number: u64, end: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
+        let error = match self.whole_from(number) {
+            Err(error) if is_damage(&error) => error,
+            found => return found,
+        };
+        self.shared.note_damage(&within("events", error));
+        let (mut unreadable, mut behind, mut found) = (number, end, None);
+        while behind - unreadable > 1 {
+            let middle = unreadable + (behind - unreadable) / 2;
+            match self.whole_from(middle) {
+                Err(error) if is_damage(&error) => unreadable = middle,
+                readable => (behind, found) = (middle, readable?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The first event from a number on that is whole.
+    fn whole_from(self, number: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
+        let mut statement = self.connection.prepare_cached(select_events!("seq >= ?1 ORDER BY seq"))?;
+        let mut rows = statement.query([number as i64])?;
+        while let Some(row) = rows.next()? {
+            match stored(row, self.unchecked_through) {
+                Ok(event) if event.seq.0 >= number => return Ok(Some((event.seq, event.time))),
+                // Damaged, or what a damaged number led to.
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 }
 

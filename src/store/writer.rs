@@ -722,7 +722,11 @@ impl Writer {
     /// Stores a slice of the oldest full segment's rows: enough to be done before the next segment is
     /// full, and no more, so that no commit waits long for it.
     fn seal_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
-        let Some(sealing) = self.work.sealing.front() else { return Ok(()) };
+        if self.work.sealing.is_empty() {
+            return Ok(());
+        }
+        let oldest = self.oldest()?;
+        let sealing = &self.work.sealing[0];
         let pace = sealing.len * written.events / (SEGMENT_EVENTS as usize / 2);
         let rows = if written.events == 0 { SEALED_ROWS_WHEN_IDLE } else { pace.max(SEALED_ROWS_MIN) };
         const INSERT: &str =
@@ -741,7 +745,6 @@ impl Writer {
             }
             holes => holes?,
         };
-        let oldest = read::oldest(&self.connection)?;
         // Looking into every list costs, and mostly nothing is gone.
         let is_some_gone = holes.is_some() || oldest > segments::first_of(sealing.segment);
         let holes = holes.unwrap_or_default();
@@ -761,6 +764,21 @@ impl Writer {
             meta::set(&self.connection, meta::SEALED_BEFORE, sealing.segment as i64 + 1)?;
         }
         Ok(())
+    }
+
+    /// A number that no event is before: mostly that of the oldest.
+    fn oldest(&mut self) -> rusqlite::Result<Seq> {
+        if self.work.left_out.oldest {
+            return Ok(Seq(1));
+        }
+        match read::oldest(&self.connection) {
+            Err(error) if is_damage(&error) => {
+                self.work.left_out.oldest = true;
+                self.shared.note_damage(&error);
+                Err(error)
+            }
+            oldest => oldest,
+        }
     }
 
     /// Stores what became of durable subscriptions, once it is time.
@@ -784,16 +802,16 @@ impl Writer {
 
     /// Deletes a slice of what is to be deleted, and keeps the statistics true to what remains.
     fn delete_some(&mut self, written: &mut Written) -> rusqlite::Result<()> {
-        let Some(deletion) = self.work.deletions.front() else { return Ok(()) };
-        if self.work.left_out.deletion {
+        if self.work.deletions.is_empty() || self.work.left_out.deletion {
             return Ok(());
         }
-        let deleted = match &deletion.what {
-            Doomed::Through(last) => deletion::oldest(&self.connection, &self.shared, *last),
+        let oldest = self.oldest()?;
+        let deleted = match &self.work.deletions[0].what {
+            Doomed::Through(last) => deletion::oldest(&self.connection, &self.shared, oldest, *last),
             Doomed::These(chosen) => {
                 // Pages that become free are overwritten, too, which costs a write for each.
                 self.connection.pragma_update(None, "secure_delete", "ON")?;
-                let deleted = deletion::chosen(&self.connection, &self.shared, chosen);
+                let deleted = deletion::chosen(&self.connection, &self.shared, oldest, chosen);
                 self.connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
                 deleted
             }
@@ -1014,6 +1032,8 @@ struct LeftOut {
     deletion: bool,
     /// Where the holes of segments are. The next start finds them again.
     holes: bool,
+    /// Which event is the oldest: none counts as gone then.
+    oldest: bool,
 }
 
 /// What one transaction did.
@@ -1073,7 +1093,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::event::{Event, Filter};
-    use crate::store::{Parts, Store};
+    use crate::store::{Order, Parts, Query, Store};
 
     fn open(folder: &tempfile::TempDir) -> (Store, Parts, Config) {
         let config = Config::of_test(folder.path().join("events.db"));
@@ -1287,6 +1307,57 @@ mod tests {
                 assert_eq!(one.poll(&mut context), Poll::Ready(Err(Failure::Damaged)), "page {page}");
                 assert_eq!(fates(stored, 1), [Fate::Stored(Seq(3 + life))], "page {page}");
             }
+        }
+    }
+
+    #[test]
+    fn a_wiped_page_of_the_oldest_events_costs_only_who_comes_to_it() {
+        const EVENTS: usize = SEGMENT_EVENTS as usize;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("events.db");
+        // Some nine on a page.
+        let payload = format!(r#"{{"x":"{}"}}"#, "x".repeat(400));
+        let (store, mut parts, config) = open(&folder);
+        drop(hand_in(&store, &config, EVENTS + 1, &payload));
+        while parts.write() | parts.seal() {}
+        store.close();
+        drop(parts.finish());
+        const OLDEST: &str = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY path";
+        let page = schema::open_reader(&path).and_then(|file| file.query_row(OLDEST, [], |row| row.get(0)));
+        damage_page(&path, &std::fs::read(&path).expect("a file"), page.expect("a page"));
+
+        let mut context = Context::from_waker(Waker::noop());
+        for life in 1..=2 {
+            let (store, mut parts, config) = open(&folder);
+            let before = store.committed();
+            assert_eq!(store.extent().map(|extent| extent.newest), Ok(before));
+            let hour = store.stats(Timestamp::now()).expect("counted").events_last_hour;
+            assert!((1..=before.0).contains(&hour), "{hour} of {before:?}");
+            // A full segment has its lists stored, and a deletion looks into them.
+            let mut stored = hand_in(&store, &config, EVENTS, &payload);
+            while parts.write() | parts.seal() {}
+            assert!(matches!(stored.try_recv(), Ok(Ok(_))));
+            let last = store.committed();
+            assert_eq!(last, before.plus(EVENTS));
+            let lists = |file: Connection| file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0));
+            // All are of one type and one source; the last segment stays open.
+            assert_eq!(schema::open_reader(&path).and_then(lists), Ok(2 + 2 * life));
+            let mut one = pin!(store.delete_these(vec![last]));
+            let mut all = pin!(store.delete(Some(Timestamp::now()), Filter::default()));
+            assert!(one.as_mut().poll(&mut context).is_pending() && all.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            assert_eq!(one.poll(&mut context), Poll::Ready(Ok(1)));
+            assert_eq!(all.poll(&mut context), Poll::Ready(Err(Failure::Damaged)), "it comes to the page");
+            let mut newest = None;
+            let query = Query { order: Order::NewestFirst, ..Query::default() };
+            let read = store.scan(&query, |event| {
+                newest = Some(event.seq);
+                std::ops::ControlFlow::Break(())
+            });
+            assert_eq!((read, newest), (Ok(Some(last.prev())), Some(last.prev())));
+            assert_eq!(store.integrity().damage[0], "events: database disk image is malformed");
+            store.close();
+            drop(parts.finish());
         }
     }
 }
