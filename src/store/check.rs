@@ -4,14 +4,14 @@
 //! Segment by segment, each in several short transactions, so that a server that runs on the file is not disturbed: a
 //! long one would keep the write-ahead log from starting over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, Transaction};
 
-use super::damage::{damaged, is_damage};
+use super::damage::{damaged, is_damage, within};
 use super::holes::Holes;
 use super::keys::{self, select_keys};
 use super::read::{self, EVENTS_PER_LOOK_AT_CLOCK, Readers, TRANSACTION_TIME, kept};
@@ -184,7 +184,7 @@ struct Known {
     /// The file is of an older format, whose keys and holes have no checksums.
     is_former: bool,
     /// What was deleted when the walk began ([`deletions_in_file`]).
-    began_with: (Option<i64>, i64),
+    began_with: (Seq, Option<i64>),
 }
 
 impl<S: Source> Check<'_, S> {
@@ -193,19 +193,27 @@ impl<S: Source> Check<'_, S> {
     /// # Errors
     /// What SQLite reports, other than damage.
     pub fn rows(&mut self) -> rusqlite::Result<Option<u64>> {
-        let known = match self.source.with(|transaction| known(transaction, self.found)) {
+        let Self { source, found, between } = self;
+        // A page that cannot be read has one name, however often the check comes to it.
+        let mut told = HashSet::new();
+        let found = &mut |what: String| {
+            if told.insert(what.clone()) {
+                found(what);
+            }
+        };
+        let known = match source.with(|transaction| known(transaction, found)) {
             Ok(known) => known,
-            Err(error) => return self.end_at(error, 0),
+            Err(error) => return end_at(error, 0, found),
         };
         let (mut tally, mut disturbed) = (Tally::default(), 0);
         let mut look = Look::new(0, tally.clone(), known);
         loop {
-            let looked = self.source.with(|transaction| look.go_on(transaction, disturbed < LOOKS_MAX - 1));
+            let looked = source.with(|transaction| look.go_on(transaction, disturbed < LOOKS_MAX - 1));
             let events = look.tally.events;
             match looked {
                 Ok(Looked::Part) => {}
                 Ok(Looked::Whole) => {
-                    look.damage.drain(..).for_each(&mut self.found);
+                    look.damage.drain(..).for_each(&mut *found);
                     if look.is_last {
                         return Ok(Some(events));
                     }
@@ -217,24 +225,24 @@ impl<S: Source> Check<'_, S> {
                     look = Look::new(look.number, tally.clone(), known);
                 }
                 Err(error) => {
-                    look.damage.drain(..).for_each(&mut self.found);
-                    return self.end_at(error, events);
+                    look.damage.drain(..).for_each(&mut *found);
+                    return end_at(error, events, found);
                 }
             }
-            if (self.between)(events).is_break() {
+            if between(events).is_break() {
                 return Ok(None);
             }
         }
     }
+}
 
-    /// Where even the ends of a table cannot be found there is nothing to go on with.
-    fn end_at(&mut self, error: rusqlite::Error, events: u64) -> rusqlite::Result<Option<u64>> {
-        if !is_damage(&error) {
-            return Err(error);
-        }
-        (self.found)(format!("the rest of the file cannot be read ({error})"));
-        Ok(Some(events))
+/// Where even the ends of a table cannot be found there is nothing to go on with.
+fn end_at(error: rusqlite::Error, events: u64, found: &mut dyn FnMut(String)) -> rusqlite::Result<Option<u64>> {
+    if !is_damage(&error) {
+        return Err(error);
     }
+    found(format!("the rest of the file cannot be read ({error})"));
+    Ok(Some(events))
 }
 
 /// Looks at the small tables, and at what the walk has to know.
@@ -249,6 +257,9 @@ fn known(connection: &Connection, found: &mut dyn FnMut(String)) -> rusqlite::Re
             Seq::ZERO
         }
     };
+    if let Err(error) = chosen(connection) {
+        found(name_of_damage(error)?);
+    }
     let is_former = schema::version(connection)? < schema::VERSION;
     Ok(Known { unchecked_through, is_former, began_with: deletions_in_file(connection)? })
 }
@@ -265,10 +276,26 @@ fn name_of_damage(error: rusqlite::Error) -> rusqlite::Result<String> {
     if is_damage(&error) { Ok(error.to_string()) } else { Err(error) }
 }
 
-/// What a deletion changes for good: where the events begin, and how many were chosen out of the middle.
-fn deletions_in_file(connection: &Connection) -> rusqlite::Result<(Option<i64>, i64)> {
-    const SQL: &str = "SELECT (SELECT min(seq) FROM events), (SELECT coalesce(sum(count), 0) FROM holes)";
-    connection.prepare_cached(SQL)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+/// What a deletion changes for good: where the events begin, and how many were chosen out of the middle, unless damage
+/// hides it.
+fn deletions_in_file(connection: &Connection) -> rusqlite::Result<(Seq, Option<i64>)> {
+    let oldest = kept(connection)?.map_or(Seq::MAX, |kept| *kept.start());
+    Ok((oldest, unless_damaged(chosen(connection))?))
+}
+
+/// How many events were chosen to be deleted.
+fn chosen(connection: &Connection) -> rusqlite::Result<i64> {
+    const SQL: &str = "SELECT coalesce(sum(count), 0) FROM holes";
+    let chosen = connection.prepare_cached(SQL)?.query_row([], |row| row.get(0));
+    chosen.map_err(|error| within("holes", error))
+}
+
+/// What was read; nothing where it is damaged.
+fn unless_damaged<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match read {
+        Err(error) if is_damage(&error) => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// How far one transaction came.
@@ -289,7 +316,7 @@ struct Look {
     is_first: bool,
     known: Known,
     /// What was deleted of the segment when the look began ([`Look::deletions_in_segment`]).
-    began_with: Option<(Seq, i64)>,
+    began_with: Option<(Seq, Option<i64>)>,
     is_disturbed: bool,
     /// What was found damaged. Told only once the look is complete: a look that begins again finds it again.
     damage: Vec<String>,
@@ -388,15 +415,15 @@ impl Look {
     }
 
     /// Where the events of the segment begin, and how many were chosen out of it. With every event of it that is
-    /// deleted one of the two becomes larger than it ever was.
+    /// deleted one of the two becomes larger than it ever was. Where damage hides the holes, none can be chosen.
     fn deletions_in_segment(
         &self,
         connection: &Connection,
         kept: &RangeInclusive<Seq>,
-    ) -> rusqlite::Result<(Seq, i64)> {
+    ) -> rusqlite::Result<(Seq, Option<i64>)> {
         const HOLES: &str = "SELECT coalesce((SELECT count FROM holes WHERE segment = ?1), 0)";
-        let chosen = connection.prepare_cached(HOLES)?.query_row([self.number as i64], |row| row.get(0))?;
-        Ok((*self.numbers_of_segment().start().max(kept.start()), chosen))
+        let chosen = connection.prepare_cached(HOLES)?.query_row([self.number as i64], |row| row.get(0));
+        Ok((*self.numbers_of_segment().start().max(kept.start()), unless_damaged(chosen)?))
     }
 
     /// The events of the segment from one on; behind the last, what has to fit to them in the same transaction.
@@ -414,7 +441,7 @@ impl Look {
                 Ok(None) => break,
                 Err(error) => {
                     self.tally.has_gaps = true;
-                    self.note(error)?;
+                    self.note(within("events", error))?;
                     return Ok(Looked::Whole);
                 }
             };
@@ -476,7 +503,7 @@ impl Look {
 
     /// The numbers without an event, against how many were deleted.
     fn numbers(&mut self, numbers: &RangeInclusive<Seq>) {
-        let Some((_, deleted)) = self.began_with.filter(|_| !self.is_disturbed) else { return };
+        let Some((_, Some(deleted))) = self.began_with.filter(|_| !self.is_disturbed) else { return };
         let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - self.rows_seen;
         // The count includes holes before the first and behind the last kept event.
         if missing > deleted || (*numbers == self.numbers_of_segment() && missing < deleted) {
@@ -490,7 +517,7 @@ impl Look {
     fn holes(&mut self, connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<()> {
         let holes = match Holes::of(connection, self.number) {
             Ok(holes) => holes.and_then(|holes| holes.offsets),
-            Err(error) => return self.note(error),
+            Err(error) => return self.note(within("holes", error)),
         };
         let Some(holes) = holes.filter(|_| !self.tally.has_gaps && !self.is_disturbed) else { return Ok(()) };
         let wrong = holes.iter().filter(|hole| self.is_present(**hole)).count();
@@ -582,13 +609,16 @@ impl Look {
 
     /// The statistics, against all events if none was deleted since the walk began.
     fn statistics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        if self.tally.has_gaps || deletions_in_file(connection)? != self.known.began_with {
+        let told = match told_by_type(connection).map_err(|error| within("event_stats", error)) {
+            Ok(told) => told,
+            Err(error) => return self.note(error),
+        };
+        if self.tally.has_gaps
+            || self.known.began_with.1.is_none()
+            || deletions_in_file(connection)? != self.known.began_with
+        {
             return Ok(());
         }
-        let mut statement =
-            connection.prepare("SELECT event_type, count, last_seen FROM event_stats WHERE count > 0")?;
-        let told = statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?;
-        let told: HashMap<String, (u64, String)> = told.collect::<rusqlite::Result<_>>()?;
         let counted = self.tally.by_type.iter().map(|(of, (count, last))| (of.clone(), (*count, last.to_string())));
         if told != counted.collect() {
             self.damage.push("event_stats: the statistics are not those of the events".to_owned());
@@ -600,6 +630,13 @@ impl Look {
     fn note(&mut self, error: rusqlite::Error) -> rusqlite::Result<()> {
         name_of_damage(error).map(|name| self.damage.push(name))
     }
+}
+
+/// What the statistics tell of each type.
+fn told_by_type(connection: &Connection) -> rusqlite::Result<HashMap<String, (u64, String)>> {
+    let mut statement = connection.prepare("SELECT event_type, count, last_seen FROM event_stats WHERE count > 0")?;
+    let told = statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?;
+    told.collect()
 }
 
 /// Most looks at one segment while its events are being deleted; in the last only its checksums and the order of its rows
@@ -1011,6 +1048,41 @@ mod tests {
             assert!(is_complete && are_true(&after, &before), "page {page}");
             // A leaf holds some twenty events.
             assert!(after.len() as u64 == repaired.events && after.len() >= 150, "page {page}: {}", after.len());
+        }
+    }
+
+    #[test]
+    fn damage_that_hides_other_figures_is_named_and_hides_no_damage() {
+        const NO_TEXT: &str =
+            "UPDATE event_stats SET event_type = CAST(X'F4' AS TEXT) WHERE event_type = 'quiz_started'";
+        const ROOT: &str = "SELECT rootpage FROM sqlite_schema WHERE name = 'holes'";
+        for (named, damage) in [("holes: ", ""), ("event_stats: ", NO_TEXT)] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("a.db");
+            finish(filled(&path));
+            let file = schema::open_writer(&path).expect("whole");
+            file.execute_batch(&format!("UPDATE events SET payload = '[}}' WHERE seq = 3; {damage}")).expect("written");
+            let root: u32 = file.query_row(ROOT, [], |row| row.get(0)).expect("a table");
+            drop(file);
+            if damage.is_empty() {
+                let mut bytes = std::fs::read(&path).expect("a file");
+                bytes[(root as usize - 1) * 4_096..root as usize * 4_096].fill(0);
+                put(&path, &bytes);
+            }
+            let (events, damage) = found(&path);
+            assert_eq!(events, Ok(196), "{damage:?}");
+            // What SQLite says of a page comes before.
+            let told = |of: &str| damage.iter().filter(|what| what.starts_with(of)).collect::<Vec<_>>();
+            assert_eq!(told(named).len(), 1, "{damage:?}");
+            assert_eq!(told("events: "), ["events: evt_000000000003 is damaged"]);
+
+            let (store, _parts) = open(&path).expect("what is damaged is not needed");
+            let stats = store.stats(Timestamp::now()).expect("the rest of it");
+            let told = stats.by_type.iter().map(|of_type| &*of_type.event_type).collect::<Vec<_>>();
+            assert_eq!(told.contains(&"quiz_started"), named == "holes: ", "{told:?}");
+            assert!(told.contains(&"timer_tick"), "{told:?}");
+            let damage = store.integrity().damage;
+            assert!(damage.len() == 1 && damage[0].starts_with(named), "{damage:?}");
         }
     }
 }
