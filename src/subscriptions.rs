@@ -126,7 +126,10 @@ impl Subscriptions {
         for kept in store.kept_subscriptions()? {
             let asked = serde_json::from_str(&kept.filters).ok();
             let Some(filters) = asked.and_then(|asked| Filters::parse_kept(&asked).ok()) else {
-                tracing::warn!(name = &*kept.name, "the filters of a durable subscription are damaged: it is left out");
+                tracing::warn!(
+                    name = &*kept.name,
+                    "the filters of a durable subscription are not understood: it is left out"
+                );
                 continue;
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();

@@ -19,6 +19,19 @@ pub struct Kept {
     pub last_seen: String,
 }
 
+/// A row that is not what was stored.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    /// As far as it can be read.
+    pub name: String,
+}
+
+impl From<Damaged> for rusqlite::Error {
+    fn from(_: Damaged) -> Self {
+        damaged("subscriptions: a row is damaged")
+    }
+}
+
 impl Kept {
     /// All of them.
     ///
@@ -26,18 +39,19 @@ impl Kept {
     /// What SQLite reports, and a row that is not what was stored.
     pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
         let rows = Self::rows(connection)?;
-        rows.into_iter().map(|row| row.ok_or_else(|| damaged("subscriptions: a row is damaged"))).collect()
+        rows.into_iter().map(|row| row.map_err(rusqlite::Error::from)).collect()
     }
 
-    /// Those whose rows are what was stored, and nothing in the place of the others.
-    pub(super) fn rows(connection: &Connection) -> rusqlite::Result<Vec<Option<Self>>> {
+    /// Those whose rows are what was stored, and in the place of the others what they are called.
+    pub(super) fn rows(connection: &Connection) -> rusqlite::Result<Vec<Result<Self, Damaged>>> {
         const SQL: &str = "SELECT name, filters, position, last_seen, checksum FROM subscriptions";
         let mut statement = connection.prepare(SQL)?;
         let mut rows = statement.query([])?;
         let mut kept = Vec::new();
         while let Some(row) = rows.next()? {
             let checksum = row.get::<_, i32>(4).ok();
-            kept.push(Self::read(row).ok().filter(|kept| Some(kept.checksum()) == checksum));
+            let whole = Self::read(row).ok().filter(|kept| Some(kept.checksum()) == checksum);
+            kept.push(whole.ok_or_else(|| Damaged { name: row.get(0).unwrap_or_default() }));
         }
         Ok(kept)
     }

@@ -237,12 +237,23 @@ impl Store {
         }
     }
 
-    /// The durable subscriptions that are stored.
+    /// The durable subscriptions that are stored. Those whose rows are damaged are noted and left out.
     ///
     /// # Errors
     /// What SQLite reports.
     pub fn kept_subscriptions(&self) -> rusqlite::Result<Vec<Kept>> {
-        self.shared.readers.with(|transaction| Kept::all(transaction))
+        let rows = self.shared.readers.with(|transaction| Kept::rows(transaction))?;
+        let mut whole = Vec::with_capacity(rows.len());
+        for row in rows {
+            match row {
+                Ok(kept) => whole.push(kept),
+                Err(damaged) => {
+                    tracing::error!(name = &*damaged.name, "a durable subscription is damaged: it is left out");
+                    self.shared.note_damage(&damaged.into());
+                }
+            }
+        }
+        Ok(whole)
     }
 
     /// Keeps a durable subscription as it is now. It is written with others within a moment; until then only its

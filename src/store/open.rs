@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::checker::Checker;
-use super::damage::{Integrity, is_damage};
+use super::damage::{Integrity, is_damage, within};
 use super::epoch::Witness;
 use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
 use super::queue::Queue;
@@ -164,11 +164,20 @@ impl State {
     fn read(connection: &Connection, witnessed: Seq) -> rusqlite::Result<State> {
         let noted = |key| meta::get(connection, key);
         let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
-        let newest = read::newest(connection, unchecked_through)?;
+        let mut damage = Vec::new();
+        let last_seen = match read::last_seen(connection) {
+            // The statistics bear witness to events without a checksum only.
+            Err(error) if is_damage(&error) => {
+                damage.push(within("event_stats", error).to_string());
+                None
+            }
+            last_seen => last_seen?,
+        };
+        let newest = read::newest(connection, unchecked_through, last_seen)?;
         let last = newest.last(Seq(noted(meta::LAST_SEQ)? as u64), witnessed);
         let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
         let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
-        let mut damage: Vec<_> = newest.damaged.iter().map(|seq| read::is_damaged(*seq)).collect();
+        damage.extend(newest.damaged.iter().map(|seq| read::is_damaged(*seq)));
         let sealed_before = noted(meta::SEALED_BEFORE)?;
         connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
 

@@ -542,7 +542,7 @@ pub(super) fn newest_of_type(
 
 /// The newest event that is whole, and what is damaged behind it: a flipped bit in the last time would have every later
 /// event stamped centuries ahead, one in the last number would have numbers given twice or left out. An event without a
-/// checksum counts as whole if the statistics know of none later.
+/// checksum counts as whole if the statistics ([`last_seen`]) know of none later.
 #[derive(Default)]
 pub(super) struct Newest {
     pub seq: Seq,
@@ -551,8 +551,11 @@ pub(super) struct Newest {
     pub damaged: Vec<Seq>,
 }
 
-pub(super) fn newest(connection: &Connection, unchecked_through: Seq) -> rusqlite::Result<Newest> {
-    let last_seen = last_seen(connection)?;
+pub(super) fn newest(
+    connection: &Connection,
+    unchecked_through: Seq,
+    last_seen: Option<Timestamp>,
+) -> rusqlite::Result<Newest> {
     let mut damaged = Vec::new();
     let mut statement = connection.prepare(select_events!("true ORDER BY seq DESC"))?;
     let mut rows = statement.query([])?;

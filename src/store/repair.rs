@@ -147,7 +147,8 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let noted = |key| or_lost(meta::get(old, key), 0);
     // Numbers are never given twice, also those of events that are lost.
     let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
-    let newest = or_lost(read::newest(old, unchecked_through), read::Newest::default())?;
+    let last_seen = or_lost(read::last_seen(old), None)?;
+    let newest = or_lost(read::newest(old, unchecked_through, last_seen), read::Newest::default())?;
     let last = last_noted.max(newest.last(Seq(noted(meta::LAST_SEQ)? as u64), last_noted));
     let mut salvage = Salvage {
         old,
@@ -155,7 +156,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
         unchecked_through,
         unproven: VecDeque::new(),
         unproven_end: first_checked_time(old, unchecked_through)?,
-        last_seen: or_lost(read::last_seen(old), None)?,
+        last_seen,
         first: None,
         last_seq: Seq::ZERO,
         last_time: Timestamp(i64::MIN),

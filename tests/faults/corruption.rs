@@ -363,3 +363,33 @@ fn no_flipped_bit_of_a_file_is_served_as_data() {
     }
     println!("{noticed} noticed, {refused} not started, {harmless} without effect");
 }
+
+#[test]
+fn damage_beside_the_events_refuses_no_start_and_hides_nothing_else() {
+    let mut server = Server::start();
+    server.publish(&marked(1));
+    server.publish(&json!({"event_type": "quiz_started", "source": "it"}).to_string());
+    ["grader", "board"].into_iter().for_each(|name| drop(server.subscriber(&json!({"name": name}))));
+    server.stop();
+    // Bytes that are no text, and a position that was never confirmed.
+    let flips = "UPDATE event_stats SET last_seen = CAST(X'B230' AS TEXT) WHERE event_type = 'timer_tick';
+        UPDATE subscriptions SET position = position + 1 WHERE name = 'grader'";
+    rusqlite::Connection::open(server.db_path()).unwrap().execute_batch(flips).unwrap();
+    server.allow_noise();
+    server.restart();
+
+    let damage = damage(&server);
+    assert_eq!(damage.len(), 2, "{damage:?}");
+    assert!(damage[0].starts_with("event_stats: ") && damage[1].starts_with("subscriptions: "), "{damage:?}");
+    server.await_log("grader");
+    let names = || {
+        let all = server.get_json("/subscriptions");
+        all.as_array().unwrap().iter().map(|one| text_of(&one["name"])).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["board"]);
+    let (total, by_type) = told_statistics(&server);
+    assert_eq!((total, by_type.len()), (1, 1), "the others cannot be told");
+    assert_eq!(server.publish(&marked(3))["id"], id_of(3));
+    drop(server.subscriber(&json!({"name": "grader"})));
+    assert_eq!(names(), ["board", "grader"]);
+}
