@@ -1,6 +1,6 @@
 //! The write-ahead log, and how its pages get into the database.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -73,6 +73,10 @@ pub(super) struct Moved {
 }
 
 impl Moved {
+    pub(super) fn is_empty(self) -> bool {
+        self.pages == 0
+    }
+
     fn is_all(self) -> bool {
         self.moved >= self.pages
     }
@@ -88,7 +92,9 @@ const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
 const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
 
 /// 12 MiB: from this length on a checkpoint keeps our own reads out, because at every one before it a reader kept the
-/// log from starting over. The log stays below 32 MiB, for it grows by less than 16 MiB meanwhile.
+/// log from starting over. Where bodies have up to 2 MiB and come one after the other, the log stays below 32 MiB, for it
+/// grows by less than 20 MiB meanwhile. Many large bodies at one time fill commits of 16 MiB, several while one checkpoint
+/// is under way: then it comes to some 60 MiB.
 const CHECKPOINT_PAGES_ALONE: usize = CHECKPOINT_PAGES * 3;
 
 /// What a checkpoint does about our own reads. Those of other programs it cannot keep out.
@@ -124,17 +130,29 @@ impl Checkpoints {
     /// Whether one is to begin, now that the log is so long, and how; it is then under way. `erasure` is whether the
     /// log has traces of what was deleted.
     pub(super) fn begin(&mut self, pages: usize, erasure: Erasure) -> Option<Company> {
-        let is_due = pages >= self.due_at || erasure == Erasure::Awaited;
-        if !is_due || self.is_running {
+        let erases = match erasure {
+            Erasure::None => false,
+            Erasure::Due(from) => from <= Instant::now(),
+            Erasure::Awaited => true,
+        };
+        if self.is_running || !(pages >= self.due_at || erases) {
             return None;
         }
         self.is_running = true;
-        let is_alone = pages >= self.alone_at || erasure != Erasure::None;
+        let is_alone = pages >= self.alone_at || erases;
         if is_alone {
             // Where another program reads, keeping ours out does not help: the log has to grow before the next try.
             self.alone_at = pages + CHECKPOINT_PAGES.max(pages / 4);
         }
         Some(if is_alone { Company::Nobody } else { Company::Readers })
+    }
+
+    /// When the log is to be emptied although nothing is written, if it is so long and nothing comes before.
+    pub(super) fn empties(&self, pages: usize, erasure: Erasure) -> Option<Instant> {
+        match erasure {
+            Erasure::Due(from) => Some(from).filter(|_| !self.is_running),
+            _ => (pages > 0).then(|| Instant::now() + IDLE_BEFORE_TRUNCATE),
+        }
     }
 
     pub(super) fn end(&mut self) {
@@ -169,14 +187,35 @@ impl Checkpoints {
     }
 }
 
+/// A log that nobody adds to is emptied after this long.
+const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
+
+/// Where another program reads, the log is emptied so long after it has ended at the latest, however busy the writer is.
+/// Each try may keep our own reads waiting for some ms.
+const BETWEEN_ERASURES: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
+
 /// Whether the log has traces of events that were chosen to be deleted. They go when it is truncated.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Erasure {
-    #[default]
     None,
-    Due,
+    /// They are to go, and from when on that is tried again.
+    Due(Instant),
     /// A client that deleted events waits until they are gone.
     Awaited,
+}
+
+impl Erasure {
+    /// Traces are left after a try, because another program reads.
+    pub(super) fn later() -> Self {
+        Self::Due(Instant::now() + BETWEEN_ERASURES)
+    }
+}
+
+impl Default for Erasure {
+    /// The server before may have ended while another program kept the log.
+    fn default() -> Self {
+        Self::Due(Instant::now())
+    }
 }
 
 /// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Nothing if another

@@ -222,9 +222,6 @@ const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
 /// A disk at its limit takes some batches and not others: that is said once in a while, not each time.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
-/// A log that nobody adds to is emptied after this long.
-const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
-
 impl Writer {
     /// Runs until `Close` or an error that makes it unsafe to go on. Receipts not resolved by then
     /// resolve themselves as unavailable.
@@ -249,7 +246,7 @@ impl Writer {
     pub fn turn(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
         let closing = self.receive(appends)?;
         self.commit(appends)?;
-        if self.work.erasure == Erasure::Awaited {
+        if self.work.erasure != Erasure::None {
             self.start_checkpoint_if_due();
         }
         Ok(!closing)
@@ -266,12 +263,11 @@ impl Writer {
 
     /// Waits for work and takes what there is, up to a commit's worth. Returns whether it is the end.
     fn receive(&mut self, appends: &mut Vec<Append>) -> rusqlite::Result<bool> {
-        let has_log = self.shared.log.pages() > 0;
-        let idle_until = has_log.then(|| Instant::now() + IDLE_BEFORE_TRUNCATE);
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
         } else {
-            let received = match self.work.subscriptions.due.or(idle_until) {
+            let empties_log = self.work.checkpoints.empties(self.shared.log.pages(), self.work.erasure);
+            let received = match self.work.subscriptions.due.or(empties_log) {
                 Some(until) => self.commands.recv_deadline(until),
                 None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -279,7 +275,7 @@ impl Writer {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.work.subscriptions.due.is_none() {
+                    if self.work.subscriptions.due.is_none() && self.work.erasure == Erasure::None {
                         // The next event must not wait for a reader that takes its time.
                         self.truncate_log(Duration::ZERO)?;
                     }
@@ -949,7 +945,7 @@ impl Writer {
             // It may have freed enough: the next event truncates the log and looks at the free space again.
             self.work.storage_full = false;
             if matches!(deletion.what, Doomed::These(_)) && self.work.erasure == Erasure::None {
-                self.work.erasure = Erasure::Due;
+                self.work.erasure = Erasure::later();
             }
             tracing::info!(events = deletion.deleted, "deleted events");
             tell(deletion.reply, Ok(deletion.deleted));
@@ -979,12 +975,12 @@ impl Writer {
         self.work.checkpoints.end();
         how?;
         if alone.is_none() || self.work.erasure == Erasure::None {
-            return self.checkpoint("PASSIVE");
+            return self.checkpoint("PASSIVE").map(drop);
         }
-        // Only another program can be reading now, perhaps for long: the next checkpoint tries again.
+        // Only another program can be reading now, perhaps for long.
         self.truncate_log(Duration::ZERO)?;
-        if self.work.erasure == Erasure::Awaited {
-            self.work.erasure = Erasure::Due;
+        if self.work.erasure != Erasure::None {
+            self.work.erasure = Erasure::later();
             self.tell_erased();
         }
         Ok(())
@@ -997,25 +993,24 @@ impl Writer {
     }
 
     /// Truncates the log, which gives its room back to the disk and erases what is in it. If a reader still needs it
-    /// after `patience`, the next idle moment tries again.
+    /// after `patience`, the next idle moment tries again, or the next erasure.
     fn truncate_log(&mut self, patience: Duration) -> rusqlite::Result<()> {
         self.witness.may_lose_log();
         self.connection.busy_timeout(patience)?;
         let truncated = self.checkpoint("TRUNCATE");
-        if self.shared.log.pages() == 0 {
+        if let Ok(true) = truncated {
             self.work.erasure = Erasure::None;
             self.tell_erased();
         }
         truncated.and(self.connection.busy_timeout(schema::BUSY_TIMEOUT))
     }
 
-    /// Returns an error only when going on is unsafe.
-    fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<()> {
-        if let Some(log) = checkpoint(&self.connection, mode)? {
-            self.shared.log.note(log);
-            self.work.checkpoints.watch(log);
-        }
-        Ok(())
+    /// Returns whether the log is empty now, and an error only when going on is unsafe.
+    fn checkpoint(&mut self, mode: &str) -> rusqlite::Result<bool> {
+        let Some(log) = checkpoint(&self.connection, mode)? else { return Ok(false) };
+        self.shared.log.note(log);
+        self.work.checkpoints.watch(log);
+        Ok(log.is_empty())
     }
 }
 
