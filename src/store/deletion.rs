@@ -13,7 +13,7 @@ use super::read::{self, Record};
 use super::segments::{self, Kind};
 use crate::event::{Seq, Timestamp};
 
-/// What one transaction deleted.
+/// What one transaction deleted of the oldest events.
 pub(super) struct Deleted {
     pub events: u64,
     /// Whether nothing is left of what is to be deleted.
@@ -25,6 +25,10 @@ const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 
 /// Events chosen out of the middle deleted in one commit: each touches a page of its own at worst.
 pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
+
+/// Bytes of payload that one commit deletes of chosen events, and an event: all their pages go through the log, for
+/// they are overwritten. That is half of the room that is kept free for it where nothing else is configured.
+pub(super) const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 << 10 };
 
 /// Deletes a slice of the events from the oldest up to `last`, with the lists of segments that are gone.
 pub(super) fn oldest(connection: &Connection, shared: &Shared, oldest: Seq, last: Seq) -> rusqlite::Result<Deleted> {
@@ -63,14 +67,10 @@ fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<
     }
 }
 
-/// Deletes events out of the middle, ascending. The index keeps their numbers, which are noted as holes. No event is
-/// before `oldest`. Call it after the events of this transaction are in the statistics.
-pub(super) fn chosen(
-    connection: &Connection,
-    shared: &Shared,
-    oldest: Seq,
-    chosen: &[Seq],
-) -> rusqlite::Result<Deleted> {
+/// Deletes events out of the middle, ascending, and returns how many there still were. The index keeps their numbers,
+/// which are noted as holes. No event is before `oldest`. Call it after the events of this transaction are in the
+/// statistics.
+pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: &[Seq]) -> rusqlite::Result<u64> {
     const FIND: &str = "SELECT time_us, event_type, session_id, user_id, source FROM events WHERE seq = ?1";
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
@@ -115,7 +115,7 @@ pub(super) fn chosen(
             connection.prepare_cached(LAST_SEEN)?.execute((event_type, newest.to_string()))?;
         }
     }
-    Ok(Deleted { events: deleted.len() as u64, is_done: true })
+    Ok(deleted.len() as u64)
 }
 
 /// Removes a list whose last event is deleted: the key, which may name a person, goes with it. A segment that is not
@@ -213,6 +213,26 @@ mod tests {
             let expected: &[&str] = if is_sealed { &["early", "other"] } else { &["other"] };
             assert_eq!(keys.expect("read"), expected, "sealed before: {is_sealed}");
         }
+    }
+
+    #[test]
+    fn one_commit_deletes_few_large_events() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config::of_test(folder.path().join("events.db"));
+        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let payload = &format!(r#"{{"x":"{}"}}"#, "x".repeat(CHOSEN_BYTES_PER_COMMIT / 2));
+        let (source, session_id, user_id, idempotency_key) = ("s", None, None, None);
+        let mut batch = Batch::default();
+        for _ in 0..3 {
+            let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
+            batch.push(&event, &config.event_types);
+        }
+        store.try_append(batch, Receipt::new().0).expect("room");
+        while parts.write() {}
+        let choose = |after| store.choose(Filter::default(), Seq(after), Seq(3), None);
+        assert_eq!(choose(0), Ok((vec![Seq(1), Seq(2)], Some(Seq(2)))));
+        assert_eq!(choose(2), Ok((vec![Seq(3)], None)));
     }
 
     #[test]

@@ -321,11 +321,12 @@ impl Store {
         last: Seq,
         until: Option<Timestamp>,
     ) -> rusqlite::Result<(Vec<Seq>, Option<Seq>)> {
-        let mut chosen = Vec::new();
+        let (mut chosen, mut bytes) = (Vec::new(), 0);
         let query = Query { filter, after, before: Some(last.next()), until, ..Query::default() };
         let reached = self.scan_some(&query, |event| {
             chosen.push(event.seq);
-            if chosen.len() < deletion::CHOSEN_EVENTS_PER_COMMIT {
+            bytes += event.payload.len();
+            if chosen.len() < deletion::CHOSEN_EVENTS_PER_COMMIT && bytes < deletion::CHOSEN_BYTES_PER_COMMIT {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())

@@ -180,8 +180,11 @@ struct Deletion {
 
 enum Doomed {
     Through(Seq),
-    /// As many as go in one commit.
-    These(Vec<Seq>),
+    /// Chosen events, and how many of them go in one commit: all, unless the disk has less room for the log.
+    These {
+        chosen: Vec<Seq>,
+        at_once: usize,
+    },
 }
 
 /// Most events and bytes of one transaction: at some 2 µs an event it bounds how long the last
@@ -309,7 +312,12 @@ impl Writer {
                     }
                 },
                 Command::DeleteThese { chosen, reply } => {
-                    self.work.deletions.push_back(Deletion { what: Doomed::These(chosen), deleted: 0, reply });
+                    let at_once = chosen.len();
+                    self.work.deletions.push_back(Deletion {
+                        what: Doomed::These { chosen, at_once },
+                        deleted: 0,
+                        reply,
+                    });
                 }
                 Command::Check { room, reply } => {
                     drop(room);
@@ -376,8 +384,9 @@ impl Writer {
                         let was_full = std::mem::replace(&mut self.work.storage_full, true);
                         let had_events = !appends.is_empty();
                         self.refuse(appends, Failure::StorageFull);
-                        if (had_events || !was_full) && self.has_housekeeping() {
-                            // A deletion makes room, and may fit without the events and the index rows beside it.
+                        if ((had_events || !was_full) && self.has_housekeeping()) || self.halve_deletion() {
+                            // A deletion makes room, and may fit without the events and the index rows beside it, or a
+                            // part of it.
                             return self.commit(appends);
                         }
                         self.fail(appends, Failure::StorageFull);
@@ -431,6 +440,17 @@ impl Writer {
         self.work.wakes.wake_all();
         for reply in self.work.checks.drain(..) {
             tell(reply, Err(failure));
+        }
+    }
+
+    /// Has a deletion of chosen events take less of the log at once. Returns whether it can.
+    fn halve_deletion(&mut self) -> bool {
+        match self.work.deletions.front_mut() {
+            Some(Deletion { what: Doomed::These { at_once, .. }, .. }) if *at_once > 1 => {
+                *at_once /= 2;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -804,12 +824,12 @@ impl Writer {
         let oldest = self.oldest()?;
         let deleted = match &self.work.deletions[0].what {
             Doomed::Through(last) => deletion::oldest(&self.connection, &self.shared, oldest, *last),
-            Doomed::These(chosen) => {
+            Doomed::These { chosen, at_once } => {
                 // Pages that become free are overwritten, too, which costs a write for each.
                 self.connection.pragma_update(None, "secure_delete", "ON")?;
-                let deleted = deletion::chosen(&self.connection, &self.shared, oldest, chosen);
+                let deleted = deletion::chosen(&self.connection, &self.shared, oldest, &chosen[..*at_once]);
                 self.connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
-                deleted
+                deleted.map(|events| Deleted { events, is_done: *at_once == chosen.len() })
             }
         };
         let Deleted { events, is_done } = match deleted {
@@ -940,11 +960,15 @@ impl Writer {
         }
         let Some(deletion) = self.work.deletions.front_mut() else { return };
         deletion.deleted += written.deleted;
+        if let Doomed::These { chosen, at_once } = &mut deletion.what {
+            chosen.drain(..*at_once);
+            *at_once = (*at_once).min(chosen.len());
+        }
         if written.deletion_done {
             let deletion = self.work.deletions.pop_front().expect("just looked at");
             // It may have freed enough: the next event truncates the log and looks at the free space again.
             self.work.storage_full = false;
-            if matches!(deletion.what, Doomed::These(_)) && self.work.erasure == Erasure::None {
+            if matches!(deletion.what, Doomed::These { .. }) && self.work.erasure == Erasure::None {
                 self.work.erasure = Erasure::later();
             }
             tracing::info!(events = deletion.deleted, "deleted events");

@@ -226,6 +226,25 @@ fn a_small_disk_fills_up_and_serves_on() {
 }
 
 #[test]
+fn chosen_events_are_deleted_from_a_full_disk_however_large_they_are() {
+    let test = "chosen_events_are_deleted_from_a_full_disk_however_large_they_are";
+    // With less kept free than a commit of such a deletion takes elsewhere, it goes in smaller ones.
+    for kept_free in ["1 MiB", "256 KiB"] {
+        let Some((_small, folder)) = SmallDisk::mounted(test, "8m") else { return };
+        let mut server = Server::in_folder(folder, &[("FREE_SPACE_MIN_BYTES", kept_free)]);
+        server.allow_noise();
+        let text = "x".repeat(60_000);
+        let event = json!({"event_type": "timer_tick", "source": "large", "payload": {"text": text}}).to_string();
+        let publish = || server.call("POST", "/events", &[JSON], event.as_bytes()).status;
+        let stored = (0..).take_while(|_| publish() == 201).count();
+        assert_eq!(publish(), 507, "{kept_free}");
+        let deleted = server.call("DELETE", "/events?source=large", &[], b"");
+        assert_eq!((deleted.status, deleted.text()), (200, json!({"deleted": stored}).to_string()), "{kept_free}");
+        assert_eq!(publish(), 201, "{kept_free}");
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_refused_by_name_and_left_alone() {
     let Some((small, folder)) = SmallDisk::mounted("a_read_only_disk_is_refused_by_name_and_left_alone", "8m") else {
         return;
