@@ -16,6 +16,10 @@ const REF_BYTES_MAX: usize = 256;
 /// Most rejections of one text: 100 are enough to find the mistake, and a body can have a million bad lines.
 pub const REJECTIONS_MAX: usize = 100;
 
+/// Of an array, elements of so many bytes are read at a time, or one that is longer. What simd-json notes of a text takes up
+/// to seventy times its length, and a body may be an array of 16 MiB.
+const RUN_BYTES: usize = 64 << 10;
+
 /// Levels around a payload: the event's own object and the array that may hold it.
 const ENVELOPE_DEPTH: usize = 2;
 
@@ -133,7 +137,59 @@ impl Parser {
 
     /// Reads one event object, or an array of them, and hands each event to `sink` in order. When an
     /// array has a bad event the sink has already seen those before it: undo them.
-    pub fn parse<'t>(&mut self, text: &'t str, mut sink: impl FnMut(Event<'_>)) -> Parsed<'t> {
+    #[inline]
+    pub fn parse<'t>(&mut self, text: &'t str, sink: impl FnMut(Event<'_>)) -> Parsed<'t> {
+        if text.len() > RUN_BYTES
+            && let Some(elements) = text.trim_start_matches(BLANKS).strip_prefix('[')
+        {
+            return Parsed { reference: None, outcome: self.parse_in_runs(elements, RUN_BYTES, sink).map(Some) };
+        }
+        self.parse_whole(text, sink)
+    }
+
+    /// Reads an array, of which everything behind its '[' is given, in runs of elements.
+    fn parse_in_runs(
+        &mut self,
+        mut rest: &str,
+        run_bytes: usize,
+        mut sink: impl FnMut(Event<'_>),
+    ) -> Result<usize, Vec<Rejection>> {
+        let (mut count, mut rejections, mut text) = (0, Vec::new(), String::new());
+        loop {
+            let Run { len, elements, is_last } = Run::of(rest, run_bytes);
+            let (run, behind) = rest.split_at(len);
+            text.clear();
+            // The last run has its own end, and whatever follows that.
+            text.extend(if is_last { ["[", run, ""] } else { ["[", run, "]"] });
+            if text[1..].trim_start_matches(BLANKS).starts_with(']') && !(is_last && count == 0) {
+                // Between two commas, or behind the last of them, there is nothing.
+                "[,".clone_into(&mut text);
+            }
+            let is_well = rejections.is_empty();
+            let parsed = self.parse_whole(&text, |event| {
+                if is_well {
+                    sink(event);
+                }
+            });
+            match parsed.outcome {
+                // What is no JSON is told alone, wherever that shows.
+                Err(of_all) if of_all.iter().any(|rejection| rejection.index.is_none()) => return Err(of_all),
+                Err(of_run) => rejections.extend(of_run.into_iter().map(|rejection| {
+                    let index = rejection.index.map(|index| count + index);
+                    Rejection { index, ..rejection }
+                })),
+                Ok(_) => {}
+            }
+            rejections.truncate(REJECTIONS_MAX);
+            count += elements;
+            if is_last {
+                return if rejections.is_empty() { Ok(count) } else { Err(rejections) };
+            }
+            rest = &behind[1..];
+        }
+    }
+
+    fn parse_whole<'t>(&mut self, text: &'t str, mut sink: impl FnMut(Event<'_>)) -> Parsed<'t> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut tape = std::mem::replace(&mut self.tape, Tape(Vec::new())).reset();
         fill(&mut scratch, text);
@@ -190,6 +246,48 @@ impl Parser {
             self.compact = String::new();
         }
     }
+}
+
+/// What JSON has between its tokens.
+const BLANKS: [char; 4] = [' ', '\t', '\n', '\r'];
+
+/// The first elements of an array.
+struct Run {
+    /// Without the comma behind them; if they are the last, everything there is.
+    len: usize,
+    elements: usize,
+    is_last: bool,
+}
+
+impl Run {
+    /// The elements up to the first comma between two that is not within so many bytes. Of a text that is no JSON, it
+    /// ends where it would if it were: whatever makes it none stays within one of its runs.
+    fn of(array: &str, bytes_min: usize) -> Self {
+        let bytes = array.as_bytes();
+        let (mut at, mut depth, mut elements) = (0, 0usize, 1);
+        while at < bytes.len() {
+            match bytes[at] {
+                b'"' => at = string_end(bytes, at),
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' if depth == 0 => break,
+                b']' | b'}' => depth -= 1,
+                b',' if depth == 0 && at >= bytes_min => return Self { len: at, elements, is_last: false },
+                b',' if depth == 0 => elements += 1,
+                _ => {}
+            }
+            at += 1;
+        }
+        Self { len: bytes.len(), elements, is_last: true }
+    }
+}
+
+/// Where a string ends that begins here.
+fn string_end(text: &[u8], begin: usize) -> usize {
+    let mut at = begin + 1;
+    while at < text.len() && text[at] != b'"' {
+        at += 1 + usize::from(text[at] == b'\\');
+    }
+    at
 }
 
 fn array(
@@ -266,13 +364,7 @@ fn replace_numbers(text: &mut [u8]) {
     let mut at = 0;
     while at < text.len() {
         match text[at] {
-            b'"' => {
-                at += 1;
-                while at < text.len() && text[at] != b'"' {
-                    at += 1 + usize::from(text[at] == b'\\');
-                }
-                at += 1;
-            }
+            b'"' => at = string_end(text, at) + 1,
             b'-' | b'0'..=b'9' => {
                 let end = at + number_len(&text[at..]);
                 let begins = at == 0 || b" \t\n\r,[:".contains(&text[at - 1]);
@@ -817,6 +909,87 @@ mod tests {
         fn verdicts_on_scalars_are_serde_jsons(text in r#"[0-9.eE+\-ntrufalse"]{1,8}"#) {
             let reference = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
             prop_assert_eq!(payload(&format!(r#"{{"v":{text}}}"#)).is_ok(), reference);
+        }
+    }
+
+    /// An array in one piece or in runs, the words for what is no JSON left out: of two mistakes another one may show first.
+    fn read(text: &str, run_bytes: Option<usize>) -> (Result<Option<usize>, Vec<Rejection>>, Vec<String>) {
+        let types = Arc::new(EventTypes::builtin());
+        let (mut parser, mut events) = (Parser::new(types, LIMITS), Vec::new());
+        let sink = |event: Event<'_>| events.push(format!("{event:?}"));
+        let outcome = match run_bytes {
+            None => parser.parse_whole(text, sink).outcome,
+            Some(bytes) => parser.parse_in_runs(text.strip_prefix('[').expect("an array"), bytes, sink).map(Some),
+        };
+        let outcome = outcome.map_err(|mut rejections| {
+            for rejection in &mut rejections {
+                if let Fault::NotJson(why) = &mut rejection.fault {
+                    *why = "";
+                }
+            }
+            rejections
+        });
+        let events = if outcome.is_ok() { events } else { Vec::new() };
+        (outcome, events)
+    }
+
+    #[test]
+    fn an_array_that_is_read_in_runs_is_the_same_array() {
+        let event = r#"{"event_type":"timer_tick","source":"s","payload":{"a":[",]",{"b":1e999}]}}"#;
+        let deep = "[".repeat(PAYLOAD_DEPTH_MAX + ENVELOPE_DEPTH) + &"]".repeat(PAYLOAD_DEPTH_MAX + ENVELOPE_DEPTH);
+        for text in [
+            "[]",
+            "[ \n]",
+            "[",
+            "[,]",
+            "[ ,0]",
+            "[0,]",
+            "[0, ]",
+            "[0,,0]",
+            "[0 , ,0]",
+            "[0,0",
+            "[0,0,",
+            "[0,0]]",
+            "[0,0],0",
+            "[0,0}",
+            "[0,\"]",
+            "[0,\"\\\"]",
+            r#"[\",0,"]"#,
+            "[0,01,0]",
+            &format!("[{}]", vec!["0"; 300].join(",")),
+            &format!("[{}{{]", "0,".repeat(300)),
+            &format!("[{event},0,{event} , {event},{{}},[{event}]]"),
+            &format!("[{event}, {event},{event}\n] "),
+            &format!("[{event},0,{deep},1]"),
+        ] {
+            for run_bytes in [0, 1, 3, 100, 1_000] {
+                assert_eq!(read(text, Some(run_bytes)), read(text, None), "{text} in runs of {run_bytes}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_array_of_anything_is_the_same_in_runs(
+            elements in prop::collection::vec(
+                prop_oneof![
+                    3 => Just(r#"{"event_type":"timer_tick","source":"s","payload":{"t":"\\\"],"}}"#.to_owned()),
+                    1 => Just(r#"{"event_type":"timer_tick","payload":[{}]}"#.to_owned()),
+                    1 => "[ \n]{0,2}[0-9]{0,2}|\\{\\}|\\[(0,0)?\\]|\"[,\\]a]\"",
+                ],
+                0..12,
+            ),
+            changed in prop::option::of((0usize..400, "[]\\[{},:\" \\\\0a]?")),
+            run_bytes in 0usize..200,
+        ) {
+            let mut text = format!("[{}]", elements.join(","));
+            if let Some((at, by)) = changed
+                && at > 0
+                && at < text.len()
+            {
+                text.replace_range(at..=at, &by);
+            }
+            prop_assert_eq!(read(&text, Some(run_bytes)), read(&text, None), "{}", text);
         }
     }
 }

@@ -215,6 +215,21 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
     assert!(more <= bound, "{more} bytes more, {bound} are allowed");
 }
 
+#[test]
+fn of_elements_takes_no_more_memory_than_the_same_bytes_of_events_may() {
+    const BODIES_BYTES: u64 = 64 * MIB;
+    let server = Server::with(&[("MAX_BODIES_BYTES", "67108864")]);
+    let before = peak_bytes(server.pid());
+    for element in ["0", "[]", "{}"] {
+        let body = format!("[{element}{}]", format!(",{element}").repeat((8 << 20) / (element.len() + 1)));
+        let problems = server.post(body).refusal(422);
+        assert_eq!(problems.as_array().map(Vec::len), Some(100), "{problems}");
+    }
+    // Besides, what the allocator keeps for its threads.
+    let (more, bound) = (peak_bytes(server.pid()) - before, BODIES_BYTES + 32 * MIB);
+    assert!(more <= bound, "{} MiB more, {} are allowed", more / MIB, bound / MIB);
+}
+
 /// Stores 500 large events, 2 MiB together, so often; returns each status and how long the write-ahead log was then.
 fn store_large(server: &Server, times: usize) -> Vec<(u16, u64)> {
     let lines = vec![tokened("token"); 500].join("\n");
