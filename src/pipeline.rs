@@ -15,6 +15,10 @@ use crate::hub::Hub;
 use crate::store::Store;
 use crate::subscriptions::Subscriptions;
 
+/// Texts beyond this are parsed on a thread for that, which costs some 20 µs: one of 64 KiB takes 250 µs, and everybody
+/// else on the network thread waits for it.
+pub const PARSED_IN_PLACE_BYTES_MAX: usize = 64 << 10;
+
 /// One running pipeline. Connections hold it in an `Arc`.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -32,9 +36,9 @@ pub struct Pipeline {
     /// that are not found in a moment, and lists of all subscriptions. One for each network thread, by default half the
     /// processors; the other half is left to the writer and the fan-out, for which publishers wait.
     pub searches: Semaphore,
-    /// The runtime whose blocking threads parse large bodies. The database is not read on them, so long searches hold
+    /// The runtime whose blocking threads parse large texts. The database is not read on them, so long searches hold
     /// up no producer.
-    pub parsing: Handle,
+    parsing: Handle,
     /// True once the server shuts down.
     shutting_down: watch::Sender<bool>,
     /// The receiver that connections clone. It has never looked at the value, so the change is new to every clone.
@@ -82,6 +86,12 @@ impl Pipeline {
     /// A parser for one connection.
     pub fn parser(&self) -> Parser {
         Parser::new(self.types.clone(), self.config.limits)
+    }
+
+    /// Parses a text beyond [`PARSED_IN_PLACE_BYTES_MAX`] beside the network thread.
+    pub async fn parse_beside<T: Send + 'static>(&self, parse: impl FnOnce() -> T + Send + 'static) -> T {
+        let parsed = self.parsing.spawn_blocking(parse);
+        parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
     }
 
     /// Subscribers connected now.

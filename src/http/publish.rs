@@ -15,17 +15,13 @@ use super::query::Parameters;
 use super::{body, reading};
 use crate::budget::PATIENCE;
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline};
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
 use crate::wire::batch::Fate;
 use crate::wire::cloud_event::InOurWords;
 use crate::wire::refusal::{Place, Problem};
 use crate::wire::{Batch, Failure, Refusal, cloud_event};
-
-/// Bodies beyond this are parsed on a thread for that ([`Pipeline::parsing`]), which costs some 20 µs: one of 64 KiB takes
-/// 250 µs, and everybody else on the network thread waits for it.
-const PARSED_IN_PLACE_BYTES_MAX: usize = 64 << 10;
 
 /// What a body holds, by its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +53,7 @@ pub(super) async fn publish(
         small if small.len() <= PARSED_IN_PLACE_BYTES_MAX => form.events(headers, &small, &mut parser.lock())?,
         large => {
             let (mut parser, headers) = (pipeline.parser(), headers.clone());
-            let parsed = pipeline.parsing.spawn_blocking(move || form.events(&headers, &large, &mut parser));
-            parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?
+            pipeline.parse_beside(move || form.events(&headers, &large, &mut parser)).await?
         }
     };
     batch.end_message(0);

@@ -148,3 +148,124 @@ async fn linger(mut stream: TcpStream) {
     // Whatever happens now, the connection is over.
     let _ = timeout(LINGER, closed).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::{Arc, mpsc};
+
+    use serde_json::Value;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::budget::BYTES_FOR_A_BYTE;
+    use crate::config::Config;
+    use crate::hub::Hub;
+    use crate::store::Store;
+    use crate::subscriptions::Subscriptions;
+    use crate::wire::answer::Ack;
+    use crate::wire::frame::{Decoder, Message, OpCode, Role};
+
+    struct Client {
+        stream: TcpStream,
+        decoder: Decoder,
+    }
+
+    impl Client {
+        /// A client, and the other end of its connection.
+        async fn new() -> (Self, TcpStream, SocketAddr) {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listened to");
+            let (served, peer) = listener.accept().await.expect("connected");
+            (Self { stream, decoder: Decoder::new(Role::Client, 1 << 20) }, served, peer)
+        }
+
+        async fn publishing(pipeline: &Arc<Pipeline>) -> Self {
+            let (client, served, peer) = Self::new().await;
+            tokio::spawn(publish(served, Bytes::new(), peer, pipeline.clone(), None, Ack::default()));
+            client
+        }
+
+        async fn subscribing(pipeline: &Arc<Pipeline>, filter: &str) -> Self {
+            let (mut client, served, peer) = Self::new().await;
+            tokio::spawn(subscribe(served, Bytes::new(), peer, pipeline.clone()));
+            client.say(&[filter]).await;
+            assert_eq!(client.hear().await["status"], "subscribed");
+            client
+        }
+
+        async fn say(&mut self, messages: &[&str]) {
+            let mut frames = Vec::new();
+            for message in messages {
+                frame::masked(&mut frames, OpCode::Text, message.as_bytes(), [1, 2, 3, 4]);
+            }
+            self.stream.write_all(&frames).await.expect("a server");
+        }
+
+        async fn hear(&mut self) -> Value {
+            loop {
+                if let Some(message) = self.decoder.next().expect("well-formed frames") {
+                    let Message::Text(text) = message else { panic!("{message:?} instead of a text") };
+                    return serde_json::from_str(text).expect("JSON");
+                }
+                assert_ne!(self.stream.read_buf(self.decoder.space()).await.expect("a server"), 0, "it hung up");
+            }
+        }
+    }
+
+    #[test]
+    fn while_a_large_message_is_parsed_others_are_served_and_what_is_behind_it_waits_for_its_turn() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = Config { check_at_start: false, ..Config::of_test(folder.path().join("db")) };
+        let (store, running) = Store::open(&config).expect("a new database");
+        let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
+        let fan_out = std::thread::spawn({
+            let (hub, commits) = (hub.clone(), running.commits);
+            move || hub.run(&commits)
+        });
+        let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
+        let (subscriptions, _) = loaded.expect("readable");
+        // The one thread that parses is held up until the gate opens.
+        let parsing = Builder::new_current_thread().max_blocking_threads(1).build().expect("a runtime");
+        let (gate, held_up) = mpsc::channel::<()>();
+        parsing.spawn_blocking(move || held_up.recv());
+        let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub, subscriptions, parsing.handle().clone()));
+
+        let network = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        network.block_on(async {
+            let zeros = format!("[0{}]", ",0".repeat(50_000));
+            let ignored = format!(r#"{{"x":{zeros}}}"#);
+            let tick = r#"{"event_type":"timer_tick","source":"s"}"#;
+            let mut other = Client::publishing(&pipeline).await;
+            let mut publisher = Client::publishing(&pipeline).await;
+            let mut subscriber = Client::subscribing(&pipeline, r#"{"source":"nobody"}"#).await;
+            publisher.say(&[&zeros, tick]).await;
+            subscriber.say(&[&ignored, r#"{"type":"ping"}"#]).await;
+            // Both are in hand while they have their memory.
+            let in_hand = (zeros.len() + ignored.len()) * BYTES_FOR_A_BYTE;
+            for _ in 0..3 {
+                other.say(&[tick]).await;
+                assert_eq!(other.hear().await["status"], "ok");
+            }
+            let both = async {
+                while pipeline.bodies.taken() < in_hand {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(10), both).await.expect("both wait to be parsed");
+            other.say(&[tick]).await;
+            assert_eq!(other.hear().await["status"], "ok");
+            assert!(pipeline.bodies.taken() >= in_hand, "both still wait");
+
+            drop(gate);
+            assert_eq!(publisher.hear().await["status"], "error");
+            assert_eq!(publisher.hear().await["event_id"], "evt_000000000005");
+            assert_eq!(subscriber.hear().await["type"], "pong");
+        });
+        drop((network, pipeline));
+        store.close();
+        running.threads.into_iter().chain([fan_out]).for_each(|thread| thread.join().expect("no panic"));
+    }
+}

@@ -14,9 +14,9 @@ use super::reader::Reader;
 use super::{Beat, Pulse, goodbye, linger, write_all};
 use crate::auth::Class;
 use crate::doorbell::Wakes;
-use crate::event::Parser;
+use crate::event::{EventTypes, Parser};
 use crate::outbox::{Outbox, Taken};
-use crate::pipeline::{Pipeline, Producer};
+use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Producer};
 use crate::store::Receipt;
 use crate::wire::Batch;
 use crate::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcome, ToPublisher};
@@ -65,6 +65,26 @@ pub async fn publish(
     }
 }
 
+/// What a look at the buffer has come to.
+enum Decoded {
+    All,
+    /// This message is next, and too large for the network thread. It has been counted in the rate.
+    Large(String),
+    Until(Ending),
+}
+
+/// Takes in one message, with the answer to it.
+#[inline]
+fn take_in(text: &str, parser: &mut Parser, types: &EventTypes, batch: &mut Batch, answers: &mut Answers) {
+    let before = batch.len();
+    let parsed = parser.parse(text, |event| batch.push(&event, types));
+    if parsed.outcome.is_err() {
+        batch.truncate(before);
+    }
+    batch.end_message(before);
+    answers.note(&parsed);
+}
+
 struct Socket<'p> {
     pipeline: &'p Pipeline,
     peer: SocketAddr,
@@ -88,7 +108,22 @@ impl Socket<'_> {
         let (pulse, interval) = (Pulse::new(self.pipeline), self.pipeline.config.keepalive_interval);
         let mut silence = std::pin::pin!(sleep(interval));
         loop {
-            let (batch, answers, ending) = self.decode(&mut reader, &mut parser);
+            let (mut batch, mut answers) = (Batch::default(), Answers::default());
+            let ending = loop {
+                match self.decode(&mut reader, &mut parser, &mut batch, &mut answers) {
+                    Decoded::All => break None,
+                    Decoded::Large(text) => {
+                        // Behind it only the rest of one read can wait, so the batch stays as small as any.
+                        let types = self.pipeline.types.clone();
+                        let parse = move || {
+                            take_in(&text, &mut parser, &types, &mut batch, &mut answers);
+                            (parser, batch, answers)
+                        };
+                        (parser, batch, answers) = self.pipeline.parse_beside(parse).await;
+                    }
+                    Decoded::Until(ending) => break Some(ending),
+                }
+            };
             if !answers.is_empty() {
                 self.in_flight.fetch_add(answers.in_flight(), Ordering::Relaxed);
                 if self.level == AckLevel::Queued {
@@ -135,46 +170,41 @@ impl Socket<'_> {
         }
     }
 
-    /// Everything complete in the buffer.
-    fn decode(&self, reader: &mut Reader<'_>, parser: &mut Parser) -> (Batch, Answers, Option<Ending>) {
-        let (mut batch, mut answers) = (Batch::default(), Answers::default());
-        let ending = loop {
-            match reader.next() {
-                Ok(None) => break None,
-                Ok(Some(Message::Text(text))) => self.message(Ok(text), parser, &mut batch, &mut answers),
-                Ok(Some(Message::Binary(bytes))) => {
-                    let text = std::str::from_utf8(bytes).map_err(|_| "Message is not valid UTF-8");
-                    self.message(text, parser, &mut batch, &mut answers);
+    /// Everything complete in the buffer, up to a large message.
+    fn decode(
+        &self,
+        reader: &mut Reader<'_>,
+        parser: &mut Parser,
+        batch: &mut Batch,
+        answers: &mut Answers,
+    ) -> Decoded {
+        loop {
+            let text = match reader.next() {
+                Ok(None) => return Decoded::All,
+                Ok(Some(Message::Text(text))) => Ok(text),
+                Ok(Some(Message::Binary(bytes))) => str::from_utf8(bytes).map_err(|_| "Message is not valid UTF-8"),
+                Ok(Some(Message::TooLarge)) => Err(reader.why_unread()),
+                Ok(Some(Message::Ping(payload))) => {
+                    self.push_frame(OpCode::Pong, payload);
+                    continue;
                 }
-                Ok(Some(Message::TooLarge)) => {
-                    self.message(Err(reader.why_unread()), parser, &mut batch, &mut answers);
+                Ok(Some(Message::Pong(_))) => continue,
+                Ok(Some(Message::Close(close))) => {
+                    return Decoded::Until(Ending::Asked(close.map(|(code, _)| code)));
                 }
-                Ok(Some(Message::Ping(payload))) => self.push_frame(OpCode::Pong, payload),
-                Ok(Some(Message::Pong(_))) => {}
-                Ok(Some(Message::Close(close))) => break Some(Ending::Asked(close.map(|(code, _)| code))),
-                Err(violation) => break Some(Ending::Violated(violation)),
+                Err(violation) => return Decoded::Until(Ending::Violated(violation)),
+            };
+            // What is no text counts in the rate, too.
+            if let Err(refusal) = self.pipeline.access.check(Class::Publish, self.peer.ip()) {
+                answers.error(refusal.to_string(), None);
+                continue;
             }
-        };
-        (batch, answers, ending)
-    }
-
-    /// Takes in one message, or says why there is no text of it. Either counts in the rate.
-    #[inline]
-    fn message(&self, text: Result<&str, &'static str>, parser: &mut Parser, batch: &mut Batch, answers: &mut Answers) {
-        if let Err(refusal) = self.pipeline.access.check(Class::Publish, self.peer.ip()) {
-            return answers.error(refusal.to_string(), None);
+            match text {
+                Ok(large) if large.len() > PARSED_IN_PLACE_BYTES_MAX => return Decoded::Large(large.to_owned()),
+                Ok(text) => take_in(text, parser, &self.pipeline.types, batch, answers),
+                Err(why) => answers.error(why, None),
+            }
         }
-        let text = match text {
-            Ok(text) => text,
-            Err(why) => return answers.error(why, None),
-        };
-        let before = batch.len();
-        let parsed = parser.parse(text, |event| batch.push(&event, &self.pipeline.types));
-        if parsed.outcome.is_err() {
-            batch.truncate(before);
-        }
-        batch.end_message(before);
-        answers.note(&parsed);
     }
 
     /// Writes answers as they become due, all that are due in one write unless they are long, until the socket ends.

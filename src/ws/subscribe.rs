@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 use tokio::sync::{Notify, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::reader::Reader;
@@ -20,7 +21,7 @@ use crate::event::Seq;
 use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
-use crate::pipeline::{Pipeline, Subscriber, SubscriberPlace};
+use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Subscriber, SubscriberPlace};
 use crate::store;
 use crate::subscriptions::{Denied, Subscription};
 use crate::wire::Refusal;
@@ -35,6 +36,9 @@ const REPLY_BYTES_MAX: usize = 1 << 20;
 /// Memory of the filters that a subscriber has asked for and that are not in force yet: two of the largest. Beyond it
 /// the socket is not read.
 const CHANGING_BYTES_MAX: usize = 2 * subscription::FILTERS_BYTES_MAX;
+
+/// After more than this of a subscriber's messages in one read, it is the others' turn.
+const HEARD_BYTES_MAX: usize = 4 << 10;
 
 /// Serves one subscriber until its socket ends.
 pub async fn subscribe(mut stream: TcpStream, received: Bytes, peer: SocketAddr, pipeline: Arc<Pipeline>) {
@@ -211,9 +215,9 @@ impl Socket<'_> {
                     }
                     Ok(Message::Pong(_)) => continue,
                 };
-                let request = Subscribe::parse(text).map_err(|why| Declined::Refused(why, Ending::NotUnderstood));
+                let request = self.parsed(text, Subscribe::parse).await;
                 reader.done();
-                return Ok(request);
+                return Ok(request.map_err(|why| Declined::Refused(why, Ending::NotUnderstood)));
             }
             let ending = tokio::select! {
                 biased;
@@ -237,11 +241,12 @@ impl Socket<'_> {
         member: Option<&Member>,
     ) -> Ending {
         loop {
+            let mut heard_bytes = 0;
             loop {
-                let said = match reader.next() {
+                let heard = match reader.next() {
                     Ok(None) => break,
-                    Ok(Some(Message::Text(text))) => FromSubscriber::parse(text.as_bytes(), strict),
-                    Ok(Some(Message::Binary(bytes))) => FromSubscriber::parse(bytes, strict),
+                    Ok(Some(Message::Text(text))) => Ok(text.as_bytes()),
+                    Ok(Some(Message::Binary(bytes))) => Ok(bytes),
                     Ok(Some(Message::Ping(payload))) => {
                         self.reply(Reply::Frame(pong(payload)));
                         continue;
@@ -250,6 +255,13 @@ impl Socket<'_> {
                     Ok(Some(Message::TooLarge)) => Err(reader.why_unread().to_owned()),
                     Ok(Some(Message::Close(close))) => return Ending::Asked(close.map(|(code, _)| code)),
                     Err(violation) => return Ending::Violated(violation),
+                };
+                let said = match heard {
+                    Ok(message) => {
+                        heard_bytes += message.len();
+                        self.parsed(message, move |message| FromSubscriber::parse(message, strict)).await
+                    }
+                    Err(why) => Err(why),
                 };
                 match said {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(subscription::PONG))),
@@ -270,11 +282,25 @@ impl Socket<'_> {
                     Err(why) => self.refuse(&why),
                 }
             }
+            // What means nothing counts in no rate, and a socket that is never empty would have the thread for as many
+            // reads as tokio allows in a row.
+            if heard_bytes > HEARD_BYTES_MAX {
+                yield_now().await;
+            }
             match reader.more().await {
                 true => self.pulse.heard(),
                 false => return Ending::Gone,
             }
         }
+    }
+
+    /// What a message says. A large one is read beside the network thread, whatever it turns out to be.
+    async fn parsed<T: Send + 'static>(&self, text: &[u8], parse: impl FnOnce(&[u8]) -> T + Send + 'static) -> T {
+        if text.len() <= PARSED_IN_PLACE_BYTES_MAX {
+            return parse(text);
+        }
+        let text = text.to_vec();
+        self.pipeline.parse_beside(move || parse(&text)).await
     }
 
     /// Hands new filters to the writing half, once those before them are within [`CHANGING_BYTES_MAX`].
