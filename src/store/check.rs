@@ -646,8 +646,10 @@ const LOOKS_MAX: u32 = 8;
 /// After each transaction the check rests this many times as long as it took: a fifth of a core is its share.
 pub(super) const REST: u32 = 4;
 
-/// A check of the pages that had to give way is tried again so much later.
-pub(super) const TRY_AGAIN: Duration = Duration::from_secs(60);
+/// A check of the pages that had to give way is tried again so much later, and after twice as long each further time, up
+/// to [`TRY_AGAIN_MAX`].
+pub(super) const TRY_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const TRY_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -55,8 +55,10 @@ impl Checker {
             },
         };
         let events = check.rows()?;
-        while events.is_some() && !is_done && !is_stopped(check::TRY_AGAIN) {
+        let mut rest = check::TRY_AGAIN;
+        while events.is_some() && !is_done && !is_stopped(rest) {
             is_done = pages()?;
+            rest = check::TRY_AGAIN_MAX.min(2 * rest);
         }
         Ok(events.filter(|_| is_done))
     }
