@@ -116,6 +116,8 @@ impl<'u> Parameters<'u> {
     /// `BadRequest` for what is no time; `Invalid` for the rest.
     pub fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
         let invalid = |why| Refusal::invalid(vec![Place::Name("query")], why, "invalid");
+        // An empty one is none, as a browser means it.
+        let last_event_id = last_event_id.filter(|id| !id.is_empty());
         let mut asked = self.asked()?;
         let text = |name| self.get(name).filter(|value| !value.is_empty());
         let until = self.time("until", Timestamp::parse_ceil)?.map(|time| time.to_string());

@@ -194,9 +194,13 @@ const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
 /// Each try may keep our own reads waiting for some ms.
 const BETWEEN_ERASURES: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 
+/// When a log that a start has found is emptied: not while the first requests come, for which our reads would wait.
+const AFTER_START: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
+
 /// Whether the log has traces of events that were chosen to be deleted. They go when it is truncated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Erasure {
+    #[default]
     None,
     /// They are to go, and from when on that is tried again.
     Due(Instant),
@@ -209,12 +213,10 @@ impl Erasure {
     pub(super) fn later() -> Self {
         Self::Due(Instant::now() + BETWEEN_ERASURES)
     }
-}
 
-impl Default for Erasure {
     /// The server before may have ended while another program kept the log.
-    fn default() -> Self {
-        Self::Due(Instant::now())
+    pub(super) fn after_start(has_log: bool) -> Self {
+        if has_log { Self::Due(Instant::now() + AFTER_START) } else { Self::None }
     }
 }
 

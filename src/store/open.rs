@@ -128,7 +128,7 @@ impl Store {
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
         let witness =
             Witness::hear(beside, &connection, path, state.last, has_log, config.durability).map_err(database)?;
-        assemble(config, folder, connection, state, witness, lock).map_err(database)
+        assemble(config, folder, connection, state, witness, lock, has_log).map_err(database)
     }
 }
 
@@ -252,6 +252,7 @@ fn assemble(
     state: State,
     witness: Witness,
     lock: File,
+    has_log: bool,
 ) -> rusqlite::Result<(Store, Parts)> {
     let State { last, last_time, is_last_largest, recent, has_legacy_ids, unchecked_through, damage } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
@@ -303,7 +304,7 @@ fn assemble(
         durability: config.durability,
         syncs: config.durability != Durability::Off,
         has_unsynced: true,
-        work: writer::Work::default(),
+        work: writer::Work::beside_log(has_log),
     };
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;

@@ -225,6 +225,13 @@ const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
 /// A disk at its limit takes some batches and not others: that is said once in a while, not each time.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
+impl Work {
+    /// Nothing but what a log that the start has found brings.
+    pub fn beside_log(has_log: bool) -> Self {
+        Self { erasure: Erasure::after_start(has_log), ..Self::default() }
+    }
+}
+
 impl Writer {
     /// Runs until `Close` or an error that makes it unsafe to go on. Receipts not resolved by then
     /// resolve themselves as unavailable.

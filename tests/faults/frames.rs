@@ -206,9 +206,11 @@ fn fragments_without_end_cost_no_memory() {
     }
     publisher.send_raw(frame(LAST | CONTINUATION, b""));
     assert_eq!(publisher.json()["status"], "ok");
-    memory.has_grown_less_than(16 * MIB);
+    // What is read of a text takes several times its length, on a thread for that.
+    memory.has_grown_less_than(32 * MIB);
 
     // Without an end they are not kept beyond that, and at 16 MiB it is over.
+    let memory = Memory::of(&server);
     for mut socket in [server.publisher(), server.subscriber(&json!({"session_id": "flood"}))] {
         socket.send_raw(frame(TEXT, b""));
         let some = frame(CONTINUATION, &[b' '; 1000]).repeat(1000);

@@ -233,6 +233,8 @@ fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client
 fn untaken(server: &Server, request: &[Vec<u8>]) -> Wire {
     let mut wire = h2::connect(server);
     wire.send(h2::frame(h2::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    // By then it has made room for more than 64 KiB of a request.
+    h2::await_pong(&mut wire).expect("a pong");
     wire.send(request.concat());
     while h2::read_frame(&mut wire).expect("a frame").0 != h2::HEADERS {}
     wire

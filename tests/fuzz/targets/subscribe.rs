@@ -36,14 +36,15 @@ fn first(data: &[u8]) {
     assert_eq!(other.filters.filter, asked.filters.filter);
 
     let said = |key: &str| message.get(key).filter(|value| !value.is_null());
-    let is_empty = |time: &Value| *time == "" || time.as_array().is_some_and(Vec::is_empty);
-    let said_time = |key: &str| said(key).filter(|time| !is_empty(time));
-    let time = |key: &str, read: fn(&str) -> _| said_time(key).map(|time| Result::unwrap(read(time.as_str().unwrap())));
+    let is_empty = |place: &Value| *place == "" || place.as_array().is_some_and(Vec::is_empty);
+    let said_place = |key: &str| said(key).filter(|place| !is_empty(place));
+    let time =
+        |key: &str, read: fn(&str) -> _| said_place(key).map(|time| Result::unwrap(read(time.as_str().unwrap())));
     match &asked.start {
         Start::After(id) => assert_eq!(said("after").unwrap(), &**id),
         Start::Since(since) => assert_eq!(time("since", Timestamp::parse_floor), Some(*since)),
         Start::Last(count) => assert_eq!(said("last").unwrap().as_u64(), Some(*count as u64)),
-        Start::Now => assert!(said("after").is_none() && said_time("since").is_none() && said("last").is_none()),
+        Start::Now => assert!(said_place("after").is_none() && said_place("since").is_none() && said("last").is_none()),
         Start::Place(place) => panic!("nobody can ask for {place:?}"),
     }
     assert_eq!(asked.until, time("until", Timestamp::parse_ceil));
