@@ -392,9 +392,9 @@ fn brings_confirmed_events_again_at_worst() {
         let stored = position(&lives.server);
         assert!(stored <= confirmed && stored >= before, "{stored}: {confirmed} was confirmed, {before} stored");
         before = stored;
-        // Confirmations share a write within a fifth of a second: some lives are longer than that.
-        lives.disk.syncs_take(3_000);
-        let nth = 30 + lives.dice.below(800);
+        // Confirmations share a write within a fifth of a second. Each life is longer than that, however fast the disk is.
+        lives.disk.syncs_take(10_000);
+        let nth = 200 + lives.dice.below(800);
         lives.end_at(nth, CHANGE, "");
         lives.publish(producers, 100_000, |_| {
             let mut next = stored + 1;
