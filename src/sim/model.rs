@@ -331,11 +331,15 @@ impl Model {
     /// Notes which batches the writer has taken, for whoever handed them in has lost them.
     pub fn unheard(&mut self, is_torn: bool) -> Unheard {
         let mut unanswered = std::mem::take(&mut self.unanswered);
-        let mut events = 0;
+        let (mut events, mut anew) = (0, Vec::new());
         for batch in unanswered.iter_mut().take_while(|batch| !batch.answer.is_empty()) {
-            if batch.repeats.is_some_and(|seq| !self.is_deleted(self.first_under(seq))) {
-                // Of a repeat nothing is stored.
-                batch.events.clear();
+            if let Some(under) = batch.repeats.map(|seq| self.first_under(seq)) {
+                if !self.is_deleted(under) || anew.contains(&under) {
+                    // Of a repeat nothing is stored.
+                    batch.events.clear();
+                }
+                // The first one after a deletion is stored anew, and those behind it repeat that.
+                anew.push(under);
             }
             events += batch.events.len() as u64;
         }
