@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 /// Reads the whole file and prints what is damaged, by name. A server may run on it meanwhile.
 /// While it looks at the pages, the write-ahead log of that server grows.
 #[derive(Args)]
-#[command(after_help = "Exit codes: 0 sound, 1 damaged or not readable, 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 sound, 1 damaged, not readable, or of another format or program, 2 wrong usage.")]
 pub struct Check {
     /// The SQLite file
     #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]

@@ -16,8 +16,8 @@ const REF_BYTES_MAX: usize = 256;
 /// Most rejections of one text: 100 are enough to find the mistake, and a body can have a million bad lines.
 pub const REJECTIONS_MAX: usize = 100;
 
-/// Of an array, elements of so many bytes are read at a time, or one that is longer. What simd-json notes of a text takes up
-/// to seventy times its length, and a body may be an array of 16 MiB.
+/// A large array is read in runs of elements of about this size; a longer element is a run of its own. What simd-json notes
+/// of a text takes up to seventy times its length, and a body may be an array of 16 MiB.
 const RUN_BYTES: usize = 64 << 10;
 
 /// Levels around a payload: the event's own object and the array that may hold it.

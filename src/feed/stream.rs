@@ -49,7 +49,7 @@ impl Stream {
     /// asked for a place that is none.
     ///
     /// A start that is not found in a moment is searched for in a turn, from the beginning again: its answer is of one
-    /// moment, and a search costs little more. Who waits for a turn holds nothing else.
+    /// moment, and a search costs little more. While it waits for a turn it holds nothing else.
     ///
     /// # Errors
     /// What SQLite reports.
@@ -60,11 +60,11 @@ impl Stream {
         waiting_bytes_max: usize,
         turns: &Semaphore,
     ) -> rusqlite::Result<Result<(Self, Opening), String>> {
-        let [asked, asked_again] = [(); 2].map(|()| request.clone());
+        let asked = request.clone();
         let found = match store.reading_for_a_moment(move |store| place(store, &asked)).await {
             Err(error) if took_too_long(&error) => {
-                let _turn = turns.acquire().await.expect("never closed");
-                store.reading_in_time(move |store| place(store, &asked_again)).await
+                let (_turn, asked) = (turns.acquire().await.expect("never closed"), request.clone());
+                store.reading_in_time(move |store| place(store, &asked)).await
             }
             found => found,
         };

@@ -244,7 +244,7 @@ async fn read_page(
             },
             Step::Grows => match &mut share {
                 None => {
-                    // Whoever has the memory may be waiting for this turn.
+                    // Another page may have the memory, and wait for this turn.
                     turn = None;
                     bytes_max = MEDIUM_PAGE_BYTES_MAX;
                     share = memory_for(bytes_max, pipeline).await?;

@@ -91,8 +91,9 @@ pub(super) async fn publish(
 
 /// An id in an answer to many events, with its quotes and comma.
 const ID_BYTES_MAX: usize = 19;
-/// What an answer has besides ids, or besides what its event was published with.
-const REST_BYTES_MAX: usize = 512;
+/// What an answer has besides ids, or besides the body its event was published with: at most its source, session, user and
+/// type, which came as headers of a CloudEvent, with every character escaped.
+const REST_BYTES_MAX: usize = 4 << 10;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

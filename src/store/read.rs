@@ -1036,13 +1036,10 @@ impl<'c> Record<'c> {
     /// concerned.
     pub fn kept(self, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
         let Some(newest) = self.newest()? else { return Ok(None) };
-        let start = match self.first() {
-            Err(error) if is_damage(&error) => {
-                self.shared.note_damage(&within("events", error));
-                Seq(1)
-            }
-            first => {
-                let (first, damaged) = first?;
+        let first = self.first().map_err(|error| within("events", error));
+        let start = match self.shared.unless_damaged(first)? {
+            None => Seq(1),
+            Some((first, damaged)) => {
                 // Numbers are dense: so many precede the first whole event.
                 let first = first.unwrap_or(self.last.next()).0.saturating_sub(damaged.len() as u64);
                 damaged.into_iter().fold(Seq(first.max(1)), Seq::min)
