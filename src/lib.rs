@@ -8,6 +8,7 @@
 //! The rooms, in the order an event walks through them (ARCHITECTURE.md has the picture):
 //!
 //! * [`event`] — what an event is: fields, rules, ids, times, filters; the parser
+//! * [`record`] — the words of the record: what is retained, how safe an event is, what became of it, why not
 //! * [`wire`] — what crosses the wire, as bytes: frames, batches, messages, refusals
 //! * [`config`] — every default, limit and unit
 //! * [`server`] — builds everything, accepts, shuts down
@@ -41,6 +42,7 @@ pub mod hub;
 pub mod ledger;
 pub mod outbox;
 pub mod pipeline;
+pub mod record;
 pub mod server;
 pub mod store;
 pub mod subscriptions;

@@ -15,9 +15,9 @@ use crate::event::{Filter, Seq, Timestamp};
 use crate::feed::Feed;
 use crate::group::{Dispatcher, Group, Member, Progress};
 use crate::hub::Hub;
+use crate::record::Failure;
 use crate::store::{Kept, Store};
 use crate::sync::Mutex;
-use crate::wire::Failure;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Durable, Filters, Subscribe};
 

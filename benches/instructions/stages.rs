@@ -8,9 +8,10 @@ use std::sync::Arc;
 use event_pipeline::audience::Audience;
 use event_pipeline::event::{Event, Filter, Parsed, Seq};
 use event_pipeline::hub::{FanOut, Hub};
+use event_pipeline::record::{AckLevel, Outcomes};
 use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcome};
+use event_pipeline::wire::answer::{Ack, AnswerWriter, Answered, Answers};
 use event_pipeline::wire::batch::StoredText;
 use event_pipeline::wire::frame::{Decoder, Role};
 
@@ -160,7 +161,7 @@ fn seal(events: usize, done: Done<'_>) {
 fn answer(events: usize, done: Done<'_>) {
     let mut answers = Answers::default();
     (0..BATCH_EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
-    let answered = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
+    let answered = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
     let (mut writer, mut out) = (AnswerWriter::new(Ack::default()), Vec::new());
     let mut answer = |_| {
         out.clear();

@@ -2,9 +2,10 @@ use std::ops::ControlFlow;
 
 use criterion::{Criterion, Throughput};
 use event_pipeline::event::{Parsed, Seq, TimestampText};
+use event_pipeline::record::{AckLevel, Outcomes};
 use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::answer::{Ack, AckLevel, AckMode, AnswerWriter, Answered, Answers, Outcome, write_ids};
+use event_pipeline::wire::answer::{Ack, AckMode, AnswerWriter, Answered, Answers, write_ids};
 use event_pipeline::wire::batch::StoredText;
 
 use crate::workload::{self, Record};
@@ -14,10 +15,10 @@ pub fn answers(c: &mut Criterion) {
     const EVENTS: usize = workload::BATCH_EVENTS;
     let mut answers = Answers::default();
     (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
-    let single = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
+    let single = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
     let mut answers = Answers::default();
     (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: Some("12345"), outcome: Ok(None) }));
-    let referring = Answered { outcome: Ok(Outcome::From(Seq(1), AckLevel::Synced)), answers };
+    let referring = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
 
     let mut out = Vec::new();
     let mut group = c.benchmark_group("render");

@@ -13,10 +13,11 @@ use super::film::Film;
 use super::{Chunk, Feed};
 use crate::event::{Filter, Seq, Timestamp};
 use crate::hub::Hub;
+use crate::record::Gap;
 use crate::store::{Order, Query, Store, took_too_long};
 use crate::wire::batch::Run;
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{Gap, Note, Opening, Start, Subscribe};
+use crate::wire::subscription::{Note, Opening, Start, Subscribe};
 
 /// What one subscriber gets, whatever it is sent through.
 #[derive(Debug)]
@@ -193,12 +194,12 @@ fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, S
         Start::Since(time) => store.before_time(*time)?,
         Start::Last(count) => store.before_last(filter, *count, newest)?,
         Start::Place(confirmed) => {
-            gap = (confirmed.next() < extent.oldest).then(|| Gap::MissingThrough(extent.oldest.prev()));
+            gap = Gap::deleted_after(*confirmed, &extent);
             *confirmed
         }
         Start::After(id) => {
             let Some(asked) = store.position(id)? else { return Ok(Err("'after' is not an event id".to_owned())) };
-            gap = Gap::of(id, asked, request.epoch.as_deref(), &extent);
+            gap = Gap::after(id, asked, request.epoch.as_deref(), &extent);
             match gap {
                 // Its events are not ours: what it has not seen cannot be told.
                 Some(Gap::Unknown(_)) => newest,
@@ -214,7 +215,7 @@ fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, S
         None => Vec::new(),
         Some(field) => store.latest_by(field, filter, newest, SNAPSHOT_EVENTS_MAX)?,
     };
-    let opening = Opening { extent, gap };
+    let opening = Opening { retained: extent, gap };
     Ok(Ok(Place { after, last, snapshot, opening }))
 }
 

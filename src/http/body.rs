@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::budget::{BYTES_FOR_A_BYTE, PATIENCE, SMALL_BYTES_MAX, Share, stall_max_within};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
-use crate::wire::{Failure, Refusal};
+use crate::record::Failure;
+use crate::wire::Refusal;
 
 /// How long a body may take once the server shuts down; what is not complete then is cut off. Half of what the server
 /// gives its producers, so that the rest of them find the store open.

@@ -19,8 +19,8 @@ use crate::budget::Share;
 use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
+use crate::record::Gap;
 use crate::store::{Order, Query, Store};
-use crate::wire::subscription::Gap;
 use crate::wire::{Refusal, cloud_event};
 
 /// `GET /events`: a page, or all of them as lines.

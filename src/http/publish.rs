@@ -16,12 +16,12 @@ use super::{body, reading};
 use crate::budget::PATIENCE;
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline};
+use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Receipt, Store, Stored};
-use crate::wire::answer::{AckLevel, Outcome, key_reused, write_ids};
-use crate::wire::batch::Fate;
+use crate::wire::answer::{key_reused, write_ids};
 use crate::wire::cloud_event::InOurWords;
 use crate::wire::refusal::{Place, Problem};
-use crate::wire::{Batch, Failure, Refusal, cloud_event};
+use crate::wire::{Batch, Refusal, cloud_event};
 
 /// What a body holds, by its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub(super) async fn publish(
             drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
             let created = created(&pipeline.store, &stored, many, key.is_some()).await?;
-            (within_memory(created, for_answer, pipeline, deadlines).await?, stored.outcome.level())
+            (within_memory(created, for_answer, pipeline, deadlines).await?, stored.outcomes.level())
         }
     };
     if asked.is_some() {
@@ -134,19 +134,19 @@ fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
 
 /// The answer to events that are stored. Where none is new it says so, and is that of the first time.
 async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -> Answer {
-    let fates = match &stored.outcome {
-        Outcome::Each(fates, _) => fates,
-        Outcome::From(..) | Outcome::Queued => {
+    let outcomes = match &stored.outcomes {
+        Outcomes::Each(outcomes, _) => outcomes,
+        Outcomes::From(..) | Outcomes::Queued => {
             let body =
                 if many { summary(stored.batch.first(), stored.batch.len()).into() } else { stored.batch.json(0) };
             return Ok(answer(StatusCode::CREATED, JSON, body));
         }
     };
-    let mut seqs = Vec::with_capacity(fates.len());
-    for fate in fates.iter() {
-        match fate {
-            Fate::Stored(seq) | Fate::Replayed(seq) => seqs.push(*seq),
-            Fate::Refused(place) => {
+    let mut seqs = Vec::with_capacity(outcomes.len());
+    for outcome in outcomes.iter() {
+        match outcome {
+            Outcome::Stored(seq) | Outcome::Replayed(seq) => seqs.push(*seq),
+            Outcome::Refused(place) => {
                 let of = |place| vec![Place::Name("body"), Place::Index(place), Place::Name("idempotency_key")];
                 let (loc, index) = match (key_of_all, many) {
                     (true, _) => (vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], None),
@@ -155,10 +155,10 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
                 };
                 return Err(bad_key(loc, key_reused(index)));
             }
-            Fate::Damaged => return Err(Refusal::Failed(Failure::Damaged)),
+            Outcome::Damaged => return Err(Refusal::Failed(Failure::Damaged)),
         }
     }
-    let is_replay = fates.iter().all(|fate| matches!(fate, Fate::Replayed(_)));
+    let is_replay = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Replayed(_)));
     let body = match many {
         true => ids(&seqs),
         false => {

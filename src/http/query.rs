@@ -10,10 +10,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde_json::{Map, Number, Value};
 
 use crate::event::{EventId, Filter, Object, Seq, Timestamp};
+use crate::record::Gap;
 use crate::store::{Order, Query, Store};
 use crate::wire::Refusal;
 use crate::wire::refusal::Place;
-use crate::wire::subscription::{Gap, LAST_MAX, STREAM_OPTIONS, Subscribe};
+use crate::wire::subscription::{LAST_MAX, STREAM_OPTIONS, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts; names
 /// that mean nothing are left to their sender. Both are as the service this one replaces had it.
@@ -342,7 +343,7 @@ impl Listing {
         };
         let gap = match after.zip(self.after_id.as_ref()) {
             None => None,
-            Some((place, id)) => Gap::of(id, place, self.epoch.as_deref(), &store.extent()?),
+            Some((place, id)) => Gap::after(id, place, self.epoch.as_deref(), &store.extent()?),
         };
         let Self { filter, since, until, .. } = self;
         Ok(Ok((Query { filter, after: after.unwrap_or(Seq::ZERO), before, since, until, order }, gap)))

@@ -6,8 +6,8 @@ use std::task::Poll;
 use super::model::{Pending, poll};
 use super::wish::Wish;
 use crate::event::Seq;
+use crate::record::Failure;
 use crate::store::{Kept, Store};
-use crate::wire::Failure;
 
 /// Everything that the store was told of since it was opened, by name.
 #[derive(Default)]

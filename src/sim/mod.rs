@@ -37,10 +37,10 @@ use self::wish::Wish;
 use crate::config::{Config, Durability};
 use crate::event::{Field, Seq, Timestamp, TimestampText};
 use crate::hub::{FanOut, Hub};
+use crate::record::{AckLevel, Failure};
 use crate::store::{Order, Parts, Query, Receipt, Store, TypeStats, Witness};
-use crate::wire::answer::AckLevel;
+use crate::wire::Batch;
 use crate::wire::subscription::OnLag;
-use crate::wire::{Batch, Failure};
 
 /// Seeds of an ordinary run of the tests: some 5 seconds.
 const SEEDS: u64 = 300;

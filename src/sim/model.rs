@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use super::wish::Wish;
 use super::{Random, Server};
 use crate::event::{Event, EventTypes, Field, Seq, Timestamp};
+use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Order, Query, Store, Stored};
-use crate::wire::answer::{AckLevel, Outcome};
-use crate::wire::batch::{Commit, Fate};
-use crate::wire::{Batch, Committed, Failure};
+use crate::wire::batch::Commit;
+use crate::wire::{Batch, Committed};
 
 pub const TYPES: [&str; 3] = ["quiz_started", "timer_tick", "answer_submitted"];
 pub const SOURCES: [&str; 2] = ["quiz-engine", "timer"];
@@ -163,16 +163,16 @@ impl Model {
         while let Some(Ok(answer)) = self.unanswered.front_mut().map(|batch| batch.answer.try_recv()) {
             let Unanswered { events, repeats, witness, .. } = self.unanswered.pop_front().expect("just looked at");
             match answer {
-                Ok(Stored { batch, outcome }) if batch.is_empty() => match (repeats, outcome) {
-                    (Some(seq), Outcome::Each(fates, _)) => {
-                        assert_eq!(*fates, [Fate::Replayed(self.first_under(seq))]);
+                Ok(Stored { batch, outcomes }) if batch.is_empty() => match (repeats, outcomes) {
+                    (Some(seq), Outcomes::Each(each, _)) => {
+                        assert_eq!(*each, [Outcome::Replayed(self.first_under(seq))]);
                     }
                     (repeats, _) => assert!(repeats.is_none() && events.is_empty()),
                 },
-                Ok(Stored { batch, outcome }) => {
+                Ok(Stored { batch, outcomes }) => {
                     anew.extend(repeats.map(|seq| self.first_under(seq)));
                     self.acknowledged(events, &batch);
-                    if let Outcome::From(_, AckLevel::Synced) | Outcome::Each(_, AckLevel::Synced) = outcome {
+                    if let Outcomes::From(_, AckLevel::Synced) | Outcomes::Each(_, AckLevel::Synced) = outcomes {
                         self.synced = self.last();
                     }
                     let saw = witness.saw.lock().take().expect("whoever waits for an answer is woken");

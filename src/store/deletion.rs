@@ -149,9 +149,10 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::event::{Event, Filter};
+    use crate::record::Failure;
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Query, Receipt, Store, schema};
-    use crate::wire::{Batch, Failure};
+    use crate::wire::Batch;
 
     fn append(store: &Store, config: &Config, numbers: std::ops::RangeInclusive<u64>) {
         let event_type = config.event_types.get("timer_tick").expect("built in");

@@ -15,7 +15,7 @@ use super::schema::meta;
 use super::wal::Severed;
 use crate::config::Durability;
 use crate::event::Seq;
-use crate::wire::subscription::Epoch;
+use crate::record::Epoch;
 
 /// The file beside the database, and what it says at the moment: a word that is written now and then, and behind it a
 /// mark that is written with every commit of events.

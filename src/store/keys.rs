@@ -14,7 +14,8 @@ use super::damage::{damaged, is_damage};
 use super::read::Record;
 use super::{Shared, checksum, read};
 use crate::event::{Columns, Field, Seq};
-use crate::wire::batch::{Batch, Fate, Keyed};
+use crate::record::Outcome as Fate;
+use crate::wire::batch::{Batch, Keyed};
 
 /// What is to become of the events of one message.
 pub(super) enum Verdict {

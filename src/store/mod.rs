@@ -54,12 +54,10 @@ pub(crate) use {epoch::Witness, threads::Parts};
 
 use crate::audience::Audience;
 use crate::event::{EventId, Filter, Seq, Timestamp};
+use crate::record::{AckLevel, Epoch, Failure};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
-use crate::wire::Failure;
-use crate::wire::answer::AckLevel;
 use crate::wire::batch::Batch;
-use crate::wire::subscription::Epoch;
 use queue::{Queue, Room};
 use segments::Recent;
 use writer::{Append, Command};

@@ -19,9 +19,9 @@ use super::{Counts, Log, Shared, Store, epoch, read, schema, segments, upgrade, 
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, Seq, Timestamp};
+use crate::record::AckLevel;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::{Mutex, RwLock};
-use crate::wire::answer::AckLevel;
 
 /// Why the store cannot be opened. Shown to the operator.
 #[derive(Debug, thiserror::Error)]

@@ -18,10 +18,10 @@ use super::schema::{self, Text};
 use super::segments::{self, Kind, SEGMENT_EVENTS};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
+use crate::record::Retained;
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 use crate::wire::StoredEvent;
-use crate::wire::subscription::Extent;
 
 /// A reading of the record: which events, from where to where, in which order.
 #[derive(Debug, Clone, Default)]
@@ -442,11 +442,11 @@ impl super::Store {
     ///
     /// # Errors
     /// What SQLite reports.
-    pub fn extent(&self) -> rusqlite::Result<Extent> {
+    pub fn extent(&self) -> rusqlite::Result<Retained> {
         let newest = self.committed();
         let kept = self.shared.readers.with(|transaction| Record::new(transaction, &self.shared).kept(newest))?;
         let oldest = kept.map_or(newest.next(), |kept| *kept.start());
-        Ok(Extent { oldest, newest, epoch: self.shared.epoch })
+        Ok(Retained { oldest, newest, epoch: self.shared.epoch })
     }
 
     /// Where a reader has to start to see the last `count` events up to `through` that pass.

@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use crate::doorbell::{Home, Wakes};
 use crate::outbox::Outbox;
-use crate::wire::Failure;
-use crate::wire::answer::{AckLevel, Answered, Answers, Outcome, ToPublisher};
+use crate::record::{AckLevel, Failure, Outcomes};
+use crate::wire::answer::{Answered, Answers, ToPublisher};
 use crate::wire::batch::Committed;
 
 /// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
@@ -31,7 +31,7 @@ pub struct Stored {
     /// Its new events.
     pub batch: Arc<Committed>,
     /// What became of each that was handed in.
-    pub outcome: Outcome,
+    pub outcomes: Outcomes,
 }
 
 impl Receipt {
@@ -74,7 +74,7 @@ impl Receipt {
             }
             Some(To::Socket(outbox, answers)) => {
                 let bytes = answers.bytes();
-                let answered = Answered { outcome: outcome.map(|stored| stored.outcome), answers };
+                let answered = Answered { outcomes: outcome.map(|stored| stored.outcomes), answers };
                 outbox.push(ToPublisher::Answered(answered), bytes, wakes);
             }
         }

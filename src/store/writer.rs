@@ -25,10 +25,9 @@ use super::{Kept, Shared, failure_of};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
+use crate::record::{AckLevel, Failure, Outcome as Fate, Outcomes as Outcome};
 use crate::sync::atomic::Ordering;
-use crate::wire::Failure;
-use crate::wire::answer::{AckLevel, Outcome};
-use crate::wire::batch::{Batch, Commit, Fate, Keyed};
+use crate::wire::batch::{Batch, Commit, Keyed};
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -902,7 +901,7 @@ impl Writer {
                 let is_lost = |fate: &&Fate| matches!(fate, Fate::Damaged);
                 self.shared.counts.lost(fates.iter().flat_map(|fates| fates.iter().filter(is_lost)).count());
             }
-            let outcome = match fates {
+            let outcomes = match fates {
                 None => Outcome::From(first, level),
                 Some(fates) => Outcome::Each(fates, level),
             };
@@ -911,7 +910,7 @@ impl Writer {
             if receipt.level() != AckLevel::Queued {
                 self.shared.counts.acknowledged(level, batch.len());
             }
-            receipt.resolve(Ok(Stored { batch: batch.clone(), outcome }), &mut self.work.wakes);
+            receipt.resolve(Ok(Stored { batch: batch.clone(), outcomes }), &mut self.work.wakes);
             if has_audience && !batch.is_empty() {
                 batches.push(batch);
             }
@@ -1226,7 +1225,7 @@ mod tests {
 
     /// What became of the events of a batch.
     fn fates(mut answer: oneshot::Receiver<Result<Stored, Failure>>, events: usize) -> Vec<Fate> {
-        match answer.try_recv().expect("an answer").expect("a commit").outcome {
+        match answer.try_recv().expect("an answer").expect("a commit").outcomes {
             Outcome::From(first, _) => (0..events).map(|n| Fate::Stored(first.plus(n))).collect(),
             Outcome::Each(fates, _) => fates.to_vec(),
             Outcome::Queued => unreachable!("asked for more than that"),

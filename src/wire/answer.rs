@@ -1,14 +1,13 @@
 //! What a publisher is answered, as values and as bytes.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::batch::Fate;
 use super::frame;
-use super::refusal::{self, Ending, Failure};
+use super::refusal::{self, Ending};
 use crate::event::{EventId, Parsed, Seq};
+use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 
 /// What a publisher wants to hear (`?ack=` of its URL).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,29 +19,6 @@ pub enum AckMode {
     Batch,
     /// No answer at all, not even to what is refused.
     None,
-}
-
-/// How safe an event is when it is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AckLevel {
-    /// It waits to be stored, and has no id yet. If that fails nobody is told.
-    Queued,
-    /// It is committed: it survives the end of the process, and queries find it.
-    Stored,
-    /// It is synced to the disk: it survives a power cut.
-    Synced,
-}
-
-impl AckLevel {
-    pub const ALL: [AckLevel; 3] = [AckLevel::Queued, AckLevel::Stored, AckLevel::Synced];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Stored => "stored",
-            Self::Synced => "synced",
-        }
-    }
 }
 
 /// What a publisher asks of its acknowledgements: the words of `?ack=`, separated by commas, at most one of each
@@ -100,19 +76,8 @@ enum Answer {
 /// Answers whose outcome is known.
 #[derive(Debug)]
 pub struct Answered {
-    pub outcome: Result<Outcome, Failure>,
+    pub outcomes: Result<Outcomes, Failure>,
     pub answers: Answers,
-}
-
-/// What became of the events of a batch.
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// They are stored, the first under this number and the others after it.
-    From(Seq, AckLevel),
-    /// Some had idempotency keys: what became of each.
-    Each(Arc<[Fate]>, AckLevel),
-    /// They wait to be stored.
-    Queued,
 }
 
 /// What waits to leave a publisher's socket.
@@ -206,20 +171,20 @@ impl AnswerWriter {
             };
             let events = place..place + len;
             place += len;
-            match (&answered.outcome, answer) {
+            match (&answered.outcomes, answer) {
                 (Err(failure), Answer::Events(_)) => {
                     events.for_each(|_| self.error(&failure.to_string(), None, out));
                 }
                 (Err(failure), _) => self.error(&failure.to_string(), reference, out),
-                (Ok(outcome), _) if self.ack.mode == AckMode::Batch => self.gather(outcome, answer, events, out),
-                (Ok(Outcome::From(first, _)), Answer::Events(_)) if self.ack.level.is_none() => {
+                (Ok(outcomes), _) if self.ack.mode == AckMode::Batch => self.gather(outcomes, answer, events, out),
+                (Ok(Outcomes::From(first, _)), Answer::Events(_)) if self.ack.level.is_none() => {
                     stored_in_a_row(first.plus(events.start), len, out);
                 }
-                (Ok(outcome), Answer::Events(_)) => {
-                    events.for_each(|event| self.one(outcome, event, None, out));
+                (Ok(outcomes), Answer::Events(_)) => {
+                    events.for_each(|event| self.one(outcomes, event, None, out));
                 }
-                (Ok(outcome), Answer::Array { .. }) => self.many(outcome, events, out),
-                (Ok(outcome), _) => self.one(outcome, events.start, reference, out),
+                (Ok(outcomes), Answer::Array { .. }) => self.many(outcomes, events, out),
+                (Ok(outcomes), _) => self.one(outcomes, events.start, reference, out),
             }
         }
     }
@@ -244,63 +209,63 @@ impl AnswerWriter {
     }
 
     /// Adds the events of a message to what is told at once; what is refused is told now.
-    fn gather(&mut self, outcome: &Outcome, answer: &Answer, events: Range<usize>, out: &mut Vec<u8>) {
+    fn gather(&mut self, outcomes: &Outcomes, answer: &Answer, events: Range<usize>, out: &mut Vec<u8>) {
         let (is_array, first) = (matches!(answer, Answer::Array { .. }), events.start);
         for event in events {
-            match outcome.fate(event) {
-                Some(Fate::Refused(place)) => {
+            match outcomes.of(event) {
+                Some(Outcome::Refused(place)) => {
                     let is_first_of_message =
-                        !is_array || event == 0 || outcome.fate(event - 1) != Some(Fate::Refused(place));
+                        !is_array || event == 0 || outcomes.of(event - 1) != Some(Outcome::Refused(place));
                     if is_first_of_message {
                         self.error(&key_reused(is_array.then_some(place)), None, out);
                     }
                     continue;
                 }
-                Some(Fate::Damaged) => {
+                Some(Outcome::Damaged) => {
                     if event == first {
                         self.error(&Failure::Damaged.to_string(), None, out);
                     }
                     continue;
                 }
-                Some(Fate::Stored(seq) | Fate::Replayed(seq)) => self.last = self.last.max(seq),
+                Some(Outcome::Stored(seq) | Outcome::Replayed(seq)) => self.last = self.last.max(seq),
                 None => {}
             }
             self.untold += 1;
-            let level = outcome.level();
+            let level = outcomes.level();
             self.level = Some(self.level.map_or(level, |least| least.min(level)));
         }
     }
 
-    fn one(&mut self, outcome: &Outcome, event: usize, reference: Option<&str>, out: &mut Vec<u8>) {
-        let (id, replayed) = match outcome.fate(event) {
-            Some(Fate::Refused(_)) => return self.error(&key_reused(None), reference, out),
-            Some(Fate::Damaged) => return self.error(&Failure::Damaged.to_string(), reference, out),
-            Some(Fate::Stored(seq)) => (format!(r#","event_id":"{}""#, seq.id()), ""),
-            Some(Fate::Replayed(seq)) => (format!(r#","event_id":"{}""#, seq.id()), r#","replayed":true"#),
+    fn one(&mut self, outcomes: &Outcomes, event: usize, reference: Option<&str>, out: &mut Vec<u8>) {
+        let (id, replayed) = match outcomes.of(event) {
+            Some(Outcome::Refused(_)) => return self.error(&key_reused(None), reference, out),
+            Some(Outcome::Damaged) => return self.error(&Failure::Damaged.to_string(), reference, out),
+            Some(Outcome::Stored(seq)) => (format!(r#","event_id":"{}""#, seq.id()), ""),
+            Some(Outcome::Replayed(seq)) => (format!(r#","event_id":"{}""#, seq.id()), r#","replayed":true"#),
             None => (String::new(), ""),
         };
-        let ack = self.named(Some(outcome.level()));
+        let ack = self.named(Some(outcomes.level()));
         let reference = reference.map_or(String::new(), |reference| format!(r#","ref":{reference}"#));
         frame::text(out, format!(r#"{{"status":"ok"{id}{replayed}{ack}{reference}}}"#).as_bytes());
     }
 
-    fn many(&mut self, outcome: &Outcome, events: Range<usize>, out: &mut Vec<u8>) {
-        let fates = events.clone().map(|event| outcome.fate(event));
-        match fates.clone().next().flatten() {
-            Some(Fate::Refused(place)) => return self.error(&key_reused(Some(place)), None, out),
-            Some(Fate::Damaged) => return self.error(&Failure::Damaged.to_string(), None, out),
-            Some(Fate::Stored(_) | Fate::Replayed(_)) | None => {}
+    fn many(&mut self, outcomes: &Outcomes, events: Range<usize>, out: &mut Vec<u8>) {
+        let each = events.clone().map(|event| outcomes.of(event));
+        match each.clone().next().flatten() {
+            Some(Outcome::Refused(place)) => return self.error(&key_reused(Some(place)), None, out),
+            Some(Outcome::Damaged) => return self.error(&Failure::Damaged.to_string(), None, out),
+            Some(Outcome::Stored(_) | Outcome::Replayed(_)) | None => {}
         }
-        let replayed = fates.clone().filter(|fate| matches!(fate, Some(Fate::Replayed(_)))).count();
+        let replayed = each.clone().filter(|outcome| matches!(outcome, Some(Outcome::Replayed(_)))).count();
         self.text.clear();
         self.text.extend_from_slice(br#"{"status":"ok""#);
-        match outcome {
-            Outcome::Queued => self.text.extend_from_slice(format!(r#","count":{}"#, events.len()).as_bytes()),
+        match outcomes {
+            Outcomes::Queued => self.text.extend_from_slice(format!(r#","count":{}"#, events.len()).as_bytes()),
             _ => {
                 self.text.extend_from_slice(br#","event_ids":["#);
-                let numbers = fates.filter_map(|fate| match fate {
-                    Some(Fate::Stored(seq) | Fate::Replayed(seq)) => Some(seq),
-                    Some(Fate::Refused(_) | Fate::Damaged) | None => None,
+                let numbers = each.filter_map(|outcome| match outcome {
+                    Some(Outcome::Stored(seq) | Outcome::Replayed(seq)) => Some(seq),
+                    Some(Outcome::Refused(_) | Outcome::Damaged) | None => None,
                 });
                 write_ids(numbers, &mut self.text);
                 self.text.push(b']');
@@ -309,7 +274,7 @@ impl AnswerWriter {
         if replayed > 0 {
             self.text.extend_from_slice(format!(r#","replayed":{replayed}"#).as_bytes());
         }
-        let ack = self.named(Some(outcome.level()));
+        let ack = self.named(Some(outcomes.level()));
         self.text.extend_from_slice(ack.as_bytes());
         self.text.push(b'}');
         frame::text(out, &self.text);
@@ -319,25 +284,6 @@ impl AnswerWriter {
         // Answers stay in the order of their messages.
         self.finish(out);
         frame::text(out, error(message, reference).as_bytes());
-    }
-}
-
-impl Outcome {
-    /// What became of an event; nothing is known of one that waits.
-    pub fn fate(&self, event: usize) -> Option<Fate> {
-        match self {
-            Self::From(first, _) => Some(Fate::Stored(first.plus(event))),
-            Self::Each(fates, _) => Some(fates[event]),
-            Self::Queued => None,
-        }
-    }
-
-    /// How safe the events are.
-    pub fn level(&self) -> AckLevel {
-        match self {
-            Self::From(_, level) | Self::Each(_, level) => *level,
-            Self::Queued => AckLevel::Queued,
-        }
     }
 }
 
@@ -412,10 +358,10 @@ mod tests {
         answers
     }
 
-    fn written(mode: AckMode, outcome: Result<Seq, Failure>) -> Vec<String> {
+    fn written(mode: AckMode, first: Result<Seq, Failure>) -> Vec<String> {
         let (mut writer, mut out) = (AnswerWriter::new(Ack { mode, level: None }), Vec::new());
-        let outcome = outcome.map(|first| Outcome::From(first, AckLevel::Synced));
-        writer.write(&Answered { outcome, answers: answers() }, &mut out);
+        let outcomes = first.map(|first| Outcomes::From(first, AckLevel::Synced));
+        writer.write(&Answered { outcomes, answers: answers() }, &mut out);
         writer.finish(&mut out);
         texts(&out)
     }
@@ -449,43 +395,44 @@ mod tests {
         assert_eq!(batch.len(), 3);
     }
 
-    fn told(ack: &str, outcome: Outcome) -> Vec<String> {
+    fn told(ack: &str, outcomes: Outcomes) -> Vec<String> {
         let ack = Ack::parse(ack).expect("words");
         let (mut writer, mut out) = (AnswerWriter::new(ack), Vec::new());
-        writer.write(&Answered { outcome: Ok(outcome), answers: answers() }, &mut out);
+        writer.write(&Answered { outcomes: Ok(outcomes), answers: answers() }, &mut out);
         writer.finish(&mut out);
         texts(&out)
     }
 
     #[test]
     fn who_asks_for_a_level_hears_which_was_reached() {
-        let each = told("stored", Outcome::From(Seq(10), AckLevel::Synced));
+        let each = told("stored", Outcomes::From(Seq(10), AckLevel::Synced));
         assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a","ack":"synced"}"#);
         assert_eq!(each[3], r#"{"status":"ok","event_id":"evt_00000000000c","ack":"synced","ref":7}"#);
         assert!(each[4].ends_with(r#""],"ack":"synced"}"#), "{}", each[4]);
-        let queued = told("queued,each", Outcome::Queued);
+        let queued = told("queued,each", Outcomes::Queued);
         assert_eq!(queued[0], r#"{"status":"ok","ack":"queued"}"#);
         assert_eq!(queued[3], r#"{"status":"ok","ack":"queued","ref":7}"#);
         assert_eq!(queued[4], r#"{"status":"ok","count":2,"ack":"queued"}"#);
-        let batch = told("batch,queued", Outcome::Queued);
+        let batch = told("batch,queued", Outcomes::Queued);
         assert_eq!(batch[0], r#"{"status":"ok","count":2,"ack":"queued"}"#);
     }
 
     #[test]
     fn repeats_are_told_apart() {
-        let (stored, replayed, refused) = (|n| Fate::Stored(Seq(n)), |n| Fate::Replayed(Seq(n)), Fate::Refused(1));
-        let fates = |fates: [Fate; 5]| Outcome::Each(fates.into(), AckLevel::Synced);
-        let each = told("each", fates([stored(10), replayed(3), refused, replayed(2), stored(11)]));
+        let (stored, replayed, refused) =
+            (|n| Outcome::Stored(Seq(n)), |n| Outcome::Replayed(Seq(n)), Outcome::Refused(1));
+        let outcomes = |each: [Outcome; 5]| Outcomes::Each(each.into(), AckLevel::Synced);
+        let each = told("each", outcomes([stored(10), replayed(3), refused, replayed(2), stored(11)]));
         assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a"}"#);
         assert_eq!(each[1], r#"{"status":"ok","event_id":"evt_000000000003","replayed":true}"#);
         assert_eq!(each[3], r#"{"status":"error","message":"The idempotency key was used for another event","ref":7}"#);
         assert_eq!(each[4], r#"{"status":"ok","event_ids":["evt_000000000002","evt_00000000000b"],"replayed":1}"#);
-        let each = told("each", fates([stored(10), stored(11), stored(12), refused, refused]));
+        let each = told("each", outcomes([stored(10), stored(11), stored(12), refused, refused]));
         assert_eq!(
             each[4],
             r#"{"status":"error","message":"Event 1: The idempotency key was used for another event"}"#
         );
-        let batch = told("batch", fates([stored(10), replayed(3), refused, stored(11), stored(12)]));
+        let batch = told("batch", outcomes([stored(10), replayed(3), refused, stored(11), stored(12)]));
         assert_eq!(batch[0], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000a"}"#);
         assert!(batch[1].contains("Field 'source'") && batch[2].contains("idempotency key"), "{batch:?}");
         assert_eq!(batch[3], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000c"}"#);

@@ -31,18 +31,6 @@ pub struct Keyed {
     pub message: Range<usize>,
 }
 
-/// What became of an event of a batch with idempotency keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    Stored(Seq),
-    /// It was stored before, under this number.
-    Replayed(Seq),
-    /// The key of the event in this place of its message was used for another one.
-    Refused(usize),
-    /// Damage was in the way of a key of its message: whether that is a repeat cannot be told, or it cannot be kept.
-    Damaged,
-}
-
 /// Where the parts of one event lie. Its frame begins where the one before it ends.
 #[derive(Debug, Clone, Copy)]
 struct Row {

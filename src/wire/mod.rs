@@ -9,4 +9,4 @@ pub mod refusal;
 pub mod subscription;
 
 pub use batch::{Batch, Committed, StoredEvent};
-pub use refusal::{Failure, Refusal};
+pub use refusal::Refusal;

@@ -5,21 +5,7 @@ use std::time::Duration;
 
 use super::frame::Violation;
 use crate::event::Rejection;
-
-/// Why events that were understood could not be stored, or deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    #[error("Too many events are waiting to be stored, try again")]
-    QueueFull,
-    #[error("The disk is full, try again later")]
-    StorageFull,
-    #[error("The database is locked by another program, try again")]
-    Locked,
-    #[error("The event could not be stored, try again")]
-    Unavailable,
-    #[error("A part of the stored events is damaged and cannot be read; the operator has been told")]
-    Damaged,
-}
+use crate::record::Failure;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

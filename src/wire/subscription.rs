@@ -1,12 +1,12 @@
 //! What a subscriber asks for and what it is told besides events, as values and as JSON.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::event::{Field, Filter, Object, Seq, Timestamp, only_known, says_nothing};
+use crate::record::{Gap, Retained};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
 #[derive(Debug, Clone, PartialEq)]
@@ -396,45 +396,7 @@ impl FromSubscriber {
     }
 }
 
-/// The events that are kept, and the life they belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// The first event that is kept, or the next one to come.
-    pub oldest: Seq,
-    /// The last event that was stored, whether it is kept or not.
-    pub newest: Seq,
-    /// Which life of the database: another one after it was restored, replaced, or may have lost its end.
-    pub epoch: Epoch,
-}
-
-/// Names a life of the database: ids mean the same events as long as it stays the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Epoch(pub u32);
-
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}", self.0)
-    }
-}
-
-/// What a client that resumes cannot get.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Gap {
-    /// What followed its cursor, up to and including this event, is deleted.
-    MissingThrough(Seq),
-    /// Its cursor is of another life of the database, or was never given out.
-    Unknown(String),
-}
-
 impl Gap {
-    /// What is missing after a cursor: an id, its place, and the epoch it is from if the client knows.
-    pub fn of(id: &str, place: Seq, epoch: Option<&str>, extent: &Extent) -> Option<Self> {
-        if place > extent.newest || epoch.is_some_and(|epoch| epoch != extent.epoch.to_string()) {
-            return Some(Self::Unknown(id.to_owned()));
-        }
-        (place.next() < extent.oldest).then(|| Self::MissingThrough(extent.oldest.prev()))
-    }
-
     /// As it is told to clients.
     pub fn json(&self) -> Value {
         match self {
@@ -447,13 +409,13 @@ impl Gap {
 /// What a subscriber is told of where it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
-    pub extent: Extent,
+    pub retained: Retained,
     pub gap: Option<Gap>,
 }
 
 /// The first answer to a subscriber.
 pub fn subscribed(subscriber: u32, filters: &Filters, opening: &Opening) -> String {
-    let Extent { oldest, newest, epoch } = opening.extent;
+    let Retained { oldest, newest, epoch } = opening.retained;
     let id = |seq: Seq, is_there: bool| if is_there { seq.id().to_string().into() } else { Value::Null };
     let mut answer = serde_json::json!({
         "status": "subscribed",
@@ -787,23 +749,6 @@ mod tests {
             let update = serde_json::json!({ "type": "update_filters", "filters": filters.asked() }).to_string();
             let update = FromSubscriber::parse(update.as_bytes(), true);
             prop_assert_eq!(update, Ok(FromSubscriber::UpdateFilters(Ok(filters))));
-        }
-
-        /// Of what lies after a cursor, what is deleted is missing; a cursor beyond the end is unknown.
-        #[test]
-        fn a_cursor_has_a_gap_if_something_after_it_is_gone(place in 0..20u64, oldest in 1..10u64, kept in 0..10u64) {
-            let (newest, epoch) = (oldest + kept - 1, Epoch(7));
-            let extent = Extent { oldest: Seq(oldest), newest: Seq(newest), epoch };
-            let gap = Gap::of("id", Seq(place), Some("00000007"), &extent);
-            let gone: Vec<_> = (place + 1..oldest).collect();
-            prop_assert_eq!(&gap, &match gone.last() {
-                _ if place > newest => Some(Gap::Unknown("id".to_owned())),
-                Some(last) => Some(Gap::MissingThrough(Seq(*last))),
-                None => None,
-            });
-            prop_assert_eq!(Gap::of("id", Seq(place), None, &extent), gap);
-            let of_another_life = Some(Gap::Unknown("id".to_owned()));
-            prop_assert_eq!(Gap::of("id", Seq(place), Some("00000008"), &extent), of_another_life);
         }
     }
 }

@@ -17,9 +17,10 @@ use crate::doorbell::Wakes;
 use crate::event::{EventTypes, Parser};
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Producer};
+use crate::record::{AckLevel, Outcomes};
 use crate::store::Receipt;
 use crate::wire::Batch;
-use crate::wire::answer::{Ack, AckLevel, AnswerWriter, Answered, Answers, Outcome, ToPublisher};
+use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher};
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
 
@@ -129,7 +130,7 @@ impl Socket<'_> {
                 if self.level == AckLevel::Queued {
                     self.pipeline.store.append(batch, Receipt::for_nobody()).await;
                     let bytes = answers.bytes();
-                    self.push(ToPublisher::Answered(Answered { outcome: Ok(Outcome::Queued), answers }), bytes);
+                    self.push(ToPublisher::Answered(Answered { outcomes: Ok(Outcomes::Queued), answers }), bytes);
                 } else {
                     let receipt = Receipt::for_socket(self.outbox.clone(), answers, self.level);
                     self.pipeline.store.append(batch, receipt).await;

@@ -8,9 +8,10 @@ use event_pipeline::event::{
     Columns, EventTypes, Fault, KEY_CHARS_MAX, Limits, PAYLOAD_DEPTH_MAX, Parser, REFERENCE_CHARS_MAX, REJECTIONS_MAX,
     SOURCE_CHARS_MAX, Seq, Timestamp, TimestampText,
 };
-use event_pipeline::wire::answer::{Ack, AckLevel, AckMode, AnswerWriter, Answered, Answers, Outcome};
+use event_pipeline::record::{AckLevel, Failure, Outcomes};
+use event_pipeline::wire::answer::{Ack, AckMode, AnswerWriter, Answered, Answers};
 use event_pipeline::wire::batch::{Batch, StoredEvent, StoredText};
-use event_pipeline::wire::{Failure, frame};
+use event_pipeline::wire::frame;
 
 use super::json::{Json, NotRead, Value};
 
@@ -188,13 +189,13 @@ fn deliver(mut batch: Batch, expected: &[Expected<'_>]) {
 /// Whatever became of a message, its answer is JSON with the producer's `ref` in it.
 fn acknowledge(parsed: &event_pipeline::event::Parsed<'_>) {
     for level in [None, Some(AckLevel::Stored)] {
-        for outcome in [Ok(Outcome::From(Seq(7), AckLevel::Synced)), Ok(Outcome::Queued), Err(Failure::QueueFull)] {
+        for outcomes in [Ok(Outcomes::From(Seq(7), AckLevel::Synced)), Ok(Outcomes::Queued), Err(Failure::QueueFull)] {
             let mut answers = Answers::default();
             answers.note(parsed);
-            let is_well = parsed.outcome.is_ok() && outcome.is_ok();
+            let is_well = parsed.outcome.is_ok() && outcomes.is_ok();
             let mut frames = Vec::new();
             let mut writer = AnswerWriter::new(Ack { mode: AckMode::Each, level });
-            writer.write(&Answered { outcome, answers }, &mut frames);
+            writer.write(&Answered { outcomes, answers }, &mut frames);
             writer.finish(&mut frames);
             let payloads: Vec<_> = frame::payloads(&frames).collect();
             let [answer] = payloads[..] else { panic!("{} answers", payloads.len()) };

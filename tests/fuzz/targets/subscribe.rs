@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use event_pipeline::event::{Seq, Timestamp};
+use event_pipeline::record::{Epoch, Gap, Retained};
 use event_pipeline::wire::subscription::{
-    Epoch, Extent, Filters, FromSubscriber, Gap, Opening, Start, Subscribe, filters_updated, subscribed,
+    Filters, FromSubscriber, Opening, Start, Subscribe, filters_updated, subscribed,
 };
 use serde_json::{Map, Value};
 
@@ -57,10 +58,10 @@ fn first(data: &[u8]) {
         assert!((100..=3_600_000).contains(&durable.ack_wait.as_millis()));
     }
 
-    let extent = Extent { oldest: Seq(3), newest: Seq(7), epoch: Epoch(0xe0) };
+    let retained = Retained { oldest: Seq(3), newest: Seq(7), epoch: Epoch(0xe0) };
     let gap = match &asked.start {
         Start::After(id) => id.parse().ok().and_then(|event_pipeline::event::EventId(place)| {
-            let gap = Gap::of(id, place, asked.epoch.as_deref(), &extent);
+            let gap = Gap::after(id, place, asked.epoch.as_deref(), &retained);
             let is_strange = place > Seq(7) || asked.epoch.as_ref().is_some_and(|epoch| epoch != "000000e0");
             let expected = match is_strange {
                 true => Some(Gap::Unknown(id.clone())),
