@@ -68,7 +68,7 @@ struct Cohort {
 impl Cohort {
     fn new(filter: Filter, first: Arc<Outbox<Delivery>>) -> Self {
         let fields = indexed_fields(&filter);
-        let left_out = Field::ALL.iter().any(|f| !filter.wanted(*f).is_empty() && !fields.contains(f));
+        let left_out = Field::ALL.iter().any(|f| filter.wanted(*f).is_some() && !fields.contains(f));
         let looks_closer = filter.has_rest() || left_out;
         Self { filter, fields, looks_closer, members: RwLock::new(vec![first]) }
     }
@@ -293,8 +293,8 @@ fn fields_of(key: &[u8]) -> usize {
 
 /// The fields that a filter's keys are made of.
 fn indexed_fields(filter: &Filter) -> Vec<Field> {
-    let values = |field: &Field| filter.wanted(*field).len();
-    let mut fields: Vec<_> = Field::ALL.into_iter().filter(|field| values(field) > 0).collect();
+    let values = |field: &Field| filter.wanted(*field).map_or(1, <[_]>::len);
+    let mut fields: Vec<_> = Field::ALL.into_iter().filter(|field| filter.wanted(*field).is_some()).collect();
     while fields.iter().map(values).product::<usize>() > KEYS_PER_FILTER_MAX {
         let longest = (0..fields.len()).max_by_key(|i| values(&fields[*i])).expect("the product of none is one");
         fields.remove(longest);
@@ -307,7 +307,10 @@ fn keys_of(filter: &Filter, fields: &[Field]) -> Vec<Box<[u8]>> {
     let mut keys = vec![vec![fields.iter().map(|field| bit(*field)).sum::<usize>() as u8]];
     for field in fields {
         let with = |key: &Vec<u8>, value: &str| [key, value.as_bytes(), &[SEPARATOR]].concat();
-        keys = keys.iter().flat_map(|key| filter.wanted(*field).iter().map(|value| with(key, value))).collect();
+        keys = keys
+            .iter()
+            .flat_map(|key| filter.wanted(*field).into_iter().flatten().map(|value| with(key, value)))
+            .collect();
     }
     keys.into_iter().map(Vec::into_boxed_slice).collect()
 }

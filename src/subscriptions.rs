@@ -125,7 +125,7 @@ impl Subscriptions {
         let mut by_name = HashMap::new();
         for kept in store.kept_subscriptions()? {
             let asked = serde_json::from_str(&kept.filters).ok();
-            let Some(filters) = asked.and_then(|asked| Filters::parse_kept(&asked).ok()) else {
+            let Some(filters) = asked.and_then(|asked| Filters::parse_stored(&asked).ok()) else {
                 tracing::warn!(
                     name = &*kept.name,
                     "the filters of a durable subscription are not understood: it is left out"

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Args;
 use event_pipeline::client::{Client, Disconnected, Refused, Socket};
-use event_pipeline::event::{EventId, Seq, says_nothing};
+use event_pipeline::event::{EventId, Seq, means_any};
 use event_pipeline::wire::subscription::Note;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -107,7 +107,7 @@ impl Tail {
         // What is empty means any.
         let types: Vec<_> = if types.iter().all(String::is_empty) { Vec::new() } else { types.clone() };
         let asked = json!({ "event_types": types, "source": source, "session_id": session, "user_id": user });
-        for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !says_nothing(value)) {
+        for (key, value) in asked.as_object().expect("just made").iter().filter(|(_, value)| !means_any(value)) {
             ensure!(message.get(key).is_none(), "--filter and another option both ask for '{key}'");
             message[key] = value.clone();
         }

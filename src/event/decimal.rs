@@ -1,33 +1,33 @@
-//! Numbers by their exact value, however they are spelled: what filters compare.
+//! Numbers by their exact value, however they are spelled: filters compare these.
 
 use std::cmp::Ordering;
 
 /// The value of a JSON number: 0.DIGITS times ten to the power of `exponent`.
 ///
-/// A double would take 18446744073709551615 for its neighbour, and 1e-400 for 0. Nothing here is computed but lengths,
-/// so a comparison costs the length of the two texts, whatever their exponents. The order is one to search by, not that of
-/// the values.
+/// A double would take 18446744073709551615 for its neighbour, and 1e-400 for 0. A comparison computes nothing but
+/// lengths, so it costs the length of the two texts, whatever their exponents. The order serves binary search; it is not
+/// the order of the values.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Decimal {
     is_negative: bool,
     exponent: i64,
-    /// Without zeros at either end; none at all is zero.
+    /// Without zeros at either end; the number zero has no digits.
     digits: Box<str>,
 }
 
-/// Beyond this a number is refused in a filter. It leaves room in an `i64` for the length of any text, so that an
-/// exponent which overflows belongs to a number that no filter holds.
+/// A filter's number with a larger exponent is refused. 10^18 leaves room in an `i64` to add the length of any text: so if
+/// the exponent of a payload's number overflows, no filter has that number.
 const EXPONENT_MAX: u64 = 1_000_000_000_000_000_000;
 
 impl Decimal {
-    /// The value of a text that is a number in JSON; `None` if its exponent is beyond all use.
+    /// The value of a JSON number; `None` if its exponent is beyond [`EXPONENT_MAX`].
     pub fn parse(number: &str) -> Option<Self> {
         let Spelled { is_negative, exponent, whole, fraction } = Spelled::of(number)?;
         let is_usable = exponent.unsigned_abs() <= EXPONENT_MAX;
         is_usable.then(|| Self { is_negative, exponent, digits: [whole, fraction].concat().into() })
     }
 
-    /// Where it is in the order, seen from a number that is only spelled.
+    /// The order of this number and one that is only spelled.
     pub fn cmp_spelled(&self, other: &Spelled<'_>) -> Ordering {
         let digits = self.digits.as_bytes();
         let (whole, fraction) = digits.split_at(digits.len().min(other.whole.len()));
@@ -36,26 +36,26 @@ impl Decimal {
     }
 }
 
-/// A [`Decimal`] within the text that spells it.
+/// A [`Decimal`] that borrows its digits from the text that spells it.
 pub(super) struct Spelled<'t> {
     is_negative: bool,
     exponent: i64,
-    /// Together with `fraction`: the digits.
+    /// Followed by `fraction`, these are the digits.
     whole: &'t str,
     fraction: &'t str,
 }
 
 #[cfg(test)]
 thread_local! {
-    /// How many numbers this thread has taken apart.
-    pub(super) static TAKEN_APART: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    /// How many numbers this thread has parsed.
+    pub(super) static PARSED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 impl<'t> Spelled<'t> {
-    /// Takes a text that is a number in JSON apart, which costs its length; `None` if its exponent is no `i64`.
+    /// Parses a JSON number, at the cost of its length; `None` if its exponent does not fit into an `i64`.
     pub fn of(number: &'t str) -> Option<Self> {
         #[cfg(test)]
-        TAKEN_APART.set(TAKEN_APART.get() + 1);
+        PARSED.set(PARSED.get() + 1);
         let (is_negative, number) = number.strip_prefix('-').map_or((false, number), |number| (true, number));
         let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exponent_beyond_all_use_costs_its_length_and_is_equal_to_nothing() {
+    fn a_number_with_an_exponent_out_of_range_is_equal_to_nothing() {
         let nines = "9".repeat(60_000);
         for number in [format!("1e{nines}"), format!("1e-{nines}"), "1e9223372036854775807".to_owned()] {
             assert_eq!(Decimal::parse(&number), None);

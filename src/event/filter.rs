@@ -1,97 +1,51 @@
-//! Which events somebody wants: one language for subscriptions, queries, exports and deletions.
+//! Which events a client selects: one language for subscriptions, queries, exports and deletions.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::decimal::{Decimal, Spelled};
+use super::fields::{Columns, Field};
 use super::object::only_known;
-use super::types::NAME_CHARS_MAX;
-use super::{Columns, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX};
+use super::payload::{Comparison, PayloadKey, not_scalars};
+use super::values::{self, Allowed, Sorted, VALUES_MAX};
 
-/// Selects events by their fields; what is not named does not matter.
+/// Selects events by their fields. A field that the filter does not name may have any value.
 ///
 /// As JSON, `{"event_types": […], "session_id": "a" or ["a", "b"], "user_id": …, "source": …,
 /// "payload": {"key": scalar or [scalars]}, "exclude": {the same keys}}`: an event passes if each field
-/// has one of the values named for it, each payload key is equal to one of its, and nothing of
+/// has one of the values named for it, each payload key is equal to one of its scalars, and nothing of
 /// `exclude` is true of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct Filter {
-    /// By [`Field`]: any of these, sorted and without repeats; empty means every value. A type need not
-    /// be registered: history may hold types that a past configuration knew.
-    wanted: [Values; 4],
-    /// What no index knows. Rare, so everybody else pays one word for it.
+    /// By [`Field`]. A type need not be registered: stored events may have types that an earlier configuration knew.
+    wanted: [Allowed; 4],
+    /// What the index does not know. Few filters have it, so the others pay only one word for it.
     rest: Option<Arc<Rest>>,
 }
-
-type Values = Box<[Box<str>]>;
 
 /// Conditions that are looked up in the event itself.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 struct Rest {
-    unwanted: [Values; 4],
+    /// By [`Field`].
+    excluded: [Sorted<Box<str>>; 4],
     payload: Vec<PayloadKey>,
-    unwanted_payload: Vec<PayloadKey>,
+    excluded_payload: Vec<PayloadKey>,
 }
 
-/// A top-level key of the payload, and the scalars it may be equal to: those of a kind sorted and without repeats, so
-/// that a value is looked up among a thousand.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
-struct PayloadKey {
-    key: Box<str>,
-    null: bool,
-    bools: [bool; 2],
-    texts: Values,
-    numbers: Box<[Decimal]>,
-    /// Whether a number with an exponent beyond all use is among them. Only a kept filter has one, and it is equal to
-    /// nothing.
-    has_no_number: bool,
-}
-
-/// A value of a payload, read once for all that it is compared with: it may be as long as a payload.
-enum Scalar<'p> {
-    Null,
-    Bool(bool),
-    /// Unescaped.
-    Text(Cow<'p, str>),
-    Number(Spelled<'p>),
-}
-
-/// A field that filters select by and the record is indexed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
-    Type = 0,
-    Source = 1,
-    Session = 2,
-    User = 3,
-}
-
-impl Field {
-    pub const ALL: [Field; 4] = [Field::Type, Field::Source, Field::Session, Field::User];
-
-    /// Its key in a filter, which for the type is older than lists for the others.
-    pub fn name(self) -> &'static str {
-        ["event_types", "source", "session_id", "user_id"][self as usize]
-    }
-
-    /// Characters of the longest value that an event may have.
-    fn chars_max(self) -> usize {
-        match self {
-            Field::Type => NAME_CHARS_MAX,
-            Field::Source => SOURCE_CHARS_MAX,
-            Field::Session | Field::User => REFERENCE_CHARS_MAX,
+impl Rest {
+    fn within(&self, other: &Self) -> Self {
+        Self {
+            excluded: std::array::from_fn(|field| values::in_either(&self.excluded[field], &other.excluded[field])),
+            payload: PayloadKey::narrowed(&self.payload, &other.payload),
+            excluded_payload: PayloadKey::joined(&self.excluded_payload, &other.excluded_payload),
         }
     }
 }
 
 /// Whether the value of a condition on a field, or of a time, means "any": null, an empty text and an empty list do.
-pub fn says_nothing(asked: &Value) -> bool {
-    match asked {
+pub fn means_any(value: &Value) -> bool {
+    match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
@@ -99,26 +53,21 @@ pub fn says_nothing(asked: &Value) -> bool {
     }
 }
 
-/// Values of one condition: a class's worth of sessions. Each costs its own look at an index.
-pub const VALUES_MAX: usize = 1_000;
-/// Payload keys of one filter, each a comparison for every event that passes the rest of it.
-const PAYLOAD_KEYS_MAX: usize = 20;
-
 impl Filter {
-    /// The filter that the keys of a JSON object ask for; other keys are left to their owner.
+    /// The filter that a JSON object asks for; keys that are not a filter's are ignored.
     ///
     /// # Errors
     /// A sentence for the client.
-    pub fn parse(asked: &Map<String, Value>) -> Result<Self, String> {
-        let filter = Self::parse_kept(asked)?;
+    pub fn parse(object: &Map<String, Value>) -> Result<Self, String> {
+        let filter = Self::parse_stored(object)?;
         let rest = filter.rest.as_deref();
-        let mut payload_keys = rest.into_iter().flat_map(|rest| rest.payload.iter().chain(&rest.unwanted_payload));
+        let mut payload_keys = rest.into_iter().flat_map(|rest| rest.payload.iter().chain(&rest.excluded_payload));
         if let Some(bad) = payload_keys.find(|key| key.has_no_number) {
             return Err(not_scalars(&bad.key));
         }
         for field in Field::ALL {
-            let unwanted = rest.map_or(&[][..], |rest| &rest.unwanted[field as usize]);
-            for value in filter.wanted(field).iter().chain(unwanted) {
+            let excluded = rest.map_or(&[][..], |rest| &rest.excluded[field as usize]);
+            for value in filter.wanted(field).unwrap_or_default().iter().chain(excluded) {
                 let (name, chars_max) = (field.name(), field.chars_max());
                 if value.is_empty() {
                     return Err(format!("Filter '{name}' has an empty value in its list"));
@@ -133,66 +82,82 @@ impl Filter {
         Ok(filter)
     }
 
-    /// A filter from the database. An older version may have stored it, which accepted empty and longer values in
-    /// lists, and numbers with any exponent. Texts are compared as they are; such a number is equal to nothing, not even
-    /// to itself in a payload.
+    /// A filter from the database. An older version may have stored it that accepted empty and longer values in lists,
+    /// and numbers with any exponent. The texts are compared as they are. A number whose exponent is out of range is
+    /// equal to nothing, not even to itself in a payload.
     ///
     /// # Errors
     /// A sentence.
-    pub fn parse_kept(asked: &Map<String, Value>) -> Result<Self, String> {
-        let mut rest = Rest { payload: payload_keys(asked)?, ..Rest::default() };
-        match asked.get("exclude") {
+    pub fn parse_stored(object: &Map<String, Value>) -> Result<Self, String> {
+        let mut rest = Rest { payload: PayloadKey::parse_all(object)?, ..Rest::default() };
+        match object.get("exclude") {
             None | Some(Value::Null) => {}
             Some(Value::Object(exclude)) => {
-                // With a misspelled key left out, the client would get what it wants to exclude.
+                // If a misspelled key were ignored, the client would get the events that it wants to exclude.
                 only_known(exclude, |key| key == "payload" || is_field(key), "Filter 'exclude'")?;
-                rest.unwanted = values_of(exclude)?;
-                rest.unwanted_payload = payload_keys(exclude)?;
+                for field in Field::ALL {
+                    rest.excluded[field as usize] = values_of(exclude, field)?.unwrap_or_default();
+                }
+                rest.excluded_payload = PayloadKey::parse_all(exclude)?;
             }
             Some(_) => return Err("Filter 'exclude' must be an object or null".to_owned()),
         }
-        let rest = (rest != Rest::default()).then(|| Arc::new(rest));
-        Ok(Self { wanted: values_of(asked)?, rest })
+        let mut filter = Self { rest: (rest != Rest::default()).then(|| Arc::new(rest)), ..Self::default() };
+        for field in Field::ALL {
+            filter.wanted[field as usize] = values_of(object, field)?.map_or(Allowed::Any, Allowed::OneOf);
+        }
+        Ok(filter)
     }
 
-    /// The first condition that is present and empty. For a query it means any event; a deletion refuses it, for the
-    /// client may have meant to spare events by it.
-    pub fn empty_condition(asked: &Map<String, Value>) -> Option<&str> {
-        asked.iter().filter(|(key, _)| Self::is_key(key)).find_map(|(key, value)| match value {
-            nothing if says_nothing(nothing) => Some(&**key),
+    /// The first condition of a JSON object that is present and empty. In a query it means any event. A deletion refuses
+    /// it, because the client may have meant to spare events by it.
+    pub fn empty_condition(object: &Map<String, Value>) -> Option<&str> {
+        object.iter().filter(|(key, _)| Self::is_key(key)).find_map(|(key, value)| match value {
+            empty if means_any(empty) => Some(&**key),
             Value::Object(inner) if inner.is_empty() => Some(&**key),
-            // A payload may have any of the scalars, but none of no scalars.
+            // A payload's scalar may be an empty text or null; its list may not be empty.
             Value::Object(keys) if key == "payload" => {
                 keys.values().any(|values| values.as_array().is_some_and(Vec::is_empty)).then_some(&**key)
             }
-            // Within `exclude` there is no other one: that is refused as no filter.
+            // An `exclude` within `exclude` is left to `parse`, which refuses it.
             Value::Object(exclude) if key == "exclude" => {
                 Self::empty_condition(exclude).filter(|key| *key != "exclude")
             }
-            Value::Array(list) if is_field(key) => list.iter().any(|of| of == "").then_some(&**key),
+            Value::Array(list) if is_field(key) => list.iter().any(|value| value == "").then_some(&**key),
             _ => None,
         })
     }
 
-    /// The keys of a JSON object that belong to its filter.
+    /// Whether a key of a JSON object belongs to its filter.
     pub fn is_key(key: &str) -> bool {
         matches!(key, "payload" | "exclude") || is_field(key)
     }
 
-    /// The same filter for these values of a field only; none at all means every value.
+    /// The same filter, but with only these values of a field; with none of them no event passes.
     pub fn with<S: Into<Box<str>>>(mut self, field: Field, values: impl IntoIterator<Item = S>) -> Self {
-        self.wanted[field as usize] = sorted(values.into_iter().map(Into::into).collect());
+        self.wanted[field as usize] = Allowed::OneOf(values::sorted(values.into_iter().map(Into::into).collect()));
         self
     }
 
-    /// The same filter for these types only; none at all means every type.
+    /// The same filter, but with only these types; with none of them no event passes.
     pub fn with_types<S: Into<Box<str>>>(self, types: impl IntoIterator<Item = S>) -> Self {
         self.with(Field::Type, types)
     }
 
-    /// The values asked for, sorted; empty means every value.
-    pub fn wanted(&self, field: Field) -> &[Box<str>] {
-        &self.wanted[field as usize]
+    /// This filter narrowed by another one: an event passes if it passes both.
+    #[must_use]
+    pub fn within(&self, other: &Self) -> Self {
+        let wanted = std::array::from_fn(|field| self.wanted[field].within(&other.wanted[field]));
+        let rest = match (&self.rest, &other.rest) {
+            (None, rest) | (rest, None) => rest.clone(),
+            (Some(one), Some(other)) => Some(Arc::new(one.within(other))),
+        };
+        Self { wanted, rest }
+    }
+
+    /// The values of a field that pass, sorted; `None` if every value does.
+    pub fn wanted(&self, field: Field) -> Option<&[Box<str>]> {
+        self.wanted[field as usize].list()
     }
 
     /// Whether every event passes.
@@ -200,12 +165,12 @@ impl Filter {
         !self.is_indexed() && !self.has_rest()
     }
 
-    /// Whether it asks for values of a field, which an index finds.
+    /// Whether it names values of a field, which the index finds.
     pub fn is_indexed(&self) -> bool {
-        self.wanted.iter().any(|values| !values.is_empty())
+        self.wanted.iter().any(|allowed| *allowed != Allowed::Any)
     }
 
-    /// Whether it asks for more than an index finds: then [`matches`](Self::matches) decides.
+    /// Whether it asks for more than the index finds: then [`matches`](Self::matches) decides.
     pub fn has_rest(&self) -> bool {
         self.rest.is_some()
     }
@@ -218,30 +183,31 @@ impl Filter {
     /// The first condition that an event does not meet.
     pub fn mismatch(&self, event: &Columns<'_>) -> Option<Mismatch<'_>> {
         for field in Field::ALL {
-            let wanted = self.wanted(field);
-            if !wanted.is_empty() && !event.field(field).is_some_and(|value| holds(wanted, value)) {
+            if let Some(wanted) = self.wanted(field)
+                && !event.field(field).is_some_and(|value| values::holds(wanted, value))
+            {
                 return Some(Mismatch::NotWanted(field, wanted));
             }
         }
         let rest = self.rest.as_deref()?;
         for field in Field::ALL {
-            if event.field(field).is_some_and(|value| holds(&rest.unwanted[field as usize], value)) {
+            if event.field(field).is_some_and(|value| values::holds(&rest.excluded[field as usize], value)) {
                 return Some(Mismatch::Excluded(field.name()));
             }
         }
-        if rest.payload.is_empty() && rest.unwanted_payload.is_empty() {
+        if rest.payload.is_empty() && rest.excluded_payload.is_empty() {
             return None;
         }
-        let found = Found::within(event.payload, &rest.payload, &rest.unwanted_payload);
+        let found = Comparison::of(event.payload, &rest.payload, &rest.excluded_payload);
         if let Some(key) = rest.payload.iter().zip(&found.wanted).find_map(|(key, is)| (!is).then_some(key)) {
             return Some(Mismatch::Payload(&key.key));
         }
-        let excluded = rest.unwanted_payload.iter().zip(&found.unwanted).find_map(|(key, is)| is.then_some(key));
+        let excluded = rest.excluded_payload.iter().zip(&found.excluded).find_map(|(key, is)| is.then_some(key));
         excluded.map(|key| Mismatch::Excluded(&key.key))
     }
 }
 
-/// Why an event does not pass a filter, as a sentence for whoever asks.
+/// Why an event does not pass a filter, as a sentence for the client that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mismatch<'f> {
     NotWanted(Field, &'f [Box<str>]),
@@ -265,172 +231,27 @@ fn is_field(key: &str) -> bool {
     Field::ALL.iter().any(|field| field.name() == key)
 }
 
-fn sorted(mut values: Vec<Box<str>>) -> Values {
-    values.sort_unstable();
-    values.dedup();
-    values.into()
-}
-
-/// Whether sorted values hold one.
-fn holds(values: &[Box<str>], value: &[u8]) -> bool {
-    match values {
-        // The usual cases, without a search.
-        [] => false,
-        [one] => one.as_bytes() == value,
-        many => many.binary_search_by(|other| other.as_bytes().cmp(value)).is_ok(),
-    }
-}
-
-/// For each field what a JSON object says of it: one value or a list; what says nothing leaves any.
-fn values_of(object: &Map<String, Value>) -> Result<[Values; 4], String> {
-    let mut values = <[Values; 4]>::default();
-    for field in Field::ALL {
-        let key = field.name();
-        let Some(asked) = object.get(key).filter(|asked| !says_nothing(asked)) else { continue };
-        values[field as usize] = match asked {
-            Value::String(text) if field != Field::Type => [text.as_str().into()].into(),
-            Value::Array(list) if list.len() <= VALUES_MAX => {
-                let texts = list.iter().map(|value| value.as_str().map(Box::from));
-                let not_texts = || format!("Filter '{key}' must be a list of strings");
-                sorted(texts.collect::<Option<_>>().ok_or_else(not_texts)?)
-            }
-            Value::Array(_) => return Err(format!("Filter '{key}' has more than {VALUES_MAX} values")),
-            _ if field == Field::Type => return Err(format!("Filter '{key}' must be a list of strings or null")),
-            _ => return Err(format!("Filter '{key}' must be a string, a list of strings or null")),
-        };
-    }
-    Ok(values)
-}
-
-fn payload_keys(object: &Map<String, Value>) -> Result<Vec<PayloadKey>, String> {
-    let keys = match object.get("payload") {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Object(keys)) if keys.len() <= PAYLOAD_KEYS_MAX => keys,
-        Some(Value::Object(_)) => return Err(format!("Filter 'payload' has more than {PAYLOAD_KEYS_MAX} keys")),
-        Some(_) => return Err("Filter 'payload' must be an object or null".to_owned()),
-    };
-    let mut parsed = Vec::with_capacity(keys.len());
-    for (key, value) in keys {
-        let asked = value.as_array().map_or(std::slice::from_ref(value), |list| list);
-        let is_well = (1..=VALUES_MAX).contains(&asked.len());
-        let of_key = if is_well { PayloadKey::of(key, asked) } else { None };
-        parsed.push(of_key.ok_or_else(|| not_scalars(key))?);
-    }
-    // Filters that ask for the same are equal, in whatever order they are spelled.
-    parsed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    Ok(parsed)
-}
-
-fn not_scalars(key: &str) -> String {
-    format!(
-        "Filter 'payload' key '{key}' must be a string, a number (its exponent of at most 18 digits), true, false, \
-         null, or a list of up to {VALUES_MAX} of these"
-    )
-}
-
-/// Which payload keys were found to be equal to what is asked for.
-struct Found<'k> {
-    wanted_keys: &'k [PayloadKey],
-    unwanted_keys: &'k [PayloadKey],
-    wanted: Vec<bool>,
-    unwanted: Vec<bool>,
-}
-
-impl<'k> Found<'k> {
-    fn within(payload: &[u8], wanted_keys: &'k [PayloadKey], unwanted_keys: &'k [PayloadKey]) -> Self {
-        let (wanted, unwanted) = (vec![false; wanted_keys.len()], vec![false; unwanted_keys.len()]);
-        let mut found = Self { wanted_keys, unwanted_keys, wanted, unwanted };
-        // A payload of the service before this one may be no JSON that we know; then nothing is equal.
-        let _ = serde_json::Deserializer::from_slice(payload).deserialize_map(&mut found);
-        found
-    }
-}
-
-#[derive(Deserialize)]
-struct Key<'p>(#[serde(borrow)] Cow<'p, str>);
-
-impl<'p> Visitor<'p> for &mut Found<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a payload")
-    }
-
-    fn visit_map<M: MapAccess<'p>>(self, mut payload: M) -> Result<(), M::Error> {
-        while let Some(Key(key)) = payload.next_key()? {
-            let place = |keys: &[PayloadKey]| keys.iter().position(|asked| *asked.key == *key);
-            let (wanted, unwanted) = (place(self.wanted_keys), place(self.unwanted_keys));
-            if wanted.is_none() && unwanted.is_none() {
-                payload.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            let value = Scalar::of(payload.next_value::<&RawValue>()?.get());
-            let is_one_of = |asked: &PayloadKey| value.as_ref().is_some_and(|value| asked.holds(value));
-            // The last of two equal keys counts.
-            if let Some(place) = wanted {
-                self.wanted[place] = is_one_of(&self.wanted_keys[place]);
-            }
-            if let Some(place) = unwanted {
-                self.unwanted[place] = is_one_of(&self.unwanted_keys[place]);
-            }
+/// The values that a JSON object has for a field, one or a list; `None` if it leaves every value.
+fn values_of(object: &Map<String, Value>, field: Field) -> Result<Option<Sorted<Box<str>>>, String> {
+    let key = field.name();
+    match object.get(key).filter(|value| !means_any(value)) {
+        None => Ok(None),
+        Some(Value::String(text)) if field != Field::Type => Ok(Some([text.as_str().into()].into())),
+        Some(Value::Array(list)) if list.len() <= VALUES_MAX => {
+            let texts = list.iter().map(|value| value.as_str().map(Box::from));
+            let not_texts = || format!("Filter '{key}' must be a list of strings");
+            texts.collect::<Option<_>>().map(|texts| Some(values::sorted(texts))).ok_or_else(not_texts)
         }
-        Ok(())
-    }
-}
-
-impl PayloadKey {
-    /// `None` if nothing of a payload is compared with one of the values.
-    fn of(key: &str, values: &[Value]) -> Option<Self> {
-        let mut parsed = Self { key: key.into(), ..Self::default() };
-        let (mut texts, mut numbers) = (Vec::new(), Vec::new());
-        for value in values {
-            match value {
-                Value::Null => parsed.null = true,
-                Value::Bool(asked) => parsed.bools[usize::from(*asked)] = true,
-                Value::String(text) => texts.push(text.as_str().into()),
-                Value::Number(number) => match Decimal::parse(number.as_str()) {
-                    Some(number) => numbers.push(number),
-                    None => parsed.has_no_number = true,
-                },
-                Value::Array(_) | Value::Object(_) => return None,
-            }
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        Some(Self { texts: sorted(texts), numbers: numbers.into(), ..parsed })
-    }
-
-    /// Whether a value is equal to one of its own: texts unescaped, numbers by value.
-    fn holds(&self, value: &Scalar<'_>) -> bool {
-        match value {
-            Scalar::Null => self.null,
-            Scalar::Bool(value) => self.bools[usize::from(*value)],
-            Scalar::Text(text) => holds(&self.texts, text.as_bytes()),
-            Scalar::Number(number) => self.numbers.binary_search_by(|asked| asked.cmp_spelled(number)).is_ok(),
-        }
-    }
-}
-
-impl<'p> Scalar<'p> {
-    /// What the JSON of a value says; `None` if it can be equal to nothing.
-    fn of(json: &'p str) -> Option<Self> {
-        match json.as_bytes() {
-            b"null" => Some(Self::Null),
-            b"true" => Some(Self::Bool(true)),
-            b"false" => Some(Self::Bool(false)),
-            [b'"', text @ .., b'"'] => match text.contains(&b'\\') {
-                false => Some(Self::Text(json[1..json.len() - 1].into())),
-                true => serde_json::from_str(json).ok().map(|text: String| Self::Text(text.into())),
-            },
-            [b'-' | b'0'..=b'9', ..] => Spelled::of(json).map(Self::Number),
-            _ => None,
-        }
+        Some(Value::Array(_)) => Err(format!("Filter '{key}' has more than {VALUES_MAX} values")),
+        Some(_) if field == Field::Type => Err(format!("Filter '{key}' must be a list of strings or null")),
+        Some(_) => Err(format!("Filter '{key}' must be a string, a list of strings or null")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::decimal::Decimal;
     use proptest::prelude::*;
 
     fn filter(json: &str) -> Result<Filter, String> {
@@ -470,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_pass_is_told_why() {
+    fn a_mismatch_names_the_condition_that_is_not_met() {
         let why = |json: &str| filter(json).expect(json).mismatch(&EVENT).map(|why| why.to_string());
         assert_eq!(why("{}"), None);
         assert_eq!(why(r#"{"source":"x"}"#).as_deref(), Some(r#"source is not "x""#));
@@ -483,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter_is_refused() {
+    fn a_filter_of_another_shape_is_refused() {
         for bad in [
             r#"{"event_types":"a"}"#,
             r#"{"event_types":[1]}"#,
@@ -517,8 +338,8 @@ mod tests {
                 asked(chars_max).into_iter().for_each(|asked| assert!(filter(&asked.to_string()).is_ok(), "{asked}"));
                 for asked in asked(chars_max + 1) {
                     assert!(filter(&asked.to_string()).is_err(), "{asked}");
-                    let kept = asked.as_object().expect("an object");
-                    assert!(Filter::parse_kept(kept).is_ok(), "an older version took it: {asked}");
+                    let stored = asked.as_object().expect("an object");
+                    assert!(Filter::parse_stored(stored).is_ok(), "an older version took it: {asked}");
                 }
             }
         }
@@ -555,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_was_kept_asks_for_the_same() {
+    fn a_stored_filter_asks_for_the_same_as_it_did_from_the_client() {
         for number in ["184467440737095516160001", "0.1", "1e400", "-5e-324", "-0", "9007199254740993.0"] {
             let text = format!(r#"{{"payload":{{"n":{number}}}}}"#);
             let asked: Value = serde_json::from_str(&text).expect(number);
@@ -564,13 +385,16 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_number_beyond_all_use_is_equal_to_nothing() {
+    fn a_stored_number_with_an_exponent_out_of_range_is_equal_to_nothing() {
         for number in ["1e-99999999999999999999", "1e99999999999999999999", "-1e1000000000000000001"] {
             let passes = |text: &str, payload: &str| {
                 let asked: Value = serde_json::from_str(text).expect(number);
-                assert!(Filter::parse(asked.as_object().expect("an object")).is_err(), "a client is told: {text}");
-                let kept = Filter::parse_kept(asked.as_object().expect("an object")).expect(text);
-                kept.matches(&Columns { payload: payload.as_bytes(), ..EVENT })
+                assert!(
+                    Filter::parse(asked.as_object().expect("an object")).is_err(),
+                    "a client may not use it: {text}"
+                );
+                let stored = Filter::parse_stored(asked.as_object().expect("an object")).expect(text);
+                stored.matches(&Columns { payload: payload.as_bytes(), ..EVENT })
             };
             let (wanted, one_of) =
                 (format!(r#"{{"payload":{{"n":{number}}}}}"#), format!(r#"{{"payload":{{"n":[{number},7]}}}}"#));
@@ -613,13 +437,13 @@ mod tests {
     }
 
     #[test]
-    fn an_events_value_is_taken_apart_once_however_many_it_is_compared_with() {
-        use crate::event::decimal::TAKEN_APART;
+    fn a_number_of_a_payload_is_parsed_once_for_all_that_it_is_compared_with() {
+        use crate::event::decimal::PARSED;
         let numbers = Value::from((0..VALUES_MAX).collect::<Vec<_>>());
         let asked = filter(&format!(r#"{{"payload":{{"n":{numbers}}},"exclude":{{"payload":{{"n":{numbers}}}}}}}"#));
-        let (asked, before) = (asked.expect("a filter"), TAKEN_APART.get());
+        let (asked, before) = (asked.expect("a filter"), PARSED.get());
         assert!(!asked.matches(&Columns { payload: br#"{"n":1000}"#, ..EVENT }));
-        assert_eq!(TAKEN_APART.get() - before, 1);
+        assert_eq!(PARSED.get() - before, 1);
     }
 
     #[test]
@@ -636,6 +460,7 @@ mod tests {
                 .is_any()
         );
     }
+
     /// Of few values, spelled in several ways each.
     fn scalar() -> impl Strategy<Value = String> {
         let number = (-12i64..12, -2i64..3).prop_map(|(number, exponent)| format!("{number}e{exponent}"));
@@ -648,7 +473,46 @@ mod tests {
         ]
     }
 
-    /// Whether two values are equal, looked at one by one.
+    /// A filter of a few values each, among them lists and keys that another one shares.
+    fn any_filter() -> impl Strategy<Value = Filter> {
+        let values = || prop::collection::vec("[a-d]", 1..4);
+        let fields = || {
+            let field = prop::sample::select(Field::ALL.to_vec());
+            prop::collection::vec((field, values()), 0..3).prop_map(|fields| {
+                fields.into_iter().map(|(field, values)| (field.name().to_owned(), values.into())).collect()
+            })
+        };
+        let keys = || {
+            let scalars = prop_oneof!["[1-3](\\.0)?", "null|true|false", "\"[ab]\""];
+            let list = prop::collection::vec(scalars, 1..5);
+            prop::collection::btree_map("[k-m]", list, 0..3).prop_map(|keys| {
+                let keys = keys.into_iter().map(|(key, list)| format!("{key:?}:[{}]", list.join(",")));
+                format!("{{{}}}", keys.collect::<Vec<_>>().join(","))
+            })
+        };
+        (fields(), fields(), keys(), keys()).prop_map(|(wanted, excluded, payload, excluded_payload)| {
+            let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+            let (mut wanted, mut excluded): (Map<_, _>, Map<_, _>) = (wanted, excluded);
+            excluded.insert("payload".to_owned(), json(&excluded_payload));
+            wanted.insert("payload".to_owned(), json(&payload));
+            wanted.insert("exclude".to_owned(), excluded.into());
+            Filter::parse(&wanted).expect("a filter")
+        })
+    }
+
+    #[test]
+    fn a_filter_narrowed_to_disjoint_values_passes_nothing() {
+        let of = |session: &str| Filter::default().with(Field::Session, [session]);
+        let (both, other) = (of("a").within(&of("b")), of("a").within(&Filter::default()));
+        assert_eq!((both.wanted(Field::Session), both.is_any(), both.is_indexed()), (Some(&[][..]), false, true));
+        assert!(!both.matches(&Columns { session_id: Some(b"a"), ..EVENT }));
+        assert!(other.matches(&Columns { session_id: Some(b"a"), ..EVENT }));
+        let key =
+            |scalar: i64| filter(&serde_json::json!({ "payload": { "n": scalar } }).to_string()).expect("a filter");
+        assert!(key(7).matches(&EVENT) && !key(7).within(&key(8)).matches(&EVENT));
+    }
+
+    /// Whether two values are equal, compared one by one.
     fn are_equal(one: &Value, other: &Value) -> bool {
         match (one, other) {
             (Value::Number(one), Value::Number(other)) => {
@@ -660,6 +524,29 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_event_passes_a_narrowed_filter_if_it_passes_both(
+            (one, other) in (any_filter(), any_filter()),
+            (event_type, source) in ("[a-d]", "[a-d]"),
+            (session, user) in (prop::option::of("[a-d]"), prop::option::of("[a-d]")),
+            payload in prop::collection::btree_map("[k-m]", "[1-3]|null|true|false|\"[ab]\"", 0..4),
+        ) {
+            let payload = payload.into_iter().map(|(key, value)| format!("{key:?}:{value}")).collect::<Vec<_>>().join(",");
+            let payload = format!("{{{payload}}}");
+            let event = Columns {
+                event_type: event_type.as_bytes(),
+                source: source.as_bytes(),
+                session_id: session.as_ref().map(String::as_bytes),
+                user_id: user.as_ref().map(String::as_bytes),
+                payload: payload.as_bytes(),
+            };
+            let both = one.within(&other);
+            prop_assert_eq!(both.matches(&event), one.matches(&event) && other.matches(&event), "{:?}", both);
+            prop_assert_eq!(&both, &other.within(&one));
+            prop_assert_eq!(&both, &both.within(&one));
+            prop_assert_eq!(&one, &one.within(&Filter::default()));
+        }
+
         #[test]
         fn a_value_is_found_among_many_if_it_is_equal_to_one(
             values in prop::collection::vec(scalar(), 1..24),

@@ -1,5 +1,5 @@
-//! JSON objects by which somebody says what is meant: a filter, the options of a subscription. Nothing in them may be
-//! lost without a word.
+//! JSON objects in which a client asks for something: a filter, the options of a subscription. A key that is misspelled
+//! or repeated would change the meaning silently, so both are found here.
 
 use std::fmt;
 
@@ -7,28 +7,29 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
-/// A JSON object, and what its map cannot tell: of two equal keys a map keeps the last, and the other said something
-/// else.
+/// A JSON object, and the keys that it has twice: its map has only the last of two equal keys, but the client may have
+/// meant the first.
 #[derive(Debug)]
 pub struct Object {
     pub members: Map<String, Value>,
     /// A key that the object itself has twice.
     pub repeated: Option<String>,
-    /// A key that an object within has twice, at any depth, where the value is read ([`IsRead`]).
+    /// A key that an object within it has twice, at any depth, if its value is read ([`IsRead`]).
     pub repeated_within: Option<String>,
 }
 
-/// Whether somebody looks at the value of a key, so many objects deep. Repeats within other values are not told.
+/// Whether the value of a key is read; the number is how many objects the key is within. Repeated keys within values that
+/// are not read do no harm.
 pub type IsRead<'s> = &'s dyn Fn(usize, &str) -> bool;
 
 impl Object {
     /// # Errors
-    /// What serde_json reports, and for JSON that is no object.
+    /// What serde_json reports, and a value that is not an object.
     pub fn read(text: &[u8], is_read: IsRead<'_>) -> serde_json::Result<Self> {
         let (mut repeated, mut repeated_within) = (None, None);
-        let found = Found { is_read, depth: 0, repeated: &mut repeated, repeated_within: &mut repeated_within };
+        let reader = Reader { is_read, depth: 0, repeated: &mut repeated, repeated_within: &mut repeated_within };
         let mut text = serde_json::Deserializer::from_slice(text);
-        let value = found.deserialize(&mut text)?;
+        let value = reader.deserialize(&mut text)?;
         text.end()?;
         match value {
             Value::Object(members) => Ok(Self { members, repeated, repeated_within }),
@@ -36,13 +37,13 @@ impl Object {
         }
     }
 
-    /// A key that it has twice, itself or within.
+    /// A key that the object has twice, itself or within.
     pub fn repeated_anywhere(&self) -> Option<&str> {
         self.repeated.as_deref().or(self.repeated_within.as_deref())
     }
 }
 
-/// Refuses keys that mean nothing: a misspelt one would change nothing, and nobody would notice.
+/// Refuses unknown keys: a misspelled one would have no effect, and its client would not notice.
 ///
 /// # Errors
 /// A sentence for the client.
@@ -53,28 +54,28 @@ pub fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, 
     }
 }
 
-/// Reads a value and notes the keys that are there twice.
-struct Found<'s> {
+/// Reads a value and notes the keys that an object has twice.
+struct Reader<'s> {
     is_read: IsRead<'s>,
-    /// How many objects it is within.
+    /// How many objects the value is within.
     depth: usize,
     repeated: &'s mut Option<String>,
     repeated_within: &'s mut Option<String>,
 }
 
-impl Found<'_> {
-    /// For a value within an object or a list.
-    fn within(&mut self, is_read: bool, depth: usize) -> Found<'_> {
+impl Reader<'_> {
+    /// The reader for a value within an object or a list.
+    fn within(&mut self, is_read: bool, depth: usize) -> Reader<'_> {
         let is_read: IsRead<'_> = if is_read { self.is_read } else { &|_, _| false };
-        Found { is_read, depth, repeated: self.repeated, repeated_within: self.repeated_within }
+        Reader { is_read, depth, repeated: self.repeated, repeated_within: self.repeated_within }
     }
 }
 
-/// What serde_json (`arbitrary_precision`) makes of a number that is no integer of 64 bits: an object with this one key,
-/// and the digits as a text. The name is private to serde_json; the property test below notices when it changes.
+/// serde_json (`arbitrary_precision`) hands over a number that is not an integer of 64 bits as an object with this key,
+/// whose value is the digits as a text. The name is private to serde_json; the property test below fails if it changes.
 const NUMBER: &str = "$serde_json::private::Number";
 
-impl<'de> DeserializeSeed<'de> for Found<'_> {
+impl<'de> DeserializeSeed<'de> for Reader<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -82,7 +83,7 @@ impl<'de> DeserializeSeed<'de> for Found<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Found<'_> {
+impl<'de> Visitor<'de> for Reader<'_> {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,15 +99,15 @@ impl<'de> Visitor<'de> for Found<'_> {
             let is_read = (self.is_read)(self.depth, &key);
             let value = map.next_value_seed(self.within(is_read, self.depth + 1))?;
             match members.entry(key) {
-                Entry::Vacant(place) => {
-                    place.insert(value);
+                Entry::Vacant(entry) => {
+                    entry.insert(value);
                 }
-                Entry::Occupied(mut place) => {
-                    let told = if self.depth == 0 { &mut *self.repeated } else { &mut *self.repeated_within };
-                    if told.is_none() && (is_read || self.depth == 0) {
-                        *told = Some(place.key().clone());
+                Entry::Occupied(mut entry) => {
+                    let repeated = if self.depth == 0 { &mut *self.repeated } else { &mut *self.repeated_within };
+                    if repeated.is_none() && (is_read || self.depth == 0) {
+                        *repeated = Some(entry.key().clone());
                     }
-                    place.insert(value);
+                    entry.insert(value);
                 }
             }
         }
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_there_twice_is_told_wherever_it_is() {
+    fn a_repeated_key_is_found_at_every_depth() {
         for (text, repeated, within) in [
             (r#"{"a":1,"b":{"a":1},"c":[{"a":1},{"a":2}]}"#, None, None),
             (r#"{"a":1,"\u0061":1}"#, Some("a"), None),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_may_have_a_key_twice() {
+    fn a_value_that_is_not_read_may_have_a_key_twice() {
         let is_read = |depth: usize, key: &str| depth > 1 || key == "ours";
         let repeated_within = |text: &str| Object::read(text.as_bytes(), &is_read).expect(text).repeated_within;
         for text in [
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn a_text_that_is_not_an_object_is_refused() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         for text in ["", "7", "[]", "null", "\"x\"", "{", "{}}", "{\"a\":01}", "{\"a\":\u{1}}", &deep] {
             assert!(Object::read(text.as_bytes(), &|_, _| true).is_err(), "{text}");

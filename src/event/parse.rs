@@ -1,29 +1,19 @@
-//! From a producer's text to checked events. simd-json does the reading; what it leaves open is
-//! decided here on purpose: numbers beyond 64 bits are fine (they are never computed with), the last
-//! of two equal keys wins, nesting is bounded, and the payload stays the producer's own bytes.
+//! From a producer's text to checked events. simd-json parses; what it leaves open is decided here on purpose: numbers
+//! beyond 64 bits are fine (nothing computes with them), the last of two equal keys counts, nesting is bounded, and the
+//! payload stays the producer's own bytes.
 
 use std::sync::Arc;
 
-use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
+use simd_json::{Buffers, ErrorType, Node, Tape};
 
-use super::{
-    Event, EventType, EventTypes, KEY_CHARS_MAX, Limits, PAYLOAD_DEPTH_MAX, REFERENCE_CHARS_MAX, SOURCE_CHARS_MAX,
-};
+use super::fields::{Event, Limits, PAYLOAD_DEPTH_MAX, REF_BYTES_MAX};
+use super::json::{WHITESPACE, replace_numbers, string_end};
+use super::rejection::{Fault, REJECTIONS_MAX, Rejection};
+use super::rules::Rules;
+use super::tape::Cursor;
+use super::types::EventTypes;
 
-/// Longest `ref` of a message, in bytes of JSON: it waits in memory until its answer leaves.
-const REF_BYTES_MAX: usize = 256;
-
-/// Most rejections of one text: 100 are enough to find the mistake, and a body can have a million bad lines.
-pub const REJECTIONS_MAX: usize = 100;
-
-/// A large array is read in runs of elements of about this size; a longer element is a run of its own. What simd-json notes
-/// of a text takes up to seventy times its length, and a body may be an array of 16 MiB.
-const RUN_BYTES: usize = 64 << 10;
-
-/// Levels around a payload: the event's own object and the array that may hold it.
-const ENVELOPE_DEPTH: usize = 2;
-
-/// Reads events, one parser per connection or thread; its buffers are reused from message to message.
+/// Parses events. A connection or thread has one parser, whose buffers serve each message after the other.
 pub struct Parser {
     types: Arc<EventTypes>,
     limits: Limits,
@@ -33,82 +23,20 @@ pub struct Parser {
     compact: String,
 }
 
-/// Why a text is not an event, and where: `index` is the place in an array, from 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
-    pub index: Option<usize>,
-    pub fault: Fault,
-}
+/// A large array is parsed in chunks of elements of about this size; a longer element is a chunk of its own. What
+/// simd-json notes of a text takes up to seventy times its length, and a body may be an array of 16 MiB.
+const CHUNK_BYTES: usize = 64 << 10;
 
-/// What can be wrong with an event. The text of each is for the client that sent it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    #[error("Not valid JSON: {0}")]
-    NotJson(&'static str),
-    #[error("An event is a JSON object")]
-    NotAnObject,
-    #[error("An empty array holds no event")]
-    NoEvents,
-    #[error("Field '{0}' is required")]
-    Missing(&'static str),
-    #[error("Field '{field}' must be {expected}")]
-    WrongType { field: &'static str, expected: &'static str },
-    #[error("Unknown event type '{name}'; known are {known}")]
-    UnknownType { name: String, known: String },
-    #[error("Field 'source' must be 1 to {SOURCE_CHARS_MAX} characters of A-Z, a-z, 0-9, '_', '.' and '-'")]
-    BadSource,
-    #[error("Field '{0}' is longer than {REFERENCE_CHARS_MAX} characters")]
-    TooLong(&'static str),
-    #[error("Field 'idempotency_key' must be a string of 1 to {KEY_CHARS_MAX} characters")]
-    BadKey,
-    #[error("Field 'ref' is longer than {REF_BYTES_MAX} bytes of JSON")]
-    RefTooLong,
-    #[error("Payload has {found} top-level keys, at most {max} are allowed")]
-    PayloadKeys { found: usize, max: usize },
-    #[error("Payload has {found} bytes, at most {max} are allowed")]
-    PayloadBytes { found: usize, max: usize },
-    #[error("Nested deeper than {PAYLOAD_DEPTH_MAX} levels")]
-    TooDeep,
-}
-
-impl Fault {
-    /// The field at fault, if it is one.
-    pub fn field(&self) -> Option<&'static str> {
-        match self {
-            Self::Missing(field) | Self::TooLong(field) | Self::WrongType { field, .. } => Some(field),
-            Self::UnknownType { .. } => Some("event_type"),
-            Self::BadSource => Some("source"),
-            Self::BadKey => Some("idempotency_key"),
-            Self::RefTooLong => Some("ref"),
-            Self::PayloadKeys { .. } | Self::PayloadBytes { .. } => Some("payload"),
-            Self::NotJson(_) | Self::NotAnObject | Self::NoEvents | Self::TooDeep => None,
-        }
-    }
-
-    /// A stable word for programs.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::NotJson(_) => "json_invalid",
-            Self::NotAnObject => "object_type",
-            Self::NoEvents => "too_short",
-            Self::Missing(_) => "missing",
-            Self::WrongType { .. } | Self::BadKey => "wrong_type",
-            Self::UnknownType { .. } => "enum",
-            Self::BadSource => "string_pattern_mismatch",
-            Self::TooLong(_) | Self::RefTooLong => "string_too_long",
-            Self::PayloadKeys { .. } | Self::PayloadBytes { .. } => "too_long",
-            Self::TooDeep => "recursion_limit",
-        }
-    }
-}
+/// Levels around a payload: the event's own object and the array that may hold it.
+const ENVELOPE_DEPTH: usize = 2;
 
 /// What one text held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed<'t> {
     /// The `ref` of a single event, as raw JSON; also there when the event was refused.
     pub reference: Option<&'t str>,
-    /// `None` for a single object, the length of an array otherwise; every event of it went to the sink. Else all
-    /// that is wrong, at least one thing and at most [`REJECTIONS_MAX`].
+    /// When every event went to the sink: `None` for a single object, the length of an array. Otherwise all that is
+    /// wrong, at least one thing and at most [`REJECTIONS_MAX`].
     pub outcome: Result<Option<usize>, Vec<Rejection>>,
 }
 
@@ -130,51 +58,51 @@ impl Parser {
         }
     }
 
-    /// The registry this parser checks against.
+    /// The registered types that it checks against.
     pub fn types(&self) -> &Arc<EventTypes> {
         &self.types
     }
 
-    /// Reads one event object, or an array of them, and hands each event to `sink` in order. When an
-    /// array has a bad event the sink has already seen those before it: undo them.
+    /// Parses one event object, or an array of them, and hands each event to `sink` in order. If an array has a bad
+    /// event, the sink has already got those before it: the caller has to undo them.
     #[inline]
     pub fn parse<'t>(&mut self, text: &'t str, sink: impl FnMut(Event<'_>)) -> Parsed<'t> {
-        if text.len() > RUN_BYTES
-            && let Some(elements) = text.trim_start_matches(BLANKS).strip_prefix('[')
+        if text.len() > CHUNK_BYTES
+            && let Some(elements) = text.trim_start_matches(WHITESPACE).strip_prefix('[')
         {
-            return Parsed { reference: None, outcome: self.parse_in_runs(elements, RUN_BYTES, sink).map(Some) };
+            return Parsed { reference: None, outcome: self.parse_in_chunks(elements, CHUNK_BYTES, sink).map(Some) };
         }
         self.parse_whole(text, sink)
     }
 
-    /// Reads an array, of which everything behind its '[' is given, in runs of elements.
-    fn parse_in_runs(
+    /// Parses an array in chunks of elements; `rest` is everything after its '['.
+    fn parse_in_chunks(
         &mut self,
         mut rest: &str,
-        run_bytes: usize,
+        chunk_bytes: usize,
         mut sink: impl FnMut(Event<'_>),
     ) -> Result<usize, Vec<Rejection>> {
         let (mut count, mut rejections, mut text) = (0, Vec::new(), String::new());
         loop {
-            let Run { len, elements, is_last } = Run::of(rest, run_bytes);
-            let (run, behind) = rest.split_at(len);
+            let Chunk { len, elements, is_last } = Chunk::first_of(rest, chunk_bytes);
+            let (chunk, behind) = rest.split_at(len);
             text.clear();
-            // The last run has its own end, and whatever follows that.
-            text.extend(if is_last { ["[", run, ""] } else { ["[", run, "]"] });
-            if text[1..].trim_start_matches(BLANKS).starts_with(']') && !(is_last && count == 0) {
-                // Between two commas, or behind the last of them, there is nothing.
+            // The last chunk has the end of the array, and whatever follows that.
+            text.extend(if is_last { ["[", chunk, ""] } else { ["[", chunk, "]"] });
+            if text[1..].trim_start_matches(WHITESPACE).starts_with(']') && !(is_last && count == 0) {
+                // Between two commas, or behind the last comma, there is no element: this is not JSON.
                 "[,".clone_into(&mut text);
             }
-            let is_well = rejections.is_empty();
+            let is_valid_so_far = rejections.is_empty();
             let parsed = self.parse_whole(&text, |event| {
-                if is_well {
+                if is_valid_so_far {
                     sink(event);
                 }
             });
             match parsed.outcome {
-                // What is no JSON is told alone, wherever that shows.
+                // A text that is not JSON is refused for that alone, whichever chunk shows it.
                 Err(of_all) if of_all.iter().any(|rejection| rejection.index.is_none()) => return Err(of_all),
-                Err(of_run) => rejections.extend(of_run.into_iter().map(|rejection| {
+                Err(of_chunk) => rejections.extend(of_chunk.into_iter().map(|rejection| {
                     let index = rejection.index.map(|index| count + index);
                     Rejection { index, ..rejection }
                 })),
@@ -205,7 +133,7 @@ impl Parser {
             }
         };
         let parsed = match (read, tape.0.first()) {
-            (Err(error), _) => Parsed::refused(None, fault_of(&error)),
+            (Err(error), _) => Parsed::refused(None, Fault::of_json(&error)),
             (Ok(()), Some(&Node::Array { len, .. })) => {
                 let mut cursor = Cursor::new(text, &tape, &self.buffers);
                 let rules = Rules { types: &self.types, limits: self.limits };
@@ -232,14 +160,15 @@ impl Parser {
         };
         self.tape = tape.reset();
         self.scratch = scratch;
-        self.let_go_of_what_a_large_message_needed();
+        self.shrink();
         parsed
     }
 
-    /// Ten thousand connections share the machine: a parser that once saw a large message does not keep its room.
-    fn let_go_of_what_a_large_message_needed(&mut self) {
-        const KEPT_BYTES: usize = 256 << 10;
-        if self.scratch.capacity() > KEPT_BYTES {
+    /// Ten thousand connections share the memory, so a parser gives back what a large message needed.
+    fn shrink(&mut self) {
+        /// Of a text of 256 KiB or less the buffers are kept: four of [`CHUNK_BYTES`], which usual messages never reach.
+        const SCRATCH_BYTES_MAX: usize = 256 << 10;
+        if self.scratch.capacity() > SCRATCH_BYTES_MAX {
             self.scratch = Vec::new();
             self.buffers = Buffers::with_max_depth(0, PAYLOAD_DEPTH_MAX + ENVELOPE_DEPTH);
             self.tape = Tape(Vec::new());
@@ -248,22 +177,19 @@ impl Parser {
     }
 }
 
-/// What JSON has between its tokens.
-const BLANKS: [char; 4] = [' ', '\t', '\n', '\r'];
-
 /// The first elements of an array.
-struct Run {
-    /// Without the comma behind them; if they are the last, everything there is.
+struct Chunk {
+    /// Its bytes, without the comma after its last element; those of the last chunk are all that is left of the text.
     len: usize,
     elements: usize,
     is_last: bool,
 }
 
-impl Run {
-    /// The elements up to the first comma between two that is not within so many bytes. Of a text that is no JSON, it
-    /// ends where it would if it were: whatever makes it none stays within one of its runs.
-    fn of(array: &str, bytes_min: usize) -> Self {
-        let bytes = array.as_bytes();
+impl Chunk {
+    /// The elements up to the first comma between two of them that has at least `bytes_min` before it. Brackets and
+    /// quotes are counted as if the text were JSON; if it is not, the mistake is within one of the chunks.
+    fn first_of(elements_left: &str, bytes_min: usize) -> Self {
+        let bytes = elements_left.as_bytes();
         let (mut at, mut depth, mut elements) = (0, 0usize, 1);
         while at < bytes.len() {
             match bytes[at] {
@@ -279,15 +205,6 @@ impl Run {
         }
         Self { len: bytes.len(), elements, is_last: true }
     }
-}
-
-/// Where a string ends that begins here.
-fn string_end(text: &[u8], begin: usize) -> usize {
-    let mut at = begin + 1;
-    while at < text.len() && text[at] != b'"' {
-        at += 1 + usize::from(text[at] == b'\\');
-    }
-    at
 }
 
 fn array(
@@ -311,7 +228,7 @@ fn array(
         };
         let (node, structural) = (cursor.node, cursor.structural);
         match rules.check(cursor.object(), compact) {
-            // Once one of them is refused none is stored.
+            // Once one of them is refused, none is stored.
             Some(event) if rejections.is_empty() => sink(event),
             Some(_) => {}
             None => rejections.extend(rules.rejections(Some(index), Cursor { node, structural, ..*cursor })),
@@ -324,7 +241,7 @@ fn array(
     if rejections.is_empty() { Ok(()) } else { Err(rejections) }
 }
 
-/// The text with room behind it, for simd-json to read in whole vectors and to unescape strings in.
+/// Copies the text, with padding behind it: simd-json reads whole vectors, and unescapes strings within the copy.
 fn fill(scratch: &mut Vec<u8>, text: &str) {
     scratch.clear();
     scratch.reserve(text.len() + simd_json::INPUT_PADDING);
@@ -336,335 +253,10 @@ fn too_deep(error: &simd_json::Error) -> bool {
     matches!(error.error(), ErrorType::DepthLimitExceeded)
 }
 
-fn fault_of(error: &simd_json::Error) -> Fault {
-    Fault::NotJson(match error.error() {
-        ErrorType::DepthLimitExceeded => return Fault::TooDeep,
-        ErrorType::InvalidNumber | ErrorType::InvalidExponent | ErrorType::Overflow => "a number is misspelled",
-        ErrorType::InvalidEscape | ErrorType::InvalidUnicodeCodepoint | ErrorType::InvalidUnicodeEscape => {
-            "a string has an escape that stands for no character"
-        }
-        ErrorType::UnterminatedString => "a string does not end or holds a control character",
-        ErrorType::Eof | ErrorType::NoStructure => "it is empty or ends too early",
-        ErrorType::ExpectedObjectColon => "a ':' is missing",
-        ErrorType::ExpectedMapComma | ErrorType::ExpectedArrayComma | ErrorType::ExpectedMapEnd => {
-            "a ',' or a closing bracket is missing"
-        }
-        ErrorType::ExpectedObjectKey | ErrorType::ExpectedObjectContent | ErrorType::BadKeyType => {
-            "an object needs a key in double quotes"
-        }
-        ErrorType::TrailingData => "something follows its end",
-        _ => "unexpected character",
-    })
-}
-
-/// simd-json computes every number and refuses those it has no type for, such as `1e400` and integers
-/// beyond 64 bits; JSON sets no such limit. So a text it refuses is read again with each well-formed
-/// number replaced by a 0 in the same place. Only such rare texts, and bad ones, pay for it.
-fn replace_numbers(text: &mut [u8]) {
-    let mut at = 0;
-    while at < text.len() {
-        match text[at] {
-            b'"' => at = string_end(text, at) + 1,
-            b'-' | b'0'..=b'9' => {
-                let end = at + number_len(&text[at..]);
-                let begins = at == 0 || b" \t\n\r,[:".contains(&text[at - 1]);
-                let ends = text.get(end).is_none_or(|b| b" \t\n\r,]}".contains(b));
-                if begins && ends && end > at {
-                    text[at..end].fill(b' ');
-                    text[at] = b'0';
-                }
-                at = end.max(at + 1);
-            }
-            _ => at += 1,
-        }
-    }
-}
-
-/// Bytes of the JSON number (RFC 8259, section 6) that `text` begins with; 0 if it begins with none.
-fn number_len(text: &[u8]) -> usize {
-    let digits = |from: usize| text[from..].iter().take_while(|b| b.is_ascii_digit()).count();
-    let mut end = usize::from(text.first() == Some(&b'-'));
-    match text.get(end) {
-        Some(b'0') => end += 1,
-        Some(b'1'..=b'9') => end += digits(end),
-        _ => return 0,
-    }
-    if text.get(end) == Some(&b'.') {
-        match digits(end + 1) {
-            0 => return 0,
-            fraction => end += 1 + fraction,
-        }
-    }
-    if matches!(text.get(end), Some(b'e' | b'E')) {
-        let sign = usize::from(matches!(text.get(end + 1), Some(b'+' | b'-')));
-        match digits(end + 1 + sign) {
-            0 => return 0,
-            exponent => end += 1 + sign + exponent,
-        }
-    }
-    end
-}
-
-/// The nodes and the raw text of one event's fields. A key that comes twice counts with its last value.
-#[derive(Default)]
-struct Fields<'n, 't> {
-    event_type: Option<Node<'n>>,
-    source: Option<Node<'n>>,
-    session_id: Option<Node<'n>>,
-    user_id: Option<Node<'n>>,
-    payload: Option<(Node<'n>, &'t str)>,
-    idempotency_key: Option<Node<'n>>,
-    reference: Option<&'t str>,
-    /// The deepest nesting of any value, also of a field that is ignored.
-    depth: usize,
-}
-
-/// A walk over the tape (decoded values) and, in step, over the places of the structural characters
-/// in the text (raw values): together they give an event's strings decoded and its payload untouched
-/// without scanning the text a second time.
-struct Cursor<'a, 'n, 't> {
-    text: &'t str,
-    nodes: &'a [Node<'n>],
-    structurals: &'a [u32],
-    node: usize,
-    structural: usize,
-}
-
-impl<'a, 'n, 't> Cursor<'a, 'n, 't> {
-    fn new(text: &'t str, tape: &'a Tape<'n>, buffers: &'a Buffers) -> Self {
-        Self { text, nodes: &tape.0, structurals: buffers.structural_indexes(), node: 0, structural: 0 }
-    }
-
-    /// Reads the object the cursor stands on and leaves the cursor behind it.
-    fn object(&mut self) -> Fields<'n, 't> {
-        let mut fields = Fields::default();
-        let Node::Object { len, .. } = self.nodes[self.node] else { return fields };
-        self.node += 1;
-        self.structural += 1; // over '{'
-        for _ in 0..len {
-            let Node::String(key) = self.nodes[self.node] else { return fields };
-            self.node += 1;
-            self.structural += 2; // over the key and ':'
-            let value = self.nodes[self.node];
-            let (raw, depth) = self.value();
-            fields.depth = fields.depth.max(depth);
-            match key {
-                "event_type" => fields.event_type = Some(value),
-                "source" => fields.source = Some(value),
-                "session_id" => fields.session_id = Some(value),
-                "user_id" => fields.user_id = Some(value),
-                "payload" => fields.payload = Some((value, raw)),
-                "idempotency_key" => fields.idempotency_key = Some(value),
-                "ref" => fields.reference = Some(raw),
-                _ => {}
-            }
-            self.structural += 1; // over ',' or '}'
-        }
-        self.structural += usize::from(len == 0); // over the '}' of an empty object
-        fields
-    }
-
-    /// Passes over one value: its text and how deep it nests.
-    #[inline]
-    fn value(&mut self) -> (&'t str, usize) {
-        let bytes = self.text.as_bytes();
-        let start = self.structurals[self.structural] as usize;
-        let (skipped, end, depth_max) = match self.nodes[self.node] {
-            Node::Object { count, .. } | Node::Array { count, .. } => {
-                let (mut depth, mut depth_max) = (0usize, 0);
-                let end = loop {
-                    let at = self.structurals[self.structural] as usize;
-                    self.structural += 1;
-                    match bytes[at] {
-                        b'{' | b'[' => {
-                            depth += 1;
-                            depth_max = depth_max.max(depth);
-                        }
-                        b'}' | b']' => {
-                            depth -= 1;
-                            if depth == 0 {
-                                break at + 1;
-                            }
-                        }
-                        _ => {}
-                    }
-                };
-                (count + 1, end, depth_max)
-            }
-            _ => {
-                self.structural += 1;
-                let next = self.structurals[self.structural] as usize;
-                (1, start + bytes[start..next].trim_ascii_end().len(), 0)
-            }
-        };
-        self.node += skipped;
-        (&self.text[start..end], depth_max)
-    }
-}
-
-struct Rules<'r> {
-    types: &'r EventTypes,
-    limits: Limits,
-}
-
-impl Rules<'_> {
-    #[inline]
-    fn check<'e>(&self, fields: Fields<'e, 'e>, compact: &'e mut String) -> Option<Event<'e>> {
-        let fields = &fields;
-        check_depth(fields).ok()?;
-        let event_type = self.event_type(fields).ok()?;
-        let source = source(fields).ok()?;
-        let session_id = optional("session_id", fields.session_id).ok()?;
-        let user_id = optional("user_id", fields.user_id).ok()?;
-        let payload = match fields.payload {
-            None => "{}",
-            Some((node, raw)) => {
-                self.check_keys(node).ok()?;
-                self.check_bytes(raw).ok()?;
-                in_one_line(raw, compact)
-            }
-        };
-        check_reference(fields).ok()?;
-        let idempotency_key = idempotency_key(fields).ok()?;
-        Some(Event { event_type, source, session_id, user_id, payload, idempotency_key })
-    }
-
-    /// All that keeps an object from being an event, which [`check`](Self::check) has found that it is not. Reads its
-    /// fields once more: kept for this they would cost every event that is well.
-    #[cold]
-    fn rejections(&self, index: Option<usize>, mut object: Cursor<'_, '_, '_>) -> Vec<Rejection> {
-        let fields = &object.object();
-        let payload = fields.payload;
-        let faults = [
-            check_depth(fields).err(),
-            self.event_type(fields).err(),
-            source(fields).err(),
-            optional("session_id", fields.session_id).err(),
-            optional("user_id", fields.user_id).err(),
-            payload.and_then(|(node, _)| self.check_keys(node).err()),
-            payload.and_then(|(_, raw)| self.check_bytes(raw).err()),
-            check_reference(fields).err(),
-            idempotency_key(fields).err(),
-        ];
-        faults.into_iter().flatten().map(|fault| Rejection { index, fault }).collect()
-    }
-
-    #[inline]
-    fn event_type(&self, fields: &Fields<'_, '_>) -> Result<EventType, Fault> {
-        let name = required("event_type", fields.event_type)?;
-        let unknown = || Fault::UnknownType { name: excerpt(name), known: self.types.listed() };
-        self.types.get(name).ok_or_else(unknown)
-    }
-
-    #[inline]
-    fn check_keys(&self, payload: Node<'_>) -> Result<(), Fault> {
-        let max = self.limits.payload_keys_max;
-        match payload {
-            Node::Object { len, .. } if len <= max => Ok(()),
-            Node::Object { len: found, .. } => Err(Fault::PayloadKeys { found, max }),
-            _ => Err(Fault::WrongType { field: "payload", expected: "an object" }),
-        }
-    }
-
-    #[inline]
-    fn check_bytes(&self, payload: &str) -> Result<(), Fault> {
-        let (found, max) = (payload.len(), self.limits.payload_bytes_max);
-        if found <= max { Ok(()) } else { Err(Fault::PayloadBytes { found, max }) }
-    }
-}
-
-#[inline]
-fn check_depth(fields: &Fields<'_, '_>) -> Result<(), Fault> {
-    if fields.depth <= PAYLOAD_DEPTH_MAX { Ok(()) } else { Err(Fault::TooDeep) }
-}
-
-#[inline]
-fn source<'n>(fields: &Fields<'n, '_>) -> Result<&'n str, Fault> {
-    let source = required("source", fields.source)?;
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let is_well = (1..=SOURCE_CHARS_MAX).contains(&source.len()) && source.bytes().all(allowed);
-    if is_well { Ok(source) } else { Err(Fault::BadSource) }
-}
-
-#[inline]
-fn check_reference(fields: &Fields<'_, '_>) -> Result<(), Fault> {
-    if fields.reference.is_some_and(|raw| raw.len() > REF_BYTES_MAX) { Err(Fault::RefTooLong) } else { Ok(()) }
-}
-
-#[inline]
-fn idempotency_key<'n>(fields: &Fields<'n, '_>) -> Result<Option<&'n str>, Fault> {
-    match fields.idempotency_key {
-        None | Some(Node::Static(StaticNode::Null)) => Ok(None),
-        Some(Node::String(key)) if is_key(key) => Ok(Some(key)),
-        Some(_) => Err(Fault::BadKey),
-    }
-}
-
-/// A line break would end a line of NDJSON or of an event stream too early. Inside strings JSON allows none, so a
-/// payload with one was laid out for human eyes.
-#[inline]
-fn in_one_line<'e>(payload: &'e str, compact: &'e mut String) -> &'e str {
-    // Looks at every byte, as a number: so the compiler takes many at once, which an early end would forbid.
-    let breaks = payload.bytes().fold(0, |breaks, b| breaks | u8::from(b == b'\n') | u8::from(b == b'\r'));
-    if breaks == 0 {
-        return payload;
-    }
-    remove_layout(payload, compact);
-    compact
-}
-
-fn required<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<&'n str, Fault> {
-    match node {
-        Some(Node::String(text)) => Ok(text),
-        Some(_) => Err(Fault::WrongType { field, expected: "a string" }),
-        None => Err(Fault::Missing(field)),
-    }
-}
-
-fn optional<'n>(field: &'static str, node: Option<Node<'n>>) -> Result<Option<&'n str>, Fault> {
-    match node {
-        None | Some(Node::Static(StaticNode::Null)) => Ok(None),
-        Some(Node::String(text))
-            if text.len() <= REFERENCE_CHARS_MAX || text.chars().count() <= REFERENCE_CHARS_MAX =>
-        {
-            Ok(Some(text))
-        }
-        Some(Node::String(_)) => Err(Fault::TooLong(field)),
-        Some(_) => Err(Fault::WrongType { field, expected: "a string or null" }),
-    }
-}
-
-/// Whether a text can be an idempotency key.
-pub fn is_key(text: &str) -> bool {
-    !text.is_empty() && text.chars().take(KEY_CHARS_MAX + 1).count() <= KEY_CHARS_MAX
-}
-
-/// What an error message repeats of a client's text.
-fn excerpt(text: &str) -> String {
-    const CHARS_MAX: usize = 64;
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// Copies JSON without the whitespace between its tokens.
-fn remove_layout(json: &str, compact: &mut String) {
-    compact.clear();
-    let (mut in_string, mut escaped) = (false, false);
-    compact.extend(json.chars().filter(|&c| {
-        let keep = in_string || !matches!(c, ' ' | '\t' | '\n' | '\r');
-        if c == '"' && !escaped {
-            in_string = !in_string;
-        }
-        escaped = in_string && c == '\\' && !escaped;
-        keep
-    }));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::fields::KEY_CHARS_MAX;
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits { payload_keys_max: 50, payload_bytes_max: 65_536 };
@@ -693,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_come_in_any_order_and_shape() {
+    fn fields_may_come_in_any_order_and_shape() {
         let (events, reference) = parse(
             r#" { "user_id" : "ü\u00e9" , "x":[1,{"payload":2}], "payload" : {"a" : [ {} , [] ] } , "ref":7 , "source":"a.b-C_1","session_id":null, "event_type" : "timer_tick" } "#,
         );
@@ -702,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_is_read_item_by_item() {
+    fn an_array_is_parsed_element_by_element() {
         let item = r#"{"event_type":"timer_tick","source":"s","payload":{"n":1}}"#;
         let (events, _) = parse(&format!("[{item}, {item} ,{item}]"));
         assert_eq!(events.map(|e| e.len()), Ok(3));
@@ -722,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_an_event_is_told_and_of_very_many_the_first() {
+    fn every_fault_of_an_event_is_reported_up_to_100_of_them() {
         let event = format!(
             r#"{{"event_type":"nope","source":"","session_id":1,"user_id":"{}","payload":[],"ref":"{}","idempotency_key":7}}"#,
             "u".repeat(201),
@@ -740,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_stays_as_it_was_sent() {
+    fn a_payload_stays_as_it_was_sent_but_for_line_breaks() {
         for json in [
             "{}",
             r#"{"b":1,"a":2,"b":3}"#,
@@ -757,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused() {
+    fn a_text_that_is_not_json_is_refused() {
         for json in [
             "--1",
             "-+1",
@@ -814,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn every_limit_holds_at_its_edge() {
+    fn every_limit_allows_its_maximum_and_nothing_more() {
         let nested = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
         assert!(payload(&nested(PAYLOAD_DEPTH_MAX)).is_ok());
         assert_eq!(payload(&nested(PAYLOAD_DEPTH_MAX + 1)), Err(Fault::TooDeep));
@@ -844,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_strict() {
+    fn a_field_of_the_wrong_type_or_missing_is_refused() {
         let check =
             |text: &str, fault: Fault| assert_eq!(parse(text).0, Err(vec![Rejection { index: None, fault }]), "{text}");
         check(r#"{"source":"s"}"#, Fault::Missing("event_type"));
@@ -892,7 +484,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_payload_survives(values in prop::collection::vec(("[a-z]{1,4}", json()), 0..6), pretty: bool) {
+        fn any_payload_stays_as_it_was_sent(values in prop::collection::vec(("[a-z]{1,4}", json()), 0..6), pretty: bool) {
             let object = serde_json::Value::Object(values.into_iter().collect());
             let compact = object.to_string();
             let sent = if pretty { serde_json::to_string_pretty(&object).expect("JSON") } else { compact.clone() };
@@ -900,26 +492,27 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_panic(text in r#"[\[\]{}:,"\\a0-9.eE+ -]{0,40}"#) {
+        fn no_text_makes_the_parser_panic(text in r#"[\[\]{}:,"\\a0-9.eE+ -]{0,40}"#) {
             let _ = payload(&text);
             let _ = parse(&text);
         }
 
         #[test]
-        fn verdicts_on_scalars_are_serde_jsons(text in r#"[0-9.eE+\-ntrufalse"]{1,8}"#) {
+        fn scalars_are_accepted_as_serde_json_accepts_them(text in r#"[0-9.eE+\-ntrufalse"]{1,8}"#) {
             let reference = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
             prop_assert_eq!(payload(&format!(r#"{{"v":{text}}}"#)).is_ok(), reference);
         }
     }
 
-    /// An array in one piece or in runs, the words for what is no JSON left out: of two mistakes another one may show first.
-    fn read(text: &str, run_bytes: Option<usize>) -> (Result<Option<usize>, Vec<Rejection>>, Vec<String>) {
+    /// The result of parsing an array in one piece or in chunks. The reason why a text is not JSON is left out: of two
+    /// mistakes, chunks may show the other one first.
+    fn read(text: &str, chunk_bytes: Option<usize>) -> (Result<Option<usize>, Vec<Rejection>>, Vec<String>) {
         let types = Arc::new(EventTypes::builtin());
         let (mut parser, mut events) = (Parser::new(types, LIMITS), Vec::new());
         let sink = |event: Event<'_>| events.push(format!("{event:?}"));
-        let outcome = match run_bytes {
+        let outcome = match chunk_bytes {
             None => parser.parse_whole(text, sink).outcome,
-            Some(bytes) => parser.parse_in_runs(text.strip_prefix('[').expect("an array"), bytes, sink).map(Some),
+            Some(bytes) => parser.parse_in_chunks(text.strip_prefix('[').expect("an array"), bytes, sink).map(Some),
         };
         let outcome = outcome.map_err(|mut rejections| {
             for rejection in &mut rejections {
@@ -934,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_that_is_read_in_runs_is_the_same_array() {
+    fn an_array_that_is_parsed_in_chunks_gives_the_same_events_and_rejections() {
         let event = r#"{"event_type":"timer_tick","source":"s","payload":{"a":[",]",{"b":1e999}]}}"#;
         let deep = "[".repeat(PAYLOAD_DEPTH_MAX + ENVELOPE_DEPTH) + &"]".repeat(PAYLOAD_DEPTH_MAX + ENVELOPE_DEPTH);
         for text in [
@@ -962,15 +555,15 @@ mod tests {
             &format!("[{event}, {event},{event}\n] "),
             &format!("[{event},0,{deep},1]"),
         ] {
-            for run_bytes in [0, 1, 3, 100, 1_000] {
-                assert_eq!(read(text, Some(run_bytes)), read(text, None), "{text} in runs of {run_bytes}");
+            for chunk_bytes in [0, 1, 3, 100, 1_000] {
+                assert_eq!(read(text, Some(chunk_bytes)), read(text, None), "{text} in chunks of {chunk_bytes}");
             }
         }
     }
 
     proptest! {
         #[test]
-        fn an_array_of_anything_is_the_same_in_runs(
+        fn any_array_gives_the_same_in_chunks_as_in_one_piece(
             elements in prop::collection::vec(
                 prop_oneof![
                     3 => Just(r#"{"event_type":"timer_tick","source":"s","payload":{"t":"\\\"],"}}"#.to_owned()),
@@ -980,7 +573,7 @@ mod tests {
                 0..12,
             ),
             changed in prop::option::of((0usize..400, "[]\\[{},:\" \\\\0a]?")),
-            run_bytes in 0usize..200,
+            chunk_bytes in 0usize..200,
         ) {
             let mut text = format!("[{}]", elements.join(","));
             if let Some((at, by)) = changed
@@ -989,7 +582,7 @@ mod tests {
             {
                 text.replace_range(at..=at, &by);
             }
-            prop_assert_eq!(read(&text, Some(run_bytes)), read(&text, None), "{}", text);
+            prop_assert_eq!(read(&text, Some(chunk_bytes)), read(&text, None), "{}", text);
         }
     }
 }

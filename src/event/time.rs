@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-/// A point in time in microseconds since 1970-01-01T00:00:00Z, the resolution in which events are stamped.
+use jiff::civil::{DateTime, date};
+use jiff::tz::Offset;
+
+/// A point in time, in microseconds since 1970-01-01T00:00:00Z: the resolution in which events are stamped.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
@@ -16,8 +19,7 @@ impl Timestamp {
         Self(since_1970.as_micros() as i64)
     }
 
-    /// The last microsecond at or before a time in any spelling: what an
-    /// exclusive lower bound compares with.
+    /// The last microsecond at or before a time, in any spelling: an exclusive lower bound.
     ///
     /// # Errors
     /// `NotATime`.
@@ -25,7 +27,7 @@ impl Timestamp {
         nanoseconds(text).map(|ns| Self(ns.div_euclid(1000) as i64))
     }
 
-    /// The first microsecond at or after a time: what an exclusive upper bound compares with.
+    /// The first microsecond at or after a time, in any spelling: an exclusive upper bound.
     ///
     /// # Errors
     /// `NotATime`.
@@ -47,9 +49,9 @@ impl fmt::Display for Timestamp {
 )]
 pub struct NotATime;
 
-/// RFC 3339, and what Python's `isoformat` writes besides: no offset, which means UTC; a date alone, which means its
-/// beginning; seconds in an offset. The parser takes more (ISO 8601 basic forms, zone names), so the shape is held
-/// against the grammar first.
+/// Nanoseconds since 1970 of a time in RFC 3339, or in the forms that Python's `isoformat` writes besides: without an
+/// offset (UTC), a date alone (its beginning), an offset with seconds. jiff's parser takes more forms (ISO 8601 basic, zone
+/// names), so the shape is checked first.
 fn nanoseconds(text: &str) -> Result<i128, NotATime> {
     let b = text.as_bytes();
     let digits = |range: std::ops::Range<usize>| b.get(range).is_some_and(|s| s.iter().all(u8::is_ascii_digit));
@@ -72,9 +74,9 @@ fn nanoseconds(text: &str) -> Result<i128, NotATime> {
         }
         end += 1 + fraction;
     }
-    // Local time first: the years 0000 and 9999 have more moments than the parser's time line.
-    let local: jiff::civil::DateTime = text[..end].replace([' ', 't'], "T").parse().map_err(|_| NotATime)?;
-    const EPOCH: jiff::civil::DateTime = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    // As a local time, because jiff's `Timestamp` does not cover all of the years 0000 and 9999.
+    let local: DateTime = text[..end].replace([' ', 't'], "T").parse().map_err(|_| NotATime)?;
+    const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
     let east_seconds = match &b[end..] {
         [] | [b'Z' | b'z'] => 0,
         [b'+', offset @ ..] => seconds_of(offset)?,
@@ -87,12 +89,12 @@ fn nanoseconds(text: &str) -> Result<i128, NotATime> {
 /// Bytes of `2026-01-15`.
 const DATE_LEN: usize = 10;
 
-/// The seconds of an offset without its sign: `01:00`, or `00:53:28` of a place's time before there were zones.
+/// The seconds of an offset without its sign: `01:00`, or `00:53:28` as local times had before there were zones.
 fn seconds_of(offset: &[u8]) -> Result<i64, NotATime> {
-    let is_well = |part: &[u8]| part.len() == 2 && part.iter().all(u8::is_ascii_digit);
+    let is_number = |part: &[u8]| part.len() == 2 && part.iter().all(u8::is_ascii_digit);
     let parts: Vec<_> = offset.split(|b| *b == b':').collect();
     match parts[..] {
-        [hours, minutes, ref seconds @ ..] if seconds.len() <= 1 && parts.iter().all(|part| is_well(part)) => {
+        [hours, minutes, ref seconds @ ..] if seconds.len() <= 1 && parts.iter().all(|part| is_number(part)) => {
             let (hours, minutes) = (number(hours), number(minutes));
             let seconds = seconds.first().map_or(0, |seconds| number(seconds));
             let is_offset = hours < 24 && minutes < 60 && seconds < 60;
@@ -106,8 +108,8 @@ fn number(digits: &[u8]) -> i64 {
     digits.iter().fold(0, |n, digit| n * 10 + i64::from(digit - b'0'))
 }
 
-/// Spells times, keeping the part up to the second: events of one commit share it, so a batch costs
-/// one calendar computation.
+/// Spells times. It keeps the text of the last second: the events of one commit mostly share it, so a batch costs one
+/// computation of the calendar.
 #[derive(Debug, Clone)]
 pub struct TimestampText {
     second: i64,
@@ -121,7 +123,8 @@ impl Default for TimestampText {
 }
 
 impl TimestampText {
-    /// The 27 bytes of this time. Years outside 0–9999 have no such spelling and show the nearest that has.
+    /// The 27 bytes of this time. A time outside the years 0 to 9999, or on the last day of these, has the spelling of the
+    /// nearest time that jiff knows.
     #[inline]
     pub fn render(&mut self, time: Timestamp) -> [u8; Timestamp::LEN] {
         let (second, mut micros) = (time.0.div_euclid(1_000_000), time.0.rem_euclid(1_000_000));
@@ -137,40 +140,23 @@ impl TimestampText {
 
     #[cold]
     fn render_second(&mut self, second: i64) {
-        const YEAR_0: i64 = -62_167_219_200;
-        const YEAR_9999_END: i64 = 253_402_300_799;
         self.second = second;
-        let second = second.clamp(YEAR_0, YEAR_9999_END);
-        let (year, month, day) = civil(second.div_euclid(86_400));
-        let of_day = second.rem_euclid(86_400);
-        let mut put = |at: usize, digits: usize, mut value: i64| {
-            for slot in self.text[at..at + digits].iter_mut().rev() {
-                *slot = b'0' + (value % 10) as u8;
+        let nearest = if second < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        let time = Offset::UTC.to_datetime(jiff::Timestamp::from_second(second).unwrap_or(nearest));
+        let time = time.max(date(0, 1, 1).at(0, 0, 0, 0));
+        let mut put = |at: usize, digits: usize, mut value: i16| {
+            for digit in self.text[at..at + digits].iter_mut().rev() {
+                *digit = b'0' + (value % 10) as u8;
                 value /= 10;
             }
         };
-        put(0, 4, year);
-        put(5, 2, month);
-        put(8, 2, day);
-        put(11, 2, of_day / 3600);
-        put(14, 2, of_day / 60 % 60);
-        put(17, 2, of_day % 60);
+        put(0, 4, time.year());
+        put(5, 2, time.month().into());
+        put(8, 2, time.day().into());
+        put(11, 2, time.hour().into());
+        put(14, 2, time.minute().into());
+        put(17, 2, time.second().into());
     }
-}
-
-/// Year, month and day of a day counted from 1970-01-01 in the proleptic Gregorian calendar, by
-/// counting in eras of 400 years that begin on 1 March, so that the leap day is the last of its year.
-fn civil(day: i64) -> (i64, i64, i64) {
-    const ERA_DAYS: i64 = 146_097;
-    let from_march_0000 = day + 719_468;
-    let era = from_march_0000.div_euclid(ERA_DAYS);
-    let of_era = from_march_0000.rem_euclid(ERA_DAYS);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
@@ -186,10 +172,14 @@ mod tests {
         check(951_782_399_999_999, "2000-02-28T23:59:59.999999Z");
         check(951_782_400_000_000, "2000-02-29T00:00:00.000000Z");
         check(-1, "1969-12-31T23:59:59.999999Z");
+        check(-62_167_219_200_000_001, "0000-01-01T00:00:00.999999Z");
+        check(i64::MIN, "0000-01-01T00:00:00.224192Z");
+        check(253_402_207_200_999_999, "9999-12-30T22:00:00.999999Z");
+        check(i64::MAX, "9999-12-30T22:00:00.775807Z");
     }
 
     #[test]
-    fn what_rfc_3339_and_python_write_is_a_time_and_nothing_else() {
+    fn a_time_is_read_as_rfc_3339_and_python_write_it_and_in_no_other_form() {
         for text in [
             "2026-01-15T10:30:00Z",
             "2026-01-15t11:30:00.0+01:00",
@@ -239,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_calendar_are_times() {
+    fn the_first_and_last_days_of_the_calendar_are_times() {
         for text in [
             "0001-01-01T00:00:00Z",
             "9999-12-31T23:59:59.999999999Z",
@@ -252,7 +242,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_spelled_is_read_back(micros in -62_167_219_200_000_000i64..253_402_207_200_000_000) {
+        fn a_time_reads_back_as_it_was_spelled(micros in -62_167_219_200_000_000i64..253_402_207_200_000_000) {
             let time = Timestamp(micros);
             prop_assert_eq!(Timestamp::parse_floor(&time.to_string()), Ok(time));
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A registered type, by its place in the registry.
+/// A registered type, by its index in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventType(u16);
 
@@ -32,10 +32,10 @@ const BUILTIN: [(&str, &str); 15] = [
     ("error_occurred", "A service reported an error"),
 ];
 
-/// Longest name of a type, so that a row, a metric label and a column of a table stay readable.
+/// Longest name of a type: with 64 characters a metric's label and a column of a table stay readable.
 pub(super) const NAME_CHARS_MAX: usize = 64;
 
-/// Names that a message lists: more than most deployments have, and still a line or a few.
+/// Most names in a message: more than most deployments have, and still only a few lines.
 const NAMES_LISTED_MAX: usize = 50;
 
 impl EventTypes {
@@ -43,7 +43,7 @@ impl EventTypes {
     pub fn builtin() -> Self {
         let mut types = Self { entries: Vec::new(), by_name: HashMap::default() };
         for (name, description) in BUILTIN {
-            types.extend(name, description).expect("the built-in names keep the rule");
+            types.extend(name, description).expect("the built-in names are valid");
         }
         types
     }
@@ -51,8 +51,7 @@ impl EventTypes {
     /// Registers a further type, or gives a registered one another description.
     ///
     /// # Errors
-    /// A sentence when the name is not a lower-case letter followed by up to 63 of `[a-z0-9_]`,
-    /// or when the registry is full.
+    /// A sentence if the name is not a lower-case letter and up to 63 of `[a-z0-9_]`, or if the registry is full.
     pub fn extend(&mut self, name: &str, description: &str) -> Result<(), String> {
         let valid = name.len() <= NAME_CHARS_MAX
             && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -83,7 +82,7 @@ impl EventTypes {
         &self.entries[event_type.0 as usize].0
     }
 
-    /// The names for a message: all, or of very many the first and how many more there are.
+    /// The names for a message: the first 50, and the number of the others.
     pub(super) fn listed(&self) -> String {
         let names: Vec<_> = self.iter().map(|(name, _)| name).take(NAMES_LISTED_MAX).collect();
         match self.entries.len() - names.len() {
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_names_50_types_and_counts_the_rest() {
+    fn a_message_lists_50_types_and_counts_the_others() {
         let mut types = EventTypes::builtin();
         assert!(
             types.listed().starts_with("quiz_started, quiz_completed, ") && types.listed().ends_with("error_occurred")

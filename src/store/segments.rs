@@ -182,12 +182,12 @@ pub fn select<E>(
 ) -> Result<Vec<u16>, E> {
     const BY_RARITY: [Field; 4] = [Field::Session, Field::User, Field::Source, Field::Type];
     let mut passing: Option<Vec<u16>> = None;
-    for field in BY_RARITY.into_iter().filter(|field| !filter.wanted(*field).is_empty()) {
+    for (field, wanted) in BY_RARITY.into_iter().filter_map(|field| Some((field, filter.wanted(field)?))) {
         let (kind, mut found) = (Kind::of(field), Vec::new());
-        for key in filter.wanted(field) {
+        for key in wanted {
             found.extend(list(kind, key)?.unwrap_or_default());
         }
-        if filter.wanted(field).len() > 1 {
+        if wanted.len() > 1 {
             // An event has one value of a field, so the lists share no offset.
             found.sort_unstable();
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::event::{Field, Filter, Object, Seq, Timestamp, only_known, says_nothing};
+use crate::event::{Field, Filter, Object, Seq, Timestamp, means_any, only_known};
 use crate::record::{Gap, Retained};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
@@ -132,7 +132,7 @@ impl Subscribe {
     /// # Errors
     /// A sentence for the client.
     pub fn of(message: &Map<String, Value>) -> Result<Self, String> {
-        let text = |key: &str| match given(message, key).filter(|text| !says_nothing(text)) {
+        let text = |key: &str| match given(message, key).filter(|text| !means_any(text)) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(format!("'{key}' must be a string")),
@@ -143,7 +143,7 @@ impl Subscribe {
         }
         let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match message
             .get(key)
-            .filter(|time| !says_nothing(time))
+            .filter(|time| !means_any(time))
         {
             None => Ok(None),
             Some(Value::String(text)) => read(text).map(Some).map_err(|error| format!("'{key}' is {error}")),
@@ -326,8 +326,8 @@ impl Filters {
     ///
     /// # Errors
     /// A sentence.
-    pub fn parse_kept(kept: &Map<String, Value>) -> Result<Self, String> {
-        Ok(Self::new(Filter::parse_kept(kept)?, kept))
+    pub fn parse_stored(kept: &Map<String, Value>) -> Result<Self, String> {
+        Ok(Self::new(Filter::parse_stored(kept)?, kept))
     }
 
     fn new(filter: Filter, message: &Map<String, Value>) -> Self {
@@ -501,7 +501,7 @@ mod tests {
         let nothing = r#"{"event_types":[],"session_id":"","user_id":null,"after":null}"#;
         assert!(parse(nothing).expect("empty and null mean any").filters.filter.is_any());
         let some = parse(r#"{"event_types":["b","a","b"],"user_id":"u","last":5}"#).expect("a filter");
-        assert_eq!(some.filters.filter.wanted(Field::Type), ["a".into(), "b".into()]);
+        assert_eq!(some.filters.filter.wanted(Field::Type), Some(&["a".into(), "b".into()][..]));
         assert_eq!(some.start, Start::Last(5));
         for bad in [
             "",

@@ -72,7 +72,7 @@ fn first(data: &[u8]) {
         }),
         _ => None,
     };
-    let answer: Value = serde_json::from_str(&subscribed(1, &asked.filters, &Opening { extent, gap })).unwrap();
+    let answer: Value = serde_json::from_str(&subscribed(1, &asked.filters, &Opening { retained, gap })).unwrap();
     echoes(&answer, &asked.filters);
 }
 
