@@ -66,7 +66,7 @@ impl Conditions {
     /// Each is asked for once in `n` times.
     fn random(random: &mut Random, n: u64) -> Self {
         let mut conditions = Self::default();
-        let values = [&[&TYPES[..], &["error_occurred"]].concat()[..], &SOURCES, &SESSIONS, &USERS];
+        let values = [&[&TYPES[..], &["error_occurred"]].concat()[..], &SESSIONS, &USERS, &SOURCES];
         for field in Field::ALL {
             if random.one_in(n) {
                 conditions.fields[field as usize] = random.some(values[field as usize], 3);

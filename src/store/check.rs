@@ -16,7 +16,7 @@ use super::holes::Holes;
 use super::keys::{self, select_keys};
 use super::read::{self, EVENTS_PER_LOOK_AT_CLOCK, Readers, TRANSACTION_TIME, kept};
 use super::schema::{self, Text, meta};
-use super::segments::{self, Kind, SEGMENT_EVENTS, Segment};
+use super::segments::{self, SEGMENT_EVENTS, Segment};
 use super::{Kept, upgrade, wal};
 use crate::event::{Seq, Timestamp};
 use crate::wire::StoredEvent;
@@ -485,7 +485,7 @@ impl Look {
     }
 
     fn go_on_with_lists(&mut self) -> Looked {
-        // No kind is below 0.
+        // No field is below 0.
         if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Looked::Whole }
     }
 
@@ -577,21 +577,21 @@ impl Look {
                 }
             };
             let list =
-                Kind::of_number(row.get(0)?).ok_or_else(|| damaged("event_index: no such kind")).and_then(|kind| {
+                segments::field_of(row.get(0)?).ok_or_else(|| damaged("event_index: no such kind")).and_then(|field| {
                     let key = row.get_ref(1)?.as_bytes()?;
-                    Ok((kind, key, read::list(row, 2, self.number, kind, key)?))
+                    Ok((field, key, read::list(row, 2, self.number, field, key)?))
                 });
             match list {
-                Ok((kind, key, mut offsets)) => {
+                Ok((field, key, mut offsets)) => {
                     // Lists keep the numbers of events that were deleted.
                     offsets.retain(|offset| self.is_present(*offset));
-                    let events = self.segment.list(kind, key).unwrap_or_default();
+                    let events = self.segment.list(field, key).unwrap_or_default();
                     let is_right = *offsets == *events;
                     self.lists_right += usize::from(is_right && !events.is_empty());
                     self.lists_wrong += usize::from(!is_right);
                     // As above: no transaction ends at a row out of order.
-                    if (kind as i64, key) > after && slice.is_over() {
-                        return Ok(self.go_on_with(Next::Lists(kind as i64, key.into())));
+                    if (field as i64, key) > after && slice.is_over() {
+                        return Ok(self.go_on_with(Next::Lists(field as i64, key.into())));
                     }
                 }
                 Err(error) => self.note(error)?,

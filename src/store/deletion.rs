@@ -10,8 +10,8 @@ use super::damage::is_damage;
 use super::holes::{self, Holes};
 use super::keys::{self, Parting};
 use super::read::{self, Record};
-use super::segments::{self, Kind};
-use crate::event::{Seq, Timestamp};
+use super::segments;
+use crate::event::{Field, Seq, Timestamp};
 
 /// What one transaction deleted of the oldest events.
 pub(super) struct Deleted {
@@ -75,7 +75,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chos
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
     let mut by_type = BTreeMap::<String, (u64, Timestamp)>::new();
-    let mut lists = BTreeSet::<(u64, Kind, String)>::new();
+    let mut lists = BTreeSet::<(u64, Field, String)>::new();
     let mut deleted = Vec::with_capacity(chosen.len());
     for seq in chosen {
         let found = find.query_row([seq.0 as i64], |row| {
@@ -87,15 +87,15 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chos
         parting.map(|parting| parting.end(connection)).transpose()?;
         let of_type = by_type.entry(values[0].clone().unwrap_or_default()).or_default();
         *of_type = (of_type.0 + 1, of_type.1.max(Timestamp(time)));
-        let of_kinds = Kind::ALL.into_iter().zip(values);
-        lists.extend(of_kinds.filter_map(|(kind, value)| Some((segments::segment_of(*seq), kind, value?))));
+        let of_fields = Field::ALL.into_iter().zip(values);
+        lists.extend(of_fields.filter_map(|(field, value)| Some((segments::segment_of(*seq), field, value?))));
         deleted.push(*seq);
     }
     for of_segment in deleted.chunk_by(|one, other| segments::segment_of(*one) == segments::segment_of(*other)) {
         let (segment, offsets) = (segments::segment_of(of_segment[0]), of_segment.iter().copied());
         let holes = holes::add(connection, segment, &offsets.map(segments::offset_of).collect::<Vec<_>>())?;
-        for (_, kind, key) in lists.iter().filter(|(of, ..)| *of == segment) {
-            drop_if_emptied(connection, (&holes, oldest), segment, *kind, key)?;
+        for (_, field, key) in lists.iter().filter(|(of, ..)| *of == segment) {
+            drop_if_emptied(connection, (&holes, oldest), segment, *field, key)?;
         }
     }
     for (event_type, (deleted, last_deleted)) in by_type {
@@ -124,11 +124,11 @@ fn drop_if_emptied(
     connection: &Connection,
     (holes, oldest): (&Holes, Seq),
     segment: u64,
-    kind: Kind,
+    field: Field,
     key: &str,
 ) -> rusqlite::Result<()> {
     const FIND: &str = "SELECT offsets FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
-    let place = (segment as i64, kind as i64, key);
+    let place = (segment as i64, field as i64, key);
     let mut find = connection.prepare_cached(FIND)?;
     let mut rows = find.query(place)?;
     let Some(row) = rows.next()? else { return Ok(()) };

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use super::damage::{Integrity, damaged, is_damage, within};
 use super::holes::Holes;
 use super::schema::{self, Text};
-use super::segments::{self, Kind, SEGMENT_EVENTS};
+use super::segments::{self, SEGMENT_EVENTS};
 use super::{Shared, checksum};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::record::Retained;
@@ -775,7 +775,7 @@ impl Scan<'_, '_> {
     fn offsets<'r>(&self, number: u64, recent: &'r [(u64, Vec<u16>)]) -> rusqlite::Result<Cow<'r, [u16]>> {
         let mut offsets: Cow<'r, [u16]> = match recent.iter().find(|(of, _)| *of == number) {
             Some((_, offsets)) => Cow::Borrowed(offsets),
-            None => segments::select(&self.query.filter, |kind, key| self.list(number, kind, key))?.into(),
+            None => segments::select(&self.query.filter, |field, key| self.list(number, field, key))?.into(),
         };
         if !offsets.is_empty()
             && let Some(holes) = Holes::of(self.record.connection, number)?
@@ -846,7 +846,7 @@ impl Scan<'_, '_> {
     ) -> rusqlite::Result<ControlFlow<()>> {
         let (Record { connection, .. }, filter) = (self.record, &self.query.filter);
         let passing = match filter.is_indexed() {
-            true => Some(segments::select(filter, |kind, key| self.list(number, kind, key))?),
+            true => Some(segments::select(filter, |field, key| self.list(number, field, key))?),
             false => None,
         };
         if passing.as_ref().is_some_and(Vec::is_empty) {
@@ -857,12 +857,12 @@ impl Scan<'_, '_> {
                            WHERE segment = ?1 AND kind = ?2 AND key >= ?3 ORDER BY key";
         let mut statement = connection.prepare_cached(SQL)?;
         let (value, mut before) = values.reached.take().unwrap_or_else(|| (Box::default(), Seq::MAX));
-        let mut rows = statement.query((number as i64, Kind::of(field) as i64, Text(Some(&value))))?;
+        let mut rows = statement.query((number as i64, field as i64, Text(Some(&value))))?;
         while let Some(row_of_index) = rows.next()? {
             let row_value = row_of_index.get_ref(0)?.as_bytes()?;
             let before = if *row_value == *value { std::mem::replace(&mut before, Seq::MAX) } else { Seq::MAX };
             if !latest.known.contains(row_value) && before > segments::first_of(number) {
-                let mut offsets = list(row_of_index, 1, number, Kind::of(field), row_value)?;
+                let mut offsets = list(row_of_index, 1, number, field, row_value)?;
                 holes.take_from(&mut offsets);
                 let passes =
                     |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
@@ -892,11 +892,11 @@ impl Scan<'_, '_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn list(&self, segment: u64, kind: Kind, key: &str) -> rusqlite::Result<Option<Vec<u16>>> {
+    fn list(&self, segment: u64, field: Field, key: &str) -> rusqlite::Result<Option<Vec<u16>>> {
         const SQL: &str = "SELECT offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
         let mut statement = self.record.connection.prepare_cached(SQL)?;
-        let mut rows = statement.query((segment as i64, kind as i64, key))?;
-        rows.next()?.map(|row| list(row, 0, segment, kind, key.as_bytes())).transpose()
+        let mut rows = statement.query((segment as i64, field as i64, key))?;
+        rows.next()?.map(|row| list(row, 0, segment, field, key.as_bytes())).transpose()
     }
 }
 
@@ -948,9 +948,9 @@ impl Latest {
 }
 
 /// The offsets of a row of `event_index`, which has them and their checksum from column `column` on.
-pub(super) fn list(row: &Row<'_>, column: usize, segment: u64, kind: Kind, key: &[u8]) -> rusqlite::Result<Vec<u16>> {
+pub(super) fn list(row: &Row<'_>, column: usize, segment: u64, field: Field, key: &[u8]) -> rusqlite::Result<Vec<u16>> {
     let offsets = row.get_ref(column)?.as_blob()?;
-    let is_whole = checksum::of_list(segment as i64, kind as i64, key, offsets) == row.get::<_, i32>(column + 1)?;
+    let is_whole = checksum::of_list(segment as i64, field as i64, key, offsets) == row.get::<_, i32>(column + 1)?;
     let offsets = is_whole.then(|| segments::decode(offsets)).flatten();
     offsets.ok_or_else(|| damaged(format!("event_index: a list of segment {segment} is damaged")))
 }

@@ -97,7 +97,7 @@ impl<'c> Rebuild<'c> {
         let mut insert = self.connection.prepare_cached(SQL)?;
         for row in self.segment.rows() {
             let key = Text(Some(&row.key));
-            insert.execute((self.segment.number() as i64, row.kind as i64, key, row.offsets, row.checksum))?;
+            insert.execute((self.segment.number() as i64, row.field as i64, key, row.offsets, row.checksum))?;
         }
         Ok(())
     }

@@ -17,32 +17,9 @@ pub const SEGMENT_EVENTS: u64 = 1 << 16;
 #[cfg(test)]
 pub const SEGMENT_EVENTS: u64 = 1 << 5;
 
-/// The field a list is about; its number is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    Type = 0,
-    Session = 1,
-    User = 2,
-    Source = 3,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Type, Kind::Session, Kind::User, Kind::Source];
-
-    /// The kind with this number.
-    pub fn of_number(number: i64) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as i64 == number)
-    }
-
-    /// The kind of the lists about a field.
-    pub fn of(field: Field) -> Self {
-        match field {
-            Field::Type => Kind::Type,
-            Field::Session => Kind::Session,
-            Field::User => Kind::User,
-            Field::Source => Kind::Source,
-        }
-    }
+/// The field that a posting list is about, as `event_index.kind` has it.
+pub fn field_of(kind: i64) -> Option<Field> {
+    Field::ALL.into_iter().find(|field| *field as i64 == kind)
 }
 
 /// The segment an event belongs to. Segment 0 begins with event 1.
@@ -97,8 +74,8 @@ impl Segment {
         }
     }
 
-    pub fn list(&self, kind: Kind, key: &[u8]) -> Option<&[u16]> {
-        self.lists[kind as usize].get(key).map(Vec::as_slice)
+    pub fn list(&self, field: Field, key: &[u8]) -> Option<&[u16]> {
+        self.lists[field as usize].get(key).map(Vec::as_slice)
     }
 
     /// How many lists there are.
@@ -110,13 +87,13 @@ impl Segment {
     /// some 50 ms for 65,536 of them, so it is not for the writer's thread.
     pub fn rows(&self) -> Vec<IndexRow> {
         let mut rows = Vec::with_capacity(self.lists());
-        for kind in Kind::ALL {
-            let mut lists: Vec<_> = self.lists[kind as usize].iter().collect();
+        for field in Field::ALL {
+            let mut lists: Vec<_> = self.lists[field as usize].iter().collect();
             lists.sort_unstable_by_key(|(key, _)| *key);
             rows.extend(lists.into_iter().map(|(key, list)| {
                 let offsets = encode(list);
-                let checksum = checksum::of_list(self.number as i64, kind as i64, key, &offsets);
-                IndexRow { kind, key: key.clone(), offsets, checksum }
+                let checksum = checksum::of_list(self.number as i64, field as i64, key, &offsets);
+                IndexRow { field, key: key.clone(), offsets, checksum }
             }));
         }
         rows
@@ -126,7 +103,7 @@ impl Segment {
 /// A row of `event_index`.
 #[derive(Debug)]
 pub struct IndexRow {
-    pub kind: Kind,
+    pub field: Field,
     pub key: Box<[u8]>,
     pub offsets: Vec<u8>,
     pub checksum: i32,
@@ -163,8 +140,8 @@ impl Recent {
     pub fn select(&self, filter: &Filter) -> Vec<(u64, Vec<u16>)> {
         let all = self.full.iter().map(|s| &**s).chain([&self.open]);
         all.map(|segment| {
-            let lists = |kind, key: &str| -> Result<_, std::convert::Infallible> {
-                Ok(segment.list(kind, key.as_bytes()).map(<[u16]>::to_vec))
+            let lists = |field, key: &str| -> Result<_, std::convert::Infallible> {
+                Ok(segment.list(field, key.as_bytes()).map(<[u16]>::to_vec))
             };
             let Ok(offsets) = select(filter, lists);
             (segment.number, offsets)
@@ -178,14 +155,14 @@ impl Recent {
 /// without the session costs one look.
 pub fn select<E>(
     filter: &Filter,
-    mut list: impl FnMut(Kind, &str) -> Result<Option<Vec<u16>>, E>,
+    mut list: impl FnMut(Field, &str) -> Result<Option<Vec<u16>>, E>,
 ) -> Result<Vec<u16>, E> {
     const BY_RARITY: [Field; 4] = [Field::Session, Field::User, Field::Source, Field::Type];
     let mut passing: Option<Vec<u16>> = None;
     for (field, wanted) in BY_RARITY.into_iter().filter_map(|field| Some((field, filter.wanted(field)?))) {
-        let (kind, mut found) = (Kind::of(field), Vec::new());
+        let mut found = Vec::new();
         for key in wanted {
-            found.extend(list(kind, key)?.unwrap_or_default());
+            found.extend(list(field, key)?.unwrap_or_default());
         }
         if wanted.len() > 1 {
             // An event has one value of a field, so the lists share no offset.

@@ -775,7 +775,7 @@ impl Writer {
                 continue;
             }
             insert.raw_bind_parameter(1, sealing.segment as i64)?;
-            insert.raw_bind_parameter(2, row.kind as i64)?;
+            insert.raw_bind_parameter(2, row.field as i64)?;
             insert.raw_bind_parameter(3, Text(Some(&row.key)))?;
             insert.raw_bind_parameter(4, &row.offsets)?;
             insert.raw_bind_parameter(5, row.checksum)?;
