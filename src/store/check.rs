@@ -14,10 +14,11 @@ use rusqlite::{Connection, ErrorCode, Transaction};
 use super::damage::{damaged, is_damage, within};
 use super::holes::Holes;
 use super::keys::{self, select_keys};
+use super::migrate::python;
 use super::read::{self, EVENTS_PER_LOOK_AT_CLOCK, Readers, TRANSACTION_TIME, kept};
 use super::schema::{self, Text, meta};
 use super::segments::{self, SEGMENT_EVENTS, Segment};
-use super::{Kept, upgrade, wal};
+use super::{Kept, wal};
 use crate::event::{Seq, Timestamp};
 use crate::wire::StoredEvent;
 
@@ -81,7 +82,7 @@ pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMu
 /// Whether a file is of a format whose rows can be held against anything.
 fn can_be_verified(connection: &Connection) -> Result<(), CheckError> {
     let (version, is_ours) = (schema::version(connection)?, schema::is_ours(connection)?);
-    if upgrade::is_needed(connection)? {
+    if python::wrote(connection)? {
         return Err(CheckError::Former);
     }
     if !is_ours && (schema::is_foreign(connection)? || schema::is_empty(connection)?) {
@@ -181,7 +182,7 @@ impl Tally {
 #[derive(Clone, Copy)]
 struct Known {
     unchecked_through: Seq,
-    /// The file is of an older format, whose keys and holes have no checksums.
+    /// The file is of a format whose keys and holes have no checksums.
     is_former: bool,
     /// What was deleted when the walk began ([`deletions_in_file`]).
     began_with: (Seq, Option<i64>),
@@ -260,7 +261,7 @@ fn known(connection: &Connection, found: &mut dyn FnMut(String)) -> rusqlite::Re
     if let Err(error) = chosen(connection) {
         found(name_of_damage(error)?);
     }
-    let is_former = schema::version(connection)? < schema::VERSION;
+    let is_former = schema::version(connection)? < schema::HOLES_CHECKED_SINCE;
     Ok(Known { unchecked_through, is_former, began_with: deletions_in_file(connection)? })
 }
 

@@ -16,6 +16,7 @@ mod flip;
 mod holes;
 mod kept;
 mod keys;
+mod migrate;
 mod open;
 mod queue;
 mod read;
@@ -26,7 +27,6 @@ mod repair;
 mod schema;
 pub mod segments;
 mod threads;
-mod upgrade;
 mod wal;
 mod writer;
 

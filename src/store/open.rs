@@ -10,12 +10,13 @@ use super::checker::Checker;
 use super::damage::{Integrity, is_damage, within};
 use super::epoch::Witness;
 use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
+use super::migrate::{self, python};
 use super::queue::Queue;
 use super::schema::meta;
 use super::segments::{Recent, Segment};
 use super::threads::{Checkpointer, Parts, Running, Sealer};
 use super::writer::Writer;
-use super::{Counts, Log, Shared, Store, epoch, read, schema, segments, upgrade, wal, writer};
+use super::{Counts, Log, Shared, Store, epoch, read, schema, segments, wal, writer};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, Seq, Timestamp};
@@ -47,7 +48,7 @@ pub enum OpenError {
     #[error("{0} is damaged ({1}): `event-pipeline check` says where, `event-pipeline repair` saves the rest")]
     Damaged(PathBuf, rusqlite::Error),
     #[error("upgrade database {0}: {1}")]
-    Upgrade(PathBuf, upgrade::UpgradeError),
+    Upgrade(PathBuf, python::UpgradeError),
     #[error(
         "the write-ahead log of {0} is damaged at frame {frame}: {commits} later commits would be dropped. \
          `event-pipeline repair` saves them",
@@ -111,7 +112,7 @@ impl Store {
         }
         let is_of = |formats| schema::is_of(&connection, formats).map_err(database);
         let (is_current, can_be_verified) = (is_of(schema::VERSION..=schema::VERSION)?, is_of(schema::VERIFIED)?);
-        let needs_upgrade = !is_current && upgrade::is_needed(&connection).map_err(database)?;
+        let needs_upgrade = !is_current && python::wrote(&connection).map_err(database)?;
         if can_be_verified {
             schema::verify(&connection).map_err(database)?;
         } else if !needs_upgrade && schema::is_foreign(&connection).map_err(database)? {
@@ -119,10 +120,10 @@ impl Store {
         }
         schema::prepare(&connection, config.durability).map_err(database)?;
         if needs_upgrade {
-            upgrade::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
+            python::run(&mut connection).map_err(|error| OpenError::Upgrade(path.clone(), error))?;
         }
         if !is_current {
-            schema::create(&mut connection).map_err(database)?;
+            migrate::to_newest(&mut connection).map_err(database)?;
         }
         let state = State::read(&connection, epoch::last_noted(&lock)).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
@@ -136,7 +137,7 @@ impl Store {
 /// does not read the log, which only a connection that makes files can do: such a connection looks again later.
 pub(super) fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     let looked = schema::open_untouched(path).and_then(|connection| {
-        Ok(!schema::is_ours(&connection)? && !upgrade::is_needed(&connection)? && schema::is_foreign(&connection)?)
+        Ok(!schema::is_ours(&connection)? && !python::wrote(&connection)? && schema::is_foreign(&connection)?)
     });
     // Either has pages that SQLite would put in the place of damaged ones.
     let may_be_mended = || wal::is_there(path) || has_content(&beside(path, "-journal"));

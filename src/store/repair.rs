@@ -14,7 +14,7 @@ use super::keys::{self, select_keys};
 use super::open::is_another_programs;
 use super::rebuild::Rebuild;
 use super::schema::{self, meta};
-use super::{Kept, epoch, read, wal};
+use super::{Kept, epoch, migrate, read, wal};
 use crate::config::Durability;
 use crate::event::{Columns, Seq, Timestamp};
 use crate::wire::StoredEvent;
@@ -125,7 +125,7 @@ fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, 
     if schema::verify(&copy).is_err() {
         schema::redefine(&copy).map_err(unreadable)?;
     } else if is_former {
-        schema::create(&mut copy).map_err(unreadable)?;
+        migrate::to_newest(&mut copy).map_err(unreadable)?;
     }
     Ok(copy)
 }
@@ -135,7 +135,7 @@ fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repa
     schema::prepare(&new, Durability::Full)?;
     // In one transaction with a rollback journal, the pages of a new file are written once.
     new.pragma_update(None, "journal_mode", "DELETE")?;
-    schema::create(&mut new)?;
+    migrate::to_newest(&mut new)?;
     let transaction = new.transaction()?;
     let repaired = fill(old, &transaction, last_noted)?;
     transaction.commit()?;

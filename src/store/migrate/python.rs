@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, Row, TransactionBehavior};
 use serde_json::value::RawValue;
 
-use super::rebuild::Rebuild;
-use super::schema;
 use crate::event::{Columns, EventTypes, Limits, Parser, Seq, Timestamp};
+use crate::store::rebuild::Rebuild;
+use crate::store::schema;
 
-/// Whether the file is one of the Python service: its `events` table has that service's columns, and
-/// not our `seq`.
-pub fn is_needed(connection: &Connection) -> rusqlite::Result<bool> {
+/// Whether the Python service wrote the file: its `events` table has that service's columns, and not our `seq`.
+pub fn wrote(connection: &Connection) -> rusqlite::Result<bool> {
     const SQL: &str = "
         SELECT count(*) = 7 AND NOT EXISTS (SELECT 1 FROM pragma_table_info('events') WHERE name = 'seq')
         FROM pragma_table_info('events')

@@ -1,0 +1,84 @@
+//! Connections to the file: nothing else opens one.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, percent_encode};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::config::Durability;
+
+/// The read-write connection, which has changed nothing yet.
+pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
+    assert!(
+        rusqlite::version_number() >= SQLITE_VERSION_MIN,
+        "this build holds SQLite {}, which is older than 3.51.3 and can lose commits",
+        rusqlite::version()
+    );
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// Write-ahead log, and no checkpoints by itself: the store does them off the commit path.
+pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // What a start changes is synced. The writer sets it to less once the file beside the database admits unsynced
+    // commits.
+    let synchronous = if durability == Durability::Off { "OFF" } else { "FULL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "secure_delete", SECURE_DELETE)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -(WRITER_CACHE_KIB as i64))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// A connection that changes nothing, takes no lock and makes no files: for a file that may be another program's. What
+/// is in the log alone it does not see.
+pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
+    /// Characters of a path that mean something else in a URI.
+    const ESCAPED: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'?').add(b'#');
+    let uri = format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), ESCAPED));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(uri, flags)
+}
+
+/// A connection that can only read, and has not read how the tables are defined.
+pub fn open_unread(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// A connection that can only read.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = open_unread(path)?;
+    connection.pragma_update(None, "cache_size", -(READER_CACHE_KIB as i64))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Older SQLite can lose commits when the writer and the checkpointer are different connections.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// Zeros replace a deleted cell on a page that is written anyway. Without them a row that moved to the next page, as
+/// most do when a segment is sealed, would leave a copy that outlives its deletion.
+pub const SECURE_DELETE: &str = "FAST";
+
+/// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program
+/// that writes.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A write-ahead log that was larger is cut back to this when it starts over.
+pub const WAL_BYTES_KEPT: i64 = 64 << 20;
+
+/// The writer touches the right edge of a few trees; this holds them with room for a deletion's pages.
+const WRITER_CACHE_KIB: usize = 8 << 10;
+
+/// Upper pages of the trees and the working set of one page read.
+const READER_CACHE_KIB: usize = 2 << 10;

@@ -1,0 +1,120 @@
+//! The tables of the newest format, and how a file says which format it has.
+
+use std::ops::RangeInclusive;
+
+use rusqlite::Connection;
+use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+
+/// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
+pub const VERSION: i64 = 4;
+
+/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
+pub const PAGE_BYTES: u64 = 4_096;
+
+/// Written into `PRAGMA application_id`: "EvPl".
+pub const APPLICATION_ID: i64 = 0x4576_506c;
+
+/// `events` is append-only: `seq` is the rowid, and no index needs an update in the middle of a tree.
+/// `legacy_id` is the id an event had in the service this one replaces. The view `readable_events` shows
+/// a person what a client sees; were `id` and `timestamp` generated columns of the table, SQLite would
+/// compute them at every insert (a quarter of its time), even though it stores neither.
+///
+/// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets of the events
+/// that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user, 3 source. A list does not
+/// change, and is removed with its last event: `holes` counts the events that were chosen to be deleted out of each
+/// segment, and has their offsets, encoded as those of a list. `idempotency_keys` has for a key the first of the
+/// `count` events that were stored under it, and a digest of them.
+///
+/// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to existing files:
+/// rows from before have none, and keys and holes from before format 4 no digest and no offsets either.
+pub const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY,
+    time_us INTEGER NOT NULL,
+    event_type TEXT NOT NULL,
+    source TEXT NOT NULL,
+    session_id TEXT,
+    user_id TEXT,
+    payload TEXT NOT NULL,
+    legacy_id TEXT,
+    checksum INTEGER
+);
+CREATE VIEW IF NOT EXISTS readable_events AS SELECT
+    coalesce(legacy_id, printf('evt_%012x', seq)) AS id,
+    event_type, source, session_id, user_id, payload,
+    strftime('%Y-%m-%dT%H:%M:%S', time_us / 1000000 - (time_us % 1000000 < 0), 'unixepoch')
+        || printf('.%06dZ', (time_us % 1000000 + 1000000) % 1000000) AS timestamp,
+    seq
+FROM events;
+CREATE TABLE IF NOT EXISTS event_index (
+    segment INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    offsets BLOB NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (segment, kind, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    seq INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    key TEXT NOT NULL UNIQUE,
+    digest BLOB,
+    checksum INTEGER
+);
+CREATE TABLE IF NOT EXISTS holes (
+    segment INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    offsets BLOB,
+    checksum INTEGER
+);
+CREATE TABLE IF NOT EXISTS event_stats (
+    event_type TEXT PRIMARY KEY,
+    count INTEGER NOT NULL,
+    last_seen TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS subscriptions (
+    name TEXT PRIMARY KEY,
+    filters TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    last_seen TEXT NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (
+    key TEXT PRIMARY KEY,
+    value INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+";
+
+/// Only an upgraded file has old ids, so only it has an index of them.
+pub const LEGACY_INDEX: &str = "CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL";
+
+/// Whether there are no tables.
+pub fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))
+}
+
+/// Whether there are tables, and none of them is our `events`.
+pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
+    let has_tables = !is_empty(connection)?;
+    match connection.prepare("SELECT seq, time_us, legacy_id FROM events").map(drop) {
+        Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) => Err(error),
+        found => Ok(has_tables && found.is_err()),
+    }
+}
+
+/// Whether it says of itself that it is ours, of whatever format.
+pub fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
+    let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    Ok(application == APPLICATION_ID)
+}
+
+/// The format that a file says it has.
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Whether it says of itself that it is ours and of one of these formats.
+pub fn is_of(connection: &Connection, formats: RangeInclusive<i64>) -> rusqlite::Result<bool> {
+    Ok(is_ours(connection)? && formats.contains(&version(connection)?))
+}
