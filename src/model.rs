@@ -277,7 +277,7 @@ fn subscribe(store: &Store, hub: &Arc<Hub>, events: u64) {
     let mut got = Vec::new();
     while (got.len() as u64) < events {
         let chunk = match feed.step() {
-            Step::Read(request) => feed.page_read(request.read(store).expect("it can be read")),
+            Step::Read(request) => feed.page_read(request.read(&store.reader()).expect("it can be read")),
             Step::Give(chunk) => Some(chunk),
             Step::Again => None,
             Step::Wait => {
@@ -402,7 +402,10 @@ fn the_last_state_of_a_subscription_is_kept() {
             move || {
                 block_on(store.keep_now(kept("mail", 1))).expect("it is kept");
                 let is_kept = |known: &Kept| (&*known.name, known.position) == ("mail", Seq(1));
-                assert!(store.kept_subscriptions().expect("readable").iter().any(is_kept), "it was said to be");
+                assert!(
+                    store.reader().durable_subscriptions().expect("readable").iter().any(is_kept),
+                    "it was said to be"
+                );
                 store.keep(kept("mail", 2));
                 block_on(store.forget("mail".into())).expect("it is gone");
                 through.fetch_add(1, Ordering::SeqCst);
@@ -411,7 +414,7 @@ fn the_last_state_of_a_subscription_is_kept() {
         let parts = write_until_through(parts, &through, 2);
         confirming.join().expect("it ends");
         waiting.join().expect("it ends");
-        assert_eq!(store.kept_subscriptions().expect("readable"), [kept("marks", 4)]);
+        assert_eq!(store.reader().durable_subscriptions().expect("readable"), [kept("marks", 4)]);
         drop(parts);
     });
 }
@@ -460,7 +463,7 @@ fn a_name_begins_where_it_is_kept_and_is_known_only_if_it_is_stored() {
         deleting.join().expect("it ends");
         let known: Vec<_> =
             subscriptions.all().iter().map(|known| (known.name().to_owned(), known.position())).collect();
-        let stored = store.kept_subscriptions().expect("readable").into_iter();
+        let stored = store.reader().durable_subscriptions().expect("readable").into_iter();
         assert_eq!(known, stored.map(|kept| (kept.name.to_string(), kept.position)).collect::<Vec<_>>());
         drop(parts);
     });

@@ -22,7 +22,7 @@ use crate::group::{self, Dispatcher};
 use crate::http;
 use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
-use crate::store::{OpenError, Running, Store};
+use crate::store::{self, OpenError, Running, Store};
 use crate::subscriptions::Subscriptions;
 
 /// Why the server could not start or had to stop. Shown to the operator.
@@ -35,7 +35,7 @@ pub enum Error {
     #[error("start: {0}")]
     Start(io::Error),
     #[error("store events: {0}")]
-    Store(rusqlite::Error),
+    Store(store::Error),
     #[error("the {0} thread panicked")]
     Panicked(&'static str),
     #[error("storing what was in the queue did not finish within {0:?}")]
@@ -187,7 +187,7 @@ fn spawn_groups(dispatchers: mpsc::UnboundedReceiver<Dispatcher>) -> Result<Join
 }
 
 /// The writer ends by itself only when it cannot go on.
-fn writer_failed(ended: Result<rusqlite::Result<()>, oneshot::error::RecvError>) -> Error {
+fn writer_failed(ended: Result<store::Result<()>, oneshot::error::RecvError>) -> Error {
     match ended {
         Ok(Err(error)) => Error::Store(error),
         Ok(Ok(())) | Err(_) => Error::Panicked("writer"),

@@ -16,7 +16,7 @@ use crate::feed::Feed;
 use crate::group::{Dispatcher, Group, Member, Progress};
 use crate::hub::Hub;
 use crate::record::Failure;
-use crate::store::{Kept, Store};
+use crate::store::{self, Kept, Store};
 use crate::sync::Mutex;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Durable, Filters, Subscribe};
@@ -121,9 +121,9 @@ impl Subscriptions {
         hub: &Arc<Hub>,
         names_max: usize,
         window_bytes: usize,
-    ) -> rusqlite::Result<(Self, mpsc::UnboundedReceiver<Dispatcher>)> {
+    ) -> store::Result<(Self, mpsc::UnboundedReceiver<Dispatcher>)> {
         let mut by_name = HashMap::new();
-        for kept in store.kept_subscriptions()? {
+        for kept in store.reader().durable_subscriptions()? {
             let asked = serde_json::from_str(&kept.filters).ok();
             let Some(filters) = asked.and_then(|asked| Filters::parse_stored(&asked).ok()) else {
                 tracing::warn!(

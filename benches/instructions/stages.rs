@@ -207,7 +207,7 @@ fn read(events: usize, done: Done<'_>) {
     let mut text = StoredText::default();
     let mut read = || {
         let mut batch = Batch::default();
-        let scanned = record.store.scan(&Query::default(), |event| {
+        let scanned = record.store.reader().scan(&Query::default(), |event| {
             batch.push_stored(&event, &mut text);
             ControlFlow::Continue(())
         });

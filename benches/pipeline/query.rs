@@ -32,11 +32,11 @@ pub fn query(c: &mut Criterion) {
         });
         group.bench_function("one event", |b| {
             let (record, id) = (open(rows), middle.id().to_string());
-            b.iter(|| record.store.event(&id).expect("readable").expect("an event"));
+            b.iter(|| record.store.reader().event(&id).expect("readable").expect("an event"));
         });
         group.bench_function("statistics", |b| {
             let record = open(rows);
-            b.iter(|| record.store.stats(Timestamp::now()).expect("readable"));
+            b.iter(|| record.store.reader().stats(Timestamp::now()).expect("readable"));
         });
     }
 }
@@ -51,7 +51,7 @@ fn page(b: &mut Bencher<'_>, store: &Store, query: &Query) {
     b.iter(|| {
         out.clear();
         let mut left = 100;
-        let scanned = store.scan(query, |event| {
+        let scanned = store.reader().scan(query, |event| {
             event.write_json(&mut out, &mut time);
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -63,7 +63,7 @@ fn page(b: &mut Bencher<'_>, store: &Store, query: &Query) {
 fn time_of(store: &Store, seq: Seq) -> Timestamp {
     let mut time = None;
     let after = Query { after: seq.prev(), ..Query::default() };
-    let scanned = store.scan(&after, |event| {
+    let scanned = store.reader().scan(&after, |event| {
         time = Some(event.time);
         ControlFlow::Break(())
     });

@@ -57,7 +57,7 @@ pub fn events(c: &mut Criterion) {
     group.bench_function("stored events as JSON", |b| {
         b.iter(|| {
             out.clear();
-            let scanned = record.store.scan(&Query::default(), |event| {
+            let scanned = record.store.reader().scan(&Query::default(), |event| {
                 event.write_json(&mut out, &mut time);
                 ControlFlow::Continue(())
             });
@@ -67,7 +67,7 @@ pub fn events(c: &mut Criterion) {
     group.bench_function("stored events as frames", |b| {
         b.iter(|| {
             let mut batch = Batch::default();
-            let scanned = record.store.scan(&Query::default(), |event| {
+            let scanned = record.store.reader().scan(&Query::default(), |event| {
                 batch.push_stored(&event, &mut text);
                 ControlFlow::Continue(())
             });

@@ -23,7 +23,7 @@ pub use stream::{Said, Stream};
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
 use crate::outbox::Taken;
-use crate::store::{Order, Query, Reading, Store};
+use crate::store::{self, Order, Query, Reader, Reading, Store};
 use crate::wire::Batch;
 use crate::wire::batch::{Committed, Run, StoredText};
 use crate::wire::subscription::OnLag;
@@ -136,7 +136,7 @@ impl PageRequest {
     ///
     /// # Errors
     /// What SQLite reports.
-    pub fn read(&self, store: &Store) -> rusqlite::Result<Page> {
+    pub fn read(&self, reader: &Reader) -> store::Result<Page> {
         let (mut batch, mut seqs, mut text, mut bytes) = (Batch::default(), Vec::new(), StoredText::default(), 0);
         let mut push = |event: crate::wire::StoredEvent<'_>| {
             bytes += batch.push_stored(&event, &mut text);
@@ -145,11 +145,11 @@ impl PageRequest {
         };
         let (broken_off, asked, count) = match self {
             Self::Events(filter, after, through) => {
-                (store.scan_some(&between(filter, *after, *through), &mut push)?, *through, 0)
+                (reader.scan_some(&between(filter, *after, *through), &mut push)?, *through, 0)
             }
-            Self::Count(filter, after, through) => (None, *through, store.count(&between(filter, *after, *through))?),
+            Self::Count(filter, after, through) => (None, *through, reader.count(&between(filter, *after, *through))?),
             Self::These(these) => {
-                (store.scan_these(these, &mut push)?, *these.last().expect("nobody asks for nothing"), 0)
+                (reader.scan_these(these, &mut push)?, *these.last().expect("nobody asks for nothing"), 0)
             }
         };
         let events = (!batch.is_empty()).then(|| Arc::new(batch.read_back(seqs)));
@@ -221,7 +221,7 @@ impl Feed {
     ///
     /// # Errors
     /// What SQLite reports.
-    pub async fn next(&mut self) -> rusqlite::Result<Chunk> {
+    pub async fn next(&mut self) -> store::Result<Chunk> {
         loop {
             if let Some(reading) = &mut self.reading {
                 let read = reading.await;
@@ -235,7 +235,7 @@ impl Feed {
                 Step::Again => {}
                 Step::Wait => self.wait().await,
                 Step::Read(request) => {
-                    self.reading = Some(self.store.reading(move |store| request.read(store)));
+                    self.reading = Some(self.store.reading(move |reader| request.read(reader)));
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::{Chunk, Feed};
 use crate::event::{Filter, Seq, Timestamp};
 use crate::hub::Hub;
 use crate::record::Gap;
-use crate::store::{Order, Query, Store, took_too_long};
+use crate::store::{self, Order, Query, Reader, Store};
 use crate::wire::batch::Run;
 use crate::wire::refusal::Ending;
 use crate::wire::subscription::{Note, Opening, Start, Subscribe};
@@ -60,12 +60,12 @@ impl Stream {
         request: &Subscribe,
         waiting_bytes_max: usize,
         turns: &Semaphore,
-    ) -> rusqlite::Result<Result<(Self, Opening), String>> {
+    ) -> store::Result<Result<(Self, Opening), String>> {
         let asked = request.clone();
-        let found = match store.reading_for_a_moment(move |store| place(store, &asked)).await {
-            Err(error) if took_too_long(&error) => {
+        let found = match store.brief_reading(move |reader| place(reader, &asked)).await {
+            Err(error) if error.took_too_long() => {
                 let (_turn, asked) = (turns.acquire().await.expect("never closed"), request.clone());
-                store.reading_in_time(move |store| place(store, &asked)).await
+                store.reading_in_time(move |reader| place(reader, &asked)).await
             }
             found => found,
         };
@@ -105,7 +105,7 @@ impl Stream {
     ///
     /// # Errors
     /// What SQLite reports.
-    pub async fn next(&mut self) -> rusqlite::Result<Said> {
+    pub async fn next(&mut self) -> store::Result<Said> {
         loop {
             if let Some(said) = self.next.pop_front() {
                 return Ok(said);
@@ -159,7 +159,7 @@ impl Stream {
 }
 
 /// The feed's next chunk, its events not before their time. Cancel-safe.
-async fn in_rhythm(feed: &mut Feed, film: &mut Option<Film>) -> rusqlite::Result<Chunk> {
+async fn in_rhythm(feed: &mut Feed, film: &mut Option<Film>) -> store::Result<Chunk> {
     let Some(film) = film else { return feed.next().await };
     loop {
         if let Some(due) = film.due() {
@@ -185,20 +185,20 @@ struct Place {
 }
 
 /// Blocks.
-fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, String>> {
-    let extent = store.extent()?;
+fn place(reader: &Reader, request: &Subscribe) -> store::Result<Result<Place, String>> {
+    let extent = reader.extent()?;
     let (newest, filter) = (extent.newest, &request.filters.filter);
     let mut gap = None;
     let after = match &request.start {
         Start::Now => newest,
-        Start::Since(time) => store.before_time(*time)?,
-        Start::Last(count) => store.before_last(filter, *count, newest)?,
+        Start::Since(time) => reader.before_time(*time)?,
+        Start::Last(count) => reader.before_last(filter, *count, newest)?,
         Start::Place(confirmed) => {
             gap = Gap::deleted_after(*confirmed, &extent);
             *confirmed
         }
         Start::After(id) => {
-            let Some(asked) = store.position(id)? else { return Ok(Err("'after' is not an event id".to_owned())) };
+            let Some(asked) = reader.seq_of(id)? else { return Ok(Err("'after' is not an event id".to_owned())) };
             gap = Gap::after(id, asked, request.epoch.as_deref(), &extent);
             match gap {
                 // Its events are not ours: what it has not seen cannot be told.
@@ -209,22 +209,22 @@ fn place(store: &Store, request: &Subscribe) -> rusqlite::Result<Result<Place, S
     };
     let last = match request.until {
         None => None,
-        Some(until) => Some(last_before(store, until, newest)?),
+        Some(until) => Some(last_before(reader, until, newest)?),
     };
     let snapshot = match request.snapshot {
         None => Vec::new(),
-        Some(field) => store.latest_by(field, filter, newest, SNAPSHOT_EVENTS_MAX)?,
+        Some(field) => reader.latest_by(field, filter, newest, SNAPSHOT_EVENTS_MAX)?,
     };
     let opening = Opening { retained: extent, gap };
     Ok(Ok(Place { after, last, snapshot, opening }))
 }
 
 /// The last stored event before a time.
-fn last_before(store: &Store, until: Timestamp, newest: Seq) -> rusqlite::Result<Seq> {
+fn last_before(reader: &Reader, until: Timestamp, newest: Seq) -> store::Result<Seq> {
     let query =
         Query { until: Some(until), before: Some(newest.next()), order: Order::NewestFirst, ..Query::default() };
     let mut last = Seq::ZERO;
-    store.scan(&query, |event| {
+    reader.scan(&query, |event| {
         last = event.seq;
         ControlFlow::Break(())
     })?;

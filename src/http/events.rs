@@ -20,7 +20,7 @@ use crate::event::{Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
 use crate::record::Gap;
-use crate::store::{Order, Query, Store};
+use crate::store::{self, Order, Query, Reader, Store};
 use crate::wire::{Refusal, cloud_event};
 
 /// `GET /events`: a page, or all of them as lines.
@@ -81,8 +81,8 @@ impl Shape {
 async fn export(store: &Store, parameters: &Parameters<'_>, watched: Watched) -> Answer {
     let listing = Listing::of(parameters, usize::MAX)?;
     let events_max = listing.limit.unwrap_or(usize::MAX);
-    let begin = move |store: &Store| match listing.query(store, Order::OldestFirst)? {
-        Ok((query, gap)) => Ok(Ok((first_page(store, query, events_max)?, gap))),
+    let begin = move |reader: &Reader| match listing.query(reader, Order::OldestFirst)? {
+        Ok((query, gap)) => Ok(Ok((first_page(reader, query, events_max)?, gap))),
         Err(refusal) => Ok(Err(refusal)),
     };
     let (first, gap) = reading_some(store, begin).await??;
@@ -91,11 +91,11 @@ async fn export(store: &Store, parameters: &Parameters<'_>, watched: Watched) ->
     Ok(response)
 }
 
-/// One read of a page or an export, which looks at a bounded number of events ([`Store::scan_some`]). So no deadline
+/// One read of a page or an export, which looks at a bounded number of events ([`Reader::scan_some`]). So no deadline
 /// bounds it: a page has a number of reads, and an export goes on for as long as its client takes it.
 async fn reading_some<T: Send + 'static>(
     store: &Store,
-    read: impl FnOnce(&Store) -> rusqlite::Result<T> + Send + 'static,
+    read: impl FnOnce(&Reader) -> store::Result<T> + Send + 'static,
 ) -> Result<T, Refusal> {
     store.reading(read).await.map_err(|error| unreadable(&error))
 }
@@ -149,10 +149,10 @@ enum Step {
 
 impl Page {
     /// Blocks: ids are looked up.
-    fn begin(store: &Store, listing: Listing, shape: Shape) -> rusqlite::Result<Result<Self, Refusal>> {
+    fn begin(reader: &Reader, listing: Listing, shape: Shape) -> store::Result<Result<Self, Refusal>> {
         let (limit, order) = (listing.limit.unwrap_or(LIMIT_DEFAULT), listing.order());
-        let reached = store.committed();
-        Ok(listing.query(store, order)?.map(|(query, gap)| Self {
+        let reached = reader.committed();
+        Ok(listing.query(reader, order)?.map(|(query, gap)| Self {
             query,
             shape,
             limit,
@@ -165,12 +165,12 @@ impl Page {
         }))
     }
 
-    /// Adds the events of one read ([`Store::scan_some`]), up to this size. Blocks.
-    fn read_on(&mut self, store: &Store, bytes_max: usize) -> rusqlite::Result<Step> {
+    /// Adds the events of one read ([`Reader::scan_some`]), up to this size. Blocks.
+    fn read_on(&mut self, reader: &Reader, bytes_max: usize) -> store::Result<Step> {
         let Self { query, shape, limit, json, shown, last, looked_at, .. } = self;
         let (mut event_json, mut time) = (Vec::new(), TimestampText::default());
         let mut stopped = None;
-        let reached = store.scan_some(query, |event| {
+        let reached = reader.scan_some(query, |event| {
             // One more than is shown tells whether more remain.
             if shown == limit {
                 stopped = Some(Step::Full);
@@ -220,12 +220,12 @@ async fn read_page(
     deadline: Instant,
 ) -> Result<(Page, Option<Seq>, Option<Share>), Refusal> {
     let begun = listing.clone();
-    let first = move |store: &Store| {
-        let mut page = match Page::begin(store, begun, shape)? {
+    let first = move |reader: &Reader| {
+        let mut page = match Page::begin(reader, begun, shape)? {
             Ok(page) => page,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let step = page.read_on(store, SMALL_BYTES_MAX)?;
+        let step = page.read_on(reader, SMALL_BYTES_MAX)?;
         Ok(Ok((page, step)))
     };
     let (mut page, mut step) = reading_some(&pipeline.store, first).await??;
@@ -259,8 +259,8 @@ async fn read_page(
                 },
             },
         }
-        let next = move |store: &Store| {
-            let step = page.read_on(store, bytes_max)?;
+        let next = move |reader: &Reader| {
+            let step = page.read_on(reader, bytes_max)?;
             Ok((page, step))
         };
         (page, step) = reading_some(&pipeline.store, next).await?;
@@ -328,7 +328,7 @@ async fn comes_in_time(
 /// `GET /events/{id}`.
 pub(super) async fn one(store: &Store, headers: &HeaderMap, id: &str) -> Answer {
     let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
-    let event = reading(store, move |store| store.event(&id)).await?.ok_or(Refusal::NotFound("Event not found"))?;
+    let event = reading(store, move |reader| reader.event(&id)).await?.ok_or(Refusal::NotFound("Event not found"))?;
     let (shape, mut shown) = (Shape::accepted(headers), Vec::new());
     shape.write(&event, &mut shown);
     let mut response = answer(StatusCode::OK, shape.media_type(false), shown);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use super::answer::BrokenOff;
 use super::socket::Watched;
 use crate::event::TimestampText;
-use crate::store::{Query, Reading, Store};
+use crate::store::{self, Query, Reader, Reading, Store};
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 
@@ -49,19 +49,19 @@ impl Export {
 
 /// The beginning of the events of `query`, at most `events_max`. What is committed later is not among them. Read before
 /// anything is answered, so that whoever cannot be served at all is told so. Blocks.
-pub(super) fn first_page(store: &Store, mut query: Query, events_max: usize) -> rusqlite::Result<Page> {
-    let end = store.committed().next();
+pub(super) fn first_page(reader: &Reader, mut query: Query, events_max: usize) -> store::Result<Page> {
+    let end = reader.committed().next();
     query.before = Some(query.before.map_or(end, |before| before.min(end)));
-    read(store, Rest { query, events_max })
+    read(reader, Rest { query, events_max })
 }
 
 fn start(store: &Store, rest: Rest) -> Reading<Page> {
-    store.reading(move |store| read(store, rest))
+    store.reading(move |reader| read(reader, rest))
 }
 
-fn read(store: &Store, Rest { mut query, mut events_max }: Rest) -> rusqlite::Result<Page> {
+fn read(reader: &Reader, Rest { mut query, mut events_max }: Rest) -> store::Result<Page> {
     let (mut lines, mut time) = (Vec::with_capacity(PAGE_BYTES), TimestampText::default());
-    let last = store.scan_some(&query, |event| {
+    let last = reader.scan_some(&query, |event| {
         event.write_json(&mut lines, &mut time);
         lines.push(b'\n');
         events_max -= 1;
@@ -129,7 +129,7 @@ mod tests {
         }
         store.try_append(batch, Receipt::new().0).expect("room");
         while parts.write() {}
-        let page = first_page(&store, Query::default(), usize::MAX).expect("a page");
+        let page = first_page(&store.reader(), Query::default(), usize::MAX).expect("a page");
         assert!(page.rest.is_some());
         assert_eq!(page.lines.capacity(), PAGE_BYTES);
     }

@@ -346,7 +346,7 @@ impl Connection {
     }
 
     async fn stats(&self) -> Answer {
-        let stats = reading(&self.pipeline.store, |store| store.stats(Timestamp::now())).await?;
+        let stats = reading(&self.pipeline.store, |reader| reader.stats(Timestamp::now())).await?;
         let by_type = stats.by_type.iter().map(|of_type| {
             serde_json::json!({
                 "event_type": of_type.event_type,
@@ -475,18 +475,18 @@ fn is_preflight(parts: &Parts) -> bool {
 /// `TooMuchToRead` when it takes too long; `Damaged` or `Unreadable` when SQLite reports an error, which is logged here.
 async fn reading<T: Send + 'static>(
     store: &Store,
-    read: impl FnOnce(&Store) -> rusqlite::Result<T> + Send + 'static,
+    read: impl FnOnce(&store::Reader) -> store::Result<T> + Send + 'static,
 ) -> Result<T, Refusal> {
     store.reading_in_time(read).await.map_err(|error| unreadable(&error))
 }
 
 /// What SQLite says is for the operator.
-fn unreadable(error: &rusqlite::Error) -> Refusal {
-    if store::took_too_long(error) {
+fn unreadable(error: &store::Error) -> Refusal {
+    if error.took_too_long() {
         return Refusal::TooMuchToRead;
     }
     tracing::error!(%error, "read stored events");
-    if store::is_damage(error) { Refusal::Failed(Failure::Damaged) } else { Refusal::Unreadable }
+    if error.is_damage() { Refusal::Failed(Failure::Damaged) } else { Refusal::Unreadable }
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
         false => {
             let id = seqs[0];
             // It may have been deleted since: then it can be stored again.
-            let event = reading(store, move |store| store.event_at(id)).await?;
+            let event = reading(store, move |reader| reader.event_at(id)).await?;
             event.ok_or(Refusal::Failed(Failure::Unavailable))?
         }
     };

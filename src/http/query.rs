@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::event::{EventId, Filter, Object, Seq, Timestamp};
 use crate::record::Gap;
-use crate::store::{Order, Query, Store};
+use crate::store::{self, Order, Query, Reader};
 use crate::wire::Refusal;
 use crate::wire::refusal::Place;
 use crate::wire::subscription::{LAST_MAX, STREAM_OPTIONS, Subscribe};
@@ -330,11 +330,11 @@ impl Listing {
     ///
     /// # Errors
     /// What SQLite reports; within, `BadRequest` when an id is none.
-    pub(super) fn query(self, store: &Store, order: Order) -> rusqlite::Result<Result<(Query, Option<Gap>), Refusal>> {
+    pub(super) fn query(self, reader: &Reader, order: Order) -> store::Result<Result<(Query, Option<Gap>), Refusal>> {
         let position = |name: &str, id: &Option<String>| {
             let Some(id) = id else { return Ok(Ok(None)) };
             let bad = || Refusal::BadRequest(format!("'{name}' is not an event id"));
-            store.position(id).map(|seq| seq.map(Some).ok_or_else(bad))
+            reader.seq_of(id).map(|seq| seq.map(Some).ok_or_else(bad))
         };
         let (before, after) = (position("before_id", &self.before_id)?, position("after_id", &self.after_id)?);
         let (before, after) = match before.and_then(|before| Ok((before, after?))) {
@@ -343,7 +343,7 @@ impl Listing {
         };
         let gap = match after.zip(self.after_id.as_ref()) {
             None => None,
-            Some((place, id)) => Gap::after(id, place, self.epoch.as_deref(), &store.extent()?),
+            Some((place, id)) => Gap::after(id, place, self.epoch.as_deref(), &reader.extent()?),
         };
         let Self { filter, since, until, .. } = self;
         Ok(Ok((Query { filter, after: after.unwrap_or(Seq::ZERO), before, since, until, order }, gap)))

@@ -12,7 +12,7 @@ use super::query::Parameters;
 use super::reading;
 use crate::event::{Columns, Filter, Seq};
 use crate::pipeline::Pipeline;
-use crate::store::Store;
+use crate::store::{self, Reader};
 use crate::subscriptions::Listed;
 use crate::wire::Refusal;
 use crate::wire::subscription::subscriber_id;
@@ -20,11 +20,11 @@ use crate::wire::subscription::subscriber_id;
 /// `GET /subscriptions`: the durable ones, with how far behind each is.
 pub(super) async fn list(pipeline: &Pipeline, deadlines: &Deadlines) -> Answer {
     let subscriptions = pipeline.subscriptions.all();
-    large(pipeline, deadlines, move |store| {
+    large(pipeline, deadlines, move |reader| {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         let mut list = String::from("[");
         for (n, subscription) in subscriptions.iter().enumerate() {
-            let one = one(store, &subscription.listed(), looks_max)?;
+            let one = one(reader, &subscription.listed(), looks_max)?;
             write!(list, "{}{one}", if n > 0 { "," } else { "" }).expect("a text takes all");
         }
         list.push(']');
@@ -38,7 +38,7 @@ pub(super) async fn list(pipeline: &Pipeline, deadlines: &Deadlines) -> Answer {
 async fn large(
     pipeline: &Pipeline,
     deadlines: &Deadlines,
-    read: impl FnOnce(&Store) -> rusqlite::Result<Result<String, Refusal>> + Send + 'static,
+    read: impl FnOnce(&Reader) -> store::Result<Result<String, Refusal>> + Send + 'static,
 ) -> Answer {
     let _turn = pipeline.searches.acquire().await.expect("never closed");
     let json = reading(&pipeline.store, read).await??;
@@ -50,8 +50,8 @@ async fn large(
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
 
-fn one(store: &Store, listed: &Listed, looks_max: u64) -> rusqlite::Result<Value> {
-    let lag = store.lag(&listed.filter, listed.position, looks_max)?;
+fn one(reader: &Reader, listed: &Listed, looks_max: u64) -> store::Result<Value> {
+    let lag = reader.lag(&listed.filter, listed.position, looks_max)?;
     let position = (listed.position > Seq::ZERO).then(|| listed.position.id().to_string());
     Ok(json!({
         "name": listed.name,
@@ -81,13 +81,13 @@ pub(super) async fn explain(pipeline: &Pipeline, uri: &Uri, deadlines: &Deadline
     let id = parameters.get("event_id").filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Refusal::parameter("event_id", "'event_id' is required", "missing"))?.to_owned();
     let (live, durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
-    large(pipeline, deadlines, move |store| {
+    large(pipeline, deadlines, move |reader| {
         let unknown = Refusal::NotFound("Event not found");
-        let Some(seq) = store.position(&id)?.filter(|seq| *seq <= store.committed()) else {
+        let Some(seq) = reader.seq_of(&id)?.filter(|seq| *seq <= reader.committed()) else {
             return Ok(Err(unknown));
         };
         let mut explained = None;
-        store.scan_these(&[seq], |event| {
+        reader.scan_these(&[seq], |event| {
             let event = event.columns();
             let subscribers = live.iter().map(|(id, subscriber)| {
                 let whose = json!({ "subscriber_id": subscriber_id(*id), "name": subscriber.name });

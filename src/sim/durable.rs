@@ -76,7 +76,7 @@ impl Durables {
 
     /// Which state of each is stored: one that was told, and none older than what the store has answered for.
     fn find(&self, store: &Store) -> BTreeMap<&'static str, usize> {
-        let stored = store.kept_subscriptions().expect("read");
+        let stored = store.reader().durable_subscriptions().expect("read");
         assert!(stored.iter().all(|kept| self.by_name.contains_key(&*kept.name)), "kept of itself");
         let find = |(name, told): (&&'static str, &Told)| {
             let stored = stored.iter().find(|kept| *kept.name == **name);

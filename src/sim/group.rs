@@ -122,7 +122,7 @@ impl Group {
         }
         let chunk = match self.reading.take() {
             Some(Reading::Asked(request)) => {
-                self.reading = Some(Reading::Read(request.read(store).expect("read")));
+                self.reading = Some(Reading::Read(request.read(&store.reader()).expect("read")));
                 return true;
             }
             Some(Reading::Read(page)) => self.feed.page_read(page),

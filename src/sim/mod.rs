@@ -360,7 +360,7 @@ impl World {
         }
         let Some(Choosing { wish, before, after, last }) = self.choosing.take() else { return false };
         let store = self.server.store.clone();
-        let (chosen, reached) = store.choose(wish.filter.clone(), after, last, before).expect("read");
+        let (chosen, reached) = store.reader().choose(wish.filter.clone(), after, last, before).expect("read");
         let is_before = |event: &ModelEvent| before.is_none_or(|before| event.time < before);
         let passing = self.model.kept_between(&wish, after, reached.unwrap_or(last));
         let expected: Vec<_> = passing.filter(|(_, event)| is_before(event)).map(|(seq, _)| seq).collect();
@@ -484,7 +484,7 @@ impl World {
             }
             1 => {
                 let seq = Seq(self.random.below(last.0 + 3));
-                asked.start = store.position(&seq.id().to_string()).expect("read").expect("an id").min(last);
+                asked.start = store.reader().seq_of(&seq.id().to_string()).expect("read").expect("an id").min(last);
                 assert_eq!(asked.start, seq.min(last));
             }
             2 => {
@@ -492,12 +492,12 @@ impl World {
                 let (count, told) =
                     (self.random.below(40) as usize, Seq(last.0 - self.random.below(last.0.min(20) + 1)));
                 let earliest = self.model.kept_between(&asked.wish, Seq::ZERO, told).rev().take(count).last();
-                asked.start = store.before_last(&asked.wish.filter, count, told).expect("read");
+                asked.start = store.reader().before_last(&asked.wish.filter, count, told).expect("read");
                 assert_eq!(asked.start, earliest.map_or(told, |(seq, _)| seq.prev()));
             }
             3 => {
                 let (time, any) = (self.model.time(&mut self.random), Wish::default());
-                asked.start = store.before_time(time).expect("read");
+                asked.start = store.reader().before_time(time).expect("read");
                 // Between two events that are kept any place is as good.
                 let next = self.model.kept_between(&any, asked.start, last).next().map(|(seq, _)| seq);
                 let later = self.model.kept(&any).find(|(_, event)| event.time > time).map(|(seq, _)| seq);
@@ -520,10 +520,10 @@ impl World {
         }
         let mut expected: Vec<_> = newest.into_values().collect();
         expected.sort_unstable();
-        let found = self.server.store.latest_by(field, &wish.filter, through, usize::MAX).expect("read");
+        let found = self.server.store.reader().latest_by(field, &wish.filter, through, usize::MAX).expect("read");
         assert_eq!(found, expected, "{field:?} of {:?} up to {}", wish.filter, through.id());
         let few = 1 + self.random.below(3) as usize;
-        let some = self.server.store.latest_by(field, &wish.filter, through, few).expect("read");
+        let some = self.server.store.reader().latest_by(field, &wish.filter, through, few).expect("read");
         assert!(some.len() == few.min(found.len()) && some.iter().all(|seq| found.contains(seq)), "{some:?}");
         found
     }
@@ -593,7 +593,7 @@ impl World {
     fn check_all(&mut self) {
         self.check(&Query::default(), &Wish::default(), usize::MAX);
         let now = self.model.time(&mut self.random);
-        let stats = self.server.store.stats(now).expect("read");
+        let stats = self.server.store.reader().stats(now).expect("read");
         let count = |wish: &Wish| self.model.kept(wish).count() as u64;
         let by_type = TYPES.into_iter().filter_map(|event_type| {
             let wish = Wish::of_type(event_type);
@@ -606,7 +606,7 @@ impl World {
         let newest = self.model.kept(&Wish::default()).next_back().map_or(now, |(_, event)| event.time);
         let is_recent = |(_, event): &(Seq, &ModelEvent)| event.time.0 > now.max(newest).0 - 3_600_000_000;
         assert_eq!(stats.events_last_hour, self.model.kept(&Wish::default()).filter(is_recent).count() as u64);
-        let (extent, last) = (self.server.store.extent().expect("read"), self.model.last());
+        let (extent, last) = (self.server.store.reader().extent().expect("read"), self.model.last());
         let oldest = self.model.kept(&Wish::default()).next().map_or(last.next(), |(seq, _)| seq);
         assert_eq!((extent.oldest, extent.newest), (oldest, last));
     }
@@ -629,7 +629,7 @@ impl World {
 
         let (seq, any) = (Seq(self.random.below(end)), Wish::default());
         let expected = self.model.kept_between(&any, seq.prev(), seq).next();
-        let found = self.server.store.event(&seq.id().to_string()).expect("read");
+        let found = self.server.store.reader().event(&seq.id().to_string()).expect("read");
         assert_eq!(found, expected.map(|(seq, event)| event.json(seq).into_bytes()));
     }
 
@@ -642,14 +642,14 @@ impl World {
                 && query.until.is_none_or(|until| event.time < until)
         });
         let mut expected: Vec<_> = passing.map(|(seq, event)| (seq, event.time, event.json(seq))).collect();
-        assert_eq!(self.server.store.count(query).expect("read"), expected.len() as u64, "{query:?}");
+        assert_eq!(self.server.store.reader().count(query).expect("read"), expected.len() as u64, "{query:?}");
         if query.order == Order::NewestFirst {
             expected.reverse();
         }
         self.check_pages(query, &expected);
         expected.truncate(limit);
         let mut found = Vec::new();
-        let reached = self.server.store.scan(query, |event| {
+        let reached = self.server.store.reader().scan(query, |event| {
             let mut json = Vec::new();
             event.write_json(&mut json, &mut TimestampText::default());
             found.push((event.seq, event.time, String::from_utf8(json).expect("UTF-8")));
@@ -668,7 +668,7 @@ impl World {
         let (mut rest, mut found) = (query.clone(), Vec::new());
         loop {
             let before = found.len();
-            let reached = self.server.store.scan_some(&rest, |event| {
+            let reached = self.server.store.reader().scan_some(&rest, |event| {
                 found.push(event.seq);
                 if found.len() < before + 7 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });

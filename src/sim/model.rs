@@ -273,7 +273,7 @@ impl Model {
         let any = Wish::default();
         let mut gone = Vec::new();
         let mut kept = self.kept(&any).map(|(seq, _)| seq).peekable();
-        let found = store.scan(&Query::default(), |event| {
+        let found = store.reader().scan(&Query::default(), |event| {
             while kept.peek().is_some_and(|seq| *seq < event.seq) {
                 gone.extend(kept.next());
             }
@@ -291,7 +291,7 @@ impl Model {
         let last = store.committed();
         assert!(last >= self.synced && last <= self.last(), "{} was synced, {} is there", self.synced.0, last.0);
         self.events.truncate(last.0 as usize);
-        let found = store.scan(&Query::default(), |event| {
+        let found = store.reader().scan(&Query::default(), |event| {
             let came_back = std::mem::take(&mut self.events[event.seq.0 as usize - 1].is_deleted);
             assert!(!came_back || !is_synced, "{} came back", event.seq.id());
             ControlFlow::Continue(())
@@ -319,7 +319,8 @@ impl Model {
             drop(answer);
             for event in events {
                 let seq = self.last().next();
-                let json = store.event(&seq.id().to_string()).expect("read").expect("all of a batch, or nothing");
+                let json =
+                    store.reader().event(&seq.id().to_string()).expect("read").expect("all of a batch, or nothing");
                 self.stored(event, &json);
             }
         }
@@ -463,7 +464,7 @@ struct Saw {
 impl Wake for Witness {
     fn wake(self: Arc<Self>) {
         let query = Query { order: Order::NewestFirst, ..Query::default() };
-        let newest = self.store.scan(&query, |_| ControlFlow::Break(())).expect("read");
+        let newest = self.store.reader().scan(&query, |_| ControlFlow::Break(())).expect("read");
         *self.saw.lock() = Some(Saw { committed: self.store.committed(), newest, commits: self.commits.len() });
     }
 }

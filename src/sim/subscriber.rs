@@ -118,7 +118,7 @@ impl Subscriber {
                     let count = model.kept_between(&self.wish, *after, *through).count();
                     self.counted = Some((count as u64, *through));
                 }
-                self.reading = Some(Reading::Read(request.read(store).expect("read")));
+                self.reading = Some(Reading::Read(request.read(&store.reader()).expect("read")));
                 return None;
             }
             Some(Reading::Read(page)) => self.feed.page_read(page),

@@ -3,14 +3,23 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use rusqlite::Connection;
 
-use super::check::{self, Check, Pages};
-use super::damage::{Progress, is_damage};
+use super::check::{self, Pages, Rows};
+use super::error::Result;
+use super::integrity::Progress;
 use super::{Shared, schema};
+
+/// After each transaction the check rests this many times as long as the transaction took: it takes a fifth of a core.
+const REST: u32 = 4;
+
+/// A check of the pages that had to give way to a checkpoint is tried again after this, and after twice as long each
+/// further time, up to [`TRY_AGAIN_MAX`].
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+const TRY_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Holds the file against itself, behind a serving server.
 pub(super) struct Checker {
@@ -29,13 +38,13 @@ impl Checker {
                 (integrity.progress, integrity.events) = (Progress::Done, events);
             }
             Ok(None) => {}
-            Err(error) if is_damage(&error) => integrity.lock().note(error.to_string()),
+            Err(error) if error.is_damage() => integrity.lock().note(error.to_string()),
             Err(error) => tracing::warn!(%error, "check the database"),
         }
     }
 
     /// Returns how many events there are, or `None` if it was stopped.
-    fn check(self, stopped: &Receiver<()>) -> rusqlite::Result<Option<u64>> {
+    fn check(self, stopped: &Receiver<()>) -> Result<Option<u64>> {
         let Checker { path, shared } = self;
         let found = |what| shared.integrity.lock().note(what);
         let is_stopped = |rest| stopped.recv_timeout(rest) != Err(RecvTimeoutError::Timeout);
@@ -44,21 +53,21 @@ impl Checker {
         let mut is_done = pages()?;
 
         let mut began = Instant::now();
-        let mut check = Check {
-            source: &shared.readers,
+        let mut rows = Rows {
+            source: &shared.pool,
             found: &mut { found },
             between: &mut |events| {
                 shared.integrity.lock().events = events;
-                let is_stopped = is_stopped(began.elapsed() * check::REST);
+                let is_stopped = is_stopped(began.elapsed() * REST);
                 began = Instant::now();
                 if is_stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             },
         };
-        let events = check.rows()?;
-        let mut rest = check::TRY_AGAIN;
+        let events = rows.check()?;
+        let mut rest = TRY_AGAIN;
         while events.is_some() && !is_done && !is_stopped(rest) {
             is_done = pages()?;
-            rest = check::TRY_AGAIN_MAX.min(2 * rest);
+            rest = TRY_AGAIN_MAX.min(2 * rest);
         }
         Ok(events.filter(|_| is_done))
     }
@@ -72,14 +81,14 @@ fn pages_connection(path: &Path, shared: &Arc<Shared>, stopped: Receiver<()>) ->
     const STEPS: i32 = 100;
     let mut connection = schema::open_reader(path)?;
     let shared = shared.clone();
-    let must_end = move || stopped.try_recv() == Err(TryRecvError::Disconnected) || shared.readers.is_closing();
+    let must_end = move || stopped.try_recv() == Err(TryRecvError::Disconnected) || shared.pool.is_gate_closing();
     connection.progress_handler(STEPS, Some(must_end))?;
     Ok(connection)
 }
 
 /// Holds the pages against each other, as one of the readers. Returns whether it came to the end.
 fn pages(connection: &Connection, shared: &Shared, found: impl FnMut(String)) -> rusqlite::Result<bool> {
-    let _inside = shared.readers.enter();
+    let _passed = shared.pool.pass_gate();
     check::pages(connection, Pages::Quick, found)
 }
 
@@ -108,7 +117,7 @@ mod tests {
         let connection = pages_connection(&config.database_path, shared, stopped).expect("whole");
         let all = || check::pages(&connection, Pages::Quick, |damage| panic!("{damage}"));
         assert_eq!(all(), Ok(true));
-        let closed = shared.readers.keep_out();
+        let closed = shared.pool.close_gate();
         assert!(closed.is_some());
         assert_eq!(all(), Ok(false));
         drop(closed);
@@ -117,10 +126,10 @@ mod tests {
         assert_eq!(all(), Ok(false), "the server ends");
 
         let mut looking = schema::open_reader(&config.database_path).expect("whole");
-        let (readers, is_waited_for) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+        let (store, is_waited_for) = (shared.clone(), Arc::new(AtomicBool::new(false)));
         let noted = is_waited_for.clone();
         let note = move || {
-            noted.store(readers.readers.keep_out().is_none(), Ordering::Relaxed);
+            noted.store(store.pool.close_gate().is_none(), Ordering::Relaxed);
             true
         };
         looking.progress_handler(1, Some(note)).expect("set");

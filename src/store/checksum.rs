@@ -1,27 +1,33 @@
-//! Checksums of rows. SQLite notices a damaged page only where the damage breaks its structure; a flipped bit in
-//! the middle of a text it would hand out as data.
+//! Checksums of rows. SQLite notices a damaged page only where the damage breaks the page's structure. It would hand out a
+//! text with a flipped bit as data.
 //!
-//! CRC-32C (Castagnoli, as in RFC 3720): it finds every damage within 32 bits of each other, and processors have an
-//! instruction for it. Over 150 bytes of a row it takes some 25 ns, a hundredth of what storing it takes, when the
-//! row lies in one piece: so it is put together first, with the length of each field.
+//! CRC-32C (Castagnoli, as in RFC 3720) finds every damage that lies within 32 bits, and processors have an instruction for
+//! it. For a row of 150 bytes in one piece it takes some 25 ns, a hundredth of what storing the row takes. So a row is put
+//! together first, with the length of each field.
 
 use crate::event::{Columns, Seq, Timestamp};
 
-/// The checksum of a row of `events`, as it is stored there. `room` is worked in, so that many rows share it.
-pub fn of_event(room: &mut Vec<u8>, seq: Seq, time: Timestamp, columns: &Columns<'_>, legacy_id: Option<&[u8]>) -> i32 {
+/// The checksum of a row of `events`, as it is stored there. The row is put together in `scratch`, which many rows share.
+pub fn of_event(
+    scratch: &mut Vec<u8>,
+    seq: Seq,
+    time: Timestamp,
+    columns: &Columns<'_>,
+    legacy_id: Option<&[u8]>,
+) -> i32 {
     let Columns { event_type, source, session_id, user_id, payload } = *columns;
     let texts = [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id];
-    // In front, in one piece, what is of fixed length: number, time, and where each text ends.
+    // What has a fixed length comes first: number, time, and the length of each text.
     let mut head = [0; 8 + 8 + 4 * 6];
     head[..8].copy_from_slice(&seq.0.to_le_bytes());
     head[8..16].copy_from_slice(&time.0.to_le_bytes());
     for (len, text) in head[16..].as_chunks_mut::<4>().0.iter_mut().zip(texts) {
         *len = len_of(text).to_le_bytes();
     }
-    room.clear();
-    room.extend_from_slice(&head);
-    texts.into_iter().flatten().for_each(|text| room.extend_from_slice(text));
-    finish(room)
+    scratch.clear();
+    scratch.extend_from_slice(&head);
+    texts.into_iter().flatten().for_each(|text| scratch.extend_from_slice(text));
+    finish(scratch)
 }
 
 /// The checksum of a row of `event_index`.
@@ -69,7 +75,7 @@ pub fn of_meta(key: &str, value: i64) -> i32 {
     finish(&row)
 }
 
-/// A field and its end, so that no two rows look alike.
+/// Adds a field with its length, so that no two rows are the same bytes.
 fn add(row: &mut Vec<u8>, field: Option<&[u8]>) {
     row.extend_from_slice(&len_of(field).to_le_bytes());
     row.extend_from_slice(field.unwrap_or_default());
@@ -79,7 +85,7 @@ fn len_of(field: Option<&[u8]>) -> u32 {
     field.map_or(u32::MAX, |field| field.len() as u32)
 }
 
-/// SQLite takes four bytes for numbers with a sign, and six for the larger half of those without.
+/// As a number with a sign SQLite stores it in four bytes. Without one, the larger half of the numbers would take six.
 fn finish(row: &[u8]) -> i32 {
     crc32c::crc32c(row) as i32
 }
@@ -96,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_crc_32c() {
+    fn the_checksum_is_crc_32c() {
         // The check value of the catalogue of parametrised CRC algorithms.
         assert_eq!(finish(b"123456789") as u32, 0xe306_9283);
     }
 
     #[test]
-    fn rows_that_read_alike_differ() {
+    fn rows_with_the_same_bytes_in_other_fields_have_other_checksums() {
         assert_ne!(of([b"ab", b"c", b""], None, 1), of([b"a", b"bc", b""], None, 1));
         assert_ne!(of([b"a", b"b", b""], None, 1), of([b"a", b"b", b""], Some(b""), 1));
         assert_ne!(of([b"a", b"b", b""], None, 1), of([b"a", b"b", b""], None, 2));
@@ -112,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_byte_shows(mut payload in proptest::collection::vec(any::<u8>(), 1..200), at: usize, by in 1..=255u8) {
+        fn a_changed_byte_changes_the_checksum(mut payload in proptest::collection::vec(any::<u8>(), 1..200), at: usize, by in 1..=255u8) {
             let before = of([b"t", b"s", &payload], Some(b"id"), 7);
             let at = at % payload.len();
             payload[at] ^= by;

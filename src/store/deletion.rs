@@ -9,7 +9,7 @@ use super::Shared;
 use super::damage::is_damage;
 use super::holes::{self, Holes};
 use super::keys::{self, Parting};
-use super::read::{self, Record};
+use super::read;
 use super::segments;
 use crate::event::{Field, Seq, Timestamp};
 
@@ -46,7 +46,7 @@ pub(super) fn oldest(connection: &Connection, shared: &Shared, oldest: Seq, last
         keys::forget_through(connection, through)?;
         parting.map(|parting| parting.end(connection)).transpose()?;
     }
-    Record::new(connection, shared).begins_after(through)?;
+    shared.record(connection).begins_after(through)?;
     const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                            kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
                            LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
@@ -110,7 +110,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chos
         if !is_another_newest {
             continue;
         }
-        if let Some(newest) = read::newest_of_type(connection, shared, &event_type, oldest)? {
+        if let Some(newest) = read::newest_of_type(shared.record(connection), &shared.recent, &event_type, oldest)? {
             const LAST_SEEN: &str = "UPDATE event_stats SET last_seen = ?2 WHERE event_type = ?1";
             connection.prepare_cached(LAST_SEEN)?.execute((event_type, newest.to_string()))?;
         }
@@ -197,7 +197,7 @@ mod tests {
             }
             let mut tenth = None;
             let query = Query { after: Seq(9), ..Query::default() };
-            let scanned = store.scan(&query, |event| {
+            let scanned = store.reader().scan(&query, |event| {
                 tenth = Some(event.time);
                 ControlFlow::Break(())
             });
@@ -231,7 +231,7 @@ mod tests {
         }
         store.try_append(batch, Receipt::new().0).expect("room");
         while parts.write() {}
-        let choose = |after| store.choose(Filter::default(), Seq(after), Seq(3), None);
+        let choose = |after| store.reader().choose(Filter::default(), Seq(after), Seq(3), None);
         assert_eq!(choose(0), Ok((vec![Seq(1), Seq(2)], Some(Seq(2)))));
         assert_eq!(choose(2), Ok((vec![Seq(3)], None)));
     }
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_deletion_that_comes_to_a_damaged_number_is_refused_and_not_half_done() {
-        use crate::store::flip::{file_with, renumber};
+        use crate::store::fixture::{file_with, renumber};
         for (seq, to) in [(1, 100), (130, 130 + 8_192), (200, 200 + 8_192)] {
             let (_folder, config) = file_with(200);
             renumber(&config.database_path, seq, to);
@@ -286,7 +286,7 @@ mod tests {
                 Poll::Ready(Ok(200)) => assert_eq!(left, 0, "{seq} is {to}"),
                 refused => {
                     assert_eq!(refused, Poll::Ready(Err(Failure::Damaged)), "{seq} is {to}");
-                    assert!(left > 0 && store.scan(&Query::default(), |_| ControlFlow::Continue(())).is_err());
+                    assert!(left > 0 && store.reader().scan(&Query::default(), |_| ControlFlow::Continue(())).is_err());
                 }
             }
         }
@@ -301,7 +301,7 @@ mod tests {
         while parts.write() {}
         let file = schema::open_writer(&config.database_path).expect("whole");
         assert_eq!(file.execute("UPDATE events SET event_type = 'timer_tock' WHERE seq = 2", []), Ok(1));
-        let by_type = || store.stats(Timestamp::now()).expect("read").by_type;
+        let by_type = || store.reader().stats(Timestamp::now()).expect("read").by_type;
         assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 3);
         assert_eq!(by_type(), []);
         // As an earlier version left it.

@@ -1,26 +1,27 @@
-//! Holes: the numbers of events that were chosen to be deleted. Lists of the index keep these numbers, so every
-//! reader of a list takes the holes of its segment away first, and looks for no event that is gone.
+//! Holes: the numbers of events that were chosen to be deleted. Posting lists keep these numbers, so every reader of a list
+//! first takes the holes of its segment away, and looks for no deleted event.
+
+use std::ops::RangeInclusive;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::checksum;
-use super::damage::damaged;
+use super::damage::{damaged, is_damage};
 use super::segments::{self, SEGMENT_EVENTS};
 use crate::event::Seq;
 
-/// What was chosen to be deleted out of one segment.
+/// The holes of one segment.
 #[derive(Debug, Default)]
 pub(super) struct Holes {
     /// How many there are.
     pub count: u64,
-    /// Where they were, ascending. Nothing is known of a segment of a file from before format 4 until the sealer has
-    /// looked ([`find`]).
+    /// Their offsets, ascending. `None` in a segment from before format 4 until the sealer has found them ([`find`]).
     pub offsets: Option<Vec<u16>>,
 }
 
 impl Holes {
-    /// Those of a segment, if there are any.
+    /// The holes of a segment, if there are any.
     pub fn of(connection: &Connection, segment: u64) -> rusqlite::Result<Option<Self>> {
         const SQL: &str = "SELECT count, offsets, checksum FROM holes WHERE segment = ?1";
         let mut find = connection.prepare_cached(SQL)?;
@@ -53,14 +54,14 @@ impl Holes {
     pub fn take_from(&self, list: &mut Vec<u16>) {
         let mut rest = self.offsets.as_deref().unwrap_or_default();
         list.retain(|offset| {
-            // A short list looks its offsets up among many holes.
+            // A list may be short and the holes many, so they are searched.
             rest = &rest[rest.partition_point(|hole| hole < offset)..];
             rest.first() != Some(offset)
         });
     }
 
-    /// Whether no event of an encoded list of a segment is left: each was chosen, or went before `oldest`, the first
-    /// that is kept. A damaged list counts as one with events, for the check to find.
+    /// Whether no event of an encoded posting list of a segment is left: each is a hole, or comes before `oldest`, the
+    /// beginning of the retained range. A damaged list counts as one with events, and the integrity check finds it.
     pub fn leave_none_of(&self, list: &[u8], segment: u64, oldest: Seq) -> bool {
         let first = segments::first_of(segment);
         segments::decode(list).is_some_and(|mut offsets| {
@@ -71,7 +72,7 @@ impl Holes {
     }
 }
 
-/// Notes events of one segment, ascending, that were chosen and are deleted now.
+/// Notes events of one segment, ascending, that were chosen to be deleted and now are.
 pub(super) fn add(connection: &Connection, segment: u64, deleted: &[u16]) -> rusqlite::Result<Holes> {
     let mut holes = match Holes::of(connection, segment)? {
         Some(holes) => holes,
@@ -89,13 +90,13 @@ pub(super) fn add(connection: &Connection, segment: u64, deleted: &[u16]) -> rus
     Ok(holes)
 }
 
-/// The numbers of a full segment that have no event. Costs a look at each that has one: some 5 ms.
+/// The offsets of a full segment that have no event. Costs a look at each event of the segment: some 5 ms.
 pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Vec<u16>> {
     let mut is_missing = vec![true; SEGMENT_EVENTS as usize];
     let first = segments::first_of(segment);
     let end = segments::first_of(segment + 1);
-    // A damaged number is out of order with its neighbours', also where it leads a search astray or seems to be the end: so
-    // two rows beyond either end are looked at.
+    // A damaged number is out of order with its neighbours. It may lead the search for an end of the segment astray, or be
+    // taken for the end, so two rows beyond either end are looked at.
     const BEFORE: &str = "SELECT seq FROM events WHERE seq < ?1 ORDER BY seq DESC LIMIT 2";
     const FROM: &str = "SELECT seq FROM events WHERE seq >= ?1 ORDER BY seq";
     let is_damaged = |one: Seq, other: Seq| damaged(format!("events: {} or {} is damaged", one.id(), other.id()));
@@ -127,7 +128,46 @@ pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Ve
     Ok(numbered.filter(|(_, is_missing)| *is_missing).map(|(offset, _)| offset as u16).collect())
 }
 
-/// The segments whose holes are counted and not found yet.
+/// How many of these numbers have their events. Costs a look at each segment with holes, and a search in the holes of the
+/// two segments that the range cuts through.
+pub(super) fn count_events(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusqlite::Result<u64> {
+    if numbers.is_empty() {
+        return Ok(0);
+    }
+    let (start, end) = (*numbers.start(), *numbers.end());
+    let (first, last) = (segments::segment_of(start), segments::segment_of(end));
+    let mut count = end.0 + 1 - start.0;
+    const HOLES: &str = "SELECT segment, count FROM holes WHERE segment BETWEEN ?1 AND ?2";
+    const PRESENT: &str = "SELECT count(*) FROM events WHERE seq BETWEEN ?1 AND ?2";
+    let mut holes = connection.prepare_cached(HOLES)?;
+    let mut rows = holes.query([first as i64, last as i64])?;
+    while let Some(row) = rows.next()? {
+        let (segment, missing) = (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64);
+        let (from, to) = (segments::first_of(segment), segments::first_of(segment + 1).prev());
+        if from >= start && to <= end {
+            count -= missing;
+            continue;
+        }
+        let (from, to) = (from.max(start), to.min(end));
+        count -= match Holes::of(connection, segment) {
+            Ok(Some(Holes { offsets: Some(offsets), .. })) => {
+                let (from, to) = (segments::offset_of(from), segments::offset_of(to));
+                let before = offsets.partition_point(|offset| *offset < from);
+                (offsets.partition_point(|offset| *offset <= to) - before) as u64
+            }
+            Err(error) if !is_damage(&error) => return Err(error),
+            // Where the holes are is not known, so the events are counted.
+            _ => {
+                let mut present = connection.prepare_cached(PRESENT)?;
+                let present: i64 = present.query_row([from.0 as i64, to.0 as i64], |row| row.get(0))?;
+                to.0 + 1 - from.0 - present as u64
+            }
+        };
+    }
+    Ok(count)
+}
+
+/// The segments whose holes are counted, and where they are is not known yet.
 pub(super) fn unknown(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
     let mut statement = connection.prepare("SELECT segment FROM holes WHERE offsets IS NULL")?;
     statement.query_map([], |row| row.get::<_, i64>(0).map(|segment| segment as u64))?.collect()
@@ -143,12 +183,15 @@ pub(super) fn found(connection: &Connection, segment: u64, offsets: Vec<u16>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
-    use crate::store::flip::{file_with, renumber};
+    use crate::store::fixture::{delete_most, file_with, renumber, three_segments};
     use crate::store::schema;
 
     #[test]
-    fn a_damaged_number_is_an_error_to_whoever_looks_for_holes() {
+    fn a_damaged_number_is_an_error_in_the_search_for_holes() {
         // Of the second segment, with 128 events in two bytes.
         let at = SEGMENT_EVENTS * 5 + 8;
         for to in [at - 128, at + 128, at + 8_192] {
@@ -156,7 +199,40 @@ mod tests {
             renumber(&config.database_path, at, to);
             let file = schema::open_reader(&config.database_path).expect("whole");
             let found = find(&file, segments::segment_of(Seq(at)));
-            assert!(found.is_err_and(|error| super::super::damage::is_damage(&error)), "{to}");
+            assert!(found.is_err_and(|error| is_damage(&error)), "{to}");
         }
+    }
+
+    #[test]
+    fn the_cost_of_a_count_does_not_grow_with_the_events_of_the_segments_it_cuts_through() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = three_segments(&folder);
+        let left = delete_most(&store, &mut parts);
+        let mut file = schema::open_writer(&folder.path().join("events.db")).expect("whole");
+        let count = |file: &mut Connection, from: u64, to: u64| {
+            let steps = Arc::new(AtomicUsize::new(0));
+            let counted = steps.clone();
+            let step = move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                false
+            };
+            file.progress_handler(1, Some(step)).expect("set");
+            let count = count_events(file, Seq(from)..=Seq(to)).expect("read");
+            let expected = left.iter().filter(|seq| (from..=to).contains(&seq.0)).count();
+            assert_eq!(count, expected as u64, "from {from} to {to}");
+            steps.load(Ordering::Relaxed)
+        };
+        let segments = [0, 1].map(|segment| segments::first_of(segment).0);
+        for first in segments {
+            // Statements are compiled with the first count.
+            count(&mut file, first, first + 1);
+            assert_eq!(count(&mut file, first, first + 1), count(&mut file, first, first + SEGMENT_EVENTS - 2));
+        }
+        for (from, to) in (1..=3 * SEGMENT_EVENTS).step_by(7).flat_map(|from| (from..96).map(move |to| (from, to))) {
+            count(&mut file, from, to);
+        }
+        let damage = "UPDATE holes SET checksum = checksum + 1";
+        assert_eq!(file.execute(damage, []), Ok(3));
+        count(&mut file, 3, SEGMENT_EVENTS + 9);
     }
 }

@@ -255,7 +255,7 @@ impl Parting {
         let Some(kept) = of_event(connection, seq)? else { return Ok(None) };
         let parting = Self { first: kept.first, count: kept.count };
         if kept.digest.is_none() && kept.count > 1 {
-            match kept.remember(Record::new(connection, shared)) {
+            match kept.remember(shared.record(connection)) {
                 Err(error) if is_damage(&error) => shared.note_damage(&error),
                 remembered => remembered?,
             }

@@ -10,20 +10,25 @@ mod checksum;
 mod damage;
 mod deletion;
 mod epoch;
+mod error;
 mod files;
 #[cfg(test)]
-mod flip;
+pub(crate) mod fixture;
 mod holes;
+mod integrity;
 mod kept;
 mod keys;
+mod lag;
 mod migrate;
 mod open;
 mod queue;
 mod read;
+mod reader;
 mod reading;
 mod rebuild;
 mod receipt;
 mod repair;
+mod salvage;
 mod schema;
 pub mod segments;
 mod threads;
@@ -31,21 +36,24 @@ mod wal;
 mod writer;
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 pub use check::{CheckError, check};
 pub use checkpoint::Log;
-pub use damage::{Integrity, Progress, is_damage};
+pub use error::{Error, Result};
+pub use integrity::{Integrity, Progress};
 pub use kept::Kept;
+pub use lag::Lag;
 pub use open::OpenError;
-pub use read::{Lag, Order, Query, Stats, TypeStats};
-pub use reading::{Reading, took_too_long};
+pub use read::{Order, Query, Stats, TypeStats};
+pub use reader::Reader;
+pub use reading::Reading;
 pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};
 pub use threads::Running;
@@ -59,6 +67,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 use crate::wire::batch::Batch;
 use queue::{Queue, Room};
+use read::Record;
 use segments::Recent;
 use writer::{Append, Command};
 
@@ -67,8 +76,6 @@ use writer::{Append, Command};
 pub struct Store {
     shared: Arc<Shared>,
     commands: Sender<Command>,
-    /// What ends a reading through this handle early, if anything does.
-    leash: Option<reading::Leash>,
 }
 
 /// What the writer tells everyone else.
@@ -83,7 +90,7 @@ struct Shared {
     counts: Counts,
     /// Durable subscriptions whose last state the writer has not taken yet; nothing stands for one that is gone.
     changed_subscriptions: Mutex<HashMap<Arc<str>, Option<Kept>>>,
-    readers: read::Readers,
+    pool: read::Pool,
     integrity: Arc<Mutex<Integrity>>,
     has_legacy_ids: bool,
     /// Events up to this one were stored before rows had checksums.
@@ -102,27 +109,24 @@ impl Shared {
         self.integrity.lock().note_error(error);
     }
 
-    /// What was read; nothing where it is damaged, which is noted.
-    fn unless_damaged<T>(&self, read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
-        match read {
-            Err(error) if is_damage(&error) => {
-                self.note_damage(&error);
-                Ok(None)
-            }
-            read => read.map(Some),
-        }
+    /// The high-water mark.
+    fn committed(&self) -> Seq {
+        Seq(self.committed.load(Ordering::SeqCst))
+    }
+
+    /// The record as a transaction of this connection sees it.
+    fn record<'c>(&'c self, connection: &'c Connection) -> Record<'c> {
+        let (unchecked_through, integrity) = (self.unchecked_through, &*self.integrity);
+        Record { connection, unchecked_through, last: self.committed(), integrity }
     }
 
     /// Logs that a search for events to delete failed, and notes damage.
-    fn note_failed_deletion(&self, error: &rusqlite::Error) {
+    fn note_failed_deletion(&self, error: &Error) {
         tracing::error!(%error, "find what to delete");
-        self.note_damage(error);
+        if error.is_damage() {
+            self.integrity.lock().note(error.to_string());
+        }
     }
-}
-
-/// What a client is told when an error of SQLite is in the way.
-fn failure_of(error: &rusqlite::Error) -> Failure {
-    if is_damage(error) { Failure::Damaged } else { Failure::Unavailable }
 }
 
 /// Events acknowledged since the start, by how safe they were then.
@@ -153,6 +157,9 @@ impl Counts {
     }
 }
 
+/// The time of a brief reading. In tests every reading that scans is longer.
+const BRIEF: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(50) };
+
 impl Store {
     /// Who follows the commits.
     pub fn audience(&self) -> Audience {
@@ -161,7 +168,7 @@ impl Store {
 
     /// The number of the last event on disk; every event up to it can be read.
     pub fn committed(&self) -> Seq {
-        Seq(self.shared.committed.load(Ordering::SeqCst))
+        self.shared.committed()
     }
 
     /// Hands in a batch, waiting for room in the queue. Cancel-safe: a batch is handed in whole or not
@@ -175,7 +182,12 @@ impl Store {
     ///
     /// # Errors
     /// `QueueFull` when there was none.
-    pub async fn append_within(&self, patience: Duration, batch: Batch, receipt: Receipt) -> Result<(), Failure> {
+    pub async fn append_within(
+        &self,
+        patience: Duration,
+        batch: Batch,
+        receipt: Receipt,
+    ) -> std::result::Result<(), Failure> {
         let room = match self.shared.queue.try_room(&batch) {
             Some(room) => room,
             None => match tokio::time::timeout(patience, self.shared.queue.room(&batch)).await {
@@ -191,7 +203,7 @@ impl Store {
     ///
     /// # Errors
     /// `QueueFull`, at once, when there is none.
-    pub fn try_append(&self, batch: Batch, receipt: Receipt) -> Result<(), Failure> {
+    pub fn try_append(&self, batch: Batch, receipt: Receipt) -> std::result::Result<(), Failure> {
         let room = self.shared.queue.try_room(&batch).ok_or(Failure::QueueFull)?;
         self.hand_in(batch, receipt, room);
         Ok(())
@@ -211,17 +223,17 @@ impl Store {
     ///
     /// # Errors
     /// When the writer cannot do it; a part of the events, the oldest, may be gone then.
-    pub async fn delete(&self, before: Option<Timestamp>, filter: Filter) -> Result<u64, Failure> {
+    pub async fn delete(&self, before: Option<Timestamp>, filter: Filter) -> std::result::Result<u64, Failure> {
         if filter.is_any() {
             return self.ask(|reply| Command::Delete { before, reply }).await;
         }
         let (mut deleted, mut after, last) = (0, Seq::ZERO, self.committed());
         loop {
             let filter = filter.clone();
-            let chosen = self.reading(move |store| store.choose(filter, after, last, before)).await;
+            let chosen = self.reading(move |reader| reader.choose(filter, after, last, before)).await;
             let (chosen, reached) = chosen.map_err(|error| {
                 self.shared.note_failed_deletion(&error);
-                failure_of(&error)
+                error.failure()
             })?;
             if !chosen.is_empty() {
                 deleted += self.delete_these(chosen).await?;
@@ -233,25 +245,6 @@ impl Store {
                 None => return self.ask(|reply| Command::Erase { reply }).await.map(|()| deleted),
             }
         }
-    }
-
-    /// The durable subscriptions that are stored. Those whose rows are damaged are noted and left out.
-    ///
-    /// # Errors
-    /// What SQLite reports.
-    pub fn kept_subscriptions(&self) -> rusqlite::Result<Vec<Kept>> {
-        let rows = self.shared.readers.with(|transaction| Kept::rows(transaction))?;
-        let mut whole = Vec::with_capacity(rows.len());
-        for row in rows {
-            match row {
-                Ok(kept) => whole.push(kept),
-                Err(damaged) => {
-                    tracing::error!(name = &*damaged.name, "a durable subscription is damaged: it is left out");
-                    self.shared.note_damage(&damaged.into());
-                }
-            }
-        }
-        Ok(whole)
     }
 
     /// Keeps a durable subscription as it is now. It is written with others within a moment; until then only its
@@ -268,7 +261,7 @@ impl Store {
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
-    pub fn keep_now(&self, subscription: Kept) -> impl Future<Output = Result<(), Failure>> {
+    pub fn keep_now(&self, subscription: Kept) -> impl Future<Output = std::result::Result<(), Failure>> {
         self.change(subscription.name.clone(), Some(subscription));
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
@@ -278,7 +271,7 @@ impl Store {
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
-    pub fn forget(&self, name: Arc<str>) -> impl Future<Output = Result<(), Failure>> {
+    pub fn forget(&self, name: Arc<str>) -> impl Future<Output = std::result::Result<(), Failure>> {
         self.change(name, None);
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
@@ -300,46 +293,54 @@ impl Store {
         is_first
     }
 
-    /// The place of an id, for whoever may not block; `None` when it is none.
+    /// The sequence number of an id, as [`Reader::seq_of`] tells it.
     ///
     /// # Errors
-    /// What SQLite reports.
-    pub async fn place_of(&self, id: String) -> rusqlite::Result<Option<Seq>> {
+    /// As for every read.
+    pub async fn seq_of(&self, id: String) -> Result<Option<Seq>> {
         if !self.shared.has_legacy_ids {
             return Ok(id.parse().ok().map(|EventId(seq)| seq));
         }
-        self.reading(move |store| store.position(&id)).await
+        self.reading(move |reader| reader.seq_of(&id)).await
     }
 
-    /// Some events that pass, the oldest first, and how far it looked; `None` when to the end. Blocks.
-    pub(crate) fn choose(
+    /// Reads until the end, or until the reading is dropped.
+    pub fn reading<T: Send + 'static>(&self, read: impl FnOnce(&Reader) -> Result<T> + Send + 'static) -> Reading<T> {
+        Reading::begin(self.reader(), None, read)
+    }
+
+    /// Reads for `READ_TIMEOUT_SECONDS` at most. A reading that is not done then fails: [`Error::took_too_long`].
+    pub fn reading_in_time<T: Send + 'static>(
         &self,
-        filter: Filter,
-        after: Seq,
-        last: Seq,
-        until: Option<Timestamp>,
-    ) -> rusqlite::Result<(Vec<Seq>, Option<Seq>)> {
-        let (mut chosen, mut bytes) = (Vec::new(), 0);
-        let query = Query { filter, after, before: Some(last.next()), until, ..Query::default() };
-        let reached = self.scan_some(&query, |event| {
-            chosen.push(event.seq);
-            bytes += event.payload.len();
-            if chosen.len() < deletion::CHOSEN_EVENTS_PER_COMMIT && bytes < deletion::CHOSEN_BYTES_PER_COMMIT {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        })?;
-        Ok((chosen, reached))
+        read: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
+    ) -> Reading<T> {
+        Reading::begin(self.reader(), Some(self.shared.read_timeout), read)
+    }
+
+    /// Reads for about as long as one read of a page takes. A reading that is not done then fails
+    /// ([`Error::took_too_long`]): its caller takes a permit for a search and begins again.
+    pub fn brief_reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
+    ) -> Reading<T> {
+        Reading::begin(self.reader(), Some(BRIEF), read)
+    }
+
+    /// Reads on the calling thread, which must be one that may block.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: self.shared.clone(), limit: None }
     }
 
     /// Deletes what was chosen, and returns how many of these events there still were.
-    pub(crate) async fn delete_these(&self, chosen: Vec<Seq>) -> Result<u64, Failure> {
+    pub(crate) async fn delete_these(&self, chosen: Vec<Seq>) -> std::result::Result<u64, Failure> {
         self.ask(|reply| Command::DeleteThese { chosen, reply }).await
     }
 
     /// Has the writer do something and tell.
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command) -> Result<T, Failure> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<std::result::Result<T, Failure>>) -> Command,
+    ) -> std::result::Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| Failure::Unavailable)?;
         answer.await.unwrap_or(Err(Failure::Unavailable))
@@ -380,7 +381,7 @@ impl Store {
     ///
     /// # Errors
     /// What stands in the way.
-    pub async fn check(&self) -> Result<(), Failure> {
+    pub async fn check(&self) -> std::result::Result<(), Failure> {
         let room = self.shared.queue.room(&Batch::default()).await;
         self.ask(|reply| Command::Check { room, reply }).await
     }

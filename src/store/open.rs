@@ -7,9 +7,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::checker::Checker;
-use super::damage::{Integrity, is_damage, within};
+use super::damage::{is_damage, within};
 use super::epoch::Witness;
 use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
+use super::integrity::Integrity;
 use super::migrate::{self, python};
 use super::queue::Queue;
 use super::schema::meta;
@@ -178,7 +179,7 @@ impl State {
         let last = newest.last(Seq(noted(meta::LAST_SEQ)? as u64), witnessed);
         let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
         let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
-        damage.extend(newest.damaged.iter().map(|seq| read::is_damaged(*seq)));
+        damage.extend(newest.damaged.iter().map(|seq| read::name_of_damaged(*seq)));
         let sealed_before = noted(meta::SEALED_BEFORE)?;
         connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
 
@@ -271,7 +272,7 @@ fn assemble(
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
         counts: Counts::default(),
         changed_subscriptions: Mutex::default(),
-        readers: read::Readers::new(config.database_path.clone(), integrity.clone()),
+        pool: read::Pool::new(config.database_path.clone(), integrity.clone()),
         integrity,
         has_legacy_ids,
         unchecked_through,
@@ -312,7 +313,7 @@ fn assemble(
     schema::prepare(&connection, config.durability)?;
     let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
-    Ok((Store { shared, commands, leash: None }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
+    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
 }
 
 #[cfg(test)]
@@ -320,7 +321,7 @@ mod tests {
     use super::*;
     use crate::event::{Field, Filter};
     use crate::store::Query;
-    use crate::store::flip::{append, file_with, renumber};
+    use crate::store::fixture::{file_with, hand_in_ticks, renumber};
 
     #[test]
     fn a_damaged_number_of_the_last_event_moves_no_other_and_ends_nothing() {
@@ -330,13 +331,13 @@ mod tests {
             for last in [300, 321] {
                 let (store, mut parts) = Store::open_parts(&config).expect("open");
                 assert_eq!(store.committed(), Seq(last), "{to}");
-                append(&store, &config, 20, None);
-                append(&store, &config, 1, None);
+                hand_in_ticks(&store, 20, None);
+                hand_in_ticks(&store, 1, None);
                 while parts.write() {}
                 assert_eq!(store.committed(), Seq(last + 21), "{to}");
                 let mut numbers = Vec::new();
                 let query = Query { after: Seq(last), ..Query::default() };
-                let scanned = store.scan(&query, |event| {
+                let scanned = store.reader().scan(&query, |event| {
                     numbers.push(event.seq.0);
                     std::ops::ControlFlow::Continue(())
                 });
@@ -363,9 +364,9 @@ mod tests {
                 assert_eq!(meta::get(&file, meta::SEALED_BEFORE), Ok(9), "{to}");
                 let mut query =
                     Query { filter: Filter::default().with_types(["timer_tick"]), after: Seq(200), ..Query::default() };
-                assert_eq!(store.count(&query), Ok(110), "{to}");
+                assert_eq!(store.reader().count(&query), Ok(110), "{to}");
                 query.after = Seq(199);
-                let scanned = store.scan(&query, |_| std::ops::ControlFlow::Continue(()));
+                let scanned = store.reader().scan(&query, |_| std::ops::ControlFlow::Continue(()));
                 assert!(scanned.is_err_and(|error| error.to_string().contains("0000000000c8")), "{to}");
                 store.close();
                 drop(parts.finish());
@@ -381,7 +382,7 @@ mod tests {
         let (store, parts) = Store::open_parts(&config).expect("open");
         assert_eq!(store.integrity().damage, ["events: evt_000000000004 is damaged"]);
         assert_eq!(
-            store.count(&Query { filter: Filter::default().with(Field::Session, ["a"]), ..Query::default() }),
+            store.reader().count(&Query { filter: Filter::default().with(Field::Session, ["a"]), ..Query::default() }),
             Ok(9)
         );
         drop(parts);

@@ -1,4 +1,4 @@
-//! Writing a record anew: events in the order of their numbers, and all that hangs on them.
+//! Filling an empty database with events in the order of their numbers, and with all that hangs on them.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,12 @@ use super::schema::{Text, meta};
 use super::segments::{self, Segment};
 use crate::event::{Columns, Seq, Timestamp};
 
-/// Fills the tables of an empty database. Memory does not grow with the events.
+/// Fills the tables of an empty database. Its memory does not grow with the number of events.
 pub(super) struct Rebuild<'c> {
     connection: &'c Connection,
     insert: Statement<'c>,
-    room: Vec<u8>,
+    /// For checksums.
+    scratch: Vec<u8>,
     segment: Segment,
     /// The holes of a segment, so far.
     holes: (u64, Vec<u16>),
@@ -28,12 +29,12 @@ impl<'c> Rebuild<'c> {
             "INSERT INTO events (seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
-        let (room, segment, holes, by_type) = (Vec::new(), Segment::new(0), (0, Vec::new()), HashMap::new());
-        Ok(Self { connection, insert, room, segment, holes, by_type, last: None })
+        let (scratch, segment, holes, by_type) = (Vec::new(), Segment::new(0), (0, Vec::new()), HashMap::new());
+        Ok(Self { connection, insert, scratch, segment, holes, by_type, last: None })
     }
 
-    /// Stores the next event: with a larger number and a later time than the one before it. What it skips becomes
-    /// holes.
+    /// Stores the next event: with a larger number and a later time than the one before it. The numbers between the two
+    /// become holes.
     pub fn event(
         &mut self,
         seq: Seq,
@@ -41,7 +42,7 @@ impl<'c> Rebuild<'c> {
         columns: &Columns<'_>,
         legacy_id: Option<&[u8]>,
     ) -> rusqlite::Result<()> {
-        let checksum = checksum::of_event(&mut self.room, seq, time, columns, legacy_id);
+        let checksum = checksum::of_event(&mut self.scratch, seq, time, columns, legacy_id);
         let Columns { event_type, source, session_id, user_id, payload } = *columns;
         let text = Text;
         self.insert.execute((
@@ -102,8 +103,8 @@ impl<'c> Rebuild<'c> {
         Ok(())
     }
 
-    /// Stores statistics and marks. The last segment stays open, full or not.
-    pub fn finish(mut self) -> rusqlite::Result<()> {
+    /// Stores statistics and marks, after the last event. The last segment stays open, full or not.
+    pub fn finish(&mut self) -> rusqlite::Result<()> {
         self.store_holes()?;
         for (event_type, (count, last_seen)) in &self.by_type {
             const SQL: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3)";

@@ -1,23 +1,20 @@
 //! Saving what can be read of a damaged file into a new one: events that match their checksums, their index and
 //! statistics built anew, and what hangs on them. The old file is only read.
 
-use std::collections::VecDeque;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode};
-use serde_json::value::RawValue;
 
 use super::damage::is_damage;
 use super::files::{beside, lock, private_file};
 use super::keys::{self, select_keys};
 use super::open::is_another_programs;
 use super::rebuild::Rebuild;
+use super::salvage::{Salvage, or_lost};
 use super::schema::{self, meta};
 use super::{Kept, epoch, migrate, read, wal};
 use crate::config::Durability;
-use crate::event::{Columns, Seq, Timestamp};
-use crate::wire::StoredEvent;
+use crate::event::Seq;
 
 /// What a repair saved, and what it could not.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -54,9 +51,6 @@ pub enum RepairError {
     #[error("write {0}: {1}")]
     Write(PathBuf, rusqlite::Error),
 }
-
-/// Of so many damaged events the ids are told.
-const NAMED_MAX: usize = 20;
 
 /// Saves what can be read of `from` into `into`, a new file.
 ///
@@ -150,27 +144,15 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let last_seen = or_lost(read::last_seen(old), None)?;
     let newest = or_lost(read::newest(old, unchecked_through, last_seen), read::Newest::default())?;
     let last = last_noted.max(newest.last(Seq(noted(meta::LAST_SEQ)? as u64), last_noted));
-    let mut salvage = Salvage {
-        old,
-        rebuild: Rebuild::new(new)?,
-        unchecked_through,
-        unproven: VecDeque::new(),
-        unproven_end: first_checked_time(old, unchecked_through)?,
-        last_seen,
-        first: None,
-        last_seq: Seq::ZERO,
-        last_time: Timestamp(i64::MIN),
-        has_legacy_ids: false,
-        found: 0,
-        repaired: Repaired::default(),
-    };
+    let mut salvage = Salvage::new(old, Rebuild::new(new)?, unchecked_through, last_seen)?;
     salvage.run(Seq(1)..=last)?;
-    if salvage.repaired.events == 0 {
+    if salvage.events == 0 {
         // Empty, or without the page that leads to all others.
         old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
     }
-    let Salvage { rebuild, first, last_seq, last_time, has_legacy_ids, mut repaired, .. } = salvage;
-    rebuild.finish()?;
+    salvage.finish()?;
+    let Salvage { first, last_seq, last_time, has_legacy_ids, events, damaged, .. } = salvage;
+    let mut repaired = Repaired { events, damaged, ..Repaired::default() };
     meta::set(new, meta::LAST_SEQ, last.max(last_seq).0 as i64)?;
     meta::set(new, meta::LAST_TIME_US, last_time.0.max(noted(meta::LAST_TIME_US)?))?;
     if has_legacy_ids {
@@ -184,205 +166,6 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     repaired.keys = save_keys(old, new)?;
     repaired.subscriptions = save_subscriptions(old, new)?;
     Ok(repaired)
-}
-
-/// What was read, or something else where damage stood in the way.
-fn or_lost<T>(read: rusqlite::Result<T>, otherwise: T) -> rusqlite::Result<T> {
-    match read {
-        Err(error) if is_damage(&error) => Ok(otherwise),
-        read => read,
-    }
-}
-
-/// The events on their way.
-struct Salvage<'c> {
-    old: &'c Connection,
-    rebuild: Rebuild<'c>,
-    unchecked_through: Seq,
-    /// Events without a checksum, until it is known whether their times can be right.
-    unproven: VecDeque<Unproven>,
-    /// The time of the first event with a checksum, which all of them precede.
-    unproven_end: Timestamp,
-    /// The time of the newest event as the statistics have it.
-    last_seen: Option<Timestamp>,
-    first: Option<Seq>,
-    last_seq: Seq,
-    last_time: Timestamp,
-    has_legacy_ids: bool,
-    /// Events that could be read, taken over or not.
-    found: u64,
-    repaired: Repaired,
-}
-
-impl Salvage<'_> {
-    /// Takes over every event of these numbers that can be read.
-    fn run(&mut self, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
-        let mut next = *numbers.start();
-        while next <= *numbers.end() {
-            // From one to the next through the leaves, as long as they hang together; else by number, which
-            // finds what another way leads to.
-            next = self.read("seq >= ?1 AND ?2 > 0 ORDER BY seq", next, *numbers.end())?;
-            while next <= *numbers.end() {
-                let before = self.found;
-                self.read("seq = ?1 AND ?2 > 0", next, next)?;
-                next = next.next();
-                if self.found > before {
-                    break;
-                }
-            }
-        }
-        self.prove(0)
-    }
-
-    /// Takes over what one way leads to. Returns the number from which on it leads no further, or astray: only that of
-    /// a row that matches its checksum is believed, and only if none is left out on the way to it.
-    fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Seq> {
-        let sql = format!(read::select_events!("{}"), which);
-        let mut next = from;
-        let looked = (|| {
-            let mut statement = self.old.prepare_cached(&sql)?;
-            let mut rows = statement.query([from.0 as i64, to.0 as i64])?;
-            while let Some(row) = rows.next()? {
-                let seq = Seq(row.get::<_, i64>(0)? as u64);
-                let stored = read::stored(row, self.unchecked_through);
-                if stored.is_ok() {
-                    if seq < next || self.is_any_between(next, seq)? {
-                        return Ok(());
-                    }
-                    next = seq.next();
-                }
-                match stored {
-                    Ok(event) if seq <= self.unchecked_through => {
-                        let is_json = serde_json::from_str::<&RawValue>(event.payload);
-                        match is_json.is_ok_and(|json| json.get().starts_with('{')) {
-                            true => self.unproven.push_back(Unproven::of(&event)),
-                            false => self.name(seq),
-                        }
-                        self.prove(WITNESSES)?;
-                        self.found += 1;
-                    }
-                    Ok(event) => {
-                        self.prove(0)?;
-                        match event.time > self.last_time {
-                            true => self.take(seq, event.time, &event.columns(), event.legacy_id.map(str::as_bytes))?,
-                            false => self.name(seq),
-                        }
-                        self.found += 1;
-                    }
-                    Err(error) if is_damage(&error) => self.name(seq),
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        })();
-        or_lost(looked, ())?;
-        Ok(next)
-    }
-
-    /// Whether a number of those from `next` up to `seq` leads to a row, each by a way of its own: a leaf in the place of
-    /// another leads past those between them. Deleted ones cost a look each, except at the beginning.
-    fn is_any_between(&self, next: Seq, seq: Seq) -> rusqlite::Result<bool> {
-        if self.found == 0 && seq > next {
-            // The oldest are deleted mostly, which may be very many: a look at the neighbour must do.
-            return or_lost(read::is_any_of(self.old, seq.prev()..=seq.prev()), true);
-        }
-        for seq in (next.0..seq.0).map(Seq) {
-            if or_lost(read::is_any_of(self.old, seq..=seq), true)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Takes over an event.
-    fn take(
-        &mut self,
-        seq: Seq,
-        time: Timestamp,
-        columns: &Columns<'_>,
-        legacy_id: Option<&[u8]>,
-    ) -> rusqlite::Result<()> {
-        self.rebuild.event(seq, time, columns, legacy_id)?;
-        self.has_legacy_ids |= legacy_id.is_some();
-        self.first = self.first.or(Some(seq));
-        (self.last_seq, self.last_time) = (seq, time);
-        self.repaired.events += 1;
-        Ok(())
-    }
-
-    /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with
-    /// the numbers, so an event that is later than most of those behind it has a damaged time. Believed, it would cost
-    /// all of them.
-    ///
-    /// Behind the last event there is none. The statistics bear witness there, as if one event more came behind it, just
-    /// later than they say. They have no checksum either: where they are damaged, one event is lost at most.
-    fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
-        while self.unproven.len() > left
-            && let Some(Unproven { seq, time, texts: [event_type, source, session_id, user_id, payload, legacy_id] }) =
-                self.unproven.pop_front()
-        {
-            let end = self.last_seen.map(|Timestamp(last_seen)| Timestamp(last_seen.saturating_add(1)));
-            let behind =
-                self.unproven.iter().map(|later| later.time).chain(end).filter(|later| *later > self.last_time);
-            let (earlier, later): (Vec<_>, Vec<_>) = behind.partition(|later| *later <= time);
-            let is_in_order = time > self.last_time && time < self.unproven_end;
-            match is_in_order && earlier.len() <= later.len() {
-                true => {
-                    let columns = Columns {
-                        event_type: event_type.as_deref().unwrap_or_default(),
-                        source: source.as_deref().unwrap_or_default(),
-                        session_id: session_id.as_deref(),
-                        user_id: user_id.as_deref(),
-                        payload: payload.as_deref().unwrap_or_default(),
-                    };
-                    self.take(seq, time, &columns, legacy_id.as_deref())?;
-                }
-                false => self.name(seq),
-            }
-        }
-        Ok(())
-    }
-
-    fn name(&mut self, seq: Seq) {
-        let id = seq.id().to_string();
-        // More than one way may lead to it.
-        if self.repaired.damaged.len() < NAMED_MAX && !self.repaired.damaged.contains(&id) {
-            self.repaired.damaged.push(id);
-        }
-    }
-}
-
-/// Events with whose times that of the one before them is compared: more than are likely to be damaged side by side.
-const WITNESSES: usize = 16;
-
-/// An event without a checksum.
-struct Unproven {
-    seq: Seq,
-    time: Timestamp,
-    texts: [Option<Box<[u8]>>; 6],
-}
-
-impl Unproven {
-    fn of(event: &StoredEvent<'_>) -> Self {
-        let StoredEvent { seq, time, event_type, source, session_id, user_id, payload, legacy_id } = *event;
-        let texts = [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id];
-        Self { seq, time, texts: texts.map(|text| text.map(|text| text.as_bytes().into())) }
-    }
-}
-
-/// The time of the first whole event behind those without checksums, or the end of time.
-fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Result<Timestamp> {
-    let looked = (|| {
-        let mut statement = old.prepare(read::select_events!("seq > ?1 ORDER BY seq"))?;
-        let mut rows = statement.query([unchecked_through.0 as i64])?;
-        while let Some(row) = rows.next()? {
-            if let Ok(event) = read::stored(row, unchecked_through) {
-                return Ok(Some(event.time));
-            }
-        }
-        Ok(None)
-    })();
-    Ok(or_lost(looked, None)?.unwrap_or(Timestamp(i64::MAX)))
 }
 
 /// Saves the keys that are whole and have events left: some if the key has a digest, which recognises a repeat, else
@@ -426,10 +209,8 @@ fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u6
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::event::Event;
-    use crate::store::flip::{beside, copy_page, file_with, leaves, renumber};
-    use crate::store::{Receipt, Store};
-    use crate::wire::Batch;
+    use crate::store::Store;
+    use crate::store::fixture::{beside, copy_page, file_with, hand_in, leaves, renumber, tick};
 
     #[test]
     fn the_statistics_bear_witness_to_the_time_of_a_last_event_without_checksum() {
@@ -447,14 +228,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
-            let event_type = config.event_types.get("timer_tick").expect("built in");
-            let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);
-            for _ in 0..LAST {
-                let mut batch = Batch::default();
-                let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
-                batch.push(&event, &config.event_types);
-                store.try_append(batch, Receipt::new().0).expect("room");
-            }
+            (0..LAST).for_each(|_| hand_in(&store, [tick()]));
             while parts.write() {}
             store.close();
             drop(parts.finish());

@@ -1,7 +1,7 @@
-//! The segment index: which events of a run of 65,536 have a given type, session, user or source. While a segment is
-//! open its lists grow in memory; once full they are encoded, sorted, and appended to `event_index`, where a list does
-//! not change, and is removed with its last event. That keeps every write of the log at the right edge of a tree, which
-//! is what an ordinary index on random keys cannot do.
+//! The segment index: for each run of 65,536 events, the posting lists that tell which of them have a given type, session,
+//! user or source. The lists of the open segment grow in memory. Those of a full segment are encoded, sorted, and appended
+//! to `event_index`, where a list does not change, and is removed with its last event. So every write is at the right edge
+//! of a tree, which an ordinary index on random keys cannot do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use super::checksum;
 use crate::event::{Columns, Field, Filter, Seq};
 
-/// Events of a segment: an offset within one fits 16 bits, and a segment's lists a few MiB.
+/// Events of a segment. 65,536: an offset within a segment fits 16 bits, and its lists take a few MiB of memory.
 #[cfg(not(test))]
 pub const SEGMENT_EVENTS: u64 = 1 << 16;
-/// Unit tests and the simulation pass many segments with few events; the tests with a real server
-/// have segments of the real size.
+/// Unit tests and the simulation go through many segments with few events. Tests with a real server have segments of the
+/// real size.
 #[cfg(test)]
 pub const SEGMENT_EVENTS: u64 = 1 << 5;
 
@@ -32,14 +32,14 @@ pub fn first_of(segment: u64) -> Seq {
     Seq(segment * SEGMENT_EVENTS + 1)
 }
 
-/// The place of an event within its segment.
+/// The offset of an event within its segment, from 0.
 pub fn offset_of(seq: Seq) -> u16 {
     ((seq.0 - 1) % SEGMENT_EVENTS) as u16
 }
 
-/// Lists of one segment in memory, ascending.
+/// The posting lists of one segment in memory, each ascending.
 ///
-/// The keys come from clients, so the hash is seeded: nobody can choose keys that collide.
+/// The values come from clients, so the hash is seeded: no client can choose values that collide.
 #[derive(Debug)]
 pub struct Segment {
     number: u64,
@@ -65,7 +65,7 @@ impl Segment {
             match lists.get_mut(key) {
                 Some(list) => list.push(offset),
                 None => {
-                    // An allocator gives out no less than the 8 bytes of four.
+                    // An allocator gives out 8 bytes at least, which hold four offsets.
                     let mut list = Vec::with_capacity(4);
                     list.push(offset);
                     lists.insert(key.into(), list);
@@ -83,8 +83,8 @@ impl Segment {
         self.lists.iter().map(HashMap::len).sum()
     }
 
-    /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all keys:
-    /// some 50 ms for 65,536 of them, so it is not for the writer's thread.
+    /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all values: some 50 ms for
+    /// 65,536 of them, so the writer's thread must not do it.
     pub fn rows(&self) -> Vec<IndexRow> {
         let mut rows = Vec::with_capacity(self.lists());
         for field in Field::ALL {
@@ -117,7 +117,7 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// Notes an event. The first of a new segment opens it; the one before is returned, now full.
+    /// Notes an event. The first event of a new segment opens it, and the segment before, now full, is returned.
     #[inline]
     pub fn note(&mut self, seq: Seq, event: &Columns<'_>) -> Option<Arc<Segment>> {
         let number = segment_of(seq);
@@ -150,9 +150,9 @@ impl Recent {
     }
 }
 
-/// The offsets within one segment whose events have the field values that a filter asks for, ascending; the
-/// filter must ask for some. `list` finds the list of a key. The rarest kinds are asked first, so a segment
-/// without the session costs one look.
+/// The offsets within one segment whose events have the field values that a filter names, ascending. The filter must name
+/// some. `list` finds the list of a value. The fields with the rarest values come first, so a segment without the session
+/// costs one look.
 pub fn select<E>(
     filter: &Filter,
     mut list: impl FnMut(Field, &str) -> Result<Option<Vec<u16>>, E>,
@@ -177,7 +177,7 @@ pub fn select<E>(
     Ok(passing.unwrap_or_default())
 }
 
-/// What both ascending lists hold. A short list looks its offsets up in a long one.
+/// The offsets that are in both ascending lists. Those of the short list are looked up in the long one.
 fn intersect(a: &[u16], b: &[u16]) -> Vec<u16> {
     let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
     let mut rest = long;
@@ -197,8 +197,8 @@ const GAPS: u8 = 0;
 const BITMAP: u8 = 1;
 const BITMAP_LEN: usize = (1 << 16) / 8;
 
-/// The blob of `event_index.offsets`. Gaps of a list with more offsets than the bitmap has bytes would
-/// be longer than the bitmap.
+/// The blob of `event_index.offsets`. A list with more offsets than the bitmap has bytes becomes a bitmap: its gaps would
+/// be longer.
 pub fn encode(offsets: &[u16]) -> Vec<u8> {
     if offsets.len() > BITMAP_LEN {
         let mut blob = vec![0; 1 + BITMAP_LEN];

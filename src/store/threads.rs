@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::checker::Checker;
 use super::checkpoint::{Company, checkpoint};
+use super::error::Error;
 use super::segments::Segment;
 use super::writer::{Command, Writer};
 use super::{Shared, holes};
@@ -24,7 +25,7 @@ pub struct Running {
     pub commits: Receiver<Arc<Commit>>,
     /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
     /// if it panicked.
-    pub writer: oneshot::Receiver<rusqlite::Result<()>>,
+    pub writer: oneshot::Receiver<Result<(), Error>>,
     pub threads: Vec<JoinHandle<()>>,
 }
 
@@ -54,10 +55,10 @@ impl Sealer {
     }
 
     /// Looks where the holes are in segments of a file from before format 4, once for each.
-    fn find_holes(&self) -> rusqlite::Result<()> {
-        let readers = &self.shared.readers;
-        for segment in readers.with(|transaction| holes::unknown(transaction))? {
-            let offsets = match readers.with(|transaction| holes::find(transaction, segment)) {
+    fn find_holes(&self) -> Result<(), Error> {
+        let pool = &self.shared.pool;
+        for segment in pool.with(|transaction| holes::unknown(transaction))? {
+            let offsets = match pool.with(|transaction| holes::find(transaction, segment)) {
                 Ok(offsets) => offsets,
                 Err(error) => {
                     tracing::warn!(%error, segment, "find the holes of a segment from before format 4");
@@ -102,7 +103,7 @@ impl Checkpointer {
             let _ = self.commands.send(Command::Checkpointed { how, alone: None });
             return None;
         }
-        let _gate = self.shared.readers.keep_out();
+        let _gate = self.shared.pool.close_gate();
         if how.is_ok() {
             how = checkpoint(&self.connection, "PASSIVE").map(drop);
         }
@@ -128,7 +129,7 @@ impl Parts {
         let (running, stopped) = crossbeam_channel::bounded(0);
         let mut threads = vec![
             spawn("writer", move || {
-                let outcome = writer.run();
+                let outcome = writer.run().map_err(Error::from);
                 drop(running);
                 // The next server may open the file from here on.
                 drop(lock);

@@ -1,6 +1,6 @@
-//! Looking at a write-ahead log before SQLite does. SQLite takes a log up to the first frame whose checksum is wrong,
-//! and drops the rest without a word: right for the torn end that a power cut leaves, but a damaged byte in the middle
-//! would take every commit behind it along.
+//! Reading a write-ahead log before SQLite does. SQLite takes a log up to the first frame whose checksum is wrong, and
+//! drops the rest silently. That is right for the torn end that a power cut leaves. But with a damaged byte in the middle,
+//! every commit behind it would be lost.
 //!
 //! The format is described in "The Write-Ahead Log" of <https://www.sqlite.org/fileformat2.html>.
 
@@ -12,19 +12,19 @@ use std::path::{Path, PathBuf};
 
 use super::files::has_content;
 
-/// What of a log comes behind its first broken frame and is whole.
+/// A log with whole commits behind its first broken frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Severed {
     /// The frame that is broken, from 1; 0 is the log's own header.
     pub frame: u64,
     /// Where it begins.
     len: u64,
-    /// Commits behind it that would be dropped although they can be read.
+    /// Commits behind the broken frame that SQLite would drop although they can be read.
     pub commits: u64,
 }
 
 impl Severed {
-    /// Cuts off what SQLite would drop, so that what is written next has nothing behind it.
+    /// Cuts the log off at the broken frame, so that nothing stands behind what is written next.
     ///
     /// # Errors
     /// When the log cannot be changed.
@@ -37,7 +37,7 @@ impl Severed {
 
 const HEADER_LEN: usize = 32;
 pub const FRAME_HEADER_LEN: usize = 24;
-/// The last bit tells the order of bytes in which checksums are computed.
+/// The last bit tells in which byte order checksums are computed.
 const MAGIC: u32 = 0x377f_0682;
 const VERSION: u32 = 3_007_000;
 
@@ -51,8 +51,8 @@ pub fn is_there(database: &Path) -> bool {
     has_content(&beside(database))
 }
 
-/// Looks whether the log of a database goes on behind a broken frame, with something that the database does not have:
-/// a log that starts over leaves behind its first frames what has been moved. No log is whole.
+/// Looks for whole commits behind a broken frame that have something the database does not have. (A log that starts over
+/// still has old frames behind its new ones, whose pages were moved into the database.) Without a log there are none.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -75,21 +75,21 @@ pub fn examine(database: &Path) -> std::io::Result<Option<Severed>> {
     let (mut salt, mut before) = (is_header_whole.then(|| pair(&header, 16)), pair(&header, 24));
     let mut broken = (!is_header_whole).then_some(Severed { frame: 0, len: 0, commits: 0 });
     let mut frame = vec![0; FRAME_HEADER_LEN + page_len];
-    let (mut number, mut place) = (0, HEADER_LEN as u64);
-    // Of each page, where its last version behind the break is; those of a commit under way come last.
+    let (mut number, mut at) = (0, HEADER_LEN as u64);
+    // Where the last version of each page behind the broken frame is, and the pages of a commit that is not complete yet.
     let (mut pages, mut uncommitted) = (HashMap::new(), Vec::new());
     while fill(&mut log, &mut frame)? {
         number += 1;
-        // A frame of another round of the log is older than this one's end.
+        // Frames of another round of the log are older.
         let is_of_this_round = *salt.get_or_insert_with(|| pair(&frame, 8)) == pair(&frame, 8);
         let sum = checksum(checksum(before, &frame[..8], is_big_endian), &frame[FRAME_HEADER_LEN..], is_big_endian);
-        // What a frame says of itself is where the next one goes on.
+        // The checksum of the next frame continues the one that this frame states, right or wrong.
         before = pair(&frame, 16);
         let is_whole = is_of_this_round && sum == before;
         match &mut broken {
-            None if !is_whole => broken = Some(Severed { frame: number, len: place, commits: 0 }),
+            None if !is_whole => broken = Some(Severed { frame: number, len: at, commits: 0 }),
             Some(severed) if is_whole => {
-                uncommitted.push((word(&frame, 0), place + FRAME_HEADER_LEN as u64));
+                uncommitted.push((word(&frame, 0), at + FRAME_HEADER_LEN as u64));
                 if word(&frame, 4) != 0 {
                     severed.commits += 1;
                     pages.extend(uncommitted.drain(..));
@@ -97,18 +97,18 @@ pub fn examine(database: &Path) -> std::io::Result<Option<Severed>> {
             }
             _ => {}
         }
-        place += frame.len() as u64;
+        at += frame.len() as u64;
     }
     let Some(severed) = broken.filter(|severed| severed.commits > 0) else { return Ok(None) };
     let has_news = has_other(&log.into_inner(), &File::open(database)?, &pages, page_len)?;
     Ok(has_news.then_some(severed))
 }
 
-/// Whether a database has another version of one of these pages, which lie at these places of its log.
+/// Whether a database has another version of one of these pages. `pages` says where each lies in the log.
 fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: usize) -> std::io::Result<bool> {
     let (mut logged, mut moved) = (vec![0; page_len], vec![0; page_len]);
-    for (number, place) in pages {
-        log.read_exact_at(&mut logged, *place)?;
+    for (number, at_in_log) in pages {
+        log.read_exact_at(&mut logged, *at_in_log)?;
         let at = u64::from(number.saturating_sub(1)) * page_len as u64;
         match database.read_exact_at(&mut moved, at) {
             Ok(()) if moved == logged => {}
@@ -119,29 +119,29 @@ fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: u
     Ok(false)
 }
 
-/// Writes what is in a log again, and syncs it, before it is read. A sync that failed in the life before
-/// left it in the memory of the system only, where every later sync takes it for written: what is stored after it
-/// would be lost with it. Nobody else may write to the log meanwhile.
+/// Writes the content of a log again, and syncs it, before SQLite reads it. Where the server before ended with a failed
+/// sync, the content may be in the system's memory only, and every later sync takes it for written: events stored after it
+/// would be lost with it. No other program may write to the log meanwhile.
 ///
 /// # Errors
 /// When it cannot be read, written or synced.
 pub fn settle(database: &Path) -> std::io::Result<()> {
     let Ok(log) = OpenOptions::new().read(true).write(true).open(beside(database)) else { return Ok(()) };
-    let (mut piece, mut place) = (vec![0; 1 << 20], 0);
+    let (mut piece, mut at) = (vec![0; 1 << 20], 0);
     loop {
-        match log.read_at(&mut piece, place)? {
+        match log.read_at(&mut piece, at)? {
             0 => break,
             len => {
-                log.write_all_at(&piece[..len], place)?;
-                place += len as u64;
+                log.write_all_at(&piece[..len], at)?;
+                at += len as u64;
             }
         }
     }
-    if place > 0 { log.sync_data() } else { Ok(()) }
+    if at > 0 { log.sync_data() } else { Ok(()) }
 }
 
-/// Copies a log and makes its checksums right, so that SQLite takes every frame of this round, damaged ones too. For a
-/// repair, which holds the rows in them against checksums of their own.
+/// Copies a log and corrects its checksums, so that SQLite takes every frame of this round, damaged ones too. For a repair,
+/// which holds the rows in them against their own checksums.
 ///
 /// # Errors
 /// When a file cannot be read or written.
@@ -154,7 +154,7 @@ pub fn mend(path: &Path, into: &Path) -> std::io::Result<()> {
     let (header, frames) = log.split_at_mut(HEADER_LEN);
     let is_big_endian = word(header, 0) & 1 == 1;
     if pair(header, 24) != checksum([0, 0], &header[..24], is_big_endian) {
-        // As SQLite writes it, but for the salts: those the frames know.
+        // As SQLite writes it. The salts are those of the first frame.
         header[..4].copy_from_slice(&(MAGIC | u32::from(is_big_endian)).to_be_bytes());
         header[4..8].copy_from_slice(&VERSION.to_be_bytes());
         header[8..12].copy_from_slice(&(page_len as u32).to_be_bytes());
@@ -173,7 +173,7 @@ pub fn mend(path: &Path, into: &Path) -> std::io::Result<()> {
     std::fs::write(into, log)
 }
 
-/// The length of a page, the one that our files have if the header cannot tell.
+/// The length of a page as the header has it. If that is impossible, the length in our files.
 fn page_len(header: &[u8]) -> usize {
     let told = word(header, 8) as usize;
     let is_possible = told.is_power_of_two() && (512..=65_536).contains(&told);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_only_ends_too_early_is_whole() {
+    fn a_log_with_a_torn_end_is_not_severed() {
         let log = log(5);
         let frame_len = FRAME_HEADER_LEN + 4_096;
         let frames = (log.len() - HEADER_LEN) / frame_len;
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_database_has_is_not_lost() {
+    fn commits_that_the_database_has_are_not_reported_as_lost() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("some.db");
         let (database, mut log) = files(5);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_round_left_does_not_count() {
+    fn frames_of_an_earlier_round_do_not_count() {
         let (mut newer, older) = (log(2), log(5));
         // As after a checkpoint: the log starts over in place, in front of the former round's end.
         newer.extend_from_slice(&older[newer.len()..]);

@@ -15,13 +15,14 @@ use super::checksum;
 use super::damage::is_damage;
 use super::deletion::{self, Deleted};
 use super::epoch::Witness;
+use super::error::Error;
 use super::holes::{self, Holes};
 use super::keys::{self, Known, Verdict};
-use super::read::{self, Record};
+use super::read;
 use super::receipt::{Receipt, Stored, tell};
 use super::schema::{self, PAGE_BYTES, Text, meta};
 use super::segments::{self, IndexRow, SEGMENT_EVENTS, Segment};
-use super::{Kept, Shared, failure_of};
+use super::{Kept, Shared};
 use crate::config::Durability;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
@@ -313,8 +314,9 @@ impl Writer {
                         self.work.deletions.push_back(Deletion { what: Doomed::Through(last), deleted: 0, reply });
                     }
                     Err(error) => {
+                        let error = Error::from(error);
                         self.shared.note_failed_deletion(&error);
-                        tell(reply, Err(failure_of(&error)));
+                        tell(reply, Err(error.failure()));
                     }
                 },
                 Command::DeleteThese { chosen, reply } => {
@@ -643,7 +645,7 @@ impl Writer {
         fates: &mut Vec<Fate>,
         written: &mut Written,
     ) -> rusqlite::Result<()> {
-        let accepted = match keys::judge(Record::new(&self.connection, &self.shared), batch, &message, keys) {
+        let accepted = match keys::judge(self.shared.record(&self.connection), batch, &message, keys) {
             Ok(Verdict::Accepted(accepted)) => accepted,
             Ok(Verdict::Refused(place)) => {
                 fates.extend(message.map(|_| Fate::Refused(place)));
@@ -793,7 +795,7 @@ impl Writer {
         if self.work.left_out.oldest {
             return Ok(Seq(1));
         }
-        match read::oldest(&self.connection) {
+        match read::first_row(&self.connection) {
             Err(error) if is_damage(&error) => {
                 self.work.left_out.oldest = true;
                 self.shared.note_damage(&error);
@@ -985,8 +987,8 @@ impl Writer {
     /// The last event to delete.
     fn deletion_end(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Some(before) = before else { return Ok(self.last) };
-        let record = Record::new(&self.connection, &self.shared);
-        match record.kept(self.last)? {
+        let record = self.shared.record(&self.connection);
+        match record.retained(self.last)? {
             Some(kept) => Ok(record.first_later(&kept, Timestamp(before.0 - 1))?.prev()),
             None => Ok(Seq::ZERO),
         }
@@ -1355,8 +1357,8 @@ mod tests {
         for life in 1..=2 {
             let (store, mut parts, config) = open(&folder);
             let before = store.committed();
-            assert_eq!(store.extent().map(|extent| extent.newest), Ok(before));
-            let hour = store.stats(Timestamp::now()).expect("counted").events_last_hour;
+            assert_eq!(store.reader().extent().map(|extent| extent.newest), Ok(before));
+            let hour = store.reader().stats(Timestamp::now()).expect("counted").events_last_hour;
             assert!((1..=before.0).contains(&hour), "{hour} of {before:?}");
             // A full segment has its lists stored, and a deletion looks into them.
             let mut stored = hand_in(&store, &config, EVENTS, &payload);
@@ -1375,7 +1377,7 @@ mod tests {
             assert_eq!(all.poll(&mut context), Poll::Ready(Err(Failure::Damaged)), "it comes to the page");
             let mut newest = None;
             let query = Query { order: Order::NewestFirst, ..Query::default() };
-            let read = store.scan(&query, |event| {
+            let read = store.reader().scan(&query, |event| {
                 newest = Some(event.seq);
                 std::ops::ControlFlow::Break(())
             });

@@ -144,8 +144,8 @@ impl Socket<'_> {
         mut request: Subscribe,
         reader: &mut Reader<'_>,
     ) -> Result<Option<(Served, Opening, Filters, bool)>, Declined> {
-        let failed = |error| {
-            if store::took_too_long(&error) {
+        let failed = |error: store::Error| {
+            if error.took_too_long() {
                 return Declined::Refused(Refusal::TooMuchToRead.to_string(), Ending::NotUnderstood);
             }
             tracing::error!(%error, "find where a subscription starts");
@@ -315,7 +315,7 @@ impl Socket<'_> {
     /// Takes note that a client is done with everything up to an event.
     async fn confirm(&self, id: String, durable: Option<&Subscription>, member: Option<&Member>) {
         let store = &self.pipeline.store;
-        match store.place_of(id).await {
+        match store.seq_of(id).await {
             Ok(Some(seq)) if seq <= store.committed() => match (member, durable) {
                 (Some(member), _) => member.confirm(seq).await,
                 (None, Some(durable)) => durable.confirm(seq),
@@ -452,7 +452,7 @@ enum Source {
 
 impl Source {
     /// As [`Stream::next`].
-    async fn next(&mut self) -> rusqlite::Result<Said> {
+    async fn next(&mut self) -> store::Result<Said> {
         match self {
             Self::Stream(stream) => stream.next().await,
             Self::Member(member) => Ok(match member.next().await {

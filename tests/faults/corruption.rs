@@ -202,7 +202,7 @@ fn the_time_of_a_damaged_last_event_is_not_trusted_at_start() {
 }
 
 #[test]
-fn a_damaged_log_stops_the_start_and_a_repair_saves_what_comes_behind() {
+fn a_damaged_write_ahead_log_stops_the_start_and_a_repair_saves_what_comes_behind() {
     let mut server = Server::start();
     let ids: Vec<_> = (1..=100).map(|n| text_of(&server.publish(&marked(n))["id"])).collect();
     server.kill();

@@ -21,7 +21,7 @@ fn number(database: &Connection, sql: &str) -> i64 {
 }
 
 #[test]
-fn the_file_and_its_folder_are_their_owners() {
+fn only_their_owner_can_read_the_files_and_their_folder() {
     let mut server = Server::start();
     server.publish(&tick("s", 0));
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -38,7 +38,7 @@ fn the_file_and_its_folder_are_their_owners() {
 }
 
 #[test]
-fn other_programs_read_along() {
+fn other_programs_can_read_the_database_while_the_server_runs() {
     let server = Server::start();
     server.publish_lines(&(0..100).map(|n| tick(if n % 4 == 0 { "quarter" } else { "rest" }, n)).collect::<Vec<_>>());
     let database = reader(&server);
@@ -86,7 +86,7 @@ fn the_file_is_whole_after_a_stop() {
 }
 
 #[test]
-fn what_is_stored_survives_a_restart() {
+fn stored_events_survive_a_restart() {
     let mut server = Server::start();
     server.publish_lines(&classroom());
     let before = server.stored_lines("");
@@ -105,7 +105,7 @@ fn what_is_stored_survives_a_restart() {
 }
 
 #[test]
-fn deletion_takes_what_is_older_and_keeps_the_statistics_true() {
+fn deleting_by_time_deletes_older_events_and_keeps_the_statistics_true() {
     let mut server = Server::start();
     server.publish_lines(&classroom());
     let mut left = server.stored("");
@@ -138,7 +138,7 @@ fn deletion_takes_what_is_older_and_keeps_the_statistics_true() {
 }
 
 #[test]
-fn deletion_by_time_takes_any_form_of_it() {
+fn deleting_by_time_takes_a_time_in_any_form() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 10));
     assert_eq!(
@@ -267,7 +267,7 @@ fn deleting_a_user_leaves_no_trace_of_the_name_in_the_files() {
 }
 
 #[test]
-fn the_traces_of_a_deletion_leave_the_log_once_no_other_program_reads_it() {
+fn traces_of_a_deletion_leave_the_write_ahead_log_once_no_other_program_reads_it() {
     let mut server = Server::start();
     for life in ["this server", "the next one"] {
         let users = [format!("a-learner-who-leaves-{}", life.replace(' ', "-"))];
@@ -300,7 +300,7 @@ fn the_traces_of_a_deletion_leave_the_log_once_no_other_program_reads_it() {
 
 /// An idle log is truncated anyway: here others publish all the time.
 #[test]
-fn the_traces_of_a_deletion_have_left_the_log_when_it_is_answered() {
+fn traces_of_a_deletion_have_left_the_write_ahead_log_when_it_is_answered() {
     let server = Server::start();
     let users: Vec<_> = (0..10).map(|n| format!("learner-{n}-who-leaves")).collect();
     while_publishing(
@@ -319,7 +319,7 @@ fn the_traces_of_a_deletion_have_left_the_log_when_it_is_answered() {
 }
 
 #[test]
-fn many_segments_answer_like_one() {
+fn a_query_over_many_segments_finds_what_a_scan_finds() {
     let mut server = Server::start();
     // Every seventh event belongs to one session, and a rare one turns up once in 40,000.
     let count = 150_000;
@@ -358,7 +358,7 @@ fn many_segments_answer_like_one() {
 }
 
 #[test]
-fn a_sealed_segment_knows_every_key() {
+fn every_value_is_found_in_a_sealed_segment() {
     let mut server = Server::start();
     // Small batches, so that the index of the full segment is written in many slices.
     let event = |n: usize| {
@@ -390,7 +390,7 @@ fn a_sealed_segment_knows_every_key() {
 }
 
 #[test]
-fn what_is_no_database_of_ours_is_refused_in_one_line() {
+fn a_database_of_another_program_is_refused_in_one_line() {
     type Prepare = fn(&Path);
     let prepare: [(&str, Prepare); 4] = [
         ("not SQLite", |path| {

@@ -63,7 +63,7 @@ fn ndjson_reads_stream_oldest_first_without_a_limit() {
 }
 
 #[test]
-fn pages_lead_to_the_end_without_repeat() {
+fn pages_lead_to_the_end_without_a_repeat() {
     let server = Server::start();
     let events: Vec<_> = (0..2350).map(|n| tick(if n % 5 == 0 { "fifth" } else { "other" }, n)).collect();
     server.publish_lines(&events);
@@ -94,7 +94,7 @@ fn pages_lead_to_the_end_without_repeat() {
 }
 
 #[test]
-fn limits_end_at_one_and_a_thousand() {
+fn a_limit_is_between_1_and_1000() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 1001));
     for limit in [1, 2, 999, 1000] {
@@ -234,7 +234,7 @@ fn drawn_query(dice: &mut Dice, stored: &[Value]) -> (String, Vec<u64>) {
 }
 
 #[test]
-fn any_query_is_answered_as_a_scan_would() {
+fn random_queries_are_answered_as_a_scan_would_answer_them() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
     let types = ["timer_tick", "quiz_started", "error_occurred", "answer_changed"];

@@ -129,7 +129,7 @@ fn ids(events: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn events_and_ids_are_kept_in_the_order_of_time() {
+fn upgraded_events_have_their_ids_in_the_order_of_their_times() {
     for schema in [Schema::Older, Schema::Newer] {
         let rows = rows();
         let server = Server::in_folder(in_new_folder(schema, &rows), &[]);
@@ -201,7 +201,7 @@ fn queries_and_statistics_see_the_upgraded_events() {
 }
 
 #[test]
-fn old_ids_are_cursors_for_subscribers() {
+fn subscribers_resume_with_an_id_of_the_python_service() {
     let server = Server::in_folder(in_new_folder(Schema::Newer, &rows()), &[]);
     for (place, id) in IN_TIME.iter().enumerate() {
         let mut subscriber = server.subscriber(&json!({"after": id}));
@@ -215,7 +215,7 @@ fn old_ids_are_cursors_for_subscribers() {
 }
 
 #[test]
-fn new_events_follow_and_a_second_start_changes_nothing() {
+fn new_events_follow_the_upgraded_ones_and_a_second_start_changes_nothing() {
     for schema in [Schema::Older, Schema::Newer] {
         let mut server = Server::in_folder(in_new_folder(schema, &rows()), &[]);
         let upgraded = server.stored_lines("");
@@ -261,7 +261,7 @@ fn upgraded_events_can_be_deleted() {
 }
 
 #[test]
-fn an_hour_is_an_hour() {
+fn statistics_of_upgraded_events_count_the_last_hour() {
     let ago = |minutes: i64| {
         let time = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(minutes);
         time.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()
@@ -298,7 +298,7 @@ fn an_empty_database_is_upgraded_too() {
 }
 
 #[test]
-fn a_payload_that_is_no_json_breaks_nothing() {
+fn a_payload_that_is_not_json_does_not_stop_an_upgrade() {
     let odd = |id: &str, payload: &str, second: u8| {
         row(id, "timer_tick", Some("odd"), None, payload, &format!("2026-01-15T10:30:0{second}"))
     };
@@ -412,7 +412,7 @@ fn fill_former(database: &Connection) {
 const EVENTS_BEFORE: u64 = 65_636;
 
 #[test]
-fn files_of_earlier_formats_are_extended() {
+fn files_of_formats_1_and_2_are_brought_to_the_newest_format() {
     for formats in [&[FORMAT_1][..], &[FORMAT_1, FORMAT_2]] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("data")).unwrap();
@@ -449,7 +449,7 @@ fn files_of_earlier_formats_are_extended() {
 }
 
 #[test]
-fn filters_that_were_kept_are_served_though_nobody_may_ask_for_them_any_more() {
+fn stored_filters_that_a_client_may_not_send_any_more_are_still_served() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();
     let file = Connection::open(database(folder.path())).unwrap();
@@ -601,7 +601,7 @@ fn the_holes_of_the_open_segment_of_a_file_of_format_3_are_counted() {
 }
 
 #[test]
-fn a_file_of_another_format_or_program_is_not_called_damaged_and_stays_as_it_is() {
+fn check_and_repair_refuse_a_file_of_another_format_or_program_and_leave_it_unchanged() {
     let folder = in_new_folder(Schema::Newer, &rows());
     let data = folder.path().join("data");
     std::fs::rename(database(folder.path()), data.join("python.db")).unwrap();

@@ -5,6 +5,7 @@
 //! ones, so it has the statements that define its tables written out. It may not rewrite `events`: a start waits for it.
 //! A golden file of the format before, in `tests/it/golden`, proves the step.
 
+mod payload;
 pub mod python;
 mod to_2;
 mod to_3;

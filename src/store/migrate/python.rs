@@ -1,14 +1,13 @@
-//! The upgrade of a database that the Python service wrote: its events are copied into our tables in
-//! the order of their times, in one transaction of the same file.
+//! From a file of the Python service to the newest format: its events are copied into our tables in the order of their
+//! times, in one transaction of the same file.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Row, TransactionBehavior};
-use serde_json::value::RawValue;
 
-use crate::event::{Columns, EventTypes, Limits, Parser, Seq, Timestamp};
+use super::payload::Payloads;
+use crate::event::{Columns, Seq, Timestamp};
 use crate::store::rebuild::Rebuild;
 use crate::store::schema;
 
@@ -21,24 +20,24 @@ pub fn wrote(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row(SQL, [], |row| row.get(0))
 }
 
-/// Makes a file of the Python service ours. After a crash at any instant it is entirely the old one or
-/// entirely the new one. No other connection may be open; memory does not grow with the events.
+/// Brings a file of the Python service to the newest format. After a crash the file is entirely as before or entirely new.
+/// No other connection may be open. Memory does not grow with the number of events.
 ///
-/// Events keep their ids as `legacy_id` and are numbered from 1 in the order of their times, those of
-/// equal time in the order in which they were stored. A time that is not later than the one before it
-/// moves to the next microsecond. An event whose time cannot be read takes that of the event stored
-/// before it, and so comes right after it; with none before it, that of the first readable time.
+/// Events keep their ids as `legacy_id`. They are numbered from 1 in the order of their times, and events of equal time in
+/// the order in which they were stored. A time that is not later than the one before it becomes the next microsecond. An
+/// event whose time cannot be read takes the time of the event stored before it, and so comes right after it. Where no
+/// event is before it, it takes the first time that can be read.
 ///
 /// # Errors
-/// One line that says what could not be done; the file is the old one then.
+/// One line that says what could not be done. The file is as before then.
 pub fn run(connection: &mut Connection) -> Result<(), UpgradeError> {
     let began = Instant::now();
     let synchronous: i64 =
         connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(during("read its settings"))?;
-    // With a rollback journal the copy goes straight to the end of the file and a failure cuts it off
-    // again. The write-ahead log would take the copy first and the file a second one, and keep its size
-    // after a failure. EXTRA also syncs the journal's removal: a journal that came back after a power
-    // cut would undo all that was stored since.
+    // With a rollback journal the copy goes straight to the end of the file, and a failure cuts it off again. With the
+    // write-ahead log it would be written twice, first to the log and then to the file, and the log would keep its size
+    // after a failure. EXTRA also syncs the removal of the journal: one that came back after a power cut would undo all that
+    // was stored since.
     connection
         .execute_batch("PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA")
         .map_err(during("get it for this server alone (does the old service still run?)"))?;
@@ -75,11 +74,11 @@ fn during(step: &'static str) -> impl FnOnce(rusqlite::Error) -> UpgradeError {
     move |error| UpgradeError::Database { step, error }
 }
 
-/// How often the copy says how far it is.
+/// Time between two log lines about how far the copy is: often enough that nobody takes the start for stuck.
 const PROGRESS_EVERY: Duration = Duration::from_secs(3);
 
-/// The number of events, if the disk has room for what is certain to be written: their text, their ids
-/// once more in the index, and some 20 bytes a row.
+/// The number of events, if the disk has room for what is certain to be written: their text, their ids once more in the
+/// index, and some 20 bytes a row.
 fn check_free_space(connection: &Connection) -> Result<u64, UpgradeError> {
     const SQL: &str = "
         SELECT count(*), CAST(20 * count(*) + 2 * total(octet_length(id)) + total(octet_length(event_type))
@@ -100,10 +99,10 @@ fn check_free_space(connection: &Connection) -> Result<u64, UpgradeError> {
     Ok(events)
 }
 
-/// Our empty tables, and the old events aside. What the old service kept in its other tables is either
-/// in the events or means nothing to us.
+/// Renames the old table of events and creates our tables, empty. What the old service stored in its other tables is either
+/// in the events too, or has no meaning here.
 fn replace_tables(connection: &Connection) -> rusqlite::Result<()> {
-    // A legacy rename leaves alone the views that a person may have made: they mean the new table then.
+    // A legacy rename does not change the views that a person may have made: they read the new table then.
     connection.execute_batch(&format!(
         "PRAGMA legacy_alter_table = ON;
         ALTER TABLE events RENAME TO events_before_upgrade;
@@ -119,8 +118,8 @@ fn replace_tables(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-/// Fills the temporary table `arrival` (which SQLite keeps in a file) with the time of each old event;
-/// NULL for those before the first readable time, which is returned.
+/// Fills the temporary table `arrival`, which SQLite has in a file, with the time of each old event, or NULL before the
+/// first time that can be read. Returns that time.
 fn note_times(connection: &Connection) -> rusqlite::Result<Timestamp> {
     connection.execute_batch("CREATE TEMP TABLE arrival (old INTEGER PRIMARY KEY, time_us INTEGER)")?;
     let mut insert = connection.prepare("INSERT INTO temp.arrival (old, time_us) VALUES (?1, ?2)")?;
@@ -145,8 +144,8 @@ fn note_times(connection: &Connection) -> rusqlite::Result<Timestamp> {
     Ok(first.unwrap_or_else(Timestamp::now))
 }
 
-/// A time as Python and SQLite spell it: RFC 3339, also without an offset, which then is UTC, and also
-/// with a `Z` behind the offset, a common slip.
+/// A time as Python and SQLite spell it: RFC 3339, also without an offset, which means UTC, and also with a `Z` behind the
+/// offset, a common mistake.
 fn parse_time(text: &str) -> Option<Timestamp> {
     Timestamp::parse_floor(text.trim().trim_end_matches(['Z', 'z'])).ok()
 }
@@ -189,7 +188,7 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
             tracing::info!(copied = seq.0, events, "upgrading");
         }
     }
-    payloads.say_what_was_converted();
+    payloads.log_conversions();
     rebuild.finish()
 }
 
@@ -201,92 +200,6 @@ fn finish(connection: &Connection) -> rusqlite::Result<()> {
 /// A value that SQL has cast to text. Bytes that are not UTF-8 show as U+FFFD.
 fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<Option<Cow<'r, str>>> {
     Ok(row.get_ref(column)?.as_bytes_or_null()?.map(String::from_utf8_lossy))
-}
-
-/// Makes payloads into what a producer may send today, and counts those it had to change.
-struct Payloads {
-    parser: Parser,
-    envelope: String,
-    payload: String,
-    empty: u64,
-    not_a_number: u64,
-    wrapped: u64,
-}
-
-impl Payloads {
-    fn new() -> Self {
-        // What was stored under other limits stays.
-        let limits = Limits { payload_keys_max: usize::MAX, payload_bytes_max: usize::MAX };
-        let parser = Parser::new(Arc::new(EventTypes::builtin()), limits);
-        Self { parser, envelope: String::new(), payload: String::new(), empty: 0, not_a_number: 0, wrapped: 0 }
-    }
-
-    /// A JSON object stays as it is, but for line breaks and other layout around them; Python's `NaN` and
-    /// infinities become `null`; nothing becomes `{}`; anything else is kept as a string in an object.
-    fn convert(&mut self, old: Option<&[u8]>) -> &str {
-        let text = String::from_utf8_lossy(old.unwrap_or_default());
-        let is_utf8 = matches!(text, Cow::Borrowed(_));
-        if is_utf8 && self.take(&text) {
-            return &self.payload;
-        }
-        self.payload.clear();
-        if matches!(text.trim(), "" | "null") {
-            self.empty += 1;
-            self.payload.push_str("{}");
-        } else if is_utf8 && self.take(&without_nan(&text)) {
-            self.not_a_number += 1;
-        } else {
-            self.wrapped += 1;
-            let text = serde_json::to_string(&text).expect("a string is JSON");
-            self.payload = format!(r#"{{"legacy_payload":{text}}}"#);
-        }
-        &self.payload
-    }
-
-    /// Takes over a text that our own parser takes as a payload.
-    fn take(&mut self, json: &str) -> bool {
-        // Only a complete JSON value stays inside the envelope it is put in.
-        if serde_json::from_str::<&RawValue>(json).is_err() {
-            return false;
-        }
-        self.envelope.clear();
-        self.envelope.push_str(r#"{"event_type":"quiz_started","source":"upgrade","payload":"#);
-        self.envelope.push_str(json);
-        self.envelope.push('}');
-        self.payload.clear();
-        self.parser.parse(&self.envelope, |event| self.payload.push_str(event.payload));
-        !self.payload.is_empty()
-    }
-
-    fn say_what_was_converted(&self) {
-        let Self { empty, not_a_number, wrapped, .. } = *self;
-        if empty + not_a_number + wrapped > 0 {
-            tracing::warn!(empty, not_a_number, wrapped, "payloads that were not JSON objects were converted");
-        }
-    }
-}
-
-/// The text with `null` for each `NaN`, `Infinity` and `-Infinity` that is not within a string.
-fn without_nan(json: &str) -> String {
-    let mut mended = String::with_capacity(json.len());
-    let mut rest = json;
-    while !rest.is_empty() {
-        let (between, string) = rest.split_at(rest.find('"').unwrap_or(rest.len()));
-        mended += &between.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
-        let (string, after) = string.split_at(string_len(string.as_bytes()));
-        mended += string;
-        rest = after;
-    }
-    mended
-}
-
-/// Bytes of the JSON string that `text` begins with, or all of it if the string does not end.
-fn string_len(text: &[u8]) -> usize {
-    let mut at = 1;
-    while at < text.len() && text[at] != b'"' {
-        at += 1 + usize::from(text[at] == b'\\');
-    }
-    text.len().min(at + 1)
 }
 
 #[cfg(test)]
@@ -347,9 +260,9 @@ mod tests {
 
     fn upgrade(file: &File) -> Connection {
         let mut connection = open(&file.path);
-        assert!(is_needed(&connection).unwrap());
+        assert!(wrote(&connection).unwrap());
         run(&mut connection).unwrap();
-        assert!(!is_needed(&connection).unwrap());
+        assert!(!wrote(&connection).unwrap());
         assert_eq!(one::<String>(&connection, "PRAGMA integrity_check"), "ok");
         connection
     }
@@ -440,7 +353,7 @@ mod tests {
         let check = |sql: &str, needed| {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(sql).unwrap();
-            assert_eq!(is_needed(&connection).unwrap(), needed, "{sql}");
+            assert_eq!(wrote(&connection).unwrap(), needed, "{sql}");
         };
         check("", false);
         check(schema::TABLES, false);
@@ -537,50 +450,6 @@ mod tests {
         let first = one::<i64>(&connection, "SELECT time_us FROM events WHERE legacy_id = 'a'");
         assert!((before..=Timestamp::now().0).contains(&first));
         assert_eq!(one::<i64>(&connection, "SELECT time_us FROM events WHERE legacy_id = 'b'"), first + 1);
-    }
-
-    #[test]
-    fn a_payload_becomes_an_object_that_a_producer_may_send() {
-        let mut payloads = Payloads::new();
-        let mut check = |old: &str, want: &str| assert_eq!(payloads.convert(Some(old.as_bytes())), want, "{old:?}");
-        for kept in [
-            "{}",
-            r#"{ "b": 1, "a": [0.10, 1e400, 123456789012345678901234567890], "b": "caf\u00e9 NaN" }"#,
-            r#"{"emoji": "\ud83d\ude00 😀", "deep": {"x": {"y": null}}}"#,
-        ] {
-            check(kept, kept);
-        }
-        check(" {\"a\": \"b c\"}\n", r#"{"a": "b c"}"#);
-        check("{\n  \"a b\": [1,\r\n 2],\t\"c\": \"x \\\" y\"\n}", r#"{"a b":[1,2],"c":"x \" y"}"#);
-        check(
-            r#"{"a": NaN, "b": [Infinity, -Infinity], "c": "NaN \" Infinity"}"#,
-            r#"{"a": null, "b": [null, null], "c": "NaN \" Infinity"}"#,
-        );
-        for nothing in ["", "  ", "null"] {
-            check(nothing, "{}");
-        }
-        check("[1, 2]", r#"{"legacy_payload":"[1, 2]"}"#);
-        check("3", r#"{"legacy_payload":"3"}"#);
-        check("NaN", r#"{"legacy_payload":"NaN"}"#);
-        check("{'a': 1}\n", r#"{"legacy_payload":"{'a': 1}\n"}"#);
-        check(r#"{"a": -NaN}"#, r#"{"legacy_payload":"{\"a\": -NaN}"}"#);
-        check(r#"{"a": "\ud800"}"#, r#"{"legacy_payload":"{\"a\": \"\\ud800\"}"}"#);
-        check(
-            r#"{}, "user_id": "x", "payload": {}"#,
-            r#"{"legacy_payload":"{}, \"user_id\": \"x\", \"payload\": {}"}"#,
-        );
-        check(r#"{"a": "unended"#, r#"{"legacy_payload":"{\"a\": \"unended"}"#);
-        let deep = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
-        check(&deep(128), &deep(128));
-        check(&deep(129), &format!(r#"{{"legacy_payload":{}}}"#, serde_json::to_string(&deep(129)).unwrap()));
-        let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(300_000));
-        check(&large, &large);
-        assert_eq!(payloads.convert(None), "{}");
-        assert_eq!(
-            payloads.convert(Some(b"{\"a\": \"\xff\"}")),
-            "{\"legacy_payload\":\"{\\\"a\\\": \\\"\u{fffd}\\\"}\"}"
-        );
-        assert_eq!((payloads.empty, payloads.not_a_number, payloads.wrapped), (4, 1, 10));
     }
 
     #[test]
@@ -681,7 +550,7 @@ mod tests {
             drop(connection);
 
             let connection = open(&file.path);
-            assert!(is_needed(&connection).unwrap());
+            assert!(wrote(&connection).unwrap());
             assert_eq!(one::<String>(&connection, "PRAGMA integrity_check"), "ok");
             assert_eq!(one::<i64>(&connection, "PRAGMA page_count"), pages);
             assert_eq!(one::<i64>(&connection, "SELECT count(*) FROM event_stats"), 1);

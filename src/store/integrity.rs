@@ -1,0 +1,55 @@
+//! What is known of the file's soundness.
+
+use super::damage::is_damage;
+use crate::sync::Mutex;
+
+/// What is known of the file's soundness.
+#[derive(Debug, Clone, Default)]
+pub struct Integrity {
+    pub progress: Progress,
+    /// Events held against their checksums since the start.
+    pub events: u64,
+    /// What is damaged, by name. Of very much, only the first things.
+    pub damage: Vec<String>,
+}
+
+/// How far the integrity check behind a serving server is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// It is switched off.
+    #[default]
+    Off,
+    Running,
+    Done,
+}
+
+/// Damaged things whose names are held. A file with more needs a repair and not a list.
+const NAMED_MAX: usize = 20;
+
+impl Integrity {
+    /// Notes an error, if it is damage.
+    pub(super) fn note_error(&mut self, error: &rusqlite::Error) {
+        if is_damage(error) {
+            self.note(error.to_string());
+        }
+    }
+
+    /// Notes damage, and logs it the first time.
+    pub(super) fn note(&mut self, what: String) {
+        if self.damage.len() < NAMED_MAX && !self.damage.contains(&what) {
+            tracing::error!(damage = what, "the database is damaged: `event-pipeline repair` saves what can be read");
+            self.damage.push(what);
+        }
+    }
+}
+
+/// What was read, or `None` where it is damaged, which is noted.
+pub(super) fn noting_damage<T>(integrity: &Mutex<Integrity>, read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match read {
+        Err(error) if is_damage(&error) => {
+            integrity.lock().note_error(&error);
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}

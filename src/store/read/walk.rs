@@ -1,0 +1,120 @@
+//! Walking from row to row of `events` without being led astray by a damaged number: SQLite believes the number of a row,
+//! and would end a search beside it, leave rows out, or take it for the end.
+
+use std::ops::RangeInclusive;
+
+use rusqlite::Row;
+
+use super::query::Order;
+use super::record::Record;
+use super::row::{number, out_of_order, select_events, stored};
+use crate::event::Seq;
+use crate::store::holes;
+use crate::wire::StoredEvent;
+
+/// A walk over the rows of some numbers, from the near end to the far end. The far end is not left to SQLite, so the
+/// statement has none.
+pub struct Walk<'c> {
+    record: Record<'c>,
+    order: Order,
+    pub near: Seq,
+    pub far: Seq,
+    /// The last event that was met.
+    last: Option<Seq>,
+}
+
+/// What a row is to a walk.
+pub enum Step<'r> {
+    /// Not reached yet: the row comes before the near end.
+    Before,
+    Event(StoredEvent<'r>),
+    /// The row lies behind the far end.
+    Behind,
+}
+
+impl<'c> Walk<'c> {
+    pub fn new(record: Record<'c>, range: &RangeInclusive<Seq>, order: Order) -> Self {
+        let (near, far) = match order {
+            Order::OldestFirst => (*range.start(), *range.end()),
+            Order::NewestFirst => (*range.end(), *range.start()),
+        };
+        Self { record, order, near, far, last: None }
+    }
+
+    /// The statement whose rows are stepped through. Its parameter is the near end.
+    pub fn sql(&self) -> &'static str {
+        match self.order {
+            Order::OldestFirst => select_events!("seq >= ?1 ORDER BY seq"),
+            Order::NewestFirst => select_events!("seq <= ?1 ORDER BY seq DESC"),
+        }
+    }
+
+    /// Takes the next row.
+    ///
+    /// # Errors
+    /// Damage, unless it lies behind the far end for certain.
+    pub fn step<'r>(&mut self, row: &'r Row<'_>) -> rusqlite::Result<Step<'r>> {
+        let event = match stored(row, self.record.unchecked_through) {
+            Ok(event) => event,
+            Err(error) => return if self.is_behind(number(row)?)? { Ok(Step::Behind) } else { Err(error) },
+        };
+        let (seq, near, last) = (event.seq, self.near, self.last);
+        let (is_before, is_behind, is_next) = match self.order {
+            Order::OldestFirst => (seq < near, seq > self.far, last < Some(seq)),
+            Order::NewestFirst => (seq > near, seq < self.far, last.is_none_or(|last| seq < last)),
+        };
+        if is_before {
+            return Ok(Step::Before);
+        }
+        if last.is_none() && seq != near {
+            self.look_beside(Some(seq))?;
+        }
+        if !is_next {
+            return Err(out_of_order(seq));
+        }
+        self.last = Some(seq);
+        Ok(if is_behind { Step::Behind } else { Step::Event(event) })
+    }
+
+    /// Ends the walk where there are no more rows, or one is behind the far end.
+    ///
+    /// # Errors
+    /// Damage that has led the walk past all events.
+    pub fn finish(self) -> rusqlite::Result<()> {
+        if self.last.is_none() { self.look_beside(None) } else { Ok(()) }
+    }
+
+    /// Whether a damaged row lies behind the far end, if the number that it shows can be right: no event is missing between
+    /// the last one met and that number.
+    fn is_behind(&self, shown: Seq) -> rusqlite::Result<bool> {
+        let between = match self.order {
+            Order::OldestFirst if shown > self.far => self.last.map_or(self.near, Seq::next)..=shown.prev(),
+            Order::NewestFirst if shown < self.far => shown.next()..=self.last.map_or(self.near, Seq::prev),
+            _ => return Ok(false),
+        };
+        Ok(holes::count_events(self.record.connection, between)? == 0)
+    }
+
+    /// Looks at the row on the other side of the near end, after the search for it came to the row of `found`. A search for
+    /// a number that has no event ends beside the row whose damaged number led it astray, if any did.
+    fn look_beside(&self, found: Option<Seq>) -> rusqlite::Result<()> {
+        let sql = match self.order {
+            Order::OldestFirst => select_events!("seq < ?1 ORDER BY seq DESC LIMIT 1"),
+            Order::NewestFirst => select_events!("seq > ?1 ORDER BY seq LIMIT 1"),
+        };
+        let mut find = self.record.connection.prepare_cached(sql)?;
+        let mut rows = find.query([self.near.0 as i64])?;
+        let Some(row) = rows.next()? else { return Ok(()) };
+        let (beside, found) = (number(row)?, found.unwrap_or(self.near));
+        let between = match self.order {
+            Order::OldestFirst if beside < self.near => beside.next()..=found.prev(),
+            Order::NewestFirst if beside > self.near => found.next()..=beside.prev(),
+            _ => return Err(out_of_order(beside)),
+        };
+        match stored(row, self.record.unchecked_through) {
+            // It is damaged, but its number may be right all the same.
+            Err(error) if holes::count_events(self.record.connection, between)? > 0 => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
