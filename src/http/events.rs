@@ -390,9 +390,8 @@ mod tests {
     use crate::config::Config;
     use crate::event::Event;
     use crate::hub::Hub;
-    use crate::store::Receipt;
+    use crate::store::fixture::{hand_in, tick};
     use crate::subscriptions::Subscriptions;
-    use crate::wire::Batch;
 
     /// With one turn, and with more events than are looked at in one read.
     fn pipeline(folder: &tempfile::TempDir) -> Arc<Pipeline> {
@@ -402,14 +401,7 @@ mod tests {
     fn pipeline_of(folder: &tempfile::TempDir, payloads: &[&str], max_pages_bytes: usize) -> Arc<Pipeline> {
         let config = Config { network_threads: 1, max_pages_bytes, ..Config::of_test(folder.path().join("events.db")) };
         let (store, mut parts) = Store::open_parts(&config).expect("open");
-        let event_type = config.event_types.get("timer_tick").expect("built in");
-        let mut batch = Batch::default();
-        for payload in payloads {
-            let event =
-                Event { event_type, source: "s", session_id: None, user_id: None, payload, idempotency_key: None };
-            batch.push(&event, &config.event_types);
-        }
-        store.try_append(batch, Receipt::new().0).expect("room");
+        hand_in(&store, payloads.iter().map(|payload| Event { payload, ..tick() }));
         while parts.write() {}
         let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
         let (subscriptions, _) = Subscriptions::load(&store, &hub, 1, config.max_subscriber_bytes).expect("load");

@@ -110,24 +110,15 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::event::Event;
-    use crate::store::Receipt;
-    use crate::wire::Batch;
+    use crate::store::fixture::{hand_in, tick};
 
     #[test]
     fn a_page_of_events_as_large_as_they_may_be_by_default_does_not_grow() {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");
-        let event_type = config.event_types.get("timer_tick").expect("built in");
         let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(config.limits.payload_bytes_max - 8));
-        let mut batch = Batch::default();
-        for n in 0..16 {
-            let payload = if n < 8 { "{}" } else { &payload };
-            let event =
-                Event { event_type, source: "s", session_id: None, user_id: None, payload, idempotency_key: None };
-            batch.push(&event, &config.event_types);
-        }
-        store.try_append(batch, Receipt::new().0).expect("room");
+        hand_in(&store, (0..16).map(|n| Event { payload: if n < 8 { "{}" } else { &payload }, ..tick() }));
         while parts.write() {}
         let page = first_page(&store.reader(), Query::default(), usize::MAX).expect("a page");
         assert!(page.rest.is_some());

@@ -148,28 +148,20 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::event::{Event, Filter};
+    use crate::event::{Event, EventTypes, Filter};
     use crate::record::Failure;
+    use crate::store::fixture::{hand_in, tick};
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Query, Receipt, Store, schema};
     use crate::wire::Batch;
 
-    fn append(store: &Store, config: &Config, numbers: std::ops::RangeInclusive<u64>) {
-        let event_type = config.event_types.get("timer_tick").expect("built in");
-        let mut batch = Batch::default();
-        for n in numbers {
-            let user_id = match n {
-                2 | 20 => Some("both"),
-                3 => Some("early"),
-                _ => Some("other"),
-            };
-            let (source, session_id, payload, idempotency_key) = ("s", None, "{}", None);
-            batch.push(
-                &Event { event_type, source, session_id, user_id, payload, idempotency_key },
-                &config.event_types,
-            );
-        }
-        store.try_append(batch, Receipt::new().0).expect("room");
+    fn append(store: &Store, numbers: std::ops::RangeInclusive<u64>) {
+        let user_of = |n| match n {
+            2 | 20 => "both",
+            3 => "early",
+            _ => "other",
+        };
+        hand_in(store, numbers.map(|n| Event { user_id: Some(user_of(n)), ..tick() }));
     }
 
     fn finish(parts: &mut Parts, deletion: impl Future<Output = Result<u64, Failure>>) -> u64 {
@@ -187,10 +179,10 @@ mod tests {
             let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
             let seal = |parts: &mut Parts| {
-                append(&store, &config, SEGMENT_EVENTS + 1..=SEGMENT_EVENTS + 1);
+                append(&store, SEGMENT_EVENTS + 1..=SEGMENT_EVENTS + 1);
                 while parts.write() | parts.seal() {}
             };
-            append(&store, &config, 1..=SEGMENT_EVENTS);
+            append(&store, 1..=SEGMENT_EVENTS);
             while parts.write() {}
             if is_sealed {
                 seal(&mut parts);
@@ -221,15 +213,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");
-        let event_type = config.event_types.get("timer_tick").expect("built in");
         let payload = &format!(r#"{{"x":"{}"}}"#, "x".repeat(CHOSEN_BYTES_PER_COMMIT / 2));
-        let (source, session_id, user_id, idempotency_key) = ("s", None, None, None);
-        let mut batch = Batch::default();
-        for _ in 0..3 {
-            let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
-            batch.push(&event, &config.event_types);
-        }
-        store.try_append(batch, Receipt::new().0).expect("room");
+        hand_in(&store, (0..3).map(|_| Event { payload, ..tick() }));
         while parts.write() {}
         let choose = |after| store.reader().choose(Filter::default(), Seq(after), Seq(3), None);
         assert_eq!(choose(0), Ok((vec![Seq(1), Seq(2)], Some(Seq(2)))));
@@ -243,13 +228,8 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let config = Config::of_test(folder.path().join("events.db"));
             let (store, mut parts) = Store::open_parts(&config).expect("open");
-            let event_type = config.event_types.get("timer_tick").expect("built in");
-            let (source, session_id, user_id, payload, idempotency_key) = ("s", None, None, "{}", None);
-            let mut batch = Batch::default();
-            for _ in 0..3 {
-                let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
-                batch.push(&event, &config.event_types);
-            }
+            let (mut batch, types) = (Batch::default(), EventTypes::builtin());
+            (0..3).for_each(|_| batch.push(&tick(), &types));
             batch.set_key("request");
             store.try_append(batch, Receipt::new().0).expect("room");
             while parts.write() {}
@@ -297,7 +277,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");
-        append(&store, &config, 1..=3);
+        append(&store, 1..=3);
         while parts.write() {}
         let file = schema::open_writer(&config.database_path).expect("whole");
         assert_eq!(file.execute("UPDATE events SET event_type = 'timer_tock' WHERE seq = 2", []), Ok(1));
@@ -309,7 +289,7 @@ mod tests {
         assert_eq!(file.execute(left, []), Ok(1));
         assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 0);
         assert_eq!(by_type(), []);
-        append(&store, &config, 4..=4);
+        append(&store, 4..=4);
         while parts.write() {}
         assert_eq!(by_type().iter().map(|of_type| of_type.count).collect::<Vec<_>>(), [1]);
     }

@@ -38,9 +38,6 @@ impl Lag {
 
 impl Reader {
     /// How many events pass. Reads the events themselves only for what no posting list knows.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn count(&self, query: &Query) -> Result<u64> {
         if query.filter.has_rest() {
             let mut count = 0;
@@ -75,9 +72,6 @@ impl Reader {
 
     /// How many events after a position pass. Where counting them all would take longer than `looks_max` looks at events,
     /// it counts those of the next numbers and estimates the rest from them.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn lag(&self, filter: &Filter, after: Seq, looks_max: u64) -> Result<Lag> {
         let extent = self.extent()?;
         let after = after.max(extent.oldest.prev());

@@ -294,9 +294,6 @@ impl Store {
     }
 
     /// The sequence number of an id, as [`Reader::seq_of`] tells it.
-    ///
-    /// # Errors
-    /// As for every read.
     pub async fn seq_of(&self, id: String) -> Result<Option<Seq>> {
         if !self.shared.has_legacy_ids {
             return Ok(id.parse().ok().map(|EventId(seq)| seq));

@@ -19,7 +19,8 @@ use crate::wire::StoredEvent;
 
 /// Reads the record. Every method blocks, so a reading calls them on a thread that may.
 ///
-/// They fail with what SQLite reports, with damage that they come to, or because the reading is over.
+/// # Errors
+/// Every read fails with what SQLite reports, on damage that it comes to, or because the reading is over.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
@@ -126,9 +127,6 @@ impl Reader {
     /// For each value of a field the newest event up to `through` that passes, ascending; of the values last seen, at most
     /// `values_max`. Sealed segments tell their values by the names of their posting lists, so those cost some 0.3 µs a
     /// value and not a look at each event.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn latest_by(&self, field: Field, filter: &Filter, through: Seq, values_max: usize) -> Result<Vec<Seq>> {
         let mut latest = Latest::new(values_max);
         let in_memory = self.shared.recent.read().lowest();
@@ -170,9 +168,6 @@ impl Reader {
     }
 
     /// The event with an id, given by this server or by the one before it, as JSON.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn event(&self, id: &str) -> Result<Option<Vec<u8>>> {
         match self.seq_of(id)?.filter(|seq| *seq <= self.committed()) {
             Some(seq) => self.event_at(seq),
@@ -181,9 +176,6 @@ impl Reader {
     }
 
     /// The event with a number, as JSON.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn event_at(&self, seq: Seq) -> Result<Option<Vec<u8>>> {
         let mut json = Vec::new();
         self.scan_these(&[seq], |event| {
@@ -194,9 +186,6 @@ impl Reader {
     }
 
     /// The sequence number of an id, whether its event is stored, deleted or yet to come; `None` when the text is no id.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn seq_of(&self, id: &str) -> Result<Option<Seq>> {
         let legacy = match self.shared.has_legacy_ids {
             true => self.shared.pool.with(|transaction| read::of_legacy_id(transaction, id))?,
@@ -206,9 +195,6 @@ impl Reader {
     }
 
     /// The retained range, and the epoch.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn extent(&self) -> Result<Retained> {
         let newest = self.committed();
         let retained = self.with_record(|record| record.retained(newest))?;
@@ -217,9 +203,6 @@ impl Reader {
     }
 
     /// The position from which a subscriber gets the last `count` events up to `through` that pass.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn before_last(&self, filter: &Filter, count: usize, through: Seq) -> Result<Seq> {
         let (filter, before) = (filter.clone(), Some(through.next()));
         let query = Query { filter, before, order: Order::NewestFirst, ..Query::default() };
@@ -235,9 +218,6 @@ impl Reader {
     }
 
     /// The position from which a subscriber gets every event after `time`.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn before_time(&self, time: Timestamp) -> Result<Seq> {
         let committed = self.committed();
         self.with_record(|record| match record.retained(committed)? {
@@ -248,17 +228,11 @@ impl Reader {
 
     /// Counts of what is stored, all from one moment. They cost the same however many events there are. What is damaged is
     /// noted, and left out.
-    ///
-    /// # Errors
-    /// As for every read, damage apart.
     pub fn stats(&self, now: Timestamp) -> Result<Stats> {
         self.with_record(|record| Stats::read(record, now))
     }
 
     /// The durable subscriptions that are stored. Those whose rows are damaged are noted and left out.
-    ///
-    /// # Errors
-    /// As for every read.
     pub fn durable_subscriptions(&self) -> Result<Vec<Kept>> {
         let rows = self.shared.pool.with(|transaction| Kept::rows(transaction))?;
         let mut whole = Vec::with_capacity(rows.len());
@@ -276,9 +250,6 @@ impl Reader {
 
     /// The next events to be deleted, the oldest first: at most as many as one commit deletes. Also how far the search
     /// came, or `None` when it came to the end.
-    ///
-    /// # Errors
-    /// As for every read.
     pub(crate) fn choose(
         &self,
         filter: Filter,

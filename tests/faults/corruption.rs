@@ -1,5 +1,5 @@
-//! Damage: bits that flip in the database or its log. What is damaged is named and never served, nothing panics, the
-//! rest goes on, and `check` and `repair` do what they say.
+//! Damage: bits that flip in the database or its write-ahead log. Damaged events are named and never served, nothing
+//! panics, the rest is served, and `check` and `repair` do what they promise.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -17,8 +17,8 @@ fn flip(path: &Path, at: usize, bit: u32) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// The place of a text in a file.
-fn place(path: &Path, text: &str) -> usize {
+/// Where a text begins in a file.
+fn offset_of(path: &Path, text: &str) -> usize {
     let bytes = std::fs::read(path).unwrap();
     bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap_or_else(|| panic!("no {text}"))
 }
@@ -32,7 +32,7 @@ fn run(server: &Server, arguments: &[&str]) -> Finished {
     Run::start(command(server.folder()).args(arguments), "").finish()
 }
 
-/// The damage that the server tells of, once it has looked at everything.
+/// The damage that the server reports at the end of its integrity check.
 fn damage(server: &Server) -> Vec<String> {
     let integrity = || server.get("/readiness").json()["integrity"].clone();
     await_true("the end of the check", || !matches!(integrity()["state"].as_str(), Some("checking" | "unchecked")));
@@ -47,7 +47,7 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
     }
     server.publish(&json!({"event_type": "quiz_started", "source": "it", "session_id": "t"}).to_string());
     server.stop();
-    flip(&server.db_path(), place(&server.db_path(), "<<2>>") + 2, 0);
+    flip(&server.db_path(), offset_of(&server.db_path(), "<<2>>") + 2, 0);
     server.allow_noise();
     server.restart();
 
@@ -114,7 +114,7 @@ fn a_damaged_event_that_the_writer_meets_does_not_end_the_server() {
     let former = "UPDATE idempotency_keys SET digest = NULL, checksum = NULL WHERE key = 'key-2'";
     assert_eq!(rusqlite::Connection::open(server.db_path()).unwrap().execute(former, []).unwrap(), 1);
     for mark in ["<<2>>", "<<3>>", "<<5>>"] {
-        flip(&server.db_path(), place(&server.db_path(), mark) + 2, 0);
+        flip(&server.db_path(), offset_of(&server.db_path(), mark) + 2, 0);
     }
     server.allow_noise();
     server.restart();
@@ -207,7 +207,7 @@ fn a_damaged_write_ahead_log_stops_the_start_and_a_repair_saves_what_comes_behin
     let ids: Vec<_> = (1..=100).map(|n| text_of(&server.publish(&marked(n))["id"])).collect();
     server.kill();
     let log = server.folder().join("data/events.db-wal");
-    flip(&log, place(&log, "<<60>>") + 2, 1);
+    flip(&log, offset_of(&log, "<<60>>") + 2, 1);
 
     let mut refused = Process::spawn(server.folder(), &[], &[]);
     assert_eq!(refused.await_exit().code(), Some(1));
@@ -231,7 +231,7 @@ fn a_damaged_definition_of_a_table_stops_the_start_and_a_repair_saves_everything
     let mut server = Server::start();
     let ids: Vec<_> = (1..=100).map(|n| text_of(&server.publish(&marked(n))["id"])).collect();
     server.stop();
-    flip(&server.db_path(), place(&server.db_path(), "last_seen TEXT NOT NULL\n) WITHOUT ROWID"), 1);
+    flip(&server.db_path(), offset_of(&server.db_path(), "last_seen TEXT NOT NULL\n) WITHOUT ROWID"), 1);
 
     let mut refused = Process::spawn(server.folder(), &[], &[]);
     assert_eq!(refused.await_exit().code(), Some(1));

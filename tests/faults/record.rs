@@ -1,6 +1,6 @@
-//! What producers were told, and whether the file keeps it: every event that was acknowledged is there, once, under
-//! its id and as it was sent; ids are dense but for what was deleted; times increase; statistics and the segment index
-//! say what the rows say; SQLite finds its file whole.
+//! What producers were told, and whether it is true of the file. Every acknowledged event is stored once, under its id and
+//! as it was sent. Ids are dense, apart from deleted events. Times increase. Statistics and the segment index agree with
+//! the rows. SQLite finds the file sound.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ pub fn event_of(token: &str) -> Value {
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let (type_of, session, user, len) = (hash % 3, hash / 3 % SESSIONS, hash / 64 % 5, hash / 4096 % 300);
-    // Large ones fill the log up to a checkpoint.
+    // Large events fill the write-ahead log up to a checkpoint.
     let len = if token.starts_with("large") { 30_000 + len } else { len };
     json!({
         "event_type": TYPES[type_of as usize],
@@ -31,7 +31,7 @@ pub fn event_of(token: &str) -> Value {
     })
 }
 
-/// The same as it is sent; some tokens are idempotency keys, too.
+/// The message that publishes the event of a token. Some tokens are idempotency keys, too.
 pub fn message_of(token: &str) -> String {
     let mut event = event_of(token);
     if token.starts_with("keyed") {
@@ -71,15 +71,15 @@ pub enum Loss {
 
 #[derive(Default)]
 pub struct Record {
-    /// Whether an acknowledgement means synced where nobody asks for a level.
+    /// Whether an acknowledgement means synced where the producer asks for no level.
     pub syncs: bool,
-    /// Every event that was stored when it was looked last, as a line.
+    /// Every event that was stored at the last check, as a line.
     known: Vec<String>,
-    /// The highest number that was given out up to then.
+    /// The highest number that was given out up to the last check.
     last: u64,
-    /// By token, since then.
+    /// By token, since the last check.
     told: Mutex<HashMap<String, Told>>,
-    /// Deletions since then: the lines that they were to take, oldest first, and whether they were answered.
+    /// Deletions since the last check: the lines that they were to delete, oldest first, and whether they were answered.
     deletions: Mutex<Vec<(Vec<String>, bool)>>,
     /// By name, the newest event that was confirmed in any life.
     confirmed: Mutex<HashMap<&'static str, u64>>,
@@ -105,7 +105,7 @@ impl Record {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Somebody subscribed under a name.
+    /// A client subscribed under a name.
     pub fn subscribed(&self, name: &'static str) {
         self.confirmed.lock().unwrap().entry(name).or_insert(0);
     }
@@ -116,7 +116,7 @@ impl Record {
         *before = (*before).max(seq);
     }
 
-    /// Whether a file that may be damaged has everything that was acknowledged since the last look; nothing if it is.
+    /// Whether a file that may be damaged has everything that was acknowledged since the last check; `None` if it is damaged.
     pub fn keeps(&self, server: &Server) -> Option<bool> {
         let mut stored = HashMap::new();
         let mut after = 0;
@@ -140,24 +140,24 @@ impl Record {
         Some(self.told().iter().all(|(token, told)| stored.get(token) == Some(&told.id)))
     }
 
-    /// Takes for known what a server has that was not published here.
+    /// Takes over what a server has stored that was not published here.
     pub fn adopt(&mut self, server: &Server) {
         self.known = server.stored_lines("");
         self.last = self.known.last().map_or(0, |line| parts(line).seq);
         self.check(server, Loss::Nothing);
     }
 
-    /// Every event that was stored when it was looked last.
+    /// Every event that was stored at the last check.
     pub fn lines(&self) -> impl Iterator<Item = &String> {
         self.known.iter()
     }
 
-    /// How many events there were when it was looked last.
+    /// How many events were stored at the last check.
     pub fn known(&self) -> usize {
         self.known.len()
     }
 
-    /// Asks for a deletion of some of the events that are known, and hears what comes of it.
+    /// Asks for a deletion of some of the known events, and notes whether it is answered.
     pub fn delete(&self, mut wire: Wire, session: Option<u64>, before: usize) {
         let Some(boundary) = self.known.get(before) else { return };
         let session = session.map(|session| format!("session{session}"));
@@ -178,7 +178,7 @@ impl Record {
         }
     }
 
-    /// Every event is deleted, which was acknowledged; numbers go on.
+    /// Notes that a deletion of every event was acknowledged. Numbers go on.
     pub fn forget_all(&mut self, server: &Server) {
         assert_eq!(server.get_json("/events"), json!([]));
         let told = std::mem::take(self.told.get_mut().unwrap());
@@ -186,16 +186,16 @@ impl Record {
         self.last = told.values().map(|told| told.id).fold(self.last, u64::max);
     }
 
-    /// Looks at a server that has just started, and holds it against what it promised in its last life.
+    /// Checks a server that has just started against what it promised in its last life.
     pub fn check(&mut self, server: &Server, loss: Loss) {
         let lines = server.stored_lines("");
         let told = std::mem::take(self.told.get_mut().unwrap());
         self.total += told.len() as u64;
 
-        // What was known is there, but for what was deleted.
+        // Known events are stored, unless they were deleted.
         let mut left = std::mem::take(&mut self.known);
         for (doomed, is_answered) in self.deletions.get_mut().unwrap().drain(..) {
-            // One that was not answered went some of the way, from the oldest on.
+            // A deletion that was not answered has deleted some events, from the oldest on.
             let kept =
                 doomed.iter().position(|line| lines.binary_search_by_key(&parts(line).seq, |l| parts(l).seq).is_ok());
             let gone = kept.unwrap_or(doomed.len());
@@ -216,7 +216,7 @@ impl Record {
         }
         let mut time = left.last().map_or("", |line| parts(line).time);
 
-        // What is new is dense, and every event as it was sent.
+        // New events are dense, and each is as it was sent.
         let mut tokens = HashMap::new();
         for (line, seq) in new.iter().zip(self.last + 1..) {
             let line = parts(line);
@@ -247,7 +247,7 @@ impl Record {
         }
         self.epoch = Some(epoch);
 
-        // Statistics and lists are those of the rows.
+        // Statistics and posting lists agree with the rows.
         assert_eq!(stats["total_events"], lines.len());
         let by_type: HashMap<_, _> =
             stats["by_type"].as_array().unwrap().iter().map(|row| (text_of(&row["event_type"]), row)).collect();
