@@ -171,14 +171,14 @@ fn surprises(verdicts: &Verdicts, expected: &Expected) -> Vec<String> {
 }
 
 #[test]
-fn passes_on_our_frame_layer() {
+fn the_autobahn_suite_passes_on_an_echo_of_the_frame_layer() {
     let Some(verdicts) = run(&start_echo().to_string(), &["*"], &[], 60.0) else { return };
     assert_eq!(surprises(&verdicts, NOT_OK), [""; 0]);
     assert_eq!(verdicts.len(), 517, "the suite is whole");
 }
 
 #[test]
-fn finds_publishing_as_it_should_be() {
+fn publishing_ends_every_autobahn_case_as_expected() {
     // A keep-alive would come between.
     let server = Server::with(&[("KEEPALIVE_SECONDS", "600")]);
     let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));

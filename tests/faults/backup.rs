@@ -63,7 +63,7 @@ fn copies(server: &Server) -> Vec<Files> {
 }
 
 #[test]
-fn a_backup_put_back_after_a_kill_begins_another_epoch() {
+fn restoring_a_backup_after_a_kill_begins_another_epoch() {
     for durability in ["full", "normal", "off"] {
         let mut server = Server::with(&[("DURABILITY", durability), ("CHECK_AT_START", "false")]);
         let before = epoch(&server);
@@ -84,8 +84,8 @@ fn a_backup_put_back_after_a_kill_begins_another_epoch() {
 }
 
 #[test]
-fn a_backup_put_back_after_a_power_cut_begins_another_epoch() {
-    let test = "a_backup_put_back_after_a_power_cut_begins_another_epoch";
+fn restoring_a_backup_after_a_power_cut_begins_another_epoch() {
+    let test = "restoring_a_backup_after_a_power_cut_begins_another_epoch";
     let Some(disk) = Disk::with_a_switch(test) else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[("CHECK_AT_START", "false")]);
     server.restart();

@@ -190,9 +190,9 @@ fn check_times(all: &[Value]) {
 }
 
 #[test]
-fn that_steps_leaves_times_increasing_and_every_time_an_exact_cursor() {
+fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
     let settings = [("KEEPALIVE_SECONDS", "0.2"), ("SUBSCRIBE_TIMEOUT_SECONDS", "1")];
-    let test = "that_steps_leaves_times_increasing_and_every_time_an_exact_cursor";
+    let test = "times_increase_and_are_exact_cursors_while_the_clock_steps";
     let Some(mut server) = start(test, &settings) else { return };
     let traffic = Traffic::default();
     let steps = [
@@ -283,8 +283,8 @@ fn that_steps_leaves_times_increasing_and_every_time_an_exact_cursor() {
 }
 
 #[test]
-fn that_falls_behind_the_record_is_told_once_and_counts_the_last_hour_of_the_record() {
-    let test = "that_falls_behind_the_record_is_told_once_and_counts_the_last_hour_of_the_record";
+fn a_clock_behind_the_last_event_is_logged_once_and_the_last_hour_counts_back_from_that_event() {
+    let test = "a_clock_behind_the_last_event_is_logged_once_and_the_last_hour_counts_back_from_that_event";
     let Some(server) = start(test, &[]) else { return };
     let last_hour = || server.get_json("/stats")["events_last_hour"].as_u64().unwrap();
     let clock = |ahead| set_clock(server.folder(), ahead);

@@ -7,7 +7,7 @@ use std::path::Path;
 mod targets;
 
 #[test]
-fn what_the_fuzzer_knows_holds() {
+fn every_input_that_the_fuzzer_has_kept_passes_its_target() {
     let mut folders: Vec<_> =
         fs::read_dir("tests/fuzz/seeds").unwrap().map(|entry| entry.unwrap().file_name()).collect();
     folders.sort();

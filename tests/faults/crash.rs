@@ -119,7 +119,7 @@ fn check(server: &Server, told: &Told) {
 }
 
 #[test]
-fn at_random_moments_loses_nothing_acknowledged() {
+fn a_kill_at_a_random_moment_loses_nothing_acknowledged() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
     let told = Told::default();
@@ -150,7 +150,7 @@ fn at_random_moments_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn never_reuses_an_id() {
+fn an_id_is_never_used_again_after_a_kill_or_a_stop() {
     let mut server = Server::start();
     let mut highest = 0;
     let mut publish = |server: &Server| {
@@ -183,7 +183,7 @@ fn never_reuses_an_id() {
 }
 
 #[test]
-fn during_a_deletion_leaves_an_unbroken_rest() {
+fn a_kill_during_a_deletion_leaves_the_newest_events_without_a_gap() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
     let mut published = 0;
@@ -208,7 +208,7 @@ fn during_a_deletion_leaves_an_unbroken_rest() {
 }
 
 #[test]
-fn leaves_subscribers_a_place_to_go_on_from() {
+fn subscribers_resume_after_a_kill_without_gap_or_repeat() {
     let mut server = Server::start();
     let mut seen = 0;
     for life in 0..4 {
@@ -238,8 +238,8 @@ fn leaves_subscribers_a_place_to_go_on_from() {
 
 /// Kills at the first, second, third … change of the files from when events are published in one way.
 #[test]
-fn at_each_change_of_a_file_loses_nothing_acknowledged() {
-    let test = "at_each_change_of_a_file_loses_nothing_acknowledged";
+fn a_kill_at_each_change_of_a_file_loses_nothing_acknowledged() {
+    let test = "a_kill_at_each_change_of_a_file_loses_nothing_acknowledged";
     let mut lives = None;
     for nth in 1..=rounds(40) {
         if nth % LIVES_OF_A_FILE == 1 {
@@ -255,8 +255,8 @@ fn at_each_change_of_a_file_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn at_any_change_among_everything_loses_nothing_acknowledged() {
-    let test = "at_any_change_among_everything_loses_nothing_acknowledged";
+fn a_kill_while_clients_publish_delete_and_confirm_loses_nothing_acknowledged() {
+    let test = "a_kill_while_clients_publish_delete_and_confirm_loses_nothing_acknowledged";
     for durability in ["full", "normal", "off"] {
         let mut lives = None;
         for round in 0..rounds(15) {
@@ -270,8 +270,8 @@ fn at_any_change_among_everything_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn during_deletions_takes_only_what_was_to_go() {
-    let test = "during_deletions_takes_only_what_was_to_go";
+fn a_kill_during_deletions_deletes_no_other_events() {
+    let test = "a_kill_during_deletions_deletes_no_other_events";
     let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
     for nth in 1..=rounds(20) {
         // More than one commit takes of chosen ones.
@@ -291,8 +291,8 @@ fn during_deletions_takes_only_what_was_to_go() {
 }
 
 #[test]
-fn while_a_segment_is_sealed_leaves_an_index_like_the_rows() {
-    let test = "while_a_segment_is_sealed_leaves_an_index_like_the_rows";
+fn a_kill_while_a_segment_is_sealed_leaves_an_index_that_agrees_with_the_rows() {
+    let test = "a_kill_while_a_segment_is_sealed_leaves_an_index_that_agrees_with_the_rows";
     let full = nearly_full_segment(2_000);
     let session = |n| session_of(2_000, n);
     for nth in 1..=rounds(12) {
@@ -313,8 +313,8 @@ fn while_a_segment_is_sealed_leaves_an_index_like_the_rows() {
 }
 
 #[test]
-fn during_a_checkpoint_loses_nothing_acknowledged() {
-    let test = "during_a_checkpoint_loses_nothing_acknowledged";
+fn a_kill_during_a_checkpoint_loses_nothing_acknowledged() {
+    let test = "a_kill_during_a_checkpoint_loses_nothing_acknowledged";
     let mut lives = None;
     for round in 1..=rounds(16) {
         if round % 4 == 1 {
@@ -335,8 +335,8 @@ fn during_a_checkpoint_loses_nothing_acknowledged() {
 
 /// Kills at the first, second, third … change that a start makes, until one gets through.
 #[test]
-fn while_starting_leaves_a_file_that_starts() {
-    let test = "while_starting_leaves_a_file_that_starts";
+fn a_kill_during_a_start_leaves_a_file_that_starts() {
+    let test = "a_kill_during_a_start_leaves_a_file_that_starts";
     let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
     let mut starts = 0;
     for nth in 1.. {
@@ -360,14 +360,14 @@ fn while_starting_leaves_a_file_that_starts() {
 }
 
 #[test]
-fn while_the_file_is_made_leaves_one_that_starts() {
-    let test = "while_the_file_is_made_leaves_one_that_starts";
+fn a_kill_while_the_file_is_created_leaves_a_file_that_starts() {
+    let test = "a_kill_while_the_file_is_created_leaves_a_file_that_starts";
     end_while_starting(test, KILLS, |_| (), |server, record| record.check(server, Loss::Nothing));
 }
 
 #[test]
-fn during_an_upgrade_leaves_every_event_that_was_there() {
-    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+fn a_kill_during_an_upgrade_keeps_every_event() {
+    let test = "a_kill_during_an_upgrade_keeps_every_event";
     end_while_starting(test, KILLS, python_database, |server, record| {
         record.adopt(server);
         are_of_python(server);
@@ -381,8 +381,8 @@ fn position(server: &Server) -> u64 {
 }
 
 #[test]
-fn brings_confirmed_events_again_at_worst() {
-    let test = "brings_confirmed_events_again_at_worst";
+fn a_kill_delivers_confirmed_events_again_and_leaves_none_out() {
+    let test = "a_kill_delivers_confirmed_events_again_and_leaves_none_out";
     let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
     let (mut confirmed, mut before) = (0, 0);
     for round in 0..rounds(15) {
@@ -415,8 +415,8 @@ fn brings_confirmed_events_again_at_worst() {
 
 /// The same with `strace` in the place of the shim: it kills at the n-th write that the kernel sees.
 #[test]
-fn at_a_write_that_strace_counts_loses_nothing_acknowledged() {
-    let test = "at_a_write_that_strace_counts_loses_nothing_acknowledged";
+fn a_kill_at_a_write_that_strace_counts_loses_nothing_acknowledged() {
+    let test = "a_kill_at_a_write_that_strace_counts_loses_nothing_acknowledged";
     if program("strace").is_none() {
         return skip(test, "strace (apt-get install strace)");
     }

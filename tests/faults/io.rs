@@ -67,19 +67,31 @@ fn ends_at(test: &str, fault: Fault, operations: u32, file: &'static str, name: 
 }
 
 #[test]
-fn a_failed_write_of_the_log_ends_the_process_before_anything_is_acknowledged() {
-    let test = "a_failed_write_of_the_log_ends_the_process_before_anything_is_acknowledged";
+fn a_failed_write_of_the_write_ahead_log_ends_the_process_before_anything_is_acknowledged() {
+    let test = "a_failed_write_of_the_write_ahead_log_ends_the_process_before_anything_is_acknowledged";
     ends_at(test, Fault::FailFromNowOn(EIO), WRITE, "-wal", "plain");
 }
 
 #[test]
-fn a_log_that_became_read_only_ends_the_process() {
-    ends_at("a_log_that_became_read_only_ends_the_process", Fault::FailFromNowOn(EROFS), WRITE, "-wal", "plain");
+fn a_write_ahead_log_that_becomes_read_only_ends_the_process() {
+    ends_at(
+        "a_write_ahead_log_that_becomes_read_only_ends_the_process",
+        Fault::FailFromNowOn(EROFS),
+        WRITE,
+        "-wal",
+        "plain",
+    );
 }
 
 #[test]
-fn a_failed_sync_of_the_log_is_never_tried_again() {
-    ends_at("a_failed_sync_of_the_log_is_never_tried_again", Fault::FailFromNowOn(EIO), SYNC, "-wal", "plain");
+fn a_failed_sync_of_the_write_ahead_log_is_never_tried_again() {
+    ends_at(
+        "a_failed_sync_of_the_write_ahead_log_is_never_tried_again",
+        Fault::FailFromNowOn(EIO),
+        SYNC,
+        "-wal",
+        "plain",
+    );
 }
 
 #[test]
@@ -131,8 +143,8 @@ fn is_full(server: &Server, record: &Record, name: &str) {
 }
 
 #[test]
-fn a_disk_full_at_any_write_is_told_and_gets_over_by_itself() {
-    let Some(disk) = Disk::new("a_disk_full_at_any_write_is_told_and_gets_over_by_itself") else { return };
+fn storing_resumes_by_itself_after_a_disk_was_full_at_any_write() {
+    let Some(disk) = Disk::new("storing_resumes_by_itself_after_a_disk_was_full_at_any_write") else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
     server.allow_noise();
     let mut record = Record::new("full");
@@ -194,8 +206,8 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_small_disk_fills_up_and_serves_on() {
-    let test = "a_small_disk_fills_up_and_serves_on";
+fn reading_and_deleting_work_while_a_small_disk_is_full() {
+    let test = "reading_and_deleting_work_while_a_small_disk_is_full";
     // With the space that is kept free, and without: then the very last write fails.
     for kept_free in ["1 MiB", "0"] {
         let Some((small, folder)) = SmallDisk::mounted(test, "8m") else { return };
@@ -226,8 +238,8 @@ fn a_small_disk_fills_up_and_serves_on() {
 }
 
 #[test]
-fn chosen_events_are_deleted_from_a_full_disk_however_large_they_are() {
-    let test = "chosen_events_are_deleted_from_a_full_disk_however_large_they_are";
+fn deleting_by_filter_works_while_the_disk_is_full_however_large_the_events_are() {
+    let test = "deleting_by_filter_works_while_the_disk_is_full_however_large_the_events_are";
     // With less kept free than a commit of such a deletion takes elsewhere, it goes in smaller ones.
     for kept_free in ["1 MiB", "256 KiB"] {
         let Some((_small, folder)) = SmallDisk::mounted(test, "8m") else { return };
@@ -245,8 +257,9 @@ fn chosen_events_are_deleted_from_a_full_disk_however_large_they_are() {
 }
 
 #[test]
-fn a_read_only_disk_is_refused_by_name_and_left_alone() {
-    let Some((small, folder)) = SmallDisk::mounted("a_read_only_disk_is_refused_by_name_and_left_alone", "8m") else {
+fn a_start_on_a_read_only_disk_fails_and_changes_nothing() {
+    let Some((small, folder)) = SmallDisk::mounted("a_start_on_a_read_only_disk_fails_and_changes_nothing", "8m")
+    else {
         return;
     };
     let mut server = Server::in_folder(folder, &[]);
@@ -264,8 +277,8 @@ fn a_read_only_disk_is_refused_by_name_and_left_alone() {
 }
 
 #[test]
-fn no_descriptor_left_for_a_reader_harms_nobody_else() {
-    let Some(disk) = Disk::new("no_descriptor_left_for_a_reader_harms_nobody_else") else { return };
+fn publishing_and_live_delivery_work_while_reads_get_no_file_descriptor() {
+    let Some(disk) = Disk::new("publishing_and_live_delivery_work_while_reads_get_no_file_descriptor") else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
     server.allow_noise();
     server.restart();
@@ -335,8 +348,8 @@ impl Drop for AtTheEnd<'_> {
 }
 
 #[test]
-fn a_read_that_fails_is_never_taken_for_the_end() {
-    let Some(disk) = Disk::new("a_read_that_fails_is_never_taken_for_the_end") else { return };
+fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
+    let Some(disk) = Disk::new("a_failed_read_is_never_taken_for_the_end_of_the_events") else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
     server.allow_noise();
     server.restart();

@@ -62,7 +62,7 @@ fn big_events(count: usize) -> Vec<String> {
 }
 
 #[test]
-fn that_serve_the_same_file_are_refused() {
+fn a_second_server_on_the_same_file_is_refused() {
     let mut server = Server::start();
     server.publish(&tick("s", 0));
     let mut second = Process::spawn(server.folder(), &[], &[]);
@@ -79,11 +79,13 @@ fn that_serve_the_same_file_are_refused() {
 }
 
 #[test]
-fn that_read_for_long_stop_nobody_and_are_told_of() {
+fn a_program_that_reads_for_long_stops_nothing_and_is_reported() {
     let mut server = Server::start();
     server.allow_noise();
     let ids = server.publish_lines(&ticks("before", 10));
-    let Some(mut reader) = Shell::open("that_read_for_long_stop_nobody_and_are_told_of", &server.db_path()) else {
+    let Some(mut reader) =
+        Shell::open("a_program_that_reads_for_long_stops_nothing_and_is_reported", &server.db_path())
+    else {
         return;
     };
     let count = "SELECT count(*) FROM events;";
@@ -138,10 +140,10 @@ fn that_read_for_long_stop_nobody_and_are_told_of() {
 }
 
 #[test]
-fn that_read_do_not_hold_up_the_first_event_after_a_pause() {
+fn a_program_that_reads_does_not_delay_the_first_event_after_a_pause() {
     let server = Server::start();
     server.publish(&tick("s", 0));
-    let test = "that_read_do_not_hold_up_the_first_event_after_a_pause";
+    let test = "a_program_that_reads_does_not_delay_the_first_event_after_a_pause";
     let Some(mut reader) = Shell::open(test, &server.db_path()) else { return };
     reader.run("BEGIN; SELECT count(*) FROM events;");
     // An idle log is emptied after two seconds, if nobody reads. Who waited for the reader then would do so for five.
@@ -156,10 +158,10 @@ fn that_read_do_not_hold_up_the_first_event_after_a_pause() {
 }
 
 #[test]
-fn that_write_are_waited_for_and_then_producers_are_told() {
+fn producers_wait_for_a_program_that_locks_the_file_and_are_then_refused() {
     let mut server = Server::start();
     server.allow_noise();
-    let test = "that_write_are_waited_for_and_then_producers_are_told";
+    let test = "producers_wait_for_a_program_that_locks_the_file_and_are_then_refused";
     let Some(mut writer) = Shell::open(test, &server.db_path()) else { return };
     let mut publisher = server.publisher();
     assert_eq!(acknowledged(&[publisher.ask(&tick("before", 0))]), [1]);
@@ -206,9 +208,9 @@ fn that_write_are_waited_for_and_then_producers_are_told() {
 }
 
 #[test]
-fn that_write_while_it_starts_are_waited_for_and_then_named() {
+fn a_start_waits_for_a_program_that_locks_the_file_and_then_fails_naming_the_lock() {
     let mut server = Server::start();
-    let test = "that_write_while_it_starts_are_waited_for_and_then_named";
+    let test = "a_start_waits_for_a_program_that_locks_the_file_and_then_fails_naming_the_lock";
     let Some(mut writer) = Shell::open(test, &server.db_path()) else { return };
     let ids = server.publish_lines(&ticks("before", 10));
     server.kill();
@@ -224,9 +226,9 @@ fn that_write_while_it_starts_are_waited_for_and_then_named() {
 }
 
 #[test]
-fn that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own() {
+fn a_copy_of_the_file_made_under_load_is_sound_and_begins_another_epoch() {
     let server = Server::start();
-    let test = "that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own";
+    let test = "a_copy_of_the_file_made_under_load_is_sound_and_begins_another_epoch";
     let folders = ["VACUUM INTO '{}';", "BEGIN; SELECT count(*) FROM events;\n.backup {}\nCOMMIT;"].map(|recipe| {
         let folder = tempfile::tempdir().unwrap();
         let copy = database(folder.path());
@@ -275,7 +277,7 @@ fn that_copy_the_file_under_load_get_a_sound_one_with_an_epoch_of_its_own() {
 }
 
 #[test]
-fn that_write_leave_names_as_clients_were_told() {
+fn durable_subscriptions_are_as_clients_were_answered_after_a_program_locked_the_file() {
     let mut server = Server::start();
     server.allow_noise();
     let mut board = server.subscriber(&json!({"name": "board"}));

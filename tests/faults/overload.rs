@@ -82,7 +82,7 @@ impl Told {
 }
 
 #[test]
-fn of_producers_leaves_no_event_without_an_answer_and_no_more_in_memory_than_is_allowed() {
+fn overloading_producers_get_an_answer_to_every_event_within_the_memory_bound() {
     const QUEUE_BYTES: u64 = 4 * MIB;
     const POSTING: usize = 120;
     const SENDING: usize = 6;
@@ -162,7 +162,7 @@ fn of_producers_leaves_no_event_without_an_answer_and_no_more_in_memory_than_is_
 }
 
 #[test]
-fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_refused_in_words() {
+fn large_bodies_beyond_the_memory_for_bodies_are_refused_with_503() {
     const BODIES_BYTES: u64 = 16 * MIB;
     const POSTING: usize = 48;
     const EVENTS: usize = 240;
@@ -216,7 +216,7 @@ fn of_large_bodies_takes_no_more_memory_than_there_is_for_them_and_the_rest_is_r
 }
 
 #[test]
-fn of_elements_takes_no_more_memory_than_the_same_bytes_of_events_may() {
+fn arrays_of_millions_of_tiny_elements_stay_within_the_memory_for_bodies() {
     const BODIES_BYTES: u64 = 64 * MIB;
     let server = Server::with(&[("MAX_BODIES_BYTES", "67108864")]);
     let before = peak_bytes(server.pid());
@@ -251,7 +251,7 @@ fn assert_log_was_short(answers: &[(u16, u64)]) {
 }
 
 #[test]
-fn the_check_of_a_large_file_leaves_the_write_ahead_log_short() {
+fn an_integrity_check_of_a_large_file_leaves_the_write_ahead_log_short() {
     let mut server = Server::with(&[("CHECK_AT_START", "false")]);
     // Most of a segment, with events as large as they usually are not.
     assert_log_was_short(&store_large(&server, 100));
@@ -296,10 +296,10 @@ fn raise_open_files_limit() -> usize {
 }
 
 #[test]
-fn of_ten_thousand_clients_is_served() {
+fn ten_thousand_connected_clients_are_served() {
     let count = 10_000;
     if raise_open_files_limit() < count + 1_000 {
-        return skip("of_ten_thousand_clients_is_served", "11,000 open files (ulimit -H -n)");
+        return skip("ten_thousand_connected_clients_are_served", "11,000 open files (ulimit -H -n)");
     }
     let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "120")]);
     let (_, sockets) = open_files(server.pid());
@@ -317,7 +317,7 @@ fn of_ten_thousand_clients_is_served() {
 }
 
 #[test]
-fn of_clients_that_come_and_go_leaves_nothing_behind() {
+fn four_thousand_clients_that_come_and_go_leave_nothing_behind() {
     type Visit = fn(SocketAddr);
     const VISITS: [Visit; 5] = [
         |addr| drop(TcpStream::connect(addr).unwrap()),
@@ -367,7 +367,7 @@ fn of_clients_that_come_and_go_leaves_nothing_behind() {
 }
 
 #[test]
-fn of_clients_beyond_the_open_files_is_refused_in_words_and_leaves_the_others_served() {
+fn clients_beyond_the_open_files_limit_are_refused_with_503_and_the_others_are_served() {
     const FILES: usize = 200;
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("sh");
@@ -419,7 +419,7 @@ fn of_clients_beyond_the_open_files_is_refused_in_words_and_leaves_the_others_se
 }
 
 #[test]
-fn of_open_files_everywhere_pauses_accepting_and_harms_nobody_who_is_there() {
+fn connected_clients_are_served_while_accepting_pauses_for_want_of_file_descriptors() {
     let mut server = Server::start();
     server.allow_noise();
     let limit = |files: usize| {

@@ -21,29 +21,29 @@ fn cut(test: &'static str, durability: &str, count: u64, acks: &[Option<&'static
 }
 
 #[test]
-fn at_full_durability_loses_nothing_acknowledged() {
+fn a_power_cut_at_full_durability_loses_nothing_acknowledged_as_synced() {
     let acks = [None, None, Some("synced")];
-    cut("at_full_durability_loses_nothing_acknowledged", "full", 50, &acks, Loss::Nothing);
+    cut("a_power_cut_at_full_durability_loses_nothing_acknowledged_as_synced", "full", 50, &acks, Loss::Nothing);
 }
 
 #[test]
-fn at_full_durability_loses_of_weaker_levels_no_more_than_the_last_commits() {
-    let test = "at_full_durability_loses_of_weaker_levels_no_more_than_the_last_commits";
+fn a_power_cut_at_full_durability_loses_at_most_the_last_commits_of_weaker_levels() {
+    let test = "a_power_cut_at_full_durability_loses_at_most_the_last_commits_of_weaker_levels";
     cut(test, "full", 20, &[Some("stored"), Some("queued")], Loss::Unsynced);
     cut(test, "full", 20, &[None, Some("stored"), Some("queued"), Some("synced")], Loss::Unsynced);
 }
 
 #[test]
-fn at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync() {
-    let test = "at_normal_durability_loses_no_more_than_the_last_commits_without_a_sync";
+fn a_power_cut_at_normal_durability_loses_at_most_the_last_unsynced_commits() {
+    let test = "a_power_cut_at_normal_durability_loses_at_most_the_last_unsynced_commits";
     cut(test, "normal", 20, &[None], Loss::Unsynced);
     cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
 }
 
 /// While no events are published, confirmations are commits of their own.
 #[test]
-fn a_power_cut_among_confirmations_alone_leaves_a_file_that_starts() {
-    let test = "a_power_cut_among_confirmations_alone_leaves_a_file_that_starts";
+fn a_power_cut_among_confirmations_leaves_a_file_that_starts() {
+    let test = "a_power_cut_among_confirmations_leaves_a_file_that_starts";
     let Some(disk) = Disk::with_a_switch(test) else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", "full")]);
     server.restart();
@@ -97,8 +97,8 @@ fn a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts() {
 
 /// The word beside the database, which tells that something may be lost, is torn no more than the database.
 #[test]
-fn while_the_file_beside_it_is_written_begins_another_epoch_all_the_same() {
-    let test = "while_the_file_beside_it_is_written_begins_another_epoch_all_the_same";
+fn a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch() {
+    let test = "a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch";
     for _ in 0..rounds(30) {
         let Some(mut lives) = Lives::begin(test, CUTS, "normal", tempfile::tempdir().unwrap()) else { return };
         let producers = lives.producers(&WAYS, "plain", &[None]);
@@ -114,8 +114,8 @@ fn while_the_file_beside_it_is_written_begins_another_epoch_all_the_same() {
 /// Where nothing is ever synced, the file may be damaged, which ends no process by a panic; or it is whole and has
 /// lost something, which is another epoch.
 #[test]
-fn with_durability_off_damages_the_file_or_begins_another_epoch() {
-    let test = "with_durability_off_damages_the_file_or_begins_another_epoch";
+fn a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch() {
+    let test = "a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch";
     let (mut damaged, mut lost) = (0, 0);
     let count = rounds(30);
     for round in 0..count {
@@ -150,16 +150,16 @@ fn with_durability_off_damages_the_file_or_begins_another_epoch() {
 }
 
 #[test]
-fn while_the_file_is_made_leaves_one_that_starts() {
-    let test = "while_the_file_is_made_leaves_one_that_starts";
+fn a_power_cut_while_the_file_is_created_leaves_a_file_that_starts() {
+    let test = "a_power_cut_while_the_file_is_created_leaves_a_file_that_starts";
     for _ in 0..rounds(2) {
         end_while_starting(test, CUTS, |_| (), |server, record| record.check(server, Loss::Nothing));
     }
 }
 
 #[test]
-fn during_an_upgrade_leaves_every_event_that_was_there() {
-    let test = "during_an_upgrade_leaves_every_event_that_was_there";
+fn a_power_cut_during_an_upgrade_keeps_every_event() {
+    let test = "a_power_cut_during_an_upgrade_keeps_every_event";
     end_while_starting(test, CUTS, python_database, |server, record| {
         record.adopt(server);
         are_of_python(server);
