@@ -1,6 +1,6 @@
-//! The Autobahn test suite: some 500 conversations of a WebSocket client that knows every rule of RFC 6455 and breaks
-//! most of them. It runs against an echo server made of our own frame layer, and against `/ws/publish`. The latter
-//! answers a text that is no event with an error instead of an echo: there a case ends as the tables below say.
+//! The Autobahn test suite: a WebSocket client with 517 cases, most of which break a rule of RFC 6455. It runs against
+//! an echo server made of our own frame layer, and against `/ws/publish`. The latter answers a text that is no event
+//! with an error instead of an echo: there a case ends as the tables below say.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -25,45 +25,45 @@ use tokio::runtime;
 
 use crate::support::*;
 
-/// A case by its number → how it went, and how it ended.
+/// The number of a case → the suite's verdict on the case, and on how the connection was closed.
 type Verdicts = BTreeMap<String, [String; 2]>;
 
-/// Cases by their numbers, which may end with `*`, and what is to become of them.
+/// Numbers of cases, which may end with `*`, and the verdicts that they must get.
 type Expected = [(&'static [&'static str], [&'static str; 2])];
 
-/// What of the suite does not simply pass.
+/// Cases that get another verdict than OK from every server of ours.
 const NOT_OK: &Expected = &[
-    // Compression, which is not agreed on.
+    // Compression, which the server does not negotiate.
     (&["12.*", "13.*"], ["UNIMPLEMENTED", "OK"]),
-    // A single frame that comes in pieces: an invalid text in it is refused when the frame is whole, and not
-    // before. The RFC asks for no more, and a frame is bounded.
+    // A single frame that arrives in pieces: the server refuses invalid text in it once the frame is complete, and not
+    // before. The RFC asks for no more, and the length of a frame is bounded.
     (&["6.4.3", "6.4.4"], ["NON-STRICT", "OK"]),
-    // The suite has no opinion: what follows a Close frame, and a close code of 5000 or 65,535.
+    // The suite gives no verdict on frames after a Close frame, nor on a close code of 5000 or 65,535.
     (&["7.1.6", "7.13.*"], ["INFORMATIONAL", "INFORMATIONAL"]),
 ];
 
-/// What the suite waits for an echo of, until it gives up: with a code of its own that we answer with, and that it then
-/// finds wrong.
+/// Cases in which the suite waits for an echo until it gives up. It then closes with a code of its own, gets the same
+/// code back, and calls that code wrong.
 const GIVEN_UP: &[&str] = &[
     "1.*", "6.5.*", "6.6.2", "6.6.5", "6.6.7", "6.6.9", "6.6.11", "6.7.*", "6.9.*", "6.11.1", "6.11.2", "6.11.3",
     "6.11.4", "6.22.*", "6.23.*", "7.1.1", "10.*",
 ];
 
-/// The same, but here it ends normally.
+/// The same, but here the connection ends normally.
 const CLOSED: &[&str] = &["5.3", "5.4", "5.5", "5.6", "5.7", "5.8", "5.19", "5.20", "6.1.*", "6.2.*"];
 
-/// Where something else than an echo was heard before the end.
+/// Cases in which the suite receives something else than an echo before the end.
 const NO_ECHO: &[&str] = &["3.2", "3.3", "3.4", "4.1.3", "4.1.4", "4.1.5", "4.2.3", "4.2.4", "4.2.5", "5.15", "9.*"];
 
-/// The Python that has the suite, if `autobahn.sh` has put it into the build folder: that takes a network, which tests
-/// go without.
+/// The Python that has the suite, if `autobahn.sh` has installed it in the build folder. Tests do not install it
+/// themselves, because that needs a network.
 fn python() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("autobahn-venv");
     folder.join("ready").exists().then(|| folder.join("bin/python"))
 }
 
-/// Lets the suite loose on an address, with those of its cases that are `cases` and not `excluded`, and so many times
-/// its usual patience. Nothing where the suite cannot be had.
+/// Runs the suite against an address, with the cases that are in `cases` and not in `excluded`. Its timeouts are
+/// multiplied by `patience`. `None` where the suite is not installed.
 fn run(target: &str, cases: &[&str], excluded: &[&str], patience: f64) -> Option<Verdicts> {
     let Some(python) = python() else {
         skip("autobahn", "the suite (sh tests/faults/autobahn.sh target/autobahn-venv, with Python 2.7)");
@@ -71,7 +71,7 @@ fn run(target: &str, cases: &[&str], excluded: &[&str], patience: f64) -> Option
     };
     let folder = tempfile::tempdir().unwrap();
     let (specification, reports) = (folder.path().join("specification.json"), folder.path().join("reports"));
-    let wish = json!({
+    let specification_text = json!({
         "outdir": reports,
         // After the Close frames the suite gives a second each for the end of the connection.
         "options": {"openHandshakeTimeout": 60, "closeHandshakeTimeout": 60, "serverConnectionDropTimeout": 60},
@@ -80,7 +80,7 @@ fn run(target: &str, cases: &[&str], excluded: &[&str], patience: f64) -> Option
         "exclude-cases": excluded,
         "exclude-agent-cases": {},
     });
-    std::fs::write(&specification, wish.to_string()).unwrap();
+    std::fs::write(&specification, specification_text.to_string()).unwrap();
     let ran = Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/autobahn_client.py"))
         .arg(&specification)
@@ -95,7 +95,7 @@ fn run(target: &str, cases: &[&str], excluded: &[&str], patience: f64) -> Option
     Some(cases.map(|(case, told)| (case.clone(), [&told["behavior"], &told["behaviorClose"]].map(text_of))).collect())
 }
 
-/// Says everything back that it hears, by our own frame layer. Listens until its process ends.
+/// Starts a server that echoes every message through our own frame layer, and listens until the process ends.
 fn start_echo() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -131,7 +131,7 @@ async fn echo_on(stream: TcpStream) {
             Ok(Some(Message::Binary(bytes))) => Some((OpCode::Binary, bytes)),
             Ok(Some(Message::Ping(payload))) => Some((OpCode::Pong, payload)),
             Ok(Some(Message::Pong(_))) => continue,
-            Ok(Some(Message::TooLarge)) => unreachable!("what is not too big may pass"),
+            Ok(Some(Message::TooLarge)) => unreachable!("nothing is sent that is too large"),
             Ok(Some(Message::Close(close))) => break Ending::Asked(close.map(|(code, _)| code)),
             Err(violation) => break Ending::Violated(violation),
             Ok(None) => None,
@@ -149,7 +149,7 @@ async fn echo_on(stream: TcpStream) {
         }
     };
     frame::close(&mut out, ending.code().expect("the peer is there"), &ending.reason());
-    // The suite may be gone, or still sending: what it did not expect it counts.
+    // The suite may be gone or still sending. Errors here are none of ours: the suite counts what it did not expect.
     let _ = stream.write_all(&out).await;
     let _ = stream.shutdown().await;
     let mut rest = [0; 4096];
@@ -179,11 +179,11 @@ fn the_autobahn_suite_passes_on_an_echo_of_the_frame_layer() {
 
 #[test]
 fn publishing_ends_every_autobahn_case_as_expected() {
-    // A keep-alive would come between.
+    // A keep-alive would be an unexpected message in some cases.
     let server = Server::with(&[("KEEPALIVE_SECONDS", "600")]);
     let (mut publisher, mut subscriber) = (server.publisher(), server.subscriber(&json!({})));
     let target = format!("{}/ws/publish", server.addr);
-    // What will not come is not waited for.
+    // These cases wait for echoes that never come, so their timeouts are a tenth of the usual ones.
     let in_vain = [GIVEN_UP, CLOSED].concat();
     let runs = thread::scope(|scope| {
         let hasty = scope.spawn(|| run(&target, &in_vain, &[], 0.1));
@@ -195,7 +195,7 @@ fn publishing_ends_every_autobahn_case_as_expected() {
     assert_eq!(surprises(&verdicts, &[&no_echo, NOT_OK].concat()), [""; 0]);
     assert_eq!(verdicts.len(), 517, "the suite is whole");
 
-    // All that time others were unharmed, and nothing of it was taken for an event.
+    // Other clients were served all the time, and no message of the suite was stored as an event.
     assert_eq!(publisher.ask(&tick("s", 0))["event_id"], id_of(1));
     assert_eq!(sequence(&subscriber.json()["id"]), 1);
 }

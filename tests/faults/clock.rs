@@ -1,5 +1,5 @@
-//! The clock of the system is set back and forward while everything runs: times increase, a time that was seen is an
-//! exact cursor, and nothing that waits waits for the wrong clock.
+//! The system clock is set back and forward under load: times increase, the time of an event is an exact cursor, and
+//! every timeout follows the monotonic clock.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
 const HOUR: i64 = 3_600;
 const YEAR: i64 = 365 * 24 * HOUR;
 
-/// A server whose clock is ours, and nobody else's.
+/// A server with a system clock of its own, which [`set_clock`] sets. `None` without libfaketime.
 fn start(test: &str, settings: &[(&str, &str)]) -> Option<Server> {
     let Some(library) = libfaketime() else {
         skip(test, "libfaketime (apt-get install faketime)");
@@ -29,7 +29,7 @@ fn start(test: &str, settings: &[(&str, &str)]) -> Option<Server> {
         ("LD_PRELOAD", library.as_str()),
         ("FAKETIME_TIMESTAMP_FILE", clock.as_str()),
         ("FAKETIME_NO_CACHE", "1"),
-        // Who sets a clock does not touch the monotonic one.
+        // Setting the system clock of a real machine does not change the monotonic clock either.
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
     ];
     all.extend(settings);
@@ -47,14 +47,14 @@ fn clock(folder: &Path) -> PathBuf {
     folder.join("clock")
 }
 
-/// Sets the clock of the server in this folder so many seconds after the true time.
+/// Sets the clock of the server in this folder to `ahead` seconds after the true time.
 fn set_clock(folder: &Path, ahead: i64) {
     let new = folder.join("new-clock");
     std::fs::write(&new, format!("{ahead:+}\n")).unwrap();
     std::fs::rename(new, clock(folder)).unwrap();
 }
 
-/// How far a clock is off that has just lost its battery.
+/// How far a clock is behind that shows 1970, as one does that has lost its battery: in seconds, negative.
 fn at_the_epoch() -> i64 {
     -(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64)
 }
@@ -62,10 +62,12 @@ fn at_the_epoch() -> i64 {
 /// Warnings and errors in the log.
 fn warnings(server: &Server) -> Vec<String> {
     let lines = server.log().into_iter();
-    lines.filter(|line| !["INFO", "DEBUG"].iter().any(|calm| line.contains(&format!("\"level\":\"{calm}\"")))).collect()
+    lines
+        .filter(|line| !["INFO", "DEBUG"].iter().any(|level| line.contains(&format!("\"level\":\"{level}\""))))
+        .collect()
 }
 
-/// What goes on in threads, and how far each has come.
+/// Clients of several kinds, each in a thread, and how much each has done.
 #[derive(Default)]
 struct Traffic {
     stopped: AtomicBool,
@@ -77,7 +79,7 @@ struct Traffic {
     keepalives: AtomicU64,
     /// Idempotency key → the id that the event got.
     keyed: Mutex<BTreeMap<String, Value>>,
-    /// What a reader saw that always asks for what came after the last time it saw.
+    /// The events that a polling client got, which asks for events after the last time it saw.
     seen: Mutex<Vec<Value>>,
 }
 
@@ -94,7 +96,7 @@ impl Traffic {
         }
     }
 
-    /// Each request twice: the second time it is recognised.
+    /// Sends each request twice: the server recognises the second one by its key.
     fn publish_requests(&self, server: &Server) {
         let mut wire = Wire::connect(server.addr);
         for n in 0.. {
@@ -119,7 +121,7 @@ impl Traffic {
         }
     }
 
-    /// Asks for what is later than the last event seen, again and again: each event comes, and comes once.
+    /// Polls for events after the last one seen: each event arrives exactly once.
     fn poll(&self, server: &Server) {
         let mut query = String::new();
         while self.is_on() {
@@ -165,7 +167,7 @@ impl Traffic {
         }
     }
 
-    /// Everything has come further.
+    /// Waits until each client has done at least three things more.
     fn await_progress(&self, when: &str) {
         let all = [
             ("messages", &self.messages),
@@ -211,7 +213,7 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
         scope.spawn(|| traffic.stream(stream));
         scope.spawn(|| traffic.conflate(conflating));
         scope.spawn(|| traffic.idle(idle));
-        let asking = [
+        let clients = [
             scope.spawn(|| traffic.poll(server)),
             scope.spawn(|| traffic.publish_messages(server)),
             scope.spawn(|| traffic.publish_requests(server)),
@@ -219,13 +221,13 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
         let at_steps = steps.map(|(step, ahead)| {
             let seen = traffic.seen.lock().unwrap().len();
             set_clock(server.folder(), ahead);
-            let mut silent = Socket::open(server.addr, "/ws/subscribe");
+            let mut silent_client = Socket::open(server.addr, "/ws/subscribe");
             traffic.await_progress(step);
-            assert_eq!(silent.last_words().1, 1008, "{step}: who says nothing is closed in time");
+            assert_eq!(silent_client.last_words().1, 1008, "{step}: a silent_client connection is closed in time");
             seen.max(1)
         });
         traffic.stopped.store(true, Ordering::Relaxed);
-        asking.into_iter().for_each(|asking| asking.join().unwrap());
+        clients.into_iter().for_each(|client| client.join().unwrap());
         server.signal("KILL");
         at_steps
     });
@@ -233,7 +235,7 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
     assert!(complaints.iter().all(|line| line.contains("the clock is behind")), "{complaints:#?}");
     server.kill();
 
-    // The next life begins long before the last one ended.
+    // The restarted server has a clock an hour behind the end of the last run.
     set_clock(server.folder(), -HOUR);
     server.restart();
     let all = server.stored("");
@@ -245,9 +247,9 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
     let all: Vec<_> = all.into_iter().chain([new]).collect();
     check_times(&all);
     let seen = traffic.seen.into_inner().unwrap();
-    assert!(all.starts_with(&seen), "what was seen is what is stored");
+    assert!(all.starts_with(&seen), "the polling client saw what is stored");
 
-    // Any time, and the times around the steps.
+    // The times of random events, and of the events around each step, are exact cursors.
     let mut dice = Dice::thrown();
     let random = (0..8).map(|_| dice.below(all.len() as u64) as usize);
     for place in random.chain(at_steps.iter().flat_map(|place| [place - 1, *place])) {
@@ -273,7 +275,7 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
     let target = format!("/events?before={}", timestamp(&all[place]));
     assert_eq!(server.call("DELETE", &target, &[], b"").json(), json!({"deleted": place}));
     assert!(server.stored_lines("") == lines[place..], "what is left after {target}");
-    // Times are not given out again, even if nothing is left that has them.
+    // Times are not given out again, even if every event that had one is deleted.
     server.call("DELETE", "/events", &[], b"");
     server.kill();
     set_clock(server.folder(), at_the_epoch());
@@ -297,16 +299,16 @@ fn a_clock_behind_the_last_event_is_logged_once_and_the_last_hour_counts_back_fr
     for (episode, ahead) in [(1, -HOUR), (2, at_the_epoch())] {
         let before = last_hour();
         clock(ahead);
-        assert_eq!(last_hour(), before, "the clock knows nothing of the last hour");
+        assert_eq!(last_hour(), before, "the last hour is counted back from the last event, not from the clock");
         server.publish(&tick("s", 0));
         server.publish(&tick("s", 1));
         assert_eq!(last_hour(), before + 2);
-        // What is logged comes by another way than the answer.
-        let told = |what: &str| server.log().iter().filter(|line| line.contains(what)).count();
-        await_true("a word of it", || told("the clock is behind") == episode);
+        // The log line may be written after the answer is sent.
+        let lines_with = |what: &str| server.log().iter().filter(|line| line.contains(what)).count();
+        await_true("a warning in the log", || lines_with("the clock is behind") == episode);
         clock(2 * HOUR);
         server.publish(&tick("s", 2));
-        await_true("a word of its end", || told("has come past the last event") == episode);
+        await_true("the end of the episode in the log", || lines_with("has come past the last event") == episode);
         assert_eq!(warnings(&server).len(), episode, "{:#?}", warnings(&server));
     }
 }

@@ -1,4 +1,4 @@
-//! A subscriber that confirms what it gets under a name until the server is gone.
+//! A durable subscriber that confirms what it receives until the server is gone.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Goes on after the confirmed position of the name; a new name begins with the first event that is kept.
+    /// Resumes after the confirmed position of the name. A new name begins with the first retained event.
     pub fn open(server: &Server, name: &'static str, record: &Record) -> Consumer {
         let is_new = server.get_json("/subscriptions").as_array().unwrap().iter().all(|one| one["name"] != name);
         let first = if is_new { json!({"name": name, "after": id_of(0)}) } else { json!({"name": name}) };
@@ -37,12 +37,13 @@ impl Consumer {
         }
     }
 
-    /// Confirms one event after the other, each once the one before it is stored, until the server is gone.
+    /// Confirms one event after the other until the server is gone, and waits after each until its confirmation is
+    /// stored.
     pub fn confirm_one_by_one(mut self, server: &Server) {
         while let Said::Text(event) = self.socket.hear() {
             let event: Value = serde_json::from_str(&event).unwrap();
             self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
-            // The position in the file: the one in `GET /subscriptions` may be ahead of it.
+            // The position in the file: `GET /subscriptions` may show a later one that is not stored yet.
             let is_stored = || {
                 let database =
                     rusqlite::Connection::open_with_flags(server.db_path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY);

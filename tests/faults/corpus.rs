@@ -1,4 +1,4 @@
-//! Every seed of the fuzzer, and every input that it ever failed on, through its target.
+//! Runs every fuzz target on its seeds, among them every input that it ever failed on.
 
 use std::fs;
 use std::path::Path;

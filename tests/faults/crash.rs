@@ -1,4 +1,4 @@
-//! Kill the process at any instant: every acknowledged event is there, once, under the id it was given.
+//! SIGKILL at any instant: every acknowledged event is stored once, under the id it was acknowledged with.
 
 use std::collections::{HashMap, HashSet};
 use std::process::{Command, Stdio};
@@ -14,24 +14,24 @@ use super::producers::{Producer, Way};
 use super::record::{Loss, Record};
 use crate::support::*;
 
-/// What the producers were told, across all lives of the server.
+/// The acknowledgements of all producers, over all lives of the server.
 #[derive(Default)]
-struct Told {
-    /// Token of an event → the id it was acknowledged with.
-    acknowledged: Mutex<HashMap<String, u64>>,
+struct Acknowledgements {
+    /// Token of an event → the sequence number it was acknowledged with.
+    by_token: Mutex<HashMap<String, u64>>,
     count: AtomicU64,
 }
 
-impl Told {
+impl Acknowledgements {
     fn note(&self, token: String, id: &Value) {
-        let before = self.acknowledged.lock().unwrap().insert(token, sequence(id));
+        let before = self.by_token.lock().unwrap().insert(token, sequence(id));
         assert!(before.is_none(), "a token is published once");
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether a producer was told anything.
-    fn knows(&self, name: &str) -> bool {
-        self.acknowledged.lock().unwrap().keys().any(|token| token.split('/').next() == Some(name))
+    /// Whether the producer with this name got an acknowledgement.
+    fn has_any_of(&self, name: &str) -> bool {
+        self.by_token.lock().unwrap().keys().any(|token| token.split('/').next() == Some(name))
     }
 }
 
@@ -39,8 +39,8 @@ fn tokened(token: &str) -> String {
     json!({"event_type": "timer_tick", "source": "crash", "session_id": token.split('/').next(), "payload": {"token": token}}).to_string()
 }
 
-/// Publishes one event a message without waiting, until the server dies.
-fn publish_messages(server: &Server, name: &str, told: &Told) {
+/// Publishes one event a message until the server dies, without waiting for answers.
+fn publish_messages(server: &Server, name: &str, acknowledgements: &Acknowledgements) {
     let mut publisher = server.publisher();
     let messages: Vec<_> = (0..100_000).map(|n| tokened(&format!("{name}/{n}"))).collect();
     let stream = publisher.stream().try_clone().unwrap();
@@ -50,14 +50,14 @@ fn publish_messages(server: &Server, name: &str, told: &Told) {
         while let Said::Text(answer) = publisher.hear() {
             let answer: Value = serde_json::from_str(&answer).unwrap();
             assert_eq!(answer["status"], "ok", "{answer}");
-            told.note(format!("{name}/{n}"), &answer["event_id"]);
+            acknowledgements.note(format!("{name}/{n}"), &answer["event_id"]);
             n += 1;
         }
     });
 }
 
-/// Publishes arrays one after the other, until the server dies.
-fn publish_arrays(server: &Server, name: &str, told: &Told) {
+/// Publishes one array after the other until the server dies, each once the one before it is answered.
+fn publish_arrays(server: &Server, name: &str, acknowledgements: &Acknowledgements) {
     let mut publisher = server.publisher();
     for array in 0.. {
         let tokens: Vec<_> = (0..20).map(|n| format!("{name}/{array}-{n}")).collect();
@@ -66,13 +66,13 @@ fn publish_arrays(server: &Server, name: &str, told: &Told) {
         let Said::Text(answer) = publisher.hear() else { return };
         let answer: Value = serde_json::from_str(&answer).unwrap();
         for (token, id) in tokens.into_iter().zip(answer["event_ids"].as_array().unwrap()) {
-            told.note(token, id);
+            acknowledgements.note(token, id);
         }
     }
 }
 
-/// Publishes over HTTP, pipelined by four, until the server dies.
-fn publish_requests(server: &Server, name: &str, told: &Told) {
+/// Publishes over HTTP until the server dies, with four requests in a pipeline.
+fn publish_requests(server: &Server, name: &str, acknowledgements: &Acknowledgements) {
     let mut wire = Wire::connect(server.addr);
     for group in 0.. {
         let tokens: Vec<_> = (0..4).map(|n| format!("{name}/{group}-{n}")).collect();
@@ -85,13 +85,13 @@ fn publish_requests(server: &Server, name: &str, told: &Told) {
         for token in tokens {
             let Some(response) = wire.response() else { return };
             assert_eq!(response.status, 201, "{}", response.text());
-            told.note(token, &response.json()["id"]);
+            acknowledgements.note(token, &response.json()["id"]);
         }
     }
 }
 
-/// Holds everything stored against everything told.
-fn check(server: &Server, told: &Told) {
+/// Checks everything that is stored against the acknowledgements.
+fn check(server: &Server, acknowledgements: &Acknowledgements) {
     let stored = server.stored("");
     let mut tokens: HashMap<String, u64> = HashMap::new();
     for (event, place) in stored.iter().zip(1..) {
@@ -99,7 +99,7 @@ fn check(server: &Server, told: &Told) {
         let token = text_of(&event["payload"]["token"]);
         assert_eq!(tokens.insert(token, place), None, "an event is stored once");
     }
-    for (token, id) in told.acknowledged.lock().unwrap().iter() {
+    for (token, id) in acknowledgements.by_token.lock().unwrap().iter() {
         assert_eq!(tokens.get(token), Some(id), "{token} was acknowledged as {id}");
     }
     let timestamps: Vec<_> = stored.iter().map(timestamp).collect();
@@ -110,7 +110,7 @@ fn check(server: &Server, told: &Told) {
     let in_types: u64 = stats["by_type"].as_array().unwrap().iter().map(|row| row["count"].as_u64().unwrap()).sum();
     assert_eq!(in_types, stored.len() as u64);
 
-    // The index answers as a scan would, for the sessions of this life and the first one.
+    // A query through the index finds what a scan finds, for every session.
     let sessions: HashSet<_> = stored.iter().map(|event| text_of(&event["session_id"])).collect();
     for session in sessions {
         let scanned: Vec<_> = stored.iter().filter(|event| event["session_id"] == json!(session)).cloned().collect();
@@ -122,26 +122,26 @@ fn check(server: &Server, told: &Told) {
 fn a_kill_at_a_random_moment_loses_nothing_acknowledged() {
     let mut dice = Dice::thrown();
     let mut server = Server::start();
-    let told = Told::default();
-    // Each look at the file takes as long as what all lives before have stored.
+    let acknowledgements = Acknowledgements::default();
+    // At most eight lives: each check reads everything that all lives before have stored.
     for life in 0..rounds(8).min(8) {
-        let enough = told.count.load(Ordering::Relaxed) + dice.below(4000);
+        let enough = acknowledgements.count.load(Ordering::Relaxed) + dice.below(4000);
         thread::scope(|scope| {
-            let (server, told) = (&server, &told);
+            let (server, acknowledgements) = (&server, &acknowledgements);
             for socket in 0..3 {
-                scope.spawn(move || publish_messages(server, &format!("message{life}{socket}"), told));
+                scope.spawn(move || publish_messages(server, &format!("message{life}{socket}"), acknowledgements));
             }
-            scope.spawn(move || publish_arrays(server, &format!("array{life}"), told));
-            scope.spawn(move || publish_requests(server, &format!("request{life}"), told));
+            scope.spawn(move || publish_arrays(server, &format!("array{life}"), acknowledgements));
+            scope.spawn(move || publish_requests(server, &format!("request{life}"), acknowledgements));
             let names = ["message{life}0", "message{life}1", "message{life}2", "array{life}", "request{life}"];
             let names = names.map(|name| name.replace("{life}", &life.to_string()));
-            await_true("acknowledgements for each", || names.iter().all(|name| told.knows(name)));
-            await_true("enough acknowledgements", || told.count.load(Ordering::Relaxed) >= enough);
+            await_true("acknowledgements for each", || names.iter().all(|name| acknowledgements.has_any_of(name)));
+            await_true("enough acknowledgements", || acknowledgements.count.load(Ordering::Relaxed) >= enough);
             server.signal("KILL");
         });
         server.kill();
         server.restart();
-        check(&server, &told);
+        check(&server, &acknowledgements);
     }
     server.stop();
     let database = rusqlite::Connection::open(server.db_path()).unwrap();
@@ -160,13 +160,13 @@ fn an_id_is_never_used_again_after_a_kill_or_a_stop() {
     };
     publish(&server);
     for end in [Server::kill, Server::stop] {
-        // Everything deleted.
+        // Everything is deleted.
         assert_eq!(server.call("DELETE", "/events", &[], b"").json()["deleted"], 5);
         end(&mut server);
         server.restart();
-        assert_eq!(server.get_json("/events"), json!([]), "a deletion survives");
+        assert_eq!(server.get_json("/events"), json!([]), "a deletion survives the restart");
         publish(&server);
-        // The newest survive, then nothing is left but the mark.
+        // First the newest event survives, then only the high-water mark is left.
         let last = server.get_json("/events?limit=1")[0]["timestamp"].clone();
         let deleted = server.call("DELETE", &format!("/events?before={}", encode(&text_of(&last))), &[], b"").json();
         assert_eq!(deleted["deleted"], 4);
@@ -198,10 +198,10 @@ fn a_kill_during_a_deletion_leaves_the_newest_events_without_a_gap() {
         server.kill();
         server.restart();
 
-        // A deletion that was never answered may have gone part of the way, from the oldest on, and no further.
+        // A deletion that was never answered may have deleted some of the events from the oldest on, and no others.
         let after = server.stored("");
         let gone = before.len() - after.len();
-        assert!(gone <= boundary && after == before[gone..], "{gone} are gone, {boundary} were to go");
+        assert!(gone <= boundary && after == before[gone..], "{gone} events are gone, {boundary} were to be deleted");
         assert_eq!(server.get_json("/stats")["total_events"], after.len());
         assert_eq!(sequence(&after.last().unwrap()["id"]), published);
     }
@@ -212,31 +212,31 @@ fn subscribers_resume_after_a_kill_without_gap_or_repeat() {
     let mut server = Server::start();
     let mut seen = 0;
     for life in 0..4 {
-        let told = Told::default();
+        let acknowledgements = Acknowledgements::default();
         let mut subscriber = server.subscriber(&json!({"after": id_of(seen)}));
         thread::scope(|scope| {
-            let (server, told) = (&server, &told);
-            scope.spawn(move || publish_messages(server, &format!("life{life}"), told));
+            let (server, acknowledgements) = (&server, &acknowledgements);
+            scope.spawn(move || publish_messages(server, &format!("life{life}"), acknowledgements));
             for event in subscriber.collect(2000) {
                 seen += 1;
                 assert_eq!(sequence(&event["id"]), seen, "no gap and no repeat");
             }
-            // All of that may have been stored in the life before.
-            await_true("the producer of this life", || told.count.load(Ordering::Relaxed) > 0);
+            // All events received so far may have been stored in the life before.
+            await_true("the producer of this life", || acknowledgements.count.load(Ordering::Relaxed) > 0);
             server.signal("KILL");
         });
-        // What still arrives was committed, and belongs to the sequence as well.
+        // Events that still arrive after the kill were committed before it, and continue without a gap.
         while let Said::Text(event) = subscriber.hear() {
             seen += 1;
             assert_eq!(sequence(&serde_json::from_str::<Value>(&event).unwrap()["id"]), seen);
         }
         server.kill();
         server.restart();
-        assert!(server.get_json("/stats")["total_events"].as_u64().unwrap() >= seen, "delivered is stored");
+        assert!(server.get_json("/stats")["total_events"].as_u64().unwrap() >= seen, "every delivered event is stored");
     }
 }
 
-/// Kills at the first, second, third … change of the files from when events are published in one way.
+/// Kills at the first, second, third … change of the files after the producers begin to publish.
 #[test]
 fn a_kill_at_each_change_of_a_file_loses_nothing_acknowledged() {
     let test = "a_kill_at_each_change_of_a_file_loses_nothing_acknowledged";
@@ -274,7 +274,7 @@ fn a_kill_during_deletions_deletes_no_other_events() {
     let test = "a_kill_during_deletions_deletes_no_other_events";
     let Some(mut lives) = Lives::begin(test, KILLS, "full", tempfile::tempdir().unwrap()) else { return };
     for nth in 1..=rounds(20) {
-        // More than one commit takes of chosen ones.
+        // A deletion by filter deletes at most 512 events in a commit: these take several.
         let producers = lives.producers(&[Way::Lines], "plain", &[None]);
         lives.publish(producers, 1_500, |_| ());
         lives.server.kill();
@@ -299,7 +299,8 @@ fn a_kill_while_a_segment_is_sealed_leaves_an_index_that_agrees_with_the_rows() 
         let Some(mut lives) = Lives::begin(test, KILLS, "full", copy_of(&full)) else { return };
         for _ in 0..2 {
             let producers = lives.producers(&[Way::Messages, Way::Requests], "plain", &[None]);
-            // From the last commits before the segment is full to the last slice of its lists.
+            // The kills fall between the last commits before the segment is full and the last slice of its posting
+            // lists.
             lives.end_at(nth * 23, CHANGE, "");
             lives.publish(producers, 100_000, |_| ());
             lives.next(Loss::Nothing);
@@ -322,7 +323,7 @@ fn a_kill_during_a_checkpoint_loses_nothing_acknowledged() {
         }
         let Some(lives) = &mut lives else { return };
         let producers = lives.producers(&WAYS, "large", &[None]);
-        // Only a checkpoint changes the database itself. The log is full after some 140 of these events.
+        // Only a checkpoint writes to the database file itself. The first one comes after about 140 of these events.
         let nth = if round % 2 == 0 { round / 2 } else { lives.dice.below(900) };
         lives.end_at(nth, CHANGE, "events.db");
         lives.publish(producers, 150, |_| ());
@@ -333,7 +334,7 @@ fn a_kill_during_a_checkpoint_loses_nothing_acknowledged() {
     }
 }
 
-/// Kills at the first, second, third … change that a start makes, until one gets through.
+/// Kills at the first, second, third … change that a start makes, until a start completes before its kill.
 #[test]
 fn a_kill_during_a_start_leaves_a_file_that_starts() {
     let test = "a_kill_during_a_start_leaves_a_file_that_starts";
@@ -346,7 +347,7 @@ fn a_kill_during_a_start_leaves_a_file_that_starts() {
         lives.server.await_exit();
         lives.end_at(nth, CHANGE, "");
         let has_started = lives.server.try_restart().is_ok();
-        lives.disk.calm();
+        lives.disk.clear();
         if !has_started {
             lives.server.restart();
         }
@@ -362,15 +363,15 @@ fn a_kill_during_a_start_leaves_a_file_that_starts() {
 #[test]
 fn a_kill_while_the_file_is_created_leaves_a_file_that_starts() {
     let test = "a_kill_while_the_file_is_created_leaves_a_file_that_starts";
-    end_while_starting(test, KILLS, |_| (), |server, record| record.check(server, Loss::Nothing));
+    kill_during_starts(test, KILLS, |_| (), |server, record| record.check(server, Loss::Nothing));
 }
 
 #[test]
 fn a_kill_during_an_upgrade_keeps_every_event() {
     let test = "a_kill_during_an_upgrade_keeps_every_event";
-    end_while_starting(test, KILLS, python_database, |server, record| {
+    kill_during_starts(test, KILLS, python_database, |server, record| {
         record.adopt(server);
-        are_of_python(server);
+        must_hold_the_python_events(server);
     });
 }
 
@@ -387,12 +388,13 @@ fn a_kill_delivers_confirmed_events_again_and_leaves_none_out() {
     let (mut confirmed, mut before) = (0, 0);
     for round in 0..rounds(15) {
         let producers = lives.producers(&[Way::Messages], "plain", &[None]);
-        let first = json!({"name": "kept", "after": id_of(0)});
-        let mut subscriber = lives.server.subscriber(&if round == 0 { first } else { json!({"name": "kept"}) });
+        let first = json!({"name": "mail", "after": id_of(0)});
+        let mut subscriber = lives.server.subscriber(&if round == 0 { first } else { json!({"name": "mail"}) });
         let stored = position(&lives.server);
         assert!(stored <= confirmed && stored >= before, "{stored}: {confirmed} was confirmed, {before} stored");
         before = stored;
-        // Confirmations share a write within a fifth of a second. Each life is longer than that, however fast the disk is.
+        // Confirmations within 200 ms share a write. Slow syncs make each life longer than that, however fast the disk
+        // is.
         lives.disk.syncs_take(10_000);
         let nth = 200 + lives.dice.below(800);
         lives.end_at(nth, CHANGE, "");
@@ -410,10 +412,10 @@ fn a_kill_delivers_confirmed_events_again_and_leaves_none_out() {
         });
         lives.next(Loss::Nothing);
     }
-    assert!(before > 0, "confirmations are kept");
+    assert!(before > 0, "confirmations are stored");
 }
 
-/// The same with `strace` in the place of the shim: it kills at the n-th write that the kernel sees.
+/// Uses `strace` instead of the shim: it kills at the n-th write that the kernel sees.
 #[test]
 fn a_kill_at_a_write_that_strace_counts_loses_nothing_acknowledged() {
     let test = "a_kill_at_a_write_that_strace_counts_loses_nothing_acknowledged";

@@ -1,17 +1,17 @@
-// A disk that fails on order. Preloaded into the server it stands between it and the files below one folder: it counts
-// what is done to them, fails it, kills the process in the middle of it, or cuts the power.
+// A fault-injecting disk. Preloaded into the server (LD_PRELOAD), it intercepts the operations on the files below one
+// folder: it counts them, and fails one, kills the process at one, or cuts the power at one.
 //
-// For a power cut it keeps what a disk need not hold yet. Of each file: every write and truncation since its last sync,
-// with the bytes that were there before. Of each folder: the names that came and went since the folder was synced. At
-// the cut the files are put back to what was synced, and then each sector (or page) gets one of the versions it has had
-// since, each file one of its sizes, each name one of its meanings, chosen by a seed. That is any order and any
-// tearing, as long as a sector is written as a whole.
+// For a power cut it remembers what a disk need not hold yet. For each file: every write and truncation since its last
+// sync, with the bytes that were there before. For each folder: the names that were created and removed since the
+// folder was synced. At the cut the files are reset to what was synced. Then each sector (or page) gets one of the
+// versions it has had since, each file one of its sizes, each name one of its files; a seed chooses. This gives any
+// order and any tearing of writes, as long as the disk writes a sector as a whole.
 //
-// A sync that fails leaves what it should have brought to the disk in the page cache, as Linux does: readable, taken
-// for written by every later sync, and gone with the power, unless the page is written again.
+// A sync that fails leaves the pages in the page cache, as Linux does: readable, skipped by every later sync because
+// they count as written, and lost at a power cut unless they are written again.
 //
-// What is not synced outlives the process, if it ends by order or by a failed sync: it is carried to the next one in a
-// file. `-shm` is shared memory and no disk; nobody counts on it.
+// The unsynced changes outlive the process if it ends by an injected fault or after a failed sync: they are handed to
+// the next process in a file. `-shm` is shared memory that no start relies on, so it is left out.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,21 +34,21 @@ enum { WRITE = 1, SYNC = 2, TRUNCATE = 4, READ = 8, OPEN = 16, UNLINK = 32, SYNC
 enum { WAIT = 128 };
 enum { NOTHING, KILL_BEFORE, KILL_AFTER, CUT, FAIL };
 
-// Shared with the test, which writes it as a file; `kind` last.
-struct orders {
+// Shared with the test, which writes it through a file: `kind` last, because a kind other than NOTHING arms it.
+struct injection {
     uint32_t kind;
-    uint32_t operations; // which of them count
-    uint32_t lasting;    // for FAIL: from then on
+    uint32_t operations; // a bit for each that counts
+    uint32_t lasting;    // for FAIL: later operations fail, too
     uint32_t error;      // for FAIL
-    int64_t countdown;   // it happens at the n-th
+    int64_t countdown;   // the fault happens at the n-th operation
     uint64_t seed;
     uint32_t sync_us;    // how long a sync takes
     uint32_t fired;
     uint64_t seen[OPERATIONS];
-    char suffix[64];     // the end of the file's name, nothing for any
+    char suffix[64];     // the end of the file's path, empty for any file
 };
 
-static struct orders *orders;
+static struct injection *injection;
 static const char *root, *boot_id, *carried;
 static bool remembers;
 static volatile bool is_dark;
@@ -74,7 +74,7 @@ struct change {
     int64_t old_size, new_size;
 };
 
-// A page that a failed sync left in the cache only.
+// A page that is only in the page cache after a failed sync.
 struct page {
     struct page *next;
     int64_t number;
@@ -89,7 +89,8 @@ struct file {
     struct page *forgotten;
 };
 
-// What a name in a folder meant since the folder was synced; the first is what is synced. A folder is a file, too.
+// The files that a name has referred to since its folder was synced; the first is the synced one. A folder counts as a
+// file.
 struct name {
     char path[512];
     struct file *meanings[64];
@@ -126,12 +127,12 @@ __attribute__((constructor)) static void begin(void) {
     boot_id = getenv("DISK_BOOT_ID");
     carried = getenv("DISK_CARRIED");
     remembers = carried != NULL;
-    const char *path = getenv("DISK_ORDERS");
+    const char *path = getenv("DISK_INJECTION");
     if (!root || !path) return;
     int fd = real_open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) give_up(path);
-    orders = mmap(NULL, sizeof *orders, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (orders == MAP_FAILED) give_up(path);
+    injection = mmap(NULL, sizeof *injection, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (injection == MAP_FAILED) give_up(path);
     close(fd);
     if (remembers) load();
 }
@@ -142,12 +143,12 @@ static bool ends_with(const char *path, const char *suffix) {
 }
 
 static bool is_ours(const char *path) {
-    return orders && strncmp(path, root, strlen(root)) == 0 && !ends_with(path, "-shm");
+    return injection && strncmp(path, root, strlen(root)) == 0 && !ends_with(path, "-shm");
 }
 
-// The path of an open file below the root. The kernel says so of one that is deleted, too.
+// The path of an open file below the root, also of a deleted one, which the kernel marks with " (deleted)".
 static bool path_of(int fd, char path[512]) {
-    if (!orders) return false;
+    if (!injection) return false;
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t len = readlink(link, path, 511);
@@ -171,7 +172,7 @@ static void now_means(struct name *name, struct file *file) {
     name->meanings[name->count++] = file;
 }
 
-// A file that was just opened, unless it is the one that its name meant before.
+// A file that was just opened; NULL if its name referred to it before.
 static struct file *track(int fd, const char *path, const struct file *before) {
     struct stat64 stat;
     if (fstat64(fd, &stat) != 0 || !S_ISREG(stat.st_mode)) return NULL;
@@ -234,10 +235,10 @@ static void drop_changes(struct file *file) {
     file->first = file->last = NULL;
 }
 
-// What is about to become of `len` bytes at `offset`; without `bytes` the file is cut off or extended there.
+// Remembers a write of `len` bytes at `offset`, or without `bytes` a truncation or extension to `offset`.
 static void remember(struct file *file, int64_t offset, const void *bytes, size_t len) {
     int64_t size = size_of(file->fd);
-    // A page that only the cache holds is written with the rest of it.
+    // Writing to a page that is only in the page cache makes the whole page count as unsynced again.
     for (struct page **at = &file->forgotten, *page; (page = *at);) {
         int64_t begin = page->number * 4096, held = size - begin > 4096 ? 4096 : size - begin;
         bool is_touched = bytes ? offset < begin + 4096 && offset + (int64_t)len > begin : offset < begin + 4096;
@@ -280,7 +281,7 @@ static uint64_t throw_dice(uint64_t below) {
     return (z ^ (z >> 31)) % below;
 }
 
-// The bytes of a file as they were synced. Its buffer has room for the largest size it has had since.
+// The synced bytes of a file. The buffer has room for the largest size that the file has had since.
 static unsigned char *durable_image(struct file *file, int64_t *size, int64_t *largest) {
     *largest = *size = size_of(file->fd);
     for (struct change *change = file->first; change; change = change->next)
@@ -288,7 +289,7 @@ static unsigned char *durable_image(struct file *file, int64_t *size, int64_t *l
     unsigned char *now = read_at(file->fd, 0, *size), *image = room(*largest + 4096);
     memcpy(image, now, *size);
     free(now);
-    // Backwards: the list is turned over and back.
+    // Undoes the changes from the last to the first: the list is reversed, and reversed back.
     struct change *turned = NULL;
     for (struct change *change = file->first, *next; change; change = next) {
         next = change->next;
@@ -309,7 +310,7 @@ static unsigned char *durable_image(struct file *file, int64_t *size, int64_t *l
     return image;
 }
 
-// How likely an unsynced change is there, in eighths: often all or nothing of a file.
+// The probability that an unsynced change reached the disk, in eighths: often all or none of a file's changes did.
 static uint64_t throw_likelihood(void) {
     static const uint64_t eighths[] = {0, 0, 1, 4, 4, 7, 8, 8};
     return eighths[throw_dice(8)];
@@ -321,7 +322,7 @@ static int throw_version(int count, uint64_t likelihood) {
     return throw_dice(8) < likelihood ? count : (int)throw_dice(count + 1);
 }
 
-// A file as the disk may hold it.
+// The bytes of a file as the disk may hold them after a cut.
 static unsigned char *image_after_cut(struct file *file, int64_t *size) {
     int64_t largest, durable_size;
     unsigned char *image = durable_image(file, size, &largest);
@@ -337,7 +338,7 @@ static unsigned char *image_after_cut(struct file *file, int64_t *size) {
         for (int64_t g = change->offset / granule; g * granule < end; g++) left[g]++;
     }
     uint64_t likelihood = throw_likelihood();
-    // A block that was given to the file, but not written, holds whatever it held before.
+    // A block that was allocated to the file but not written holds arbitrary bytes.
     bool is_dirty = throw_dice(4) == 0;
     for (int64_t g = 0; g < granules; g++) {
         int versions = left[g];
@@ -363,13 +364,13 @@ static unsigned char *image_after_cut(struct file *file, int64_t *size) {
 
 static void cut_power(void) {
     is_dark = true;
-    random_state = orders->seed;
+    random_state = injection->seed;
     for (int i = 0; i < name_count; i++) {
         struct name *name = &names[i];
         struct file *now = name->meanings[name->count - 1];
         struct file *chosen = name->meanings[throw_version(name->count - 1, throw_likelihood())];
         if (now == &a_folder || chosen == &a_folder) {
-            // Comes before everything that is in it.
+            // A folder stands before everything in it, so its files are dropped here.
             size_t len = strlen(name->path);
             for (int j = i + 1; !chosen && j < name_count; j++)
                 if (strncmp(names[j].path, name->path, len) == 0 && names[j].path[len] == '/') {
@@ -392,7 +393,7 @@ static void cut_power(void) {
         char shm[600];
         snprintf(shm, sizeof shm, "%s-shm", names[i].path);
         if (throw_dice(2) || (names[i].count == 1 && !names[i].meanings[0])) real_unlink(shm);
-        // A folder that is lost is empty by now; one that is not stays because it is not.
+        // A lost folder is empty by now. One that is not lost is not empty, so that rmdir fails.
         if (names[i].meanings[names[i].count - 1] == &a_folder) rmdir(names[i].path);
     }
     real_unlink(carried);
@@ -408,13 +409,13 @@ static void get(FILE *in, void *bytes, size_t len) {
     if (len && fread(bytes, len, 1, in) != 1) give_up("take over");
 }
 
-// What is not synced of a file, as it is carried from one process to the next: this, its changes, its pages.
+// The unsynced part of a file in the file for the next process: this header, then the changes, then the pages.
 struct carried_file {
     char path[512];
     uint32_t changes, pages;
 };
 
-// Leaves what is not synced to the next process. What is not synced of folders is taken for synced then.
+// Writes the unsynced changes for the next process. Unsynced names count as synced there.
 static void carry(void) {
     if (!remembers) return;
     char draft[600];
@@ -472,7 +473,7 @@ __attribute__((destructor)) static void end(void) {
     carry();
 }
 
-// What a failed sync did not bring to the disk stays in the cache, and no later sync will bring it there.
+// Marks unsynced pages as only in the page cache: the sync failed, and no later sync will write them.
 static void forget(struct file *file) {
     int64_t size, largest;
     unsigned char *image = durable_image(file, &size, &largest);
@@ -503,17 +504,17 @@ static void die(void) {
     pause();
 }
 
-// What is to happen at this operation on a file. The lock is held.
-static uint32_t ordered(uint32_t operation, const char *path) {
-    orders->seen[__builtin_ctz(operation)]++;
-    uint32_t kind = __atomic_load_n(&orders->kind, __ATOMIC_ACQUIRE);
-    if (kind == NOTHING || !(orders->operations & operation) || !ends_with(path, orders->suffix)) return NOTHING;
-    if (--orders->countdown > 0) return NOTHING;
-    __atomic_add_fetch(&orders->fired, 1, __ATOMIC_RELEASE);
-    if (!(kind == FAIL && orders->lasting)) orders->kind = NOTHING;
+// The fault that is injected at this operation on a file, if any. The lock is held.
+static uint32_t fault_at(uint32_t operation, const char *path) {
+    injection->seen[__builtin_ctz(operation)]++;
+    uint32_t kind = __atomic_load_n(&injection->kind, __ATOMIC_ACQUIRE);
+    if (kind == NOTHING || !(injection->operations & operation) || !ends_with(path, injection->suffix)) return NOTHING;
+    if (--injection->countdown > 0) return NOTHING;
+    __atomic_add_fetch(&injection->fired, 1, __ATOMIC_RELEASE);
+    if (!(kind == FAIL && injection->lasting)) injection->kind = NOTHING;
     if (kind == KILL_BEFORE) die();
-    // A cut falls before the operation as often as after it.
-    if (kind == CUT && orders->seed / 2 % 2) cut_power();
+    // Half of the cuts come before the operation, half after it.
+    if (kind == CUT && injection->seed / 2 % 2) cut_power();
     return kind;
 }
 
@@ -527,16 +528,16 @@ ssize_t pwrite64(int fd, const void *bytes, size_t len, off64_t offset) {
     char path[512];
     if (!path_of(fd, path)) return real_pwrite(fd, bytes, len, offset);
     pthread_mutex_lock(&lock);
-    uint32_t kind = ordered(WRITE, path);
-    // Whoever dies or fails in the middle of a write has written some of it.
-    size_t some = kind == FAIL || (kind == KILL_AFTER && orders->seed % 3 == 0) ? len * (orders->seed % 8) / 8 : len;
+    uint32_t kind = fault_at(WRITE, path);
+    // A write that fails, and some that are followed by a kill, have written only a part.
+    size_t some = kind == FAIL || (kind == KILL_AFTER && injection->seed % 3 == 0) ? len * (injection->seed % 8) / 8 : len;
     struct file *file = file_of(fd);
     if (file && some) remember(file, offset, bytes, some);
     ssize_t written = some ? real_pwrite(fd, bytes, some, offset) : 0;
     int error = errno;
     then(kind);
     pthread_mutex_unlock(&lock);
-    errno = kind == FAIL ? (int)orders->error : error;
+    errno = kind == FAIL ? (int)injection->error : error;
     return kind == FAIL ? -1 : written;
 }
 
@@ -545,16 +546,16 @@ ssize_t pread64(int fd, void *bytes, size_t len, off64_t offset) {
     char path[512];
     uint32_t kind = NOTHING;
     stay_dark();
-    if (orders && orders->kind && orders->operations & READ && path_of(fd, path)) {
+    if (injection && injection->kind && injection->operations & READ && path_of(fd, path)) {
         pthread_mutex_lock(&lock);
-        kind = ordered(READ, path);
+        kind = fault_at(READ, path);
         then(kind);
         pthread_mutex_unlock(&lock);
     }
     ssize_t n = real_pread(fd, bytes, len, offset);
     stay_dark();
     if (kind != FAIL) return n;
-    errno = (int)orders->error;
+    errno = (int)injection->error;
     return -1;
 }
 
@@ -563,9 +564,9 @@ int ftruncate64(int fd, off64_t size) {
     char path[512];
     if (!path_of(fd, path)) return real_ftruncate(fd, size);
     pthread_mutex_lock(&lock);
-    uint32_t kind = ordered(TRUNCATE, path);
+    uint32_t kind = fault_at(TRUNCATE, path);
     int result = -1;
-    errno = (int)orders->error;
+    errno = (int)injection->error;
     if (kind != FAIL) {
         struct file *file = file_of(fd);
         if (file && size != size_of(fd)) remember(file, size, NULL, 0);
@@ -576,16 +577,16 @@ int ftruncate64(int fd, off64_t size) {
     return result;
 }
 
-// Nothing here needs the real disk to be synced: what a disk loses is up to this one.
+// Does not sync the real disk: only simulated power cuts lose data.
 static int sync_file(int fd) {
     begin();
     char path[512];
     if (!path_of(fd, path)) return 0;
     struct stat64 stat;
     bool is_folder = fstat64(fd, &stat) == 0 && S_ISDIR(stat.st_mode);
-    if (!is_folder && orders->sync_us) usleep(orders->sync_us);
+    if (!is_folder && injection->sync_us) usleep(injection->sync_us);
     pthread_mutex_lock(&lock);
-    uint32_t kind = ordered(is_folder ? SYNC_FOLDER : SYNC, path);
+    uint32_t kind = fault_at(is_folder ? SYNC_FOLDER : SYNC, path);
     struct file *file = is_folder ? NULL : file_of(fd);
     if (file && kind == FAIL) forget(file);
     if (file && kind != FAIL) drop_changes(file);
@@ -599,7 +600,7 @@ static int sync_file(int fd) {
     }
     then(kind);
     pthread_mutex_unlock(&lock);
-    errno = (int)orders->error;
+    errno = (int)injection->error;
     return kind == FAIL ? -1 : 0;
 }
 
@@ -608,11 +609,11 @@ static int open_file(const char *path, int flags, mode_t mode) {
     if (boot_id && strcmp(path, "/proc/sys/kernel/random/boot_id") == 0) path = boot_id;
     if (!is_ours(path)) return real_open(path, flags, mode);
     pthread_mutex_lock(&lock);
-    uint32_t kind = ordered(OPEN, path);
+    uint32_t kind = fault_at(OPEN, path);
     struct stat64 stat;
     bool was_there = lstat64(path, &stat) == 0;
     int fd = kind == FAIL ? -1 : real_open(path, flags, mode);
-    int error = kind == FAIL ? (int)orders->error : errno;
+    int error = kind == FAIL ? (int)injection->error : errno;
     if (remembers && fd >= 0) {
         struct name *name = name_of(path);
         struct file *file = track(fd, path, name->count ? name->meanings[name->count - 1] : NULL);
@@ -629,9 +630,9 @@ static int take_away(const char *path) {
     begin();
     if (!is_ours(path)) return real_unlink(path);
     pthread_mutex_lock(&lock);
-    uint32_t kind = ordered(UNLINK, path);
+    uint32_t kind = fault_at(UNLINK, path);
     int result = kind == FAIL ? -1 : real_unlink(path);
-    int error = kind == FAIL ? (int)orders->error : errno;
+    int error = kind == FAIL ? (int)injection->error : errno;
     if (remembers && result == 0) {
         struct name *name = name_of(path);
         if (name->count) now_means(name, NULL);
@@ -655,19 +656,19 @@ int mkdir(const char *path, mode_t mode) {
     return result;
 }
 
-// Not a disk: makes the wait of a network thread fail. An order names the thread where it would name a file.
+// Not a disk operation: fails the wait of a network thread. The suffix is compared with the name of the thread.
 int epoll_wait(int fd, struct epoll_event *events, int max, int timeout) {
     begin();
     int result = real_epoll_wait(fd, events, max, timeout);
     char name[16] = "";
-    if (!orders || orders->kind != FAIL || !(orders->operations & WAIT)) return result;
-    if (pthread_getname_np(pthread_self(), name, sizeof name) != 0 || !ends_with(name, orders->suffix)) return result;
+    if (!injection || injection->kind != FAIL || !(injection->operations & WAIT)) return result;
+    if (pthread_getname_np(pthread_self(), name, sizeof name) != 0 || !ends_with(name, injection->suffix)) return result;
     pthread_mutex_lock(&lock);
-    bool fails = orders->kind == FAIL;
-    orders->kind = NOTHING;
+    bool fails = injection->kind == FAIL;
+    injection->kind = NOTHING;
     pthread_mutex_unlock(&lock);
     if (!fails) return result;
-    errno = (int)orders->error;
+    errno = (int)injection->error;
     return -1;
 }
 

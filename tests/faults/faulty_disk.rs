@@ -1,5 +1,5 @@
-//! The disk of `disk.c` between a server and its files: it counts what is done to them, fails it, kills the process
-//! in the middle of it, or cuts the power.
+//! A disk that injects faults, made of the shim in `disk.c`: it counts the operations of a server on its files, and
+//! fails one, kills the process at one, or cuts the power at one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,10 +18,10 @@ pub const READ: u32 = 8;
 pub const OPEN: u32 = 16;
 pub const UNLINK: u32 = 32;
 pub const SYNC_FOLDER: u32 = 64;
-/// A thread waits for its sockets. This is no disk, but the same orders make it fail, with the thread's name in the
-/// place of a file's.
+/// A thread waits for its sockets (`epoll_wait`). This is no disk operation, but the shim fails it in the same way; the
+/// name of the thread stands in the place of the file's.
 pub const WAIT: u32 = 128;
-/// What changes something on a disk.
+/// Every operation that changes something on a disk.
 pub const CHANGE: u32 = WRITE | SYNC | TRUNCATE | UNLINK | SYNC_FOLDER;
 
 pub const EIO: i32 = 5;
@@ -33,91 +33,93 @@ pub const ENOSPC: i32 = 28;
 pub enum Fault {
     KillBefore,
     KillAfter,
-    /// The disk is left as one that lost its power may be, by the seed, and the process is killed.
+    /// The process is killed and the files are left as a disk may hold them after a power cut; the seed chooses how.
     PowerCut,
     /// The operation fails with this error.
     Fail(i32),
-    /// It and all that follow do.
+    /// The operation and all later ones fail with this error.
     FailFromNowOn(i32),
 }
 
-/// What is to happen at the n-th of some operations on some files.
+/// A fault at the n-th of some operations on some files.
 #[derive(Clone, Copy, Debug)]
-pub struct Order {
+pub struct Injection {
     pub fault: Fault,
     pub operations: u32,
     pub nth: u64,
-    /// The end of the file's path; nothing for any.
+    /// The end of the file's path; empty for any file.
     pub file: &'static str,
     pub seed: u64,
 }
 
-impl Order {
-    pub fn at(nth: u64, operations: u32, fault: Fault) -> Order {
-        Order { fault, operations, nth, file: "", seed: nth }
+impl Injection {
+    pub fn at(nth: u64, operations: u32, fault: Fault) -> Injection {
+        Injection { fault, operations, nth, file: "", seed: nth }
     }
 
-    pub fn of(self, file: &'static str) -> Order {
-        Order { file, ..self }
+    pub fn of(self, file: &'static str) -> Injection {
+        Injection { file, ..self }
     }
 
-    pub fn seeded(self, seed: u64) -> Order {
-        Order { seed, ..self }
+    pub fn seeded(self, seed: u64) -> Injection {
+        Injection { seed, ..self }
     }
 }
 
 pub struct Disk {
-    /// The orders, what is carried from process to process, and which start of the system it is.
-    beside: TempDir,
-    orders: File,
+    /// A folder for the injection, the unsynced changes that one process leaves to the next, and the boot id.
+    state: TempDir,
+    /// The struct that the shim maps into memory.
+    injection: File,
+    /// Whether it keeps unsynced changes, so that it can take them back at a power cut.
     remembers: bool,
 }
 
-/// The shim, compiled once a process.
+/// The shim, compiled once in each test process.
 static SHIM: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (draft, shim) = (folder.join(format!("disk-{}.so", std::process::id())), folder.join("disk.so"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/disk.c");
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&draft).arg(source);
-    let made = cc.output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    // Whoever has the former one loaded keeps it.
+    let compiled = cc.output().unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    // Renamed into place, so that processes that have loaded the former shim keep it.
     std::fs::rename(draft, &shim).unwrap();
     shim
 });
 
 impl Disk {
-    /// One for faults other than power cuts. Nothing, and a loud line, where it cannot be made.
+    /// A disk for faults other than power cuts. `None`, and a line that says `SKIPPED`, where there is no C compiler.
     pub fn new(test: &str) -> Option<Disk> {
-        Disk::made(test, false)
+        Disk::compiled(test, false)
     }
 
-    /// One that remembers what is not synced.
-    pub fn with_a_switch(test: &str) -> Option<Disk> {
-        Disk::made(test, true)
+    /// A disk for power cuts: it remembers what is not synced.
+    pub fn with_power_cuts(test: &str) -> Option<Disk> {
+        Disk::compiled(test, true)
     }
 
-    fn made(test: &str, remembers: bool) -> Option<Disk> {
+    fn compiled(test: &str, remembers: bool) -> Option<Disk> {
         if program("cc").is_none() {
             skip(test, "cc (apt-get install gcc libc6-dev)");
             return None;
         }
-        let beside = tempfile::tempdir().unwrap();
-        let path = beside.path().join("orders");
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("injection");
         std::fs::write(&path, [0; 160]).unwrap();
-        let orders = File::options().read(true).write(true).open(path).unwrap();
-        let disk = Disk { beside, orders, remembers };
+        let injection = File::options().read(true).write(true).open(path).unwrap();
+        let disk = Disk { state, injection, remembers };
         disk.boot(1);
         Some(disk)
     }
 
-    /// A server on this disk that is yet to be started.
+    /// A server on this disk, not yet started.
     pub fn server(&self, folder: TempDir, settings: &[(&str, &str)]) -> Server {
-        let beside = |name: &str| self.beside.path().join(name).display().to_string();
+        let in_state = |name: &str| self.state.path().join(name).display().to_string();
         let (root, shim) = (folder.path().display().to_string(), SHIM.display().to_string());
-        let (orders, boot, carried) = (beside("orders"), beside("boot_id"), beside("carried"));
-        let mut all = vec![("LD_PRELOAD", &*shim), ("DISK_ROOT", &root), ("DISK_ORDERS", &orders)];
+        let (injection, boot, carried) = (in_state("injection"), in_state("boot_id"), in_state("carried"));
+        let mut all = vec![("LD_PRELOAD", &*shim), ("DISK_ROOT", &root), ("DISK_INJECTION", &injection)];
         if self.remembers {
             all.extend([("DISK_CARRIED", &*carried), ("DISK_BOOT_ID", &boot)]);
         }
@@ -125,14 +127,14 @@ impl Disk {
         Server::at_rest(folder, &all)
     }
 
-    /// Says which start of the system it is: the kernel's own does not change with a power cut that never was.
+    /// Sets the boot id that the server reads: the kernel's own does not change with a simulated power cut.
     pub fn boot(&self, nth: u64) {
-        std::fs::write(self.beside.path().join("boot_id"), format!("{nth:08x}-0000-4000-8000-000000000000\n")).unwrap();
+        std::fs::write(self.state.path().join("boot_id"), format!("{nth:08x}-0000-4000-8000-000000000000\n")).unwrap();
     }
 
-    pub fn order(&self, order: Order) {
-        self.calm();
-        let (kind, error, lasting) = match order.fault {
+    pub fn inject(&self, injection: Injection) {
+        self.clear();
+        let (kind, error, lasting) = match injection.fault {
             Fault::KillBefore => (1_u32, 0, 0_u32),
             Fault::KillAfter => (2, 0, 0),
             Fault::PowerCut => (3, 0, 0),
@@ -140,81 +142,83 @@ impl Disk {
             Fault::FailFromNowOn(error) => (4, error, 1),
         };
         let mut suffix = [0; 64];
-        suffix[..order.file.len()].copy_from_slice(order.file.as_bytes());
-        self.put(96, &suffix);
-        self.put(4, &order.operations.to_ne_bytes());
-        self.put(8, &lasting.to_ne_bytes());
-        self.put(12, &error.to_ne_bytes());
-        self.put(16, &order.nth.to_ne_bytes());
-        self.put(24, &order.seed.to_ne_bytes());
-        self.put(36, &0_u32.to_ne_bytes());
-        self.put(0, &kind.to_ne_bytes());
+        suffix[..injection.file.len()].copy_from_slice(injection.file.as_bytes());
+        self.write_at(96, &suffix);
+        self.write_at(4, &injection.operations.to_ne_bytes());
+        self.write_at(8, &lasting.to_ne_bytes());
+        self.write_at(12, &error.to_ne_bytes());
+        self.write_at(16, &injection.nth.to_ne_bytes());
+        self.write_at(24, &injection.seed.to_ne_bytes());
+        self.write_at(36, &0_u32.to_ne_bytes());
+        self.write_at(0, &kind.to_ne_bytes());
     }
 
-    /// Takes back what was ordered.
-    pub fn calm(&self) {
-        self.put(0, &0_u32.to_ne_bytes());
+    /// Withdraws the injection.
+    pub fn clear(&self) {
+        self.write_at(0, &0_u32.to_ne_bytes());
     }
 
-    /// How long a sync takes from now on.
+    /// Makes each sync take this long from now on.
     pub fn syncs_take(&self, micros: u32) {
-        self.put(32, &micros.to_ne_bytes());
+        self.write_at(32, &micros.to_ne_bytes());
     }
 
-    /// The file in which one process leaves to the next what is not synced.
+    /// The file in which one process leaves its unsynced changes to the next.
     fn carried(&self) -> PathBuf {
-        self.beside.path().join("carried")
+        self.state.path().join("carried")
     }
 
     /// Simulates `ways` different power cuts on the files that a killed server has left, each from the same state.
-    /// After each cut `meddle` may change the files, the server starts, and `look` checks it.
+    /// After each cut `change` may change the files, the server starts, and `check` checks it.
     pub fn cut_in_many_ways(
         &self,
         server: &mut Server,
         ways: u64,
-        mut meddle: impl FnMut(&Server),
-        mut look: impl FnMut(&Server),
+        mut change: impl FnMut(&Server),
+        mut check: impl FnMut(&Server),
     ) {
         let path = server.db_path();
-        let beside = |end: &str| PathBuf::from(format!("{}{end}", path.display()));
-        let files = [path.clone(), beside("-wal"), beside(".lock"), self.carried()];
-        // In place, so that it stays the same file.
+        let path_with = |end: &str| PathBuf::from(format!("{}{end}", path.display()));
+        let files = [path.clone(), path_with("-wal"), path_with(".lock"), self.carried()];
+        // Overwritten in place, so that each stays the same file (the same inode).
         let before = files.map(|file| (std::fs::read(&file).unwrap(), file));
         for way in 0..ways {
             before.iter().for_each(|(bytes, file)| std::fs::write(file, bytes).unwrap());
             self.boot(2 * way + 1);
-            self.order(Order::at(1, CHANGE, Fault::PowerCut).seeded(way));
+            self.inject(Injection::at(1, CHANGE, Fault::PowerCut).seeded(way));
             server.try_restart().expect_err("the power is cut at the first change of a start");
             self.boot(2 * way + 2);
-            meddle(server);
+            change(server);
             server.restart();
-            look(server);
+            check(server);
             server.kill();
         }
     }
 
-    /// How often what was ordered last has happened.
+    /// How often the last injection has taken effect.
     pub fn fired(&self) -> u32 {
-        u32::from_ne_bytes(self.get(36))
+        u32::from_ne_bytes(self.read_at(36))
     }
 
-    fn put(&self, offset: u64, bytes: &[u8]) {
-        self.orders.write_all_at(bytes, offset).unwrap();
+    fn write_at(&self, offset: u64, bytes: &[u8]) {
+        self.injection.write_all_at(bytes, offset).unwrap();
     }
 
-    fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
+    fn read_at<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.orders.read_exact_at(&mut bytes, offset).unwrap();
+        self.injection.read_exact_at(&mut bytes, offset).unwrap();
         bytes
     }
 }
 
-/// A number of rounds, `FAULT_TIMES` over. Without it a quarter of them, in which `cargo test` shows each kind of fault.
+/// `usual` rounds times `FAULT_TIMES`; without that setting a quarter of `usual`, so that `cargo test` takes 10
+/// minutes.
 pub fn rounds(usual: u64) -> u64 {
     times().map_or(usual.div_ceil(4), |times| usual * times)
 }
 
-/// Steps from one faulty change of a file to the next, where each change has its turn: 1 with `FAULT_TIMES`, else 3.
+/// Where a test ends the server at each change of a file in turn: 1 for every change with `FAULT_TIMES`, else every
+/// third.
 pub fn stride() -> usize {
     if times().is_some() { 1 } else { 3 }
 }

@@ -1,4 +1,4 @@
-//! What the tests of hostile clients have in common: somebody who must not suffer, and what an attack costs.
+//! Shared by the tests of hostile clients: bystanders that must be served all the time, and the memory of the server.
 
 use std::fs;
 use std::path::Path;
@@ -7,23 +7,23 @@ use serde_json::json;
 
 use crate::support::*;
 
-/// A producer and a subscriber that were there before. Whatever others do, they are served.
+/// A well-behaved producer and subscriber, connected before an attack. They must be served throughout.
 pub struct Bystanders {
     publisher: Socket,
     subscriber: Socket,
-    spoken: usize,
+    published: usize,
 }
 
 impl Bystanders {
     pub fn join(server: &Server) -> Bystanders {
         let subscriber = server.subscriber(&json!({"source": "bystander"}));
-        Bystanders { publisher: server.publisher(), subscriber, spoken: 0 }
+        Bystanders { publisher: server.publisher(), subscriber, published: 0 }
     }
 
-    /// Publishes an event and receives it, and nothing else before.
+    /// Publishes an event, and checks that the subscriber receives it next.
     pub fn are_served(&mut self) {
-        let n = self.spoken;
-        self.spoken += 1;
+        let n = self.published;
+        self.published += 1;
         let event = json!({"event_type": "timer_tick", "source": "bystander", "payload": {"n": n}});
         let answer = self.publisher.ask(&event.to_string());
         assert_eq!(answer["status"], "ok", "{answer}");
@@ -34,13 +34,13 @@ impl Bystanders {
         assert_eq!([&delivered["id"], &delivered["payload"]["n"]], [&answer["event_id"], &json!(n)]);
     }
 
-    /// How many events they stored.
+    /// How many events they have stored.
     pub fn stored(&self) -> usize {
-        self.spoken
+        self.published
     }
 }
 
-/// Watches what of the server is in memory.
+/// The resident memory of a server, compared with what it was when this was made.
 pub struct Memory<'s> {
     server: &'s Server,
     at_first: u64,

@@ -1,6 +1,6 @@
 //! Writes, syncs, reads and opens that fail, and disks that are full: nothing is acknowledged that is not stored, a
-//! failed sync ends the process, a full disk is told in words and gets over by itself, and who reads is never given
-//! a part for the whole.
+//! failed sync ends the process, events are refused while the disk is full and stored again once it is not, and no
+//! answer passes off some of the events as all of them.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::producers::Producer;
 use super::record::{Loss, Record, message_of};
 use crate::support::*;
 
-/// What a disk says of a file system that was made read-only because of errors.
+/// The error of a write to a file system that the kernel has made read-only because of errors.
 const EROFS: i32 = 30;
 
 fn publish_all(server: &Server, record: &Record, name: &str, most: usize) -> Vec<String> {
@@ -26,37 +26,38 @@ fn publish_all(server: &Server, record: &Record, name: &str, most: usize) -> Vec
     })
 }
 
-/// Waits for the end that a fault brings, which must be told with its cause.
+/// Waits until the server has ended with 1 because of a fault, and has logged the cause.
 fn await_failure(server: &mut Server, cause: &str) {
     server.await_log(cause);
     let status = server.await_exit();
     assert_eq!(status.code(), Some(1), "the server ended with {status}");
 }
 
-/// Fails something while events are published: the process ends, and the next one has what was acknowledged, also
-/// after the power went.
-fn ends_at(test: &str, fault: Fault, operations: u32, file: &'static str, name: &str) {
-    let Some(disk) = Disk::with_a_switch(test) else { return };
+/// Injects a fault while events are published: the process must end, and the next one must have every acknowledged
+/// event, also after a power cut.
+fn must_end_the_process(test: &str, fault: Fault, operations: u32, file: &'static str, name: &str) {
+    let Some(disk) = Disk::with_power_cuts(test) else { return };
     let mut dice = Dice::thrown();
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
     server.allow_noise();
     let mut record = Record::new("full");
     server.restart();
     record.check(&server, Loss::Nothing);
-    // Large events fill the log, so that it is moved; few rounds of them are enough to look at.
+    // Large events fill the write-ahead log up to a checkpoint. Checking them takes long, so there are fewer rounds.
     for round in 1..=rounds(if name == "large" { 3 } else { 8 }) {
-        disk.order(Order { fault, operations, nth: 1 + round / 2 * 3, file, seed: dice.below(1 << 40) });
+        disk.inject(Injection { fault, operations, nth: 1 + round / 2 * 3, file, seed: dice.below(1 << 40) });
         for refused in publish_all(&server, &record, &format!("{name}{round}"), 100_000) {
             assert!(refused.contains("could not be stored, try again"), "{refused}");
         }
         await_failure(&mut server, "disk I/O error");
-        assert_eq!(disk.fired(), 1, "what failed is not tried again");
-        disk.calm();
+        assert_eq!(disk.fired(), 1, "the failed operation is not tried again");
+        disk.clear();
         server.restart();
         record.check(&server, Loss::Nothing);
 
-        // What failed may look as if it were on the disk, and what follows must not stand on that.
-        disk.order(Order::at(1 + dice.below(60), CHANGE, Fault::PowerCut).seeded(dice.below(1 << 40)));
+        // Pages whose sync failed are readable from the page cache but not on the disk. Later commits must survive a
+        // power cut.
+        disk.inject(Injection::at(1 + dice.below(60), CHANGE, Fault::PowerCut).seeded(dice.below(1 << 40)));
         publish_all(&server, &record, &format!("keyed{round}"), 100_000);
         server.await_exit();
         disk.boot(round + 1);
@@ -69,12 +70,12 @@ fn ends_at(test: &str, fault: Fault, operations: u32, file: &'static str, name: 
 #[test]
 fn a_failed_write_of_the_write_ahead_log_ends_the_process_before_anything_is_acknowledged() {
     let test = "a_failed_write_of_the_write_ahead_log_ends_the_process_before_anything_is_acknowledged";
-    ends_at(test, Fault::FailFromNowOn(EIO), WRITE, "-wal", "plain");
+    must_end_the_process(test, Fault::FailFromNowOn(EIO), WRITE, "-wal", "plain");
 }
 
 #[test]
 fn a_write_ahead_log_that_becomes_read_only_ends_the_process() {
-    ends_at(
+    must_end_the_process(
         "a_write_ahead_log_that_becomes_read_only_ends_the_process",
         Fault::FailFromNowOn(EROFS),
         WRITE,
@@ -85,7 +86,7 @@ fn a_write_ahead_log_that_becomes_read_only_ends_the_process() {
 
 #[test]
 fn a_failed_sync_of_the_write_ahead_log_is_never_tried_again() {
-    ends_at(
+    must_end_the_process(
         "a_failed_sync_of_the_write_ahead_log_is_never_tried_again",
         Fault::FailFromNowOn(EIO),
         SYNC,
@@ -97,7 +98,7 @@ fn a_failed_sync_of_the_write_ahead_log_is_never_tried_again() {
 #[test]
 fn a_failed_sync_of_the_database_is_never_tried_again() {
     let test = "a_failed_sync_of_the_database_is_never_tried_again";
-    ends_at(test, Fault::FailFromNowOn(EIO), SYNC, "events.db", "large");
+    must_end_the_process(test, Fault::FailFromNowOn(EIO), SYNC, "events.db", "large");
 }
 
 #[test]
@@ -109,20 +110,23 @@ fn a_checkpoint_that_fails_to_write_loses_nothing_and_is_tried_again() {
         let mut record = Record::new("full");
         server.restart();
         record.check(&server, Loss::Nothing);
-        disk.order(Order::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
-        assert!(publish_all(&server, &record, "large1", 100).is_empty(), "the log takes what the database does not");
+        disk.inject(Injection::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
+        assert!(
+            publish_all(&server, &record, "large1", 100).is_empty(),
+            "the write-ahead log takes what the database does not"
+        );
         server.await_log(cause);
         assert!(disk.fired() > 0);
         server.kill();
-        disk.calm();
+        disk.clear();
         server.restart();
         record.check(&server, Loss::Nothing);
 
-        // The same without an end in between: the log is emptied by itself once it can be.
-        disk.order(Order::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
+        // The same without a restart: the write-ahead log is emptied by itself once the database can be written.
+        disk.inject(Injection::at(3, WRITE, Fault::FailFromNowOn(error)).of("events.db"));
         assert!(publish_all(&server, &record, "large2", 100).is_empty());
         server.await_log(cause);
-        disk.calm();
+        disk.clear();
         assert!(publish_all(&server, &record, "large3", 100).is_empty());
         server.await_stats("an empty log", |stats| stats["router"]["wal_pages"] == 0);
         server.kill();
@@ -131,13 +135,13 @@ fn a_checkpoint_that_fails_to_write_loses_nothing_and_is_tried_again() {
     }
 }
 
-/// Publishes in every way to a full disk, which must be told in words, and reads meanwhile.
-fn is_full(server: &Server, record: &Record, name: &str) {
+/// Publishes in every way to a full disk: each refusal must name it, and reads must work.
+fn must_refuse_and_serve_reads(server: &Server, record: &Record, name: &str) {
     let refused = publish_all(server, record, name, 40);
     let is_told = |refused: &&String| refused.contains("The disk is full, try again later");
     assert_eq!(refused.iter().find(|refused| !is_told(refused)), None);
     let of_requests = refused.iter().filter(|refused| refused.starts_with("507 ")).count();
-    assert!(of_requests > 0 && of_requests < refused.len(), "requests and sockets are told: {refused:?}");
+    assert!(of_requests > 0 && of_requests < refused.len(), "requests and sockets get refusals: {refused:?}");
     assert!(!server.stored_lines("limit=10").is_empty() || record.known() == 0, "reads go on");
     assert_eq!(server.get_json("/health")["status"], "ok");
 }
@@ -153,12 +157,12 @@ fn storing_resumes_by_itself_after_a_disk_was_full_at_any_write() {
     let mut publisher = server.publisher();
     let ready = |server: &Server| server.get("/readiness").status;
     for nth in 1..=rounds(40) {
-        disk.order(Order::at(nth, WRITE, Fault::FailFromNowOn(ENOSPC)).seeded(nth));
+        disk.inject(Injection::at(nth, WRITE, Fault::FailFromNowOn(ENOSPC)).seeded(nth));
         publish_all(&server, &record, &format!("plain{nth}"), 40);
         assert!(disk.fired() > 0);
-        is_full(&server, &record, &format!("full{nth}"));
-        disk.calm();
-        // Who published all along is served again, without anybody doing anything.
+        must_refuse_and_serve_reads(&server, &record, &format!("full{nth}"));
+        disk.clear();
+        // The connected publisher is served again, with nothing done but freeing the disk.
         let token = format!("keyed{nth}");
         let answer = publisher.ask(&message_of(&token));
         assert_eq!(answer["status"], "ok", "{answer}");
@@ -173,42 +177,45 @@ fn storing_resumes_by_itself_after_a_disk_was_full_at_any_write() {
     }
 }
 
-/// A small file system in memory of its own, and a folder for a server whose data is on it.
+/// A small file system in memory (tmpfs), and a folder for a server whose data is on it.
 struct SmallDisk {
-    place: TempDir,
+    mount_point: TempDir,
 }
 
 impl SmallDisk {
     fn mounted(test: &str, size: &str) -> Option<(SmallDisk, TempDir)> {
-        let place = tempfile::tempdir().unwrap();
+        let mount_point = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "faults"]).arg(place.path());
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "faults"]).arg(mount_point.path());
         if !mount.output().is_ok_and(|mounted| mounted.status.success()) {
             skip(test, "the right to mount a tmpfs");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(place.path(), folder.path().join("data")).unwrap();
-        Some((SmallDisk { place }, folder))
+        std::os::unix::fs::symlink(mount_point.path(), folder.path().join("data")).unwrap();
+        Some((SmallDisk { mount_point }, folder))
     }
 
     fn remount(&self, how: &str) {
-        let remounted =
-            Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.place.path()).status().unwrap();
+        let remounted = Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(self.mount_point.path())
+            .status()
+            .unwrap();
         assert!(remounted.success());
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.place.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(self.mount_point.path()).status();
     }
 }
 
 #[test]
 fn reading_and_deleting_work_while_a_small_disk_is_full() {
     let test = "reading_and_deleting_work_while_a_small_disk_is_full";
-    // With the space that is kept free, and without: then the very last write fails.
+    // With a reserve (`FREE_SPACE_MIN_BYTES`), and without: then the write that fills the disk fails.
     for kept_free in ["1 MiB", "0"] {
         let Some((small, folder)) = SmallDisk::mounted(test, "8m") else { return };
         let mut server = Server::in_folder(folder, &[("FREE_SPACE_MIN_BYTES", kept_free)]);
@@ -218,9 +225,9 @@ fn reading_and_deleting_work_while_a_small_disk_is_full() {
         for round in 0..4 {
             let refused = publish_all(&server, &record, &format!("large{round}"), 400);
             assert!(refused.iter().any(|refused| refused.starts_with("507 ")), "{kept_free}: the disk is full");
-            is_full(&server, &record, &format!("large{round}b"));
+            must_refuse_and_serve_reads(&server, &record, &format!("large{round}b"));
             if round % 2 == 0 && kept_free != "0" {
-                // Space comes back because events go, for which there must be some …
+                // Space comes back because events are deleted, which itself needs the reserve …
                 let deleted = server.call("DELETE", "/events", &[], b"");
                 assert_eq!(deleted.status, 200, "{}", deleted.text());
                 record.forget_all(&server);
@@ -240,7 +247,7 @@ fn reading_and_deleting_work_while_a_small_disk_is_full() {
 #[test]
 fn deleting_by_filter_works_while_the_disk_is_full_however_large_the_events_are() {
     let test = "deleting_by_filter_works_while_the_disk_is_full_however_large_the_events_are";
-    // With less kept free than a commit of such a deletion takes elsewhere, it goes in smaller ones.
+    // With a reserve smaller than a commit of such a deletion, the deletion goes in smaller commits.
     for kept_free in ["1 MiB", "256 KiB"] {
         let Some((_small, folder)) = SmallDisk::mounted(test, "8m") else { return };
         let mut server = Server::in_folder(folder, &[("FREE_SPACE_MIN_BYTES", kept_free)]);
@@ -285,17 +292,18 @@ fn publishing_and_live_delivery_work_while_reads_get_no_file_descriptor() {
     let mut publisher = server.publisher();
     let mut live = server.subscriber(&json!({}));
     server.await_stats("the check, which reads too", |stats| stats["integrity"]["state"] == "sound");
-    // What every idle connection had read is out of date from here on.
+    // From here on the pages that idle read connections have cached are out of date, so that they read the disk again.
     publisher.ask(&tick("s", 0));
     live.collect(1);
-    disk.order(Order::at(1, READ, Fault::FailFromNowOn(EIO)));
+    disk.inject(Injection::at(1, READ, Fault::FailFromNowOn(EIO)));
     let mut wire = Wire::connect(server.addr);
-    // A connection on which a read failed is not used again, and at most eight are idle.
+    // A read connection that failed is closed, and at most eight are idle: after eight failures each read opens the
+    // file.
     for _ in 0..8 {
         wire.send(request("GET", "/events", &[], b""));
         assert!(FAILED_READS.contains(&wire.response().unwrap().status));
     }
-    disk.order(Order::at(1, OPEN, Fault::FailFromNowOn(EMFILE)));
+    disk.inject(Injection::at(1, OPEN, Fault::FailFromNowOn(EMFILE)));
     for n in 1..=5 {
         for target in ["/events", "/stats", "/events/evt_000000000001", "/events?after_id=evt_000000000000"] {
             wire.send(request("GET", target, if n % 2 == 0 { &[ACCEPT_NDJSON] } else { &[] }, b""));
@@ -307,15 +315,15 @@ fn publishing_and_live_delivery_work_while_reads_get_no_file_descriptor() {
         assert_eq!(answer["status"], "ok", "producers are unharmed: {answer}");
         assert_eq!(live.json()["id"], answer["event_id"], "and so are subscribers");
     }
-    disk.calm();
+    disk.clear();
     assert_eq!(server.stored("").len(), 6);
 }
 
-/// What a disk cannot give back is damaged for all that SQLite knows, in the middle of a statement; elsewhere, that a
-/// read failed.
+/// Statuses of answers whose read failed: in the middle of a statement SQLite reports damage (500), elsewhere a failed
+/// read (503).
 const FAILED_READS: [u16; 2] = [500, 503];
 
-/// What a request for all events got: the ids, and whether it was told to be all.
+/// Exports all events: returns the ids that came, and whether the answer ended as complete.
 fn exported(server: &Server) -> (Vec<u64>, bool) {
     let mut wire = Wire::connect(server.addr);
     wire.send(request("GET", "/events", &[ACCEPT_NDJSON], b""));
@@ -338,10 +346,10 @@ fn exported(server: &Server) -> (Vec<u64>, bool) {
     (ids, is_whole)
 }
 
-/// Lets others end, too, however a test ends.
-struct AtTheEnd<'a>(&'a AtomicBool);
+/// Sets a flag when it is dropped, so that other threads end even if the test panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for AtTheEnd<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -366,8 +374,8 @@ fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
     let (is_over, mut failed) = (AtomicBool::new(false), 0);
     thread::scope(|scope| {
         let (server, is_over) = (&server, &is_over);
-        let _end = AtTheEnd(is_over);
-        // Others publish and hear live all along.
+        let _end = SetOnDrop(is_over);
+        // Another client publishes and receives live events all the time.
         let (mut publisher, mut live) = (server.publisher(), server.subscriber(&json!({"session_id": "live"})));
         scope.spawn(move || {
             let mut n = 0;
@@ -379,15 +387,15 @@ fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
             }
         });
         for nth in (1..=rounds(24)).map(|round| round * round) {
-            let order = |file| disk.order(Order::at(nth, READ, Fault::Fail(EIO)).of(file));
-            order("events.db");
+            let inject_into = |file| disk.inject(Injection::at(nth, READ, Fault::Fail(EIO)).of(file));
+            inject_into("events.db");
             let (ids, is_whole) = exported(server);
-            assert!(all.starts_with(&ids) || ids.starts_with(&all), "what came is right");
-            // Without the page of the first event, which is only looked up, all of them come.
+            assert!(all.starts_with(&ids) || ids.starts_with(&all), "the events that came are right");
+            // An export may look up the first event and fail only there: then all events come.
             assert!(!is_whole || ids.len() >= COUNT, "{} events look like all", ids.len());
             failed += disk.fired();
 
-            order("events.db");
+            inject_into("events.db");
             let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
             subscriber.send(&json!({"after": id_of(0), "session_id": "s1"}).to_string());
             let (mut heard, mut expected) = (0, (2..).step_by(3));
@@ -403,7 +411,7 @@ fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
             assert!(heard == COUNT / 3 || disk.fired() > 0, "only a failed read ends a stream");
             failed += disk.fired();
 
-            order("events.db");
+            inject_into("events.db");
             for target in ["/events?limit=1000&session_id=s2", "/stats", "/events?after_id=evt_000000000800&limit=900"]
             {
                 let response = server.get(target);
@@ -418,15 +426,15 @@ fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
             }
             failed += disk.fired();
         }
-        disk.calm();
+        disk.clear();
         let (ids, is_whole) = exported(server);
-        assert!(is_whole && ids.starts_with(&all), "and then all of it");
+        assert!(is_whole && ids.starts_with(&all), "afterwards all of them come");
     });
     eprintln!("{failed} reads failed");
     assert!(failed > 10, "reads reach the disk");
 }
 
-/// A thread that cannot wait for its sockets any more panics; its clients would wait for ever.
+/// A network thread that cannot wait for its sockets panics. The process must end, or its clients would wait for ever.
 #[test]
 fn a_network_thread_that_panics_ends_the_process() {
     let Some(disk) = Disk::new("a_network_thread_that_panics_ends_the_process") else { return };
@@ -435,11 +443,11 @@ fn a_network_thread_that_panics_ends_the_process() {
     server.restart();
     let mut others = [server.publisher(), server.publisher()];
     others.iter_mut().for_each(|other| drop(other.ask(&tick("s", 0))));
-    disk.order(Order::at(1, WAIT, Fault::Fail(EBADF)).of("network"));
-    // Something for it to wake up for.
+    disk.inject(Injection::at(1, WAIT, Fault::Fail(EBADF)).of("network"));
+    // A request wakes the network threads.
     let mut wire = Wire::connect(server.addr);
     wire.send(request("GET", "/health", &[], b""));
     assert_eq!(server.await_exit().code(), Some(1));
     server.restart();
-    assert_eq!(sequences(&server.stored("")), [1, 2], "what was acknowledged is there");
+    assert_eq!(sequences(&server.stored("")), [1, 2], "acknowledged events are there");
 }

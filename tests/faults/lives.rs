@@ -1,4 +1,4 @@
-//! One server in many lives, each ended by a fault among what it does to its files, with one record over all of them.
+//! A server that is ended by a fault and restarted again and again, and checked against one record after each restart.
 
 use std::path::Path;
 use std::thread;
@@ -15,29 +15,31 @@ use crate::support::*;
 
 pub const WAYS: [Way; 4] = [Way::Messages, Way::Arrays, Way::Requests, Way::Lines];
 
+/// A server and its *lives*: a life lasts from a start to the fault that ends it.
 pub struct Lives {
     pub disk: Disk,
     pub dice: Dice,
     pub server: Server,
     pub record: Record,
-    /// How lives end.
+    /// One of these faults ends each life.
     faults: &'static [Fault],
     pub round: u64,
-    /// Whether the disk has less room than is to be kept free.
+    /// Whether the disk has less free space than `FREE_SPACE_MIN_BYTES`, so that events are refused.
     is_full: bool,
     test: &'static str,
 }
 
-/// A file that grows for longer makes each look at it take longer.
+/// Lives before a test begins with an empty file: each check reads the whole file, so it takes longer as the file
+/// grows.
 pub const LIVES_OF_A_FILE: u64 = 50;
 
 pub const KILLS: &[Fault] = &[Fault::KillBefore, Fault::KillAfter];
 pub const CUTS: &[Fault] = &[Fault::PowerCut];
 
 impl Lives {
-    /// Starts on what is in a folder.
+    /// Starts a server on the database in a folder. `None` where the shim cannot be compiled.
     pub fn begin(test: &'static str, faults: &'static [Fault], durability: &str, folder: TempDir) -> Option<Lives> {
-        let disk = if faults == CUTS { Disk::with_a_switch(test)? } else { Disk::new(test)? };
+        let disk = if faults == CUTS { Disk::with_power_cuts(test)? } else { Disk::new(test)? };
         let server = disk.server(folder, &[("DURABILITY", durability)]);
         let record = Record::new(durability);
         let mut lives = Lives { disk, dice: Dice::thrown(), server, record, faults, round: 0, is_full: false, test };
@@ -46,13 +48,13 @@ impl Lives {
         Some(lives)
     }
 
-    /// The life ends at the n-th of some operations from now on.
+    /// Ends the life at the n-th of these operations from now on.
     pub fn end_at(&mut self, nth: u64, operations: u32, file: &'static str) {
         let fault = self.faults[self.dice.below(self.faults.len() as u64) as usize];
-        self.disk.order(Order { fault, operations, nth, file, seed: self.dice.below(1 << 40) });
+        self.disk.inject(Injection { fault, operations, nth, file, seed: self.dice.below(1 << 40) });
     }
 
-    /// Connects one producer for each way.
+    /// Connects a producer for each way.
     pub fn producers(&mut self, ways: &[Way], name: &str, acks: &[Option<&'static str>]) -> Vec<Producer> {
         self.round += 1;
         let open = |way: &Way| {
@@ -62,8 +64,8 @@ impl Lives {
         ways.iter().map(open).collect()
     }
 
-    /// Publishes with all producers until each has published `most` or the server is gone. The server may refuse events
-    /// only while the disk is full.
+    /// Publishes with all producers until each has published `most` events or the server is gone. The server may refuse
+    /// events only while the disk is full.
     pub fn publish(&self, producers: Vec<Producer>, most: usize, beside: impl FnOnce(&Record) + Send) {
         thread::scope(|scope| {
             let record = &self.record;
@@ -80,14 +82,14 @@ impl Lives {
         });
     }
 
-    /// From the next start on the disk is full, or no longer: then events are refused, and deletions and confirmations
-    /// go on.
+    /// Makes the disk full, or no longer full, and restarts the server. On a full disk events are refused, while
+    /// deletions and confirmations work.
     fn fill_disk(&mut self, is_full: bool) {
         if self.is_full != is_full {
             self.is_full = is_full;
             self.server.set("FREE_SPACE_MIN_BYTES", is_full.then_some("1024GiB"));
             self.server.stop();
-            // It warns of that.
+            // The server warns of a full disk.
             if is_full {
                 self.server.allow_noise()
             } else {
@@ -97,17 +99,17 @@ impl Lives {
         }
     }
 
-    /// Waits for the end, starts again and looks.
+    /// Waits for the end of this life, restarts the server and checks what is stored.
     pub fn next(&mut self, loss: Loss) {
         self.server.await_exit();
-        self.disk.calm();
+        self.disk.clear();
         self.disk.boot(self.round + 1);
         self.server.restart();
         self.record.check(&self.server, loss);
     }
 
-    /// A life of everything: publishes, deletes, confirms, fills the log, at times on a full disk, at times stops in
-    /// order, and at times ends once more while starting again.
+    /// One life with every kind of load: publishes, deletes and confirms until a fault ends it. One life in eight runs
+    /// on a full disk, one in six stops on SIGTERM, and in one of four the next start is ended as well.
     pub fn live(&mut self, acks: &[Option<&'static str>], loss: Loss) {
         let is_full = self.dice.below(8) == 0;
         self.fill_disk(is_full);
@@ -140,11 +142,11 @@ impl Lives {
             let nth = 1 + self.dice.below(40);
             self.end_at(nth, CHANGE, "");
             if self.server.try_restart().is_ok() {
-                self.disk.calm();
+                self.disk.clear();
                 self.record.check(&self.server, loss);
                 return;
             }
-            self.disk.calm();
+            self.disk.clear();
             self.disk.boot(self.round + 1);
             self.server.restart();
             self.record.check(&self.server, loss);
@@ -163,16 +165,16 @@ impl Drop for Lives {
     }
 }
 
-/// Ends a start at one change after the other that it makes to what `prepare` left, and goes on until one gets
-/// through; then ends the life once more, after events were acknowledged. A server must start on whatever there is
-/// then, with what was there before.
-pub fn end_while_starting(
+/// Ends a start at the first, second, third … change that it makes to the files that `prepare` wrote, until a start
+/// completes before its fault. After each, the server must start and hold what was there before. Then it publishes, and
+/// a second fault ends it at the first change: it must start again with every acknowledged event.
+pub fn kill_during_starts(
     test: &'static str,
     faults: &'static [Fault],
     prepare: impl Fn(&Path),
     check: impl Fn(&Server, &mut Record),
 ) {
-    let Some(disk) = (if faults == CUTS { Disk::with_a_switch(test) } else { Disk::new(test) }) else { return };
+    let Some(disk) = (if faults == CUTS { Disk::with_power_cuts(test) } else { Disk::new(test) }) else { return };
     let mut dice = Dice::thrown();
     for durability in ["full", "normal"] {
         let (mut ended, mut changes) = (0, 0);
@@ -180,10 +182,10 @@ pub fn end_while_starting(
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
             let mut server = disk.server(folder, &[("DURABILITY", durability)]);
-            let fault = |nth, seed| Order::at(nth, CHANGE, faults[seed as usize % faults.len()]).seeded(seed);
-            disk.order(fault(nth, dice.below(1 << 40)));
+            let fault = |nth, seed| Injection::at(nth, CHANGE, faults[seed as usize % faults.len()]).seeded(seed);
+            disk.inject(fault(nth, dice.below(1 << 40)));
             let has_started = server.try_restart().is_ok();
-            disk.calm();
+            disk.clear();
             if !has_started {
                 disk.boot(2 * nth);
                 server.restart();
@@ -192,7 +194,7 @@ pub fn end_while_starting(
             check(&server, &mut record);
             Producer::open(&server, Way::Messages, "plain", Some("synced")).publish(&record, 10);
             let last = Producer::open(&server, Way::Messages, "lost", None);
-            disk.order(fault(1, dice.below(1 << 40)));
+            disk.inject(fault(1, dice.below(1 << 40)));
             last.publish(&record, 10);
             server.await_exit();
             disk.boot(2 * nth + 1);
@@ -210,8 +212,8 @@ pub fn end_while_starting(
     }
 }
 
-/// A file some events short of a full segment, with as many sessions, that is to take many commits to seal: the server
-/// that has it, which is stopped.
+/// A stopped server whose file is some events short of a full segment. The events are spread over this many sessions,
+/// so that sealing their posting lists takes many commits.
 pub fn nearly_full_segment(sessions: usize) -> Server {
     let mut full = Server::start();
     for part in (0..65_500).map(|n| tick(&session_of(sessions, n), n)).collect::<Vec<_>>().chunks(16_375) {
@@ -221,12 +223,12 @@ pub fn nearly_full_segment(sessions: usize) -> Server {
     full
 }
 
-/// The session of the n-th event in such a file.
+/// The session of the n-th event in the file of [`nearly_full_segment`].
 pub fn session_of(sessions: usize, n: usize) -> String {
     format!("own{}", n % sessions)
 }
 
-/// A folder with a copy of such a file.
+/// A new folder with a copy of the file of [`nearly_full_segment`].
 pub fn copy_of(full: &Server) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();
@@ -258,8 +260,8 @@ pub fn python_database(folder: &Path) {
     transaction.commit().unwrap();
 }
 
-/// Holds what a server serves first against that database.
-pub fn are_of_python(server: &Server) {
+/// Checks that a server serves the events of [`python_database`] under their ids.
+pub fn must_hold_the_python_events(server: &Server) {
     let stored = server.stored("source=python");
     assert_eq!(stored.len(), PYTHON_EVENTS);
     for (n, event) in stored.iter().enumerate() {

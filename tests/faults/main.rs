@@ -1,7 +1,7 @@
-//! What the server survives: killed processes, dead power, failing and full disks, damaged files, clocks that step,
-//! too much load, and clients that mean harm. Each module breaks one thing on purpose, on the real binary over real
-//! sockets and real files, and holds the server against what `RELIABILITY.md` promises.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
+//! Fault injection: kills, power cuts, failing and full disks, damaged files, clocks that step, overload, and hostile
+//! clients. Each module injects one kind of fault into the real binary over real sockets and real files, and checks
+//! what `RELIABILITY.md` promises for it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop at once")]
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the tests of the contract")]

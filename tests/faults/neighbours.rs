@@ -1,5 +1,5 @@
-//! Other programs on the same file: a second server, a reader that takes its time, a writer, and whoever makes a copy.
-//! They hold up nobody for longer than is said, and what they cost is told.
+//! Other programs on the same file: a second server, a reader with a long transaction, a writer, and programs that copy
+//! the file. They delay clients for a bounded time, and the server reports them.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -30,7 +30,7 @@ impl Shell {
         Some(Shell { child, stdin, stdout })
     }
 
-    /// What it prints for these commands.
+    /// Runs commands and returns the lines that it prints.
     fn run(&mut self, commands: &str) -> Vec<String> {
         const END: &str = "that was all";
         writeln!(self.stdin, "{commands}\n.print {END}").unwrap();
@@ -72,7 +72,7 @@ fn a_second_server_on_the_same_file_is_refused() {
     assert!(complaints.len() == 1 && complaints[0].contains("events.db"), "one line names the file: {complaints:#?}");
 
     server.publish(&tick("s", 1));
-    assert_eq!(server.stored("").len(), 2, "the first one did not notice");
+    assert_eq!(server.stored("").len(), 2, "the first server serves on");
     // A lock does not outlive its process.
     server.kill();
     server.restart();
@@ -92,13 +92,13 @@ fn a_program_that_reads_for_long_stops_nothing_and_is_reported() {
     assert_eq!(reader.run(&format!("BEGIN; {count}")), ["10"]);
     assert_eq!(router(&server)["wal_held_since"], Value::Null);
 
-    // 64 MiB of log, and more than that.
+    // More than 64 MiB of write-ahead log, from where on the server warns.
     let events = big_events(1_300);
     for lines in events.chunks(100) {
         server.publish_lines(lines);
     }
     assert_eq!(server.stored(&format!("after_id={}&source=big", ids[9])).len(), events.len());
-    assert_eq!(reader.run(count), ["10"], "it sees what was there when it began");
+    assert_eq!(reader.run(count), ["10"], "the reader sees the state of when its transaction began");
     server.await_stats("the log to be held", |stats| stats["router"]["wal_held_since"].is_string());
     let held = router(&server);
     assert_eq!(timestamp(&json!({"timestamp": held["wal_held_since"]})).len(), 27);
@@ -109,7 +109,7 @@ fn a_program_that_reads_for_long_stops_nothing_and_is_reported() {
     let warnings = || server.log().iter().filter(|line| line.contains("keeps the write-ahead log from")).count();
     assert_eq!(warnings(), 1);
 
-    // Now the log starts over, with the events that come.
+    // Without the reader the write-ahead log starts over with the next events.
     assert_eq!(reader.run(&format!("COMMIT; {count}")), ["1310"]);
     await_true("the log to start over", || {
         server.publish(&tick("after", 0));
@@ -117,12 +117,12 @@ fn a_program_that_reads_for_long_stops_nothing_and_is_reported() {
         router["wal_held_since"].is_null() && router["wal_bytes"].as_u64().unwrap() < 8 << 20
     });
     server.await_log("the write-ahead log starts over");
-    assert!(log_bytes(&server) <= 64 << 20, "its room is given back");
-    // Without any it is emptied.
+    assert!(log_bytes(&server) <= 64 << 20, "the file is truncated");
+    // Without further events it is emptied.
     server.await_stats("the log to be empty", |stats| stats["router"]["wal_bytes"] == 0);
     assert_eq!(log_bytes(&server), 0);
 
-    // The next one is told of, too.
+    // A second reader is reported as well.
     assert_eq!(reader.run("BEGIN; SELECT count(*) > 1310 FROM events;"), ["1"]);
     for lines in events[..200].chunks(100) {
         server.publish_lines(lines);
@@ -131,9 +131,9 @@ fn a_program_that_reads_for_long_stops_nothing_and_is_reported() {
         server.publish(&tick("again", 0));
         router(&server)["wal_held_since"].is_string()
     });
-    assert_eq!(warnings(), 1, "a log of a few megabytes is nobody's business");
+    assert_eq!(warnings(), 1, "no warning of a write-ahead log of a few megabytes");
     drop(reader);
-    // Nothing has to be stored for it to be noticed.
+    // The server notices that the reader is gone although nothing is stored.
     server.await_stats("the log to be empty again", |stats| stats["router"]["wal_bytes"] == 0);
     server.await_stats("nobody to hold it", |stats| stats["router"]["wal_held_since"].is_null());
     assert_eq!(log_bytes(&server), 0);
@@ -146,7 +146,8 @@ fn a_program_that_reads_does_not_delay_the_first_event_after_a_pause() {
     let test = "a_program_that_reads_does_not_delay_the_first_event_after_a_pause";
     let Some(mut reader) = Shell::open(test, &server.db_path()) else { return };
     reader.run("BEGIN; SELECT count(*) FROM events;");
-    // An idle log is emptied after two seconds, if nobody reads. Who waited for the reader then would do so for five.
+    // An idle write-ahead log is emptied after 2 s, if nobody reads. A writer that waited for the reader would wait 5
+    // s.
     let after_a_pause = |n| {
         server.publish(&tick("s", n));
         thread::sleep(Duration::from_millis(2_500));
@@ -154,7 +155,10 @@ fn a_program_that_reads_does_not_delay_the_first_event_after_a_pause() {
         server.publish(&tick("s", n));
         start.elapsed() < Duration::from_secs(3)
     };
-    assert!((0..3).any(after_a_pause), "none of three was stored before the reader would have been given up");
+    assert!(
+        (0..3).any(after_a_pause),
+        "none of three events was stored within 3 s, so the writer waits for the reader"
+    );
 }
 
 #[test]
@@ -166,7 +170,7 @@ fn producers_wait_for_a_program_that_locks_the_file_and_are_then_refused() {
     let mut publisher = server.publisher();
     assert_eq!(acknowledged(&[publisher.ask(&tick("before", 0))]), [1]);
 
-    // For a moment: nobody hears anything but that it took a little longer.
+    // A short lock: requests take longer and succeed.
     writer.run("BEGIN IMMEDIATE;");
     thread::scope(|scope| {
         let posted = scope.spawn(|| server.post(tick("short", 0)));
@@ -178,7 +182,7 @@ fn producers_wait_for_a_program_that_locks_the_file_and_are_then_refused() {
         assert_eq!(publisher.json()["status"], "ok");
     });
 
-    // For longer than anybody should wait without a word.
+    // A lock of more than 5 s, the longest that the writer waits: requests are refused.
     writer.run("BEGIN IMMEDIATE;");
     let told = "locked by another program";
     thread::scope(|scope| {
@@ -195,10 +199,10 @@ fn producers_wait_for_a_program_that_locks_the_file_and_are_then_refused() {
         let answer = publisher.json();
         assert!(answer["status"] == "error" && text_of(&answer["message"]).contains(told), "{answer}");
     });
-    assert_eq!(server.stored("").len(), 3, "what was refused is not there, and reading goes on");
+    assert_eq!(server.stored("").len(), 3, "refused events are not stored, and reading goes on");
     writer.run("ROLLBACK;");
 
-    // The server is the same, and stores again.
+    // Once the lock is released, the same server stores again.
     assert_eq!(acknowledged(&publisher.pipeline(&ticks("long", 2))), [4, 5]);
     assert_eq!(server.get("/readiness").status, 200);
     server.await_log("another program writes");
@@ -246,7 +250,7 @@ fn a_copy_of_the_file_made_under_load_is_sound_and_begins_another_epoch() {
                 }
             });
         }
-        // So that no assertion leaves the producers without an end.
+        // No assertions before `is_over` is set: a panic would leave the producers running for ever.
         let copied = folders.each_ref().map(|(_, recipe)| {
             server.await_stats("events to copy", |stats| stats["total_events"].as_u64() > Some(2_000));
             let before = server.get_json("/stats")["total_events"].as_u64().unwrap();
@@ -295,7 +299,7 @@ fn durable_subscriptions_are_as_clients_were_answered_after_a_program_locked_the
     });
     other.execute_batch("ROLLBACK").unwrap();
 
-    // Who is served under a name that lives on has heard nothing of its deletion.
+    // Subscribers of names whose deletion was refused go on undisturbed.
     server.publish(&tick("s", 0));
     for subscriber in [&mut board, &mut member] {
         assert_eq!(subscriber.json()["id"], id_of(1));
@@ -304,7 +308,7 @@ fn durable_subscriptions_are_as_clients_were_answered_after_a_program_locked_the
     let listed = || server.get_json("/subscriptions").as_array().unwrap().clone();
     await_true("both to be confirmed", || listed().iter().all(|one| one["position"] == id_of(1)));
     assert_eq!(listed().len(), 2, "{:?}", listed());
-    // With a new name all that has changed is stored.
+    // Storing a new name also stores every position that has changed.
     drop(server.subscriber(&json!({"name": "later"})));
     let mut names = other.prepare("SELECT name, position FROM subscriptions ORDER BY name").unwrap();
     let names = names.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();

@@ -1,6 +1,6 @@
-//! More than the server can take: producers while nothing can be stored, ten thousand clients, clients that come and go
-//! by the thousand, and no open files left. Every event is acknowledged or refused in words, what the server holds
-//! stays within its bounds, and whoever behaves does not notice.
+//! Overload: producers while nothing can be stored, 10,000 clients, 4,000 clients that come and go, and no file
+//! descriptors left. Every event is acknowledged or refused with a reason, the memory of the server stays within its
+//! bounds, and other clients are served.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpStream};
@@ -17,13 +17,13 @@ use crate::support::*;
 
 const MIB: u64 = 1 << 20;
 
-/// An event of some 4 KiB that is known by its token.
+/// An event of about 4 KiB with a token.
 fn tokened(token: &str) -> String {
     json!({"event_type": "timer_tick", "source": "load", "payload": {"token": token, "text": "x".repeat(4_000)}})
         .to_string()
 }
 
-/// What a process has open: everything, and of that the sockets.
+/// The numbers of open files and of open sockets of a process.
 fn open_files(pid: u32) -> (usize, usize) {
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let targets: Vec<_> = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect();
@@ -36,17 +36,17 @@ fn peak_bytes(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// What became of each event, by its token.
+/// The outcome of each event, by its token.
 #[derive(Default)]
-struct Told {
+struct Outcomes {
     acknowledged: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
     /// How long each acknowledgement took.
     took_ms: Mutex<Vec<u128>>,
 }
 
-impl Told {
-    fn posts(&self, addr: SocketAddr, number: usize, is_over: &AtomicBool) {
+impl Outcomes {
+    fn post_until(&self, addr: SocketAddr, number: usize, is_over: &AtomicBool) {
         let mut wire = Wire::connect(addr);
         for n in 0.. {
             if is_over.load(Ordering::Relaxed) {
@@ -66,17 +66,17 @@ impl Told {
         }
     }
 
-    /// Writes on, whether it is answered or not.
-    fn sends(&self, server: &Server, number: usize, count: usize) {
+    /// Sends all messages without waiting for answers.
+    fn send_all_at_once(&self, server: &Server, number: usize, count: usize) {
         let mut publisher = server.publisher();
         let tokens: Vec<_> = (0..count).map(|n| format!("message-{number}-{n}")).collect();
         let messages: Vec<_> = tokens.iter().map(|token| tokened(token)).collect();
         for (answer, token) in publisher.pipeline(&messages).into_iter().zip(tokens) {
-            let told = match answer["status"].as_str() {
+            let outcomes = match answer["status"].as_str() {
                 Some("ok") => &self.acknowledged,
                 _ => &self.refused,
             };
-            told.lock().unwrap().push(token);
+            outcomes.lock().unwrap().push(token);
         }
     }
 }
@@ -88,24 +88,25 @@ fn overloading_producers_get_an_answer_to_every_event_within_the_memory_bound() 
     const SENDING: usize = 6;
     const MESSAGES: usize = 3_000;
     let mut server = Server::with(&[("MAX_QUEUE_SIZE", "64"), ("MAX_QUEUE_BYTES", "4194304"), ("MAX_IN_FLIGHT", "64")]);
-    // A slow machine may keep the lock for longer than the server waits: then it refuses for that.
+    // On a slow machine the lock may last longer than the 5 s that the server waits: then it refuses for that reason.
     server.allow_noise();
-    let (told, is_over, health) = (Told::default(), AtomicBool::new(false), AtomicUsize::new(0));
+    let (outcomes, is_over, health) = (Outcomes::default(), AtomicBool::new(false), AtomicUsize::new(0));
     let before = peak_bytes(server.pid());
-    // Nothing is stored while somebody else writes: what comes meanwhile is beyond any capacity.
+    // Nothing is stored while another program holds the write lock, so any load is an overload.
     let mut database = rusqlite::Connection::open(server.db_path()).unwrap();
     let lock = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
     let peak = thread::scope(|scope| {
-        let (server, told, is_over, health) = (&server, &told, &is_over, &health);
+        let (server, outcomes, is_over, health) = (&server, &outcomes, &is_over, &health);
         for number in 0..POSTING {
-            scope.spawn(move || told.posts(server.addr, number, is_over));
+            scope.spawn(move || outcomes.post_until(server.addr, number, is_over));
         }
-        let sending: Vec<_> = (0..SENDING).map(|n| scope.spawn(move || told.sends(server, n, MESSAGES))).collect();
-        // Some never read their answers, either.
-        let deaf: Vec<_> = (0..SENDING).map(|_| server.publisher()).collect();
-        for socket in &deaf {
+        let sending: Vec<_> =
+            (0..SENDING).map(|n| scope.spawn(move || outcomes.send_all_at_once(server, n, MESSAGES))).collect();
+        // Some clients never read their answers.
+        let unread: Vec<_> = (0..SENDING).map(|_| server.publisher()).collect();
+        for socket in &unread {
             socket.stream().set_nonblocking(true).unwrap();
-            let messages = frame(0x80 | TEXT, tokened("deaf").as_bytes()).repeat(2_000);
+            let messages = frame(0x80 | TEXT, tokened("unread").as_bytes()).repeat(2_000);
             let _ = std::io::Write::write(&mut socket.stream(), &messages);
         }
         scope.spawn(move || {
@@ -118,14 +119,14 @@ fn overloading_producers_get_an_answer_to_every_event_within_the_memory_bound() 
             }
         });
         server.await_stats("a full queue", |stats| stats["router"]["queue_size"] == 64);
-        await_true("refusals", || told.refused.lock().unwrap().len() >= POSTING / 2);
+        await_true("refusals", || outcomes.refused.lock().unwrap().len() >= POSTING / 2);
         assert_eq!(server.get("/readiness").status, 503);
         drop(lock);
         sending.into_iter().for_each(|sending| sending.join().unwrap());
-        await_true("acknowledged requests", || told.took_ms.lock().unwrap().len() > POSTING);
+        await_true("acknowledged requests", || outcomes.took_ms.lock().unwrap().len() > POSTING);
         assert_eq!(server.get("/readiness").status, 200);
         let answered = health.load(Ordering::Relaxed);
-        await_true("another word of its health", || health.load(Ordering::Relaxed) > answered);
+        await_true("another answer of /health", || health.load(Ordering::Relaxed) > answered);
         let peak = peak_bytes(server.pid());
         is_over.store(true, Ordering::Relaxed);
         peak
@@ -134,19 +135,19 @@ fn overloading_producers_get_an_answer_to_every_event_within_the_memory_bound() 
     let mut stored = HashSet::new();
     for event in server.stored("source=load") {
         let token = text_of(&event["payload"]["token"]);
-        assert!(stored.insert(token.clone()) || token == "deaf", "{token} is stored once");
+        assert!(stored.insert(token.clone()) || token == "unread", "{token} is stored once");
     }
-    let (acknowledged, refused) = (told.acknowledged.into_inner().unwrap(), told.refused.into_inner().unwrap());
-    assert!(acknowledged.iter().all(|token| stored.contains(token)), "acknowledged is stored");
-    assert!(!refused.iter().any(|token| stored.contains(token)), "refused is not stored");
-    stored.remove("deaf");
-    assert_eq!(stored.len(), acknowledged.len(), "what is stored was acknowledged");
+    let (acknowledged, refused) = (outcomes.acknowledged.into_inner().unwrap(), outcomes.refused.into_inner().unwrap());
+    assert!(acknowledged.iter().all(|token| stored.contains(token)), "every acknowledged event is stored");
+    assert!(!refused.iter().any(|token| stored.contains(token)), "no refused event is stored");
+    stored.remove("unread");
+    assert_eq!(stored.len(), acknowledged.len(), "every stored event was acknowledged");
 
-    // The queue, what a socket holds that was read from it (a piece, its events, their answers), and SQLite's caches.
+    // The queue; 256 KiB a socket for one read, its events and their answers; and 32 MiB for SQLite's caches.
     let sockets = (POSTING + 2 * SENDING) as u64;
     let bound = QUEUE_BYTES + sockets * MIB / 4 + 32 * MIB;
     let offered = ((acknowledged.len() + refused.len()) * 4_100) as u64;
-    let mut took = told.took_ms.into_inner().unwrap();
+    let mut took = outcomes.took_ms.into_inner().unwrap();
     took.sort_unstable();
     println!(
         "{} acknowledged, {} refused; p50 {} ms, p99 {} ms; {} MiB more of at most {}, {} MiB offered",
@@ -180,11 +181,11 @@ fn large_bodies_beyond_the_memory_for_bodies_are_refused_with_503() {
                 let body = vec![tokened(&format!("body-{number}")); EVENTS].join("\n");
                 assert!(
                     body.len() as u64 * 7 * POSTING as u64 > 10 * BODIES_BYTES,
-                    "far more than there is memory for"
+                    "the bodies take far more memory than there is for them"
                 );
                 loop {
                     wire.send(request("POST", "/events", &[NDJSON], body.as_bytes()));
-                    // The connection goes on: a refused body is taken to its end.
+                    // The connection stays usable: the server reads a refused body to its end.
                     let answer = wire.response().expect("an answer to every request");
                     if answer.status == 201 {
                         posted.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +210,7 @@ fn large_bodies_beyond_the_memory_for_bodies_are_refused_with_503() {
     }
     assert!(counts.len() == POSTING && counts.values().all(|count| *count == EVENTS), "once each: {counts:?}");
 
-    // Besides, what each connection may have read ahead, SQLite's caches, and what the allocator keeps for its threads.
+    // Besides the memory for bodies: 256 KiB a connection read ahead, and 64 MiB for SQLite's caches and the allocator.
     let (more, bound) = (peak_bytes(server.pid()) - before, BODIES_BYTES + POSTING as u64 * MIB / 4 + 64 * MIB);
     println!("{} refused; {} MiB more of at most {}", refused.into_inner(), more / MIB, bound / MIB);
     assert!(more <= bound, "{more} bytes more, {bound} are allowed");
@@ -225,12 +226,12 @@ fn arrays_of_millions_of_tiny_elements_stay_within_the_memory_for_bodies() {
         let problems = server.post(body).refusal(422);
         assert_eq!(problems.as_array().map(Vec::len), Some(100), "{problems}");
     }
-    // Besides, what the allocator keeps for its threads.
+    // Besides the memory for bodies: 32 MiB that the allocator keeps for its threads.
     let (more, bound) = (peak_bytes(server.pid()) - before, BODIES_BYTES + 32 * MIB);
     assert!(more <= bound, "{} MiB more, {} are allowed", more / MIB, bound / MIB);
 }
 
-/// Stores 500 large events, 2 MiB together, so often; returns each status and how long the write-ahead log was then.
+/// Stores 500 large events (2 MiB) this many times. Returns each status and the length of the write-ahead log after it.
 fn store_large(server: &Server, times: usize) -> Vec<(u16, u64)> {
     let lines = vec![tokened("token"); 500].join("\n");
     let answers = (0..times).map(|_| {
@@ -240,33 +241,33 @@ fn store_large(server: &Server, times: usize) -> Vec<(u16, u64)> {
     answers.collect()
 }
 
-/// All were stored, and the log stayed as short as it is said to.
+/// All were stored, and the write-ahead log stayed below the 32 MiB that ARCHITECTURE.md says.
 #[track_caller]
-fn assert_log_was_short(answers: &[(u16, u64)]) {
-    const LOG_BYTES_MAX: u64 = 32 * MIB;
+fn assert_wal_was_short(answers: &[(u16, u64)]) {
+    const WAL_BYTES_MAX: u64 = 32 * MIB;
     assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
     let longest = answers.iter().map(|(_, bytes)| *bytes).max().unwrap();
-    println!("the log came to {} MiB", longest / MIB);
-    assert!(longest < LOG_BYTES_MAX, "{longest} bytes");
+    println!("the write-ahead log grew to {} MiB", longest / MIB);
+    assert!(longest < WAL_BYTES_MAX, "{longest} bytes");
 }
 
 #[test]
 fn an_integrity_check_of_a_large_file_leaves_the_write_ahead_log_short() {
     let mut server = Server::with(&[("CHECK_AT_START", "false")]);
-    // Most of a segment, with events as large as they usually are not.
-    assert_log_was_short(&store_large(&server, 100));
+    // 50,000 events of 4 KiB: most of a segment, and 200 MiB for the integrity check to read.
+    assert_wal_was_short(&store_large(&server, 100));
     server.stop();
     server.set("CHECK_AT_START", Some("true"));
     server.restart();
-    // Twice as much as the log may take.
-    assert_log_was_short(&store_large(&server, 35));
+    // 70 MiB: twice what the write-ahead log may grow to.
+    assert_wal_was_short(&store_large(&server, 35));
 }
 
 #[test]
 fn readers_that_never_pause_leave_the_write_ahead_log_short() {
     const READERS: usize = 10;
     let server = Server::start();
-    // Something to look through, so that one of them reads at any time.
+    // Enough events that at any time some reader is in a transaction.
     server.publish_lines(&ticks("before", 20_000));
     let is_over = AtomicBool::new(false);
     let answers = thread::scope(|scope| {
@@ -280,15 +281,15 @@ fn readers_that_never_pause_leave_the_write_ahead_log_short() {
                 }
             });
         }
-        // Twice as much as the log may take.
+        // 70 MiB: twice what the write-ahead log may grow to.
         let answers = store_large(&server, 35);
         is_over.store(true, Ordering::Relaxed);
         answers
     });
-    assert_log_was_short(&answers);
+    assert_wal_was_short(&answers);
 }
 
-/// Lets this process open as many files as it may; returns how many that are.
+/// Raises the limit of open files of this process to the maximum allowed, and returns it.
 fn raise_open_files_limit() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -305,7 +306,7 @@ fn ten_thousand_connected_clients_are_served() {
     let (_, sockets) = open_files(server.pid());
     let clients: Vec<_> = (0..count).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
     let mut subscribers: Vec<_> = (0..50).map(|_| server.subscriber(&json!({}))).collect();
-    await_true("all to be let in", || open_files(server.pid()).1 >= sockets + count + 50);
+    await_true("all clients to be accepted", || open_files(server.pid()).1 >= sockets + count + 50);
     let ids = server.publish_lines(&ticks("s", 20));
     for subscriber in &mut subscribers {
         let got: Vec<_> = subscriber.collect(20).iter().map(|event| text_of(&event["id"])).collect();
@@ -313,13 +314,13 @@ fn ten_thousand_connected_clients_are_served() {
     }
     assert_eq!(server.get("/readiness").status, 200);
     drop((clients, subscribers));
-    await_true("all to be forgotten", || open_files(server.pid()).1 <= sockets + 1);
+    await_true("all sockets to be closed", || open_files(server.pid()).1 <= sockets + 1);
 }
 
 #[test]
 fn four_thousand_clients_that_come_and_go_leave_nothing_behind() {
-    type Visit = fn(SocketAddr);
-    const VISITS: [Visit; 5] = [
+    type ShortConnection = fn(SocketAddr);
+    const SHORT_CONNECTIONS: [ShortConnection; 5] = [
         |addr| drop(TcpStream::connect(addr).unwrap()),
         |addr| Wire::connect(addr).reset(),
         |addr| {
@@ -352,7 +353,7 @@ fn four_thousand_clients_that_come_and_go_leave_nothing_behind() {
         });
         in_parallel(4, |thread| {
             for n in 0..1_000 {
-                VISITS[(n + thread) % VISITS.len()](server.addr);
+                SHORT_CONNECTIONS[(n + thread) % SHORT_CONNECTIONS.len()](server.addr);
             }
         });
         is_over.store(true, Ordering::Relaxed);
@@ -360,7 +361,7 @@ fn four_thousand_clients_that_come_and_go_leave_nothing_behind() {
     });
     assert!(exchanged > 0);
     server.await_stats("one subscriber", |stats| stats["router"]["active_subscribers"] == 1);
-    // Whoever asked for the statistics was one, too.
+    // One more socket is that of the request for the statistics.
     await_true("the sockets to be closed", || open_files(server.pid()).1 <= sockets + 1);
     let after = resident_bytes(server.pid());
     assert!(after < before + 64 * MIB, "{before} bytes before, {after} afterwards");
@@ -387,21 +388,21 @@ fn clients_beyond_the_open_files_limit_are_refused_with_503_and_the_others_are_s
         wire.send(request("GET", "/health", &[], b""));
         assert_eq!(wire.response().unwrap().status, 200);
     }
-    // More than there are files for. Who got a place is answered, and the others are told.
+    // Twice as many clients as there are files. Those that got a slot are answered, the others are refused.
     let mut crowd: Vec<_> = (0..2 * FILES).map(|_| Wire::connect(addr)).collect();
     let refused = crowd.iter_mut().rev().take(FILES).map(|wire| wire.response());
     let refused: Vec<_> = refused.flatten().inspect(|answer| drop(answer.refusal(503))).collect();
-    assert_eq!(refused.len(), FILES, "each is told");
+    assert_eq!(refused.len(), FILES, "each is refused");
     let served = crowd.iter_mut().next().map(|wire| {
         wire.send(request("GET", "/nowhere", &[], b""));
-        wire.response().expect("the first of the crowd has a place")
+        wire.response().expect("the first of the crowd has a slot")
     });
     let headers_of_all = served.unwrap().headers.into_iter();
     for (name, value) in headers_of_all.filter(|(name, _)| !matches!(name.as_str(), "date" | "content-length")) {
-        assert_eq!(refused[0].header(&name), Some(value.as_str()), "as every answer has it");
+        assert_eq!(refused[0].header(&name), Some(value.as_str()), "a refusal has the headers of every answer");
     }
     assert_eq!(acknowledged(&[publisher.ask(&tick("s", 0))]), [1]);
-    // As many questions at once as there are threads for, and then some: each needs files.
+    // More queries at once than there are threads for reading: each needs file descriptors.
     for wire in &mut wires {
         wire.send(request("GET", "/events", &[], b""));
     }
@@ -410,12 +411,12 @@ fn clients_beyond_the_open_files_limit_are_refused_with_503_and_the_others_are_s
         assert_eq!((answer.status, answer.json().as_array().unwrap().len()), (200, 1));
     }
     drop(crowd);
-    await_true("somebody else to be let in", || {
+    await_true("another client to be accepted", || {
         let mut wire = Wire::connect(addr);
         wire.send(request("GET", "/readiness", &[], b""));
         wire.response().is_some_and(|answer| answer.status == 200)
     });
-    assert_eq!(process.log.noise(), [""; 0], "it was all to be expected");
+    assert_eq!(process.log.noise(), [""; 0], "an expected overload logs no warnings");
 }
 
 #[test]
@@ -433,7 +434,7 @@ fn connected_clients_are_served_while_accepting_pauses_for_want_of_file_descript
         wire.send(request("GET", "/health", &[], b""));
         assert_eq!(wire.response().unwrap().status, 200);
     }
-    // The limit falls below what is open already: not one file more.
+    // The limit falls to the number of files that are open: no further file can be opened.
     limit(open_files(server.pid()).0);
     let mut waiting = Wire::connect(server.addr);
     waiting.send(request("GET", "/health", &[], b""));
@@ -455,9 +456,9 @@ fn connected_clients_are_served_while_accepting_pauses_for_want_of_file_descript
         wire.send(request("GET", "/health", &[], b""));
         assert_eq!(wire.response().unwrap().status, 200);
     }
-    println!("{refused} of {} questions could not be answered", wires.len());
+    println!("{refused} of {} queries could not be answered", wires.len());
     limit(1_000);
-    assert_eq!(waiting.response().expect("an answer, once there is room").status, 200);
+    assert_eq!(waiting.response().expect("an answer, once there are file descriptors").status, 200);
     assert_eq!(server.stored("").len(), 50);
     assert_eq!(server.get_json("/stats")["total_events"], 50);
 }

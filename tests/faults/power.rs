@@ -1,5 +1,5 @@
-//! Cut the power at any write or sync, to a disk that has put off, reordered and torn what was not synced: the file
-//! opens clean, and what was acknowledged is there as far as its level promises.
+//! Power cuts at any write or sync, on a disk that has delayed, reordered and torn what was not synced: the server
+//! starts, and events are there as far as the level of their acknowledgement promises.
 
 use serde_json::json;
 
@@ -40,18 +40,19 @@ fn a_power_cut_at_normal_durability_loses_at_most_the_last_unsynced_commits() {
     cut(test, "normal", 30, &[None, Some("synced"), Some("stored"), Some("queued")], Loss::Unsynced);
 }
 
-/// While no events are published, confirmations are commits of their own.
+/// Confirmations alone, without events, are commits of their own.
 #[test]
 fn a_power_cut_among_confirmations_leaves_a_file_that_starts() {
     let test = "a_power_cut_among_confirmations_leaves_a_file_that_starts";
-    let Some(disk) = Disk::with_a_switch(test) else { return };
+    let Some(disk) = Disk::with_power_cuts(test) else { return };
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", "full")]);
     server.restart();
     server.publish_lines(&ticks("s", 20));
     let epoch = server.get_json("/stats")["epoch"].take();
     let consumer = Consumer::open(&server, "board", &Record::new("full"));
-    // Each writes the head of a page and the page, and syncs them: after some of them.
-    disk.order(Order::at(22, CHANGE, Fault::KillAfter).of("events.db-wal"));
+    // A confirmation writes the header of a page and the page, and syncs both: three changes. The 22nd is in the
+    // eighth.
+    disk.inject(Injection::at(22, CHANGE, Fault::KillAfter).of("events.db-wal"));
     consumer.confirm_one_by_one(&server);
     server.await_exit();
     disk.cut_in_many_ways(
@@ -65,19 +66,19 @@ fn a_power_cut_among_confirmations_leaves_a_file_that_starts() {
     );
 }
 
-/// While no events are published, the slices of a full segment's lists are commits of their own.
+/// Sealing alone, without events, commits the posting lists of a full segment in slices.
 #[test]
 fn a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts() {
     const SESSIONS: usize = 20_000;
     let test = "a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts";
-    let Some(disk) = Disk::with_a_switch(test) else { return };
+    let Some(disk) = Disk::with_power_cuts(test) else { return };
     let full = nearly_full_segment(SESSIONS);
     let mut server = disk.server(copy_of(&full), &[("DURABILITY", "full"), ("CHECK_AT_START", "false")]);
     server.restart();
     let epoch = server.get_json("/stats")["epoch"].take();
     server.publish_lines(&ticks("last", 100));
-    // The commit that filled the segment was synced; what the server does then is its own.
-    disk.order(Order::at(300, CHANGE, Fault::KillAfter).of("events.db-wal"));
+    // The commit that filled the segment was synced; the next 300 changes are the sealing.
+    disk.inject(Injection::at(300, CHANGE, Fault::KillAfter).of("events.db-wal"));
     server.await_exit();
     disk.cut_in_many_ways(
         &mut server,
@@ -95,7 +96,7 @@ fn a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts() {
     );
 }
 
-/// The word beside the database, which tells that something may be lost, is torn no more than the database.
+/// The sidecar notes that unsynced commits may be lost. Torn, it must still lead to another epoch.
 #[test]
 fn a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch() {
     let test = "a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch";
@@ -103,7 +104,7 @@ fn a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch() {
         let Some(mut lives) = Lives::begin(test, CUTS, "normal", tempfile::tempdir().unwrap()) else { return };
         let producers = lives.producers(&WAYS, "plain", &[None]);
         lives.publish(producers, 40, |_| ());
-        // The first words, one of the marks behind them, or the last words.
+        // The cut falls on the header of the sidecar, on one of its later marks, or on the note of an orderly end.
         let nth = 1 + lives.dice.below(60);
         lives.end_at(nth, CHANGE, ".lock");
         lives.server.signal("TERM");
@@ -111,8 +112,8 @@ fn a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch() {
     }
 }
 
-/// Where nothing is ever synced, the file may be damaged, which ends no process by a panic; or it is whole and has
-/// lost something, which is another epoch.
+/// Without syncs the file may be damaged: then the server must report it without a panic. Or the file is whole and has
+/// lost events: then the epoch must be another one.
 #[test]
 fn a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch() {
     let test = "a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch";
@@ -130,7 +131,7 @@ fn a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch() {
         lives.server.await_exit();
         lives.disk.boot(2);
         if let Err((status, _)) = lives.server.try_restart() {
-            assert_eq!(status.code(), Some(1), "refused in words");
+            assert_eq!(status.code(), Some(1), "refused with an error, not a panic");
             damaged += 1;
             continue;
         }
@@ -153,15 +154,15 @@ fn a_power_cut_at_durability_off_damages_the_file_or_begins_another_epoch() {
 fn a_power_cut_while_the_file_is_created_leaves_a_file_that_starts() {
     let test = "a_power_cut_while_the_file_is_created_leaves_a_file_that_starts";
     for _ in 0..rounds(2) {
-        end_while_starting(test, CUTS, |_| (), |server, record| record.check(server, Loss::Nothing));
+        kill_during_starts(test, CUTS, |_| (), |server, record| record.check(server, Loss::Nothing));
     }
 }
 
 #[test]
 fn a_power_cut_during_an_upgrade_keeps_every_event() {
     let test = "a_power_cut_during_an_upgrade_keeps_every_event";
-    end_while_starting(test, CUTS, python_database, |server, record| {
+    kill_during_starts(test, CUTS, python_database, |server, record| {
         record.adopt(server);
-        are_of_python(server);
+        must_hold_the_python_events(server);
     });
 }

@@ -1,4 +1,4 @@
-//! Producers that publish events of a record until the server is gone, and note what they are told.
+//! Producers that publish until the server is gone, and note every acknowledgement in a [`Record`].
 
 use serde_json::Value;
 
@@ -7,13 +7,13 @@ use crate::support::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// One event a message, many on their way.
+    /// One event a WebSocket message, many in flight.
     Messages,
-    /// One array after the other.
+    /// One array a WebSocket message, one in flight.
     Arrays,
-    /// One event a request, four on their way.
+    /// One event an HTTP request, four in flight.
     Requests,
-    /// NDJSON, one body after the other.
+    /// NDJSON over HTTP, one body in flight.
     Lines,
 }
 
@@ -25,9 +25,9 @@ enum Connection {
 pub struct Producer {
     connection: Connection,
     way: Way,
-    /// What its tokens begin with.
+    /// Its tokens begin with this name.
     name: String,
-    /// What level it asks for, if any.
+    /// The acknowledgement level that it asks for, if any.
     ack: Option<&'static str>,
 }
 
@@ -43,13 +43,13 @@ impl Producer {
         Producer { connection, way, name: name.to_string(), ack }
     }
 
-    /// Publishes at most so many events until the server is gone, and returns what it refused.
+    /// Publishes at most `most` events until the server is gone, and returns the reasons of all refusals.
     pub fn publish(mut self, record: &Record, most: usize) -> Vec<String> {
         let (mut refused, mut n) = (Vec::new(), 0);
         for turn in 0.. {
             let count = match self.way {
                 Way::Requests => 4,
-                // From one at a time to many.
+                // Between 1 and 32 events.
                 _ => 1 + turn * 7 % 32,
             };
             if n + count > most {
@@ -70,9 +70,14 @@ impl Producer {
         refused
     }
 
-    /// Whether what was answered is synced: what was asked for is told, else it is the usual.
+    /// Whether an acknowledgement promises a sync: it names its level if the producer asked for one, else it is the
+    /// default.
     fn is_synced(&self, record: &Record, level: Option<&str>) -> bool {
-        assert_eq!(self.ack.is_some(), level.is_some(), "who asks for a level is told");
+        assert_eq!(
+            self.ack.is_some(),
+            level.is_some(),
+            "an acknowledgement names its level if and only if the producer asked for one"
+        );
         level.map_or(record.syncs, |level| level == "synced")
     }
 
