@@ -1,63 +1,64 @@
-//! What is kept under names: positions are told to the store, which may write them later.
+//! What the store was asked to store under names: it may write positions later.
 
 use std::collections::BTreeMap;
 use std::task::Poll;
 
-use super::model::{Pending, poll};
-use super::wish::Wish;
+use super::filter::ModelFilter;
+use super::pending::{Pending, poll};
 use crate::event::Seq;
 use crate::record::Failure;
 use crate::store::{Kept, Store};
 
-/// Everything that the store was told of since it was opened, by name.
+/// All states that were handed to the store since it was opened, by name.
 #[derive(Default)]
 pub struct Durables {
-    by_name: BTreeMap<&'static str, Told>,
-    /// Makes each word of them another one.
-    words: u64,
+    by_name: BTreeMap<&'static str, History>,
+    /// How many states were handed over: makes each a different one.
+    count: u64,
 }
 
 #[derive(Default)]
-struct Told {
-    /// The states in the order in which they were told; first what was there. Nothing: it was forgotten.
-    states: Vec<Option<(Kept, Wish)>>,
-    /// The last of which the store said that it is stored.
+struct History {
+    /// The states in the order in which they were handed over, beginning with what was there. `None`: the name was
+    /// deleted.
+    states: Vec<Option<(Kept, ModelFilter)>>,
+    /// The last state that the store has answered as stored.
     settled: usize,
     replies: Vec<(usize, Pending<()>)>,
 }
 
 impl Durables {
-    pub fn keep(&mut self, store: &Store, name: &'static str, wish: &Wish, position: Seq, now: bool) {
-        self.words += 1;
-        let (filters, last_seen) = (format!("{:?}", wish.filter), self.words.to_string());
+    pub fn store(&mut self, store: &Store, name: &'static str, filter: &ModelFilter, position: Seq, now: bool) {
+        self.count += 1;
+        let (filters, last_seen) = (format!("{:?}", filter.real), self.count.to_string());
         let kept = Kept { name: name.into(), filters: filters.into(), position, last_seen };
-        let told = self.tell(name, Some((kept.clone(), wish.clone())));
+        let history = self.hand_over(name, Some((kept.clone(), filter.clone())));
         match now {
             false => store.keep(kept),
             true => {
                 let store = store.clone();
-                told.wait(Box::pin(async move { store.keep_now(kept).await }));
+                history.wait(Box::pin(async move { store.keep_now(kept).await }));
             }
         }
     }
 
     pub fn forget(&mut self, store: &Store, name: &'static str) {
         let store = store.clone();
-        self.tell(name, None).wait(Box::pin(async move { store.forget(name.into()).await }));
+        self.hand_over(name, None).wait(Box::pin(async move { store.forget(name.into()).await }));
     }
 
-    fn tell(&mut self, name: &'static str, state: Option<(Kept, Wish)>) -> &mut Told {
-        let told = self.by_name.entry(name).or_insert_with(|| Told { states: vec![None], ..Told::default() });
-        told.states.push(state);
-        told
+    fn hand_over(&mut self, name: &'static str, state: Option<(Kept, ModelFilter)>) -> &mut History {
+        let history = self.by_name.entry(name).or_insert_with(|| History { states: vec![None], ..History::default() });
+        history.states.push(state);
+        history
     }
 
-    /// Takes note of the store's replies; what it says is stored can be read.
+    /// Takes in the store's answers, and checks that the states that it answers as stored can be read.
     pub fn settle(&mut self, store: &Store, is_excused: impl Fn(Failure) -> bool) {
         let mut has_news = false;
-        for told in self.by_name.values_mut() {
-            let settled = &mut told.settled;
-            told.replies.retain_mut(|(index, reply)| match poll(reply) {
+        for history in self.by_name.values_mut() {
+            let settled = &mut history.settled;
+            history.replies.retain_mut(|(index, reply)| match poll(reply) {
                 Poll::Pending => true,
                 Poll::Ready(Ok(())) => {
                     (*settled, has_news) = ((*settled).max(*index), true);
@@ -74,52 +75,56 @@ impl Durables {
         }
     }
 
-    /// Which state of each is stored: one that was told, and none older than what the store has answered for.
+    /// The index of the stored state of each name: a state that was handed over, and none older than one answered as
+    /// stored.
     fn find(&self, store: &Store) -> BTreeMap<&'static str, usize> {
         let stored = store.reader().durable_subscriptions().expect("read");
-        assert!(stored.iter().all(|kept| self.by_name.contains_key(&*kept.name)), "kept of itself");
-        let find = |(name, told): (&&'static str, &Told)| {
+        assert!(
+            stored.iter().all(|kept| self.by_name.contains_key(&*kept.name)),
+            "a name is stored that was never handed over"
+        );
+        let find = |(name, history): (&&'static str, &History)| {
             let stored = stored.iter().find(|kept| *kept.name == **name);
-            let is_it = |state: &Option<(Kept, Wish)>| state.as_ref().map(|(kept, _)| kept) == stored;
-            let place = told.states.iter().rposition(is_it).expect("a state that was told");
-            assert!(place >= told.settled, "{name} is older than what was stored");
-            (*name, place)
+            let is_it = |state: &Option<(Kept, ModelFilter)>| state.as_ref().map(|(kept, _)| kept) == stored;
+            let index = history.states.iter().rposition(is_it).expect("a state that was handed over");
+            assert!(index >= history.settled, "{name} is older than what was stored");
+            (*name, index)
         };
         self.by_name.iter().map(find).collect()
     }
 
-    /// The last state of each is stored.
+    /// Checks that the last state of each name is stored.
     pub fn must_be_stored(&self, store: &Store) {
-        for (name, place) in self.find(store) {
-            assert_eq!(place + 1, self.by_name[name].states.len(), "{name} was told something else later");
+        for (name, index) in self.find(store) {
+            assert_eq!(index + 1, self.by_name[name].states.len(), "a later state of {name} was handed over");
         }
     }
 
-    /// The power was cut: what the store said is stored may be gone, unless it is synced.
+    /// After a power cut: states answered as stored may be gone, unless they were synced.
     pub fn lost_their_end(&mut self, is_synced: bool) {
         if !is_synced {
-            self.by_name.values_mut().for_each(|told| told.settled = 0);
+            self.by_name.values_mut().for_each(|history| history.settled = 0);
         }
     }
 
-    /// The server is gone, and another one has read the files.
+    /// After a start: takes what is stored as the state of each name.
     pub fn reopened(&mut self, store: &Store) {
         self.settle(store, |failure| matches!(failure, Failure::Unavailable | Failure::StorageFull));
-        assert!(self.by_name.values().all(|told| told.replies.is_empty()), "left without an answer");
-        for (name, place) in self.find(store) {
-            let told = self.by_name.get_mut(name).expect("just found");
-            *told = Told { states: vec![told.states.swap_remove(place)], ..Told::default() };
+        assert!(self.by_name.values().all(|history| history.replies.is_empty()), "left without an answer");
+        for (name, index) in self.find(store) {
+            let history = self.by_name.get_mut(name).expect("just found");
+            *history = History { states: vec![history.states.swap_remove(index)], ..History::default() };
         }
     }
 
-    /// What the last word of one was.
-    pub fn last_of(&self, name: &str) -> Option<(Seq, &Wish)> {
-        let (kept, wish) = self.by_name.get(name)?.states.last()?.as_ref()?;
-        Some((kept.position, wish))
+    /// The last state of a name.
+    pub fn last_of(&self, name: &str) -> Option<(Seq, &ModelFilter)> {
+        let (kept, filter) = self.by_name.get(name)?.states.last()?.as_ref()?;
+        Some((kept.position, filter))
     }
 }
 
-impl Told {
+impl History {
     fn wait(&mut self, mut reply: Pending<()>) {
         assert!(poll(&mut reply).is_pending());
         self.replies.push((self.states.len() - 1, reply));

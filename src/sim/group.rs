@@ -1,16 +1,16 @@
 //! Consumer groups: members that come and go, confirm late, twice and out of order, or let events expire.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::feed_task::FeedTask;
+use super::filter::ModelFilter;
 use super::model::Model;
-use super::subscriber::{Bell, Reading, each};
-use super::wish::Wish;
-use super::{Random, Server};
+use super::random::Random;
+use super::server::Server;
+use super::subscriber::each;
 use crate::event::{Field, Seq};
-use crate::feed::{Chunk, Feed, Step};
+use crate::feed::{Chunk, Feed};
 use crate::group::Sharing;
 use crate::ledger::{Limits, MemberId};
 use crate::store::Store;
@@ -21,31 +21,27 @@ const MEMBERS_MAX: usize = 4;
 
 /// A group that has members, with the task that serves it.
 pub struct Group {
-    wish: Wish,
-    feed: Feed,
+    filter: ModelFilter,
+    pub task: FeedTask,
     sharing: Sharing,
-    reading: Option<Reading>,
-    bell: Arc<Bell>,
-    /// Where this service began: what was confirmed before may be up to there.
+    /// The position at which the group began: events up to it were confirmed before.
     began: Seq,
     now: Instant,
     newcomer: MemberId,
-    /// What each member was sent, in order.
+    /// The events that each member was sent, in order.
     sent: BTreeMap<MemberId, Vec<Seq>>,
-    /// Who has which event in hand, and since when.
+    /// The member that has each event in hand, and since when.
     hands: BTreeMap<Seq, (MemberId, Instant)>,
     confirmed: BTreeSet<Seq>,
 }
 
 impl Group {
-    pub fn new(server: &Server, wish: &Wish, position: Seq) -> Self {
-        let feed = Feed::new(server.store.clone(), server.hub.clone(), wish.filter.clone(), position);
+    pub fn new(server: &Server, filter: &ModelFilter, position: Seq) -> Self {
+        let feed = Feed::new(server.store.clone(), server.hub.clone(), filter.real.clone(), position);
         let mut group = Self {
-            wish: wish.clone(),
-            feed,
+            filter: filter.clone(),
+            task: FeedTask::new(feed),
             sharing: Sharing::new(position, LIMITS),
-            reading: None,
-            bell: Arc::new(Bell(AtomicBool::new(true))),
             began: position,
             now: Instant::now(),
             newcomer: 0,
@@ -65,7 +61,7 @@ impl Group {
         }
     }
 
-    /// One member leaves. Returns whether there are others.
+    /// Lets a member leave. Returns whether others are left.
     pub fn leave(&mut self, random: &mut Random) -> bool {
         if let Some(member) = self.any_member(random) {
             self.sharing.ledger.leave(member);
@@ -76,26 +72,26 @@ impl Group {
     }
 
     fn any_member(&self, random: &mut Random) -> Option<MemberId> {
-        random.place(self.sent.len()).and_then(|place| self.sent.keys().nth(place).copied())
+        random.index(self.sent.len()).and_then(|index| self.sent.keys().nth(index).copied())
     }
 
-    /// A member confirms something, most likely the last that it was sent.
+    /// A member confirms an event, most likely the last one that it was sent.
     pub fn confirm(&mut self, random: &mut Random, model: &Model) {
         let Some(member) = self.any_member(random) else { return };
         let sent = &self.sent[&member];
-        let Some(place) = random.place(sent.len()) else { return };
-        let place = if random.one_in(2) { sent.len() - 1 } else { place };
+        let Some(index) = random.index(sent.len()) else { return };
+        let index = if random.one_in(2) { sent.len() - 1 } else { index };
         let anything = Seq(random.below(model.last().0 + 2));
-        let seq = if random.one_in(16) { anything } else { sent[place] };
-        self.confirm_this(member, seq);
+        let seq = if random.one_in(16) { anything } else { sent[index] };
+        self.confirm_by(member, seq);
     }
 
-    fn confirm_this(&mut self, member: MemberId, seq: Seq) {
+    fn confirm_by(&mut self, member: MemberId, seq: Seq) {
         let is_with = |seq: &Seq| self.hands.get(seq).is_some_and(|(holder, _)| *holder == member);
         let has_it = is_with(&seq);
         assert_eq!(self.sharing.ledger.confirm(member, seq), has_it, "{} by {member}", seq.id());
         if has_it {
-            // It may mean the first of several sendings.
+            // The event may have been sent several times: the confirmation means the first.
             let through = self.sent[&member].iter().position(|sent| *sent == seq).expect("it was sent");
             let done: Vec<Seq> = self.sent[&member][..=through].iter().copied().filter(is_with).collect();
             self.hands.retain(|seq, _| !done.contains(seq));
@@ -103,7 +99,7 @@ impl Group {
         }
     }
 
-    /// Time passes, for some too much.
+    /// Lets time pass, so that events that are in hand for too long expire.
     pub fn pass_time(&mut self, random: &mut Random, model: &Model) {
         self.now += Duration::from_secs(random.below(20));
         self.sharing.ledger.expire(self.now);
@@ -115,83 +111,66 @@ impl Group {
         self.hands.retain(|seq, _| !goes(seq));
     }
 
-    /// A step of its task, unless it sleeps or has its hands full. Returns whether there was one.
+    /// Takes a step of its task, unless the task sleeps or the window is full. Returns whether it did.
     pub fn step(&mut self, store: &Store) -> bool {
-        if !self.bell.0.load(Ordering::SeqCst) || !self.sharing.is_hungry() {
+        if !self.task.is_awake() || !self.sharing.is_hungry() {
             return false;
         }
-        let chunk = match self.reading.take() {
-            Some(Reading::Asked(request)) => {
-                self.reading = Some(Reading::Read(request.read(&store.reader()).expect("read")));
-                return true;
-            }
-            Some(Reading::Read(page)) => self.feed.page_read(page),
-            None => match self.feed.step() {
-                Step::Give(chunk) => Some(chunk),
-                Step::Again => None,
-                Step::Read(request) => {
-                    self.reading = Some(Reading::Asked(request));
-                    None
-                }
-                Step::Wait => {
-                    self.bell.wait(&mut self.feed);
-                    None
-                }
-            },
-        };
-        match chunk {
-            Some(Chunk::Events(runs)) => self.sharing.take(runs, self.feed.position()),
+        match self.task.step(store) {
+            Some(Chunk::Events(runs)) => self.sharing.take(runs, self.task.feed.position()),
             Some(Chunk::FellBehind | Chunk::CaughtUp) | None => {}
             Some(chunk) => panic!("{chunk:?}"),
         }
         true
     }
 
-    /// Something else came first, so its task drops what it waits for and begins again.
-    pub fn is_called_away(&mut self) {
-        self.reading = None;
-        self.bell.0.store(true, Ordering::SeqCst);
-    }
-
     /// Deals out what is due, and returns how far everything is confirmed, if that is further than before.
     pub fn deal(&mut self, model: &Model) -> Option<Seq> {
         let before = self.sharing.position;
         for (member, frame) in self.sharing.deal(self.now) {
-            for seq in each(&frame, &self.wish, model) {
+            for seq in each(&frame, &self.filter, model) {
                 self.dealt(member, seq, model);
             }
         }
         let position = self.sharing.position;
         assert!(position >= before && self.hands.len() <= LIMITS.window_events);
-        assert!(self.hands.keys().all(|seq| *seq > position), "somebody has an event up to {}", position.id());
-        let mut done = model.kept_between(&self.wish, before, position).map(|(seq, _)| seq);
-        assert_eq!(done.find(|seq| !self.confirmed.contains(seq)), None, "up to {} as if confirmed", position.id());
+        assert!(self.hands.keys().all(|seq| *seq > position), "an event up to {} is still in hand", position.id());
+        let mut done = model.stored_between(&self.filter, before, position).map(|(seq, _)| seq);
+        assert_eq!(
+            done.find(|seq| !self.confirmed.contains(seq)),
+            None,
+            "the position {} passes an unconfirmed event",
+            position.id()
+        );
         (position > before).then_some(position)
     }
 
     fn dealt(&mut self, member: MemberId, seq: Seq, model: &Model) {
-        assert!(seq > self.began && !self.confirmed.contains(&seq), "{} was done with", seq.id());
+        assert!(seq > self.began && !self.confirmed.contains(&seq), "{} was confirmed before", seq.id());
         let session = model.event(seq).field(Field::Session);
         for (of, (holder, _)) in &self.hands {
             let is_neighbour = session.is_some() && model.event(*of).field(Field::Session) == session;
-            assert!(!is_neighbour || (*holder == member && *of < seq), "a session out of order, or with two");
+            assert!(
+                !is_neighbour || (*holder == member && *of < seq),
+                "a session is out of order, or with two members"
+            );
         }
         let former = self.hands.insert(seq, (member, self.now));
-        assert_eq!(former, None, "{} is in two hands", seq.id());
+        assert_eq!(former, None, "{} is in hand twice", seq.id());
         self.sent.get_mut(&member).expect("only members are sent to").push(seq);
     }
 
-    /// Every member is done with everything it has. Returns whether anybody had something.
+    /// Confirms everything that is in hand. Returns whether there was anything.
     pub fn confirm_all(&mut self) -> bool {
         let is_busy = !self.hands.is_empty();
         while let Some((seq, (member, _))) = self.hands.last_key_value().map(|(seq, hand)| (*seq, *hand)) {
-            self.confirm_this(member, seq);
+            self.confirm_by(member, seq);
         }
         is_busy
     }
 
     pub fn must_have_everything(&self, model: &Model) {
-        let mut wanted = model.kept_between(&self.wish, self.began, model.last()).map(|(seq, _)| seq);
-        assert_eq!(wanted.find(|seq| !self.confirmed.contains(seq)), None, "nobody of the group got it");
+        let mut wanted = model.stored_between(&self.filter, self.began, model.last()).map(|(seq, _)| seq);
+        assert_eq!(wanted.find(|seq| !self.confirmed.contains(seq)), None, "no member got this event");
     }
 }

@@ -1,6 +1,6 @@
-//! Chance that comes out the same each time.
+//! Random numbers that a seed determines.
 
-/// splitmix64: small, and every seed is a good one.
+/// splitmix64: small, and good with every seed.
 pub struct Random(pub u64);
 
 impl Random {
@@ -20,12 +20,12 @@ impl Random {
         from[self.below(from.len() as u64) as usize]
     }
 
-    /// One place in a list of so many, if there are any.
-    pub fn place(&mut self, count: usize) -> Option<usize> {
+    /// An index into a list of this length, unless it is empty.
+    pub fn index(&mut self, count: usize) -> Option<usize> {
         (count > 0).then(|| self.below(count as u64) as usize)
     }
 
-    /// Some of these: each is among them once in `n` times.
+    /// Some of these: each is picked once in `n` times.
     pub fn some<T: Copy>(&mut self, from: &[T], n: u64) -> Vec<T> {
         from.iter().copied().filter(|_| self.one_in(n)).collect()
     }

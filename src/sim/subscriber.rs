@@ -1,16 +1,14 @@
-//! Clients that subscribe, each with the task that serves it, and what they may be told.
+//! Subscribers, each with the task that serves it, and checks of everything that it is sent.
 
 use std::collections::VecDeque;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
 
-use super::Server;
-use super::model::{EVENT_BYTES_MAX, Model};
-use super::wish::Wish;
+use super::event::EVENT_BYTES_MAX;
+use super::feed_task::FeedTask;
+use super::filter::ModelFilter;
+use super::model::Model;
+use super::server::Server;
 use crate::event::{EventId, Seq};
-use crate::feed::{Chunk, Feed, PAGE_BYTES, Page, PageRequest, Step};
+use crate::feed::{Chunk, Feed, PAGE_BYTES};
 use crate::store::Store;
 use crate::wire::batch::Run;
 use crate::wire::frame;
@@ -20,47 +18,40 @@ use crate::wire::subscription::OnLag;
 /// that whatever its bound.
 const ROUND_EVENTS_MAX: usize = 3 * 12;
 
-/// What a client asks for.
+/// The request of a subscriber.
 #[derive(Clone)]
-pub struct Asked {
-    pub wish: Wish,
+pub struct Request {
+    pub filter: ModelFilter,
     pub start: Seq,
     pub on_lag: OnLag,
-    /// Whether it is told when history is over.
+    /// Whether it is told when it has caught up with history.
     pub from_history: bool,
-    /// The event with which it ends.
+    /// The event with which the stream ends.
     pub end: Option<Seq>,
-    /// Events that come first.
+    /// The events of the snapshot, which come first.
     pub snapshot: Vec<Seq>,
 }
 
 pub struct Subscriber {
-    pub feed: Feed,
-    wish: Wish,
+    pub task: FeedTask,
+    filter: ModelFilter,
     on_lag: OnLag,
     end: Option<Seq>,
-    /// What is left of its snapshot.
+    /// The part of its snapshot that has not come yet.
     snapshot: VecDeque<Seq>,
-    /// Filters it asked for, each with the event after which it comes into force.
-    changes: VecDeque<(Wish, Seq)>,
-    /// The last event when it last asked for one.
-    asked: Seq,
-    /// It needs nothing up to this event.
+    /// Filters that it has requested, each with the event after which it comes into force.
+    changes: VecDeque<(ModelFilter, Seq)>,
+    /// The last event at the time of its last request.
+    request: Seq,
+    /// Up to this event it has everything that it wants.
     seen: Seq,
-    /// The last event it received, after which it would resume.
+    /// The last event that it received, after which it would resume.
     received: Seq,
     /// While it is told when it has caught up: the last event when storage began to serve it.
     behind: Option<Seq>,
-    /// What the model counted while the feed did, and up to where.
+    /// The model's count at the time of the feed's, and up to which event.
     counted: Option<(u64, Seq)>,
     chunk_bytes_max: usize,
-    reading: Option<Reading>,
-    pub bell: Arc<Bell>,
-}
-
-pub enum Reading {
-    Asked(PageRequest),
-    Read(Page),
 }
 
 /// Why a stream is over.
@@ -73,98 +64,76 @@ pub enum Over {
 }
 
 impl Subscriber {
-    pub fn new(server: &Server, asked: Asked, outbox_bytes_max: usize) -> Self {
-        let Asked { wish, start, on_lag, from_history, end, snapshot } = asked;
-        let feed = Feed::new(server.store.clone(), server.hub.clone(), wish.filter.clone(), start).on_lag(on_lag);
+    pub fn new(server: &Server, request: Request, outbox_bytes_max: usize) -> Self {
+        let Request { filter, start, on_lag, from_history, end, snapshot } = request;
+        let feed = Feed::new(server.store.clone(), server.hub.clone(), filter.real.clone(), start).on_lag(on_lag);
         let feed = if from_history { feed.from_history() } else { feed };
         let feed = end.into_iter().fold(feed, Feed::up_to).after_snapshot(snapshot.clone());
         Self {
-            feed,
-            wish,
+            task: FeedTask::new(feed),
+            filter,
             on_lag,
             end,
             snapshot: snapshot.into(),
             changes: VecDeque::new(),
-            asked: start,
+            request: start,
             seen: start,
             received: start,
             behind: from_history.then(|| server.store.committed()),
             counted: None,
             chunk_bytes_max: outbox_bytes_max.max(PAGE_BYTES + EVENT_BYTES_MAX).max(ROUND_EVENTS_MAX * EVENT_BYTES_MAX),
-            reading: None,
-            bell: Arc::new(Bell(AtomicBool::new(true))),
         }
     }
 
     pub fn is_awake(&self) -> bool {
-        self.bell.0.load(Ordering::SeqCst)
+        self.task.is_awake()
     }
 
-    /// Asks for other events, in a message that was read `later` events after the one before, or now.
-    pub fn change_filter(&mut self, wish: Wish, later: u64, model: &Model) {
-        self.asked.0 = (self.asked.0 + later).min(model.last().0.max(self.asked.0));
-        let former = self.changes.back().map_or(self.feed.position, |(_, after)| *after);
-        let after = self.end.map_or(self.asked, |end| end.min(self.asked));
-        self.changes.push_back((wish.clone(), after.max(former)));
-        self.feed.change_filter(wish.filter, self.asked);
-        self.is_called_away();
+    /// Requests another filter, in a message that the server reads `later` events after the one before.
+    pub fn change_filter(&mut self, filter: ModelFilter, later: u64, model: &Model) {
+        self.request.0 = (self.request.0 + later).min(model.last().0.max(self.request.0));
+        let former = self.changes.back().map_or(self.task.feed.position, |(_, after)| *after);
+        let after = self.end.map_or(self.request, |end| end.min(self.request));
+        self.changes.push_back((filter.clone(), after.max(former)));
+        self.task.feed.change_filter(filter.real, self.request);
+        self.interrupt();
     }
 
-    /// A step of its task, a read of a page being one of its own. Returns how the stream has ended, if it has.
+    /// Takes a step of its task. Returns how the stream has ended, if it has.
     pub fn step(&mut self, store: &Store, model: &Model) -> Option<Over> {
-        let chunk = match self.reading.take() {
-            Some(Reading::Asked(request)) => {
-                if let PageRequest::Count(_, after, through) = &request {
-                    let count = model.kept_between(&self.wish, *after, *through).count();
-                    self.counted = Some((count as u64, *through));
-                }
-                self.reading = Some(Reading::Read(request.read(&store.reader()).expect("read")));
-                return None;
-            }
-            Some(Reading::Read(page)) => self.feed.page_read(page),
-            None => match self.feed.step() {
-                Step::Give(chunk) => Some(chunk),
-                Step::Again => None,
-                Step::Read(request) => {
-                    self.reading = Some(Reading::Asked(request));
-                    None
-                }
-                Step::Wait => {
-                    self.bell.wait(&mut self.feed);
-                    None
-                }
-            },
-        };
-        match chunk? {
+        if let Some((after, through)) = self.task.counts_next() {
+            self.counted = Some((model.stored_between(&self.filter, after, through).count() as u64, through));
+        }
+        match self.task.step(store)? {
             Chunk::Events(runs) => {
                 let frames = runs.iter().map(Run::frames).collect::<Vec<_>>();
                 self.receive(&frames.concat(), model);
             }
             Chunk::FellBehind => {
-                assert!(self.on_lag == OnLag::CatchUp && self.behind.is_none(), "it was behind already");
-                self.must_have_come_to(self.feed.position(), model);
+                assert!(self.on_lag == OnLag::CatchUp && self.behind.is_none(), "it was behind before");
+                self.must_have_come_to(self.task.feed.position(), model);
                 self.behind = Some(model.last());
-                // Whoever is told resumes there.
-                self.received = self.feed.position();
+                // A client that knows this would resume there.
+                self.received = self.task.feed.position();
             }
             Chunk::CaughtUp => {
-                let since = self.behind.take().expect("it was told that it fell behind");
-                assert!(self.feed.position() >= since, "it has not caught up with what was there");
-                self.must_have_come_to(self.feed.position(), model);
+                let since = self.behind.take().expect("it fell behind before");
+                assert!(self.task.feed.position() >= since, "it has not caught up with what was there");
+                self.must_have_come_to(self.task.feed.position(), model);
             }
             Chunk::Lagged { missed, last } => {
                 assert_eq!(self.on_lag, OnLag::Skip);
                 assert_eq!(Some((missed, last)), self.counted.take(), "counted wrongly");
-                assert!(last >= self.seen, "it has been there");
+                assert!(last >= self.seen, "it had come further before");
                 (self.seen, self.received) = (last, last);
             }
             Chunk::TooSlow => {
                 assert_eq!(self.on_lag, OnLag::Disconnect);
-                self.must_have_come_to(self.feed.position(), model);
+                self.must_have_come_to(self.task.feed.position(), model);
                 return Some(Over::TooSlow);
             }
             Chunk::Complete => {
-                let end = self.end.expect("only what has an end is complete");
+                let end = self.end.expect("only a stream with an end is complete");
                 assert!(self.changes.is_empty());
                 self.must_have_up_to(end, model);
                 self.snapshot_is_over(model);
@@ -172,25 +141,25 @@ impl Subscriber {
             }
             Chunk::FilterChanged => {
                 self.snapshot_is_over(model);
-                let (wish, after) = self.changes.pop_front().expect("only what was asked for is announced");
+                let (filter, after) = self.changes.pop_front().expect("only a requested filter is announced");
                 self.must_have_come_to(after, model);
-                (self.wish, self.seen) = (wish, after);
+                (self.filter, self.seen) = (filter, after);
             }
             Chunk::End => return Some(Over::Served),
         }
         None
     }
 
-    /// Something else is to be done at once, so its task drops what it waits for and begins again.
-    pub fn is_called_away(&mut self) {
-        (self.reading, self.counted) = (None, None);
-        self.bell.0.store(true, Ordering::SeqCst);
+    /// Another message is to be handled first, so the task drops what it waits for and begins again.
+    pub fn interrupt(&mut self) {
+        self.counted = None;
+        self.task.interrupt();
     }
 
-    /// Holds every frame against what it must get next.
+    /// Checks that each event is the next one that it must get.
     fn receive(&mut self, frames: &[u8], model: &Model) {
         assert!(frames.len() <= self.chunk_bytes_max);
-        for id in each(frames, &self.wish, model) {
+        for id in each(frames, &self.filter, model) {
             if !self.snapshot.is_empty() && id <= self.seen {
                 let left_out = |next: &Seq| *next != id;
                 while let Some(next) = self.snapshot.pop_front().filter(left_out) {
@@ -211,35 +180,35 @@ impl Subscriber {
         assert_eq!(left_out, None, "the snapshot ends before this");
     }
 
-    /// It has what it wants up to here, and nothing after.
+    /// Checks that it has everything that it wants up to this event, and nothing after.
     fn must_have_come_to(&self, seq: Seq, model: &Model) {
-        assert!(self.seen <= seq, "it went on after {}", seq.id());
+        assert!(self.seen <= seq, "it got events after {}", seq.id());
         self.must_have_up_to(seq, model);
     }
 
-    /// Nothing it wants is left out, but what was deleted before it came there.
+    /// Checks that no event that it wants is left out, but for events that were deleted before it came there.
     fn must_have_up_to(&self, seq: Seq, model: &Model) {
-        let missed = model.kept_between(&self.wish, self.seen, seq).next();
+        let missed = model.stored_between(&self.filter, self.seen, seq).next();
         assert_eq!(missed.map(|(of, _)| of), None, "left out after {}", self.seen.id());
     }
 
     pub fn must_have_everything(&mut self, model: &Model) {
         assert!(self.changes.is_empty(), "a change of filters was forgotten");
-        assert_eq!(self.behind, None, "nobody told it that it has caught up");
+        assert_eq!(self.behind, None, "it was not told that it has caught up");
         self.snapshot_is_over(model);
         self.must_have_up_to(model.last(), model);
     }
 
-    /// What the client remembers when its connection is gone; nothing if it has what it wanted.
-    pub fn disconnect(mut self) -> Asked {
-        let newest = self.changes.pop_back().map(|(wish, _)| wish).unwrap_or(self.wish);
+    /// The request with which the client resumes after its connection is gone.
+    pub fn disconnect(mut self) -> Request {
+        let newest = self.changes.pop_back().map(|(filter, _)| filter).unwrap_or(self.filter);
         let (start, on_lag, end) = (self.received, self.on_lag, self.end);
-        Asked { wish: newest, start, on_lag, from_history: true, end, snapshot: Vec::new() }
+        Request { filter: newest, start, on_lag, from_history: true, end, snapshot: Vec::new() }
     }
 }
 
-/// The events of some frames, each held against the model's.
-pub fn each(mut frames: &[u8], wish: &Wish, model: &Model) -> Vec<Seq> {
+/// The events of some frames, each compared with the model's.
+pub fn each(mut frames: &[u8], filter: &ModelFilter, model: &Model) -> Vec<Seq> {
     let mut ids = Vec::new();
     while !frames.is_empty() {
         // The frame of a longer event has two bytes more of length.
@@ -247,30 +216,11 @@ pub fn each(mut frames: &[u8], wish: &Wish, model: &Model) -> Vec<Seq> {
         let EventId(seq) = std::str::from_utf8(&json[7..23]).expect("ASCII").parse().expect("an id");
         assert!(seq <= model.last(), "{} before it was stored", seq.id());
         let event = model.event(seq);
-        assert!(wish.passes(event), "{} does not pass {:?}", seq.id(), wish.filter);
+        assert!(filter.passes(event), "{} does not pass {:?}", seq.id(), filter.real);
         let mut frame = Vec::new();
         frame::text(&mut frame, event.json(seq).as_bytes());
         frames = frames.strip_prefix(&*frame).expect("the event's own bytes");
         ids.push(seq);
     }
     ids
-}
-
-/// Whether a task is awake.
-pub struct Bell(pub AtomicBool);
-
-impl Bell {
-    /// The task of a feed sleeps unless there are news.
-    pub fn wait(self: &Arc<Self>, feed: &mut Feed) {
-        self.0.store(false, Ordering::SeqCst);
-        let waker = Waker::from(self.clone());
-        let has_news = pin!(feed.wait()).poll(&mut Context::from_waker(&waker)).is_ready();
-        self.0.fetch_or(has_news, Ordering::SeqCst);
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }

@@ -1,69 +1,69 @@
-//! Which events somebody wants, told apart from the filter that is tested: as JSON it is asked for, as lists
-//! it is looked through.
+//! Filters, each in two forms: as JSON for the server, and as lists of values with which the model decides by itself
+//! which events pass.
 
 use serde_json::{Map, Value, json};
 
-use super::model::{ModelEvent, NUMBERS, SESSIONS, SOURCES, TYPES, USERS};
+use super::event::{ModelEvent, NUMBERS, SESSIONS, SOURCES, TYPES, USERS};
 use super::random::Random;
 use crate::event::{Field, Filter};
 
-/// A filter, and what it has to mean.
+/// A filter of the server, and what it has to mean.
 #[derive(Debug, Clone, Default)]
-pub struct Wish {
-    pub filter: Filter,
-    wanted: Conditions,
-    unwanted: Conditions,
+pub struct ModelFilter {
+    pub real: Filter,
+    included: Conditions,
+    excluded: Conditions,
 }
 
-/// For each field, and for the payload's number, the values that are named; none means that nothing is asked.
+/// The values named for each field and for the payload's number; none means no condition.
 #[derive(Debug, Clone, Default)]
 struct Conditions {
     fields: [Vec<&'static str>; 4],
     numbers: Vec<u64>,
 }
 
-impl Wish {
+impl ModelFilter {
     pub fn of_type(event_type: &'static str) -> Self {
-        let mut wanted = Conditions::default();
-        wanted.fields[Field::Type as usize].push(event_type);
-        Self::new(wanted, Conditions::default())
+        let mut included = Conditions::default();
+        included.fields[Field::Type as usize].push(event_type);
+        Self::new(included, Conditions::default())
     }
 
     pub fn random(random: &mut Random) -> Self {
         if random.one_in(4) {
             return Self::default();
         }
-        let wanted = Conditions::random(random, 3);
-        let unwanted = if random.one_in(4) { Conditions::random(random, 4) } else { Conditions::default() };
-        Self::new(wanted, unwanted)
+        let included = Conditions::random(random, 3);
+        let excluded = if random.one_in(4) { Conditions::random(random, 4) } else { Conditions::default() };
+        Self::new(included, excluded)
     }
 
-    fn new(wanted: Conditions, unwanted: Conditions) -> Self {
-        let mut asked = wanted.json();
-        let exclude = unwanted.json();
+    fn new(included: Conditions, excluded: Conditions) -> Self {
+        let mut asked = included.json();
+        let exclude = excluded.json();
         if !exclude.is_empty() {
             asked.insert("exclude".to_owned(), Value::Object(exclude));
         }
-        Self { filter: Filter::parse(&asked).expect("a filter"), wanted, unwanted }
+        Self { real: Filter::parse(&asked).expect("a filter"), included, excluded }
     }
 
     pub fn passes(&self, event: &ModelEvent) -> bool {
         let names = |values: &[&str], field| event.field(field).is_some_and(|value| values.contains(&value));
         let numbers = |values: &[u64]| event.number.is_some_and(|number| values.contains(&number));
-        let (wanted, unwanted) = (&self.wanted, &self.unwanted);
+        let (included, excluded) = (&self.included, &self.excluded);
         let has = |field: &Field| {
-            let values = &wanted.fields[*field as usize];
+            let values = &included.fields[*field as usize];
             values.is_empty() || names(values, *field)
         };
         Field::ALL.iter().all(has)
-            && (wanted.numbers.is_empty() || numbers(&wanted.numbers))
-            && !Field::ALL.iter().any(|field| names(&unwanted.fields[*field as usize], *field))
-            && !numbers(&unwanted.numbers)
+            && (included.numbers.is_empty() || numbers(&included.numbers))
+            && !Field::ALL.iter().any(|field| names(&excluded.fields[*field as usize], *field))
+            && !numbers(&excluded.numbers)
     }
 }
 
 impl Conditions {
-    /// Each is asked for once in `n` times.
+    /// Each field has a condition once in `n` times.
     fn random(random: &mut Random, n: u64) -> Self {
         let mut conditions = Self::default();
         let values = [&[&TYPES[..], &["error_occurred"]].concat()[..], &SESSIONS, &USERS, &SOURCES];
