@@ -14,7 +14,8 @@
 //! * [`server`] — builds everything, accepts, shuts down
 //! * [`http`] — routes, bodies, answers; the handshake of WebSockets
 //! * [`ws`] — one WebSocket: publish or subscribe
-//! * [`auth`] — keys, origins, rates, places
+//! * [`auth`] — keys, principals, origins, rates, slots
+//! * [`transport`] — the byte stream under both
 //! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
 //! * [`hub`] — who wants which events, and the fan-out to them
 //! * [`audience`] — whether anybody follows the commits
@@ -47,6 +48,7 @@ pub mod server;
 pub mod store;
 pub mod subscriptions;
 mod sync;
+pub mod transport;
 pub mod wire;
 pub mod ws;
 

@@ -1,11 +1,11 @@
-//! What every connection shares: the configuration, the record, the hub, and the counts of who is here.
+//! What all connections share: the configuration, the record, the hub, the limits, and the subscribers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::auth::Access;
 use crate::budget::Budget;
@@ -14,9 +14,10 @@ use crate::event::{EventTypes, Filter, Parser};
 use crate::hub::Hub;
 use crate::store::Store;
 use crate::subscriptions::Subscriptions;
+use crate::wire::refusal::Ending;
 
-/// Texts beyond this are parsed on a thread for that, which costs some 20 µs: one of 64 KiB takes 250 µs, and everybody
-/// else on the network thread waits for it.
+/// Larger texts are parsed on a thread of their own, which costs some 20 µs each. A text of 64 KiB takes 250 µs to parse, and
+/// all other connections of the network thread would wait for it.
 pub const PARSED_IN_PLACE_BYTES_MAX: usize = 64 << 10;
 
 /// One running pipeline. Connections hold it in an `Arc`.
@@ -28,36 +29,43 @@ pub struct Pipeline {
     pub hub: Arc<Hub>,
     pub subscriptions: Subscriptions,
     pub access: Access,
-    /// Memory for the bodies of requests.
+    /// Memory for large bodies and messages.
     pub bodies: Budget,
     /// Memory for pages of `GET /events`, and other large answers, that clients have not taken yet.
     pub pages: Budget,
     /// Permits for searches: pages of `GET /events` that go on reading because few events pass, starts of subscriptions
-    /// that are not found in a moment, and lists of all subscriptions. One for each network thread, by default half the
-    /// processors; the other half is left to the writer and the fan-out, for which publishers wait.
+    /// that are not found within 50 ms, and lists of all subscriptions. There is one for each network thread, by default
+    /// half the processors; the other half is left to the writer and the fan-out, for which publishers wait.
     pub searches: Semaphore,
-    /// The runtime whose blocking threads parse large texts. The database is not read on them, so long searches hold
-    /// up no producer.
+    /// The runtime whose blocking threads parse large texts. The database is not read on them, so long searches delay no
+    /// producer.
     parsing: Handle,
     /// True once the server shuts down.
     shutting_down: watch::Sender<bool>,
-    /// The receiver that connections clone. It has never looked at the value, so the change is new to every clone.
+    /// The receiver that connections clone. It never looks at the value, so the change is new to every clone.
     shutdown: Shutdown,
-    /// Every connection that may still hand in events holds a receiver.
+    /// Every connection that may still publish holds a receiver.
     producers: watch::Sender<()>,
-    /// Who subscribes now, by the number of its id.
-    subscribers: DashMap<u32, Arc<Subscriber>>,
-    /// As many; places are taken before there is a subscriber.
-    places: AtomicUsize,
+    /// The present subscribers, by the number of their id.
+    subscribers: DashMap<u32, Registered>,
+    /// Slots in use. A slot is taken before its subscriber is registered.
+    slots: AtomicUsize,
     subscriber_ids: AtomicU32,
 }
 
-/// Who subscribes, for whoever wants to know why an event went to whom.
+/// A present subscriber, for `GET /subscriptions/explain`.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
     pub filter: Filter,
-    /// The durable subscription or the group that it is one of, if it is.
+    /// The durable subscription that it is served, or the group that it is a member of.
     pub name: Option<String>,
+}
+
+#[derive(Debug)]
+struct Registered {
+    subscriber: Arc<Subscriber>,
+    /// Ends its connection; taken by the first use.
+    end: Option<oneshot::Sender<Ending>>,
 }
 
 impl Pipeline {
@@ -78,7 +86,7 @@ impl Pipeline {
             shutdown: Shutdown(heard),
             producers: watch::Sender::new(()),
             subscribers: DashMap::new(),
-            places: AtomicUsize::new(0),
+            slots: AtomicUsize::new(0),
             subscriber_ids: AtomicU32::new(0),
         }
     }
@@ -88,65 +96,72 @@ impl Pipeline {
         Parser::new(self.types.clone(), self.config.limits)
     }
 
-    /// Parses a text beyond [`PARSED_IN_PLACE_BYTES_MAX`] beside the network thread.
+    /// Parses a text larger than [`PARSED_IN_PLACE_BYTES_MAX`] outside the network thread.
     pub async fn parse_beside<T: Send + 'static>(&self, parse: impl FnOnce() -> T + Send + 'static) -> T {
         let parsed = self.parsing.spawn_blocking(parse);
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
     }
 
-    /// Subscribers connected now.
+    /// How many subscribers are present.
     pub fn subscribers(&self) -> usize {
-        self.places.load(Ordering::Relaxed)
+        self.slots.load(Ordering::Relaxed)
     }
 
-    /// Who subscribes now, in the order in which they came.
+    /// The present subscribers, oldest first.
     pub fn subscriber_list(&self) -> Vec<(u32, Arc<Subscriber>)> {
-        let mut list: Vec<_> = self.subscribers.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
+        let mut list: Vec<_> = self.subscribers.iter().map(|entry| (*entry.key(), entry.subscriber.clone())).collect();
         list.sort_unstable_by_key(|(id, _)| *id);
         list
     }
 
-    /// A place among the subscribers, or `None` when there are as many as the configuration allows.
-    pub fn place(self: &Arc<Self>) -> Option<SubscriberPlace> {
-        let below_max = |n: usize| (n < self.config.max_subscribers).then_some(n + 1);
-        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
-        Some(SubscriberPlace { id: self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1, pipeline: self.clone() })
+    /// Ends the connection of a subscriber, which is told why: a WebSocket with a Close frame, while an event stream just ends.
+    /// False when there is no such subscriber, or it is ending already.
+    pub fn end_subscriber(&self, id: u32, why: Ending) -> bool {
+        let end = self.subscribers.get_mut(&id).and_then(|mut registered| registered.end.take());
+        end.is_some_and(|end| end.send(why).is_ok())
     }
 
-    /// A connection that may hand in events: the store stays open until it is dropped, with all its clones.
+    /// A slot for one more subscriber, or `None` when there are as many as the configuration allows.
+    pub fn subscriber_slot(self: &Arc<Self>) -> Option<SubscriberSlot> {
+        let below_max = |n: usize| (n < self.config.max_subscribers).then_some(n + 1);
+        self.slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
+        Some(SubscriberSlot { id: self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1, pipeline: self.clone() })
+    }
+
+    /// For a connection that may publish: the store stays open until this is dropped, with all its clones.
     pub fn producer(&self) -> Producer {
         Producer { _open: Arc::new(self.producers.subscribe()) }
     }
 
-    /// What tells a connection that the server shuts down.
+    /// For a connection, to learn of the shutdown.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
-    /// Tells everybody that the server shuts down.
+    /// Tells all connections that the server shuts down.
     pub fn begin_shutdown(&self) {
         self.shutting_down.send_replace(true);
     }
 
-    /// Resolves when every producer is gone.
+    /// Resolves when no connection may publish any more.
     pub async fn producers_gone(&self) {
         self.producers.closed().await;
     }
 }
 
-/// Held by a connection for as long as it may hand in events, and by each of its requests that does. A clone touches
-/// nothing that connections share.
+/// Held by a connection for as long as it may publish, and by each of its requests that publishes. A clone touches nothing
+/// that connections share.
 #[derive(Debug, Clone)]
 pub struct Producer {
     _open: Arc<watch::Receiver<()>>,
 }
 
-/// Hears that the server shuts down. It holds nothing up.
+/// Learns that the server shuts down. The shutdown does not wait for it.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// Whether the shutdown has begun: one look at a number, so a loop can afford it each time round.
+    /// Whether the shutdown has begun: one atomic load, so a loop can afford it each time round.
     pub fn has_begun(&self) -> bool {
         // The receiver itself never looks at the value, so the change stays new to it.
         self.0.has_changed().unwrap_or(true)
@@ -159,28 +174,38 @@ impl Shutdown {
     }
 }
 
-/// A subscriber's place, given up when dropped.
+/// A subscriber's slot, given back when dropped.
 #[derive(Debug)]
-pub struct SubscriberPlace {
+pub struct SubscriberSlot {
     id: u32,
     pipeline: Arc<Pipeline>,
 }
 
-impl SubscriberPlace {
+impl SubscriberSlot {
     /// The number of the subscriber's id, unique while the server runs.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Lets others know what this subscriber gets, from now on.
-    pub fn tell(&self, subscriber: Subscriber) {
-        self.pipeline.subscribers.insert(self.id, Arc::new(subscriber));
+    /// Registers the subscriber of this slot. The receiver resolves when its connection has to end.
+    pub fn register(&self, subscriber: Subscriber) -> oneshot::Receiver<Ending> {
+        let (end, ended) = oneshot::channel();
+        let registered = Registered { subscriber: Arc::new(subscriber), end: Some(end) };
+        self.pipeline.subscribers.insert(self.id, registered);
+        ended
+    }
+
+    /// The registered subscriber has new filters.
+    pub fn update(&self, subscriber: Subscriber) {
+        if let Some(mut registered) = self.pipeline.subscribers.get_mut(&self.id) {
+            registered.subscriber = Arc::new(subscriber);
+        }
     }
 }
 
-impl Drop for SubscriberPlace {
+impl Drop for SubscriberSlot {
     fn drop(&mut self) {
         self.pipeline.subscribers.remove(&self.id);
-        self.pipeline.places.fetch_sub(1, Ordering::Relaxed);
+        self.pipeline.slots.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -2,19 +2,18 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
 use crate::doorbell::Doorbell;
@@ -24,6 +23,7 @@ use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::{self, OpenError, Running, Store};
 use crate::subscriptions::Subscriptions;
+use crate::transport::{Accepted, Listener};
 
 /// Why the server could not start or had to stop. Shown to the operator.
 #[derive(Debug, thiserror::Error)]
@@ -44,72 +44,55 @@ pub enum Error {
     Forced,
 }
 
-/// Connections the system keeps for us until they are accepted.
-const BACKLOG: i32 = 4_096;
-
-/// After a failed accept, usually for want of file descriptors, nothing is accepted for this long:
-/// those who are connected go on undisturbed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Open files that are no clients: two for each connection to the database, and what each thread waits on. Without
-/// them nothing could be read, so clients do not get them.
-const FILES_KEPT: usize = 64;
-const FILES_KEPT_FOR_A_THREAD: usize = 16;
+/// Open files that clients do not get, because without them the record could not be read: two for each connection to the
+/// database, and those of each thread's runtime.
+const RESERVED_FILES: usize = 64;
+const RESERVED_FILES_PER_THREAD: usize = 16;
 
 /// Threads for blocking reads, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
 
-/// Threads that parse large bodies, for each network thread: a gigabyte a second each, more than a network thread reads.
+/// Threads that parse large bodies and messages, for each network thread. One parses a gigabyte a second, more than a network
+/// thread reads.
 const PARSING_THREADS: usize = 2;
 
-/// Runs the server until SIGTERM or SIGINT, then ends it in order: no new connections, no new messages,
-/// everything in hand stored and acknowledged, every subscriber served to the end.
+/// Runs the server until SIGTERM or SIGINT, then ends it in order: it takes no new connections and no new messages, stores
+/// and acknowledges everything in hand, and delivers all that is stored to every subscriber.
 ///
 /// # Errors
 /// When it cannot start, when the store fails, or when it cannot end in time.
 pub fn run(config: Config) -> Result<(), Error> {
     let address = SocketAddr::new(config.host, config.port);
-    let listener = listen(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?;
-    let (store, running) = Store::open(&config)?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(config.network_threads.saturating_mul(PARSING_THREADS))
         .build()
         .map_err(Error::Start)?;
+    let listener = {
+        let _runtime = control.enter();
+        Listener::bind(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?
+    };
+    let (store, running) = Store::open(&config)?;
     control.block_on(serve(config, listener, store, running))
 }
 
-fn listen(address: SocketAddr, write_timeout: Duration) -> io::Result<StdListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-    // A restart must not wait for the connections of the last run to be forgotten.
-    socket.set_reuse_address(true)?;
-    // For what the system has taken from us and cannot get rid of: without this it would try for a quarter of an hour
-    // to reach a peer that has vanished. What is accepted inherits it.
-    socket.set_tcp_user_timeout(Some(write_timeout))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// How many clients may be connected at one time: each is an open file, of which the system allows only so many.
-fn places(config: &Config) -> usize {
-    // The soft limit, often 1,024, is for programs that could not bear more.
+/// How many clients may be connected at one time. Each is an open file, and the system limits those.
+fn connection_slots(config: &Config) -> usize {
+    // The soft limit, often 1,024, is for programs that use `select`, which cannot handle more.
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let files = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize);
-    let kept = FILES_KEPT + FILES_KEPT_FOR_A_THREAD * config.network_threads;
-    let places = config.max_connections.min(files.saturating_sub(kept).max(1));
-    if places < config.max_connections {
-        tracing::info!(files, places, "fewer clients can be connected than MAX_CONNECTIONS: open files are limited");
+    let reserved = RESERVED_FILES + RESERVED_FILES_PER_THREAD * config.network_threads;
+    let slots = config.max_connections.min(files.saturating_sub(reserved).max(1));
+    if slots < config.max_connections {
+        tracing::info!(files, slots, "fewer clients can be connected than MAX_CONNECTIONS: open files are limited");
     }
-    places
+    slots
 }
 
-async fn serve(config: Config, listener: StdListener, store: Store, running: Running) -> Result<(), Error> {
+async fn serve(config: Config, listener: Listener, store: Store, running: Running) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
-    let listener = TcpListener::from_std(listener).map_err(Error::Start)?;
-    let address = listener.local_addr().map_err(Error::Start)?;
+    let address = listener.address().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
     let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
@@ -123,7 +106,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
         let _ = fan_out.send(());
     })?;
     let network = Network::start(&pipeline)?;
-    let places = Arc::new(Semaphore::new(places(&pipeline.config)));
+    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     for (name, value) in pipeline.config.describe() {
         tracing::info!(name, value, "setting");
@@ -132,7 +115,7 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
     tracing::info!(%address, %database, last_event = %store.committed().id(), "listening");
 
     tokio::select! {
-        () = network.accept(listener, &pipeline, places) => {}
+        () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
@@ -143,10 +126,10 @@ async fn serve(config: Config, listener: StdListener, store: Store, running: Run
         }),
     }
 
-    // From here on everything ends because what feeds it has ended: producers, writer, fan-out, subscribers. Each of
-    // the three stages has time of its own, so that a client that hangs in one does not take it from the others. Time
-    // that a stage does not use goes to the next. A client that takes nothing is not waited for beyond the last
-    // deadline; what is acknowledged is stored all the same.
+    // From here on each stage ends because the stage that feeds it has ended: producers, writer, fan-out, subscribers. Each
+    // of the three waits has time of its own, so that a client that hangs in one does not take it from the others. Time
+    // that one does not use goes to the next. A client that takes nothing is not waited for beyond the last deadline;
+    // acknowledged events are stored all the same.
     let (whole, began) = (pipeline.config.shutdown_timeout, Instant::now());
     let [producers_end, stored_end, network_end] = [1, 3, 4].map(|quarters| began + whole * quarters / 4);
     let in_order = async {
@@ -214,22 +197,21 @@ impl Signals {
     }
 }
 
-/// A connection that was accepted, on its way to its thread.
-struct Accepted {
-    stream: StdStream,
-    peer: SocketAddr,
+/// A connection on its way to its thread.
+struct Dealt {
+    accepted: Accepted,
     producer: Producer,
-    place: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
-/// The threads that serve sockets: each runs a runtime of its own, so that a connection stays on the
-/// thread it began on and nothing is locked or moved between cores for it.
+/// The threads that serve connections. Each has a runtime of its own: a connection stays on its thread, and nothing is locked
+/// or moved between cores for it.
 struct Network {
     threads: Vec<NetworkThread>,
 }
 
 struct NetworkThread {
-    connections: mpsc::UnboundedSender<Accepted>,
+    connections: mpsc::UnboundedSender<Dealt>,
     ended: oneshot::Receiver<()>,
     thread: JoinHandle<()>,
 }
@@ -240,31 +222,18 @@ impl Network {
         Ok(Self { threads: threads.collect::<Result<_, _>>()? })
     }
 
-    /// Accepts connections and deals them out in turn, for ever. Cancel-safe but for a connection just
-    /// accepted, which is dropped.
-    async fn accept(&self, listener: TcpListener, pipeline: &Pipeline, places: Arc<Semaphore>) {
-        let no_places_left = http::no_places_left(&pipeline.access);
+    /// Accepts connections and deals them out in turn, without end. Cancel-safe but for a connection just accepted, which is
+    /// dropped.
+    async fn accept(&self, listener: Listener, pipeline: &Pipeline, slots: Arc<Semaphore>) {
+        let no_slots_left = http::no_slots_left(&pipeline.access);
         for thread in self.threads.iter().cycle() {
-            let (stream, peer) = loop {
-                match listener.accept().await {
-                    Ok(accepted) => break accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "accept");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            };
-            let Ok(place) = places.clone().try_acquire_owned() else {
-                // Nobody waits for a client that does not even take this.
-                let _ = stream.try_write(&no_places_left);
+            let accepted = listener.accept().await;
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                accepted.refuse(&no_slots_left);
                 continue;
             };
-            // Answers are written whole; waiting for more to send would only delay them.
-            if let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) {
-                let accepted = Accepted { stream, peer, producer: pipeline.producer(), place };
-                // The thread is gone only if it panicked, which ends everything.
-                let _ = thread.connections.send(accepted);
-            }
+            // The thread is gone only if it panicked, which ends the server.
+            let _ = thread.connections.send(Dealt { accepted, producer: pipeline.producer(), slot });
         }
     }
 
@@ -292,7 +261,7 @@ impl Network {
 
 impl NetworkThread {
     fn start(pipeline: Arc<Pipeline>) -> Result<Self, Error> {
-        let (connections, accepted) = mpsc::unbounded_channel();
+        let (connections, dealt) = mpsc::unbounded_channel();
         let (done, ended) = oneshot::channel();
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -304,10 +273,10 @@ impl NetworkThread {
                 tokio::select! {
                     biased;
                     () = Doorbell::answer() => {}
-                    () = serve_connections(accepted, pipeline) => {}
+                    () = serve_connections(dealt, pipeline) => {}
                 }
             });
-            // Waits for the reads that are under way, so that joining the thread waits for nothing.
+            // Waits for the reads under way, so that joining the thread waits for nothing.
             drop(runtime);
             let _ = done.send(());
         })?;
@@ -316,23 +285,23 @@ impl NetworkThread {
 }
 
 /// Serves the connections that come in, until no more can come and all have ended.
-async fn serve_connections(mut accepted: mpsc::UnboundedReceiver<Accepted>, pipeline: Arc<Pipeline>) {
+async fn serve_connections(mut dealt: mpsc::UnboundedReceiver<Dealt>, pipeline: Arc<Pipeline>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            Some(Accepted { stream, peer, producer, place }) = accepted.recv() => {
+            Some(Dealt { accepted, producer, slot }) = dealt.recv() => {
                 let pipeline = pipeline.clone();
                 connections.spawn(async move {
-                    match TcpStream::from_std(stream) {
-                        Ok(stream) => http::serve(stream, peer, pipeline, producer).await,
+                    match accepted.into_transport() {
+                        Ok(transport) => http::serve(transport, pipeline, producer).await,
                         Err(error) => tracing::warn!(%error, "register connection"),
                     }
-                    drop(place);
+                    drop(slot);
                 });
             }
             Some(ended) = connections.join_next() => {
                 if let Err(error) = ended {
-                    // One connection's fault is not the others'.
+                    // The other connections go on.
                     tracing::error!(%error, "a connection's task panicked");
                 }
             }

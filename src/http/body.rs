@@ -1,4 +1,4 @@
-//! Bodies of requests as they come in, within the memory that there is for all of them.
+//! Bodies of requests, read within the memory that all of them share.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -14,14 +14,14 @@ use crate::pipeline::Pipeline;
 use crate::record::Failure;
 use crate::wire::Refusal;
 
-/// How long a body may take once the server shuts down; what is not complete then is cut off. Half of what the server
-/// gives its producers, so that the rest of them find the store open.
+/// How long a body may still take once the server shuts down; after that its request is refused. Half of the time that the
+/// server gives its producers, so that requests in hand find the store open.
 pub(super) fn grace(pipeline: &Pipeline) -> Duration {
     pipeline.config.shutdown_timeout / 8
 }
 
-/// The whole body, and the memory that it and its events take until they are in the queue. One that comes in one piece,
-/// as small ones do, is not copied.
+/// Reads the whole body, and takes the memory for it and for its events until they are in the queue. A body that comes in
+/// one piece, as small ones do, is not copied.
 pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
     let too_late = async {
         pipeline.shutdown().begun().await;
@@ -49,7 +49,8 @@ async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, V
         if len > bytes_max {
             return Err(Refusal::TooLarge(bytes_max));
         }
-        // An announcement alone takes nothing from others; who announces nothing gets memory by and by.
+        // Memory is taken for bytes that have come, not for an announcement alone. A body without an announced length takes
+        // memory in steps, each twice as large as the one before.
         if len > expected {
             let covered = expected;
             expected = if announced >= len { announced } else { bytes_max.min(2 * len) };
@@ -73,7 +74,8 @@ async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, V
     }
 }
 
-/// Refuses a body for which there is no memory. It is read to its end first: who is still sending would not hear why.
+/// Refuses a body for which there is no memory. It is read to its end first: a client that is still sending would not read
+/// the answer.
 async fn unread(mut body: Incoming, deadline: Instant) -> Refusal {
     loop {
         match timeout_at(deadline, chunk(&mut body)).await.unwrap_or(Err(Refusal::TooSlow)) {
@@ -92,7 +94,7 @@ async fn chunk(body: &mut Incoming) -> Result<Bytes, Refusal> {
             Some(Err(_)) => return Err(Refusal::BadRequest("The body is broken off or badly framed".to_owned())),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(data),
-                // Trailers, which mean nothing here.
+                // Trailers mean nothing here.
                 Ok(_) | Err(_) => {}
             },
         }

@@ -1,8 +1,8 @@
 //! HTTP/2 on the same port, for clients that begin with it ("prior knowledge"): one connection for many requests,
 //! where a browser opens at most six of HTTP/1.1 to one host.
 //!
-//! hyper keeps a connection for as long as its peer answers pings. Two things are therefore watched here: whether
-//! anything is in hand, and whether the peer takes what is ready for it.
+//! hyper keeps a connection for as long as its peer answers pings. So this module looks whether anything is in hand, and
+//! whether the peer takes what is ready for it.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -22,72 +22,39 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep};
 
-use super::answer::Body;
-use super::socket::Socket;
-use super::{BUFFER_BYTES_MAX, Connection};
+use super::connection::{BUFFER_BYTES_MAX, Connection};
+use super::io::HttpIo;
+use super::response::Body;
+use crate::transport::Transport;
 
-/// What every client of HTTP/2 sends first. No method of HTTP/1.1 begins with `PRI`.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Until a part of the preface is looked at again: what was only peeked at is ready at once, so waiting for it
-/// would be a busy loop. Clients send the preface whole; one in pieces waits this much longer.
-const PIECES_PAUSE: Duration = Duration::from_millis(10);
-
-/// Requests in hand on one connection. RFC 9113 wants no less than 100; browsers use so many.
+/// Requests in hand on one connection. RFC 9113 recommends at least 100, and browsers use up to that.
 const STREAMS_MAX: u32 = 128;
 
-/// What one upload may send ahead of us: 5 MB/s at 50 ms of way there and back.
+/// What one upload may send before the server has read it: enough for 5 MB/s at a round trip of 50 ms.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 
-/// The same for all uploads of a connection together, so what unread bodies cost at most.
+/// The same for all uploads of a connection together: the most memory that its unread bodies take.
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
-/// Streams that were reset before we even saw their requests; beyond it the connection ends. Nobody who means a
-/// request takes so many back within one read, and those who flood do nothing else (CVE-2023-44487).
+/// Streams that a client may reset before the server has seen their requests; beyond it the connection ends. An ordinary
+/// client does not take back so many requests within one read, and a flood does nothing else (CVE-2023-44487).
 const UNSEEN_RESETS_MAX: usize = 20;
 
-/// How many more requests a client may take back than it hears answers; beyond it the connection ends. The limit on
-/// streams does not count them, and each may have begun a read, which goes on for some milliseconds after its stream is
-/// gone. A client that means well takes back a few.
+/// How many more requests a client may take back than it gets answers; beyond it the connection ends. [`STREAMS_MAX`] does
+/// not count them, and each may have begun a read, which goes on for some milliseconds after its stream is gone. An
+/// ordinary client takes back a few.
 const ABANDONED_MAX: usize = 1_000;
 
-/// For a client that was told of the end to say that it heard so: one way there and back. Those who never say are
+/// How long a client has to confirm that it knows of the shutdown: more than a round trip. A client that never confirms is
 /// not waited for.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a connection speaks.
-pub(super) enum Protocol {
-    Http1,
-    Http2,
-    /// The peer said nothing that decides it in time, or is gone.
-    Nothing,
-}
-
-impl Protocol {
-    /// Decides by the first bytes, which stay to be read: one system call, if they come together. Cancel-safe.
-    pub(super) async fn of(stream: &TcpStream, patience: Duration) -> Self {
-        let decided = async {
-            let mut first = [0; PREFACE.len()];
-            loop {
-                match stream.peek(&mut first).await {
-                    Ok(0) | Err(_) => return Self::Nothing,
-                    Ok(n) if !PREFACE.starts_with(&first[..n]) => return Self::Http1,
-                    Ok(n) if n == PREFACE.len() => return Self::Http2,
-                    Ok(_) => sleep(PIECES_PAUSE).await,
-                }
-            }
-        };
-        timeout(patience, decided).await.unwrap_or(Self::Nothing)
-    }
-}
-
-/// Serves one connection until it ends: when the client wants, when nothing was in hand for as long as the head of
-/// a request may take, or when the server shuts down; what is in hand is finished.
-pub(super) async fn serve(socket: Socket, connection: Connection) {
+/// Serves one connection until the client ends it, until nothing was in hand for the header timeout, or until the server
+/// shuts down. Requests in hand are finished.
+pub(super) async fn serve(transport: Transport, connection: Connection) {
     let (pipeline, peer) = (connection.pipeline.clone(), connection.peer);
     let mut streams = Streams::new(pipeline.config.header_timeout, pipeline.config.write_timeout);
     let (connection, counts) = (Arc::new(connection), streams.counts.clone());
@@ -96,7 +63,7 @@ pub(super) async fn serve(socket: Socket, connection: Connection) {
     let mut http = pin!(
         http2::Builder::new(streams.spawner())
             .timer(TokioTimer::new())
-            // Who has streams open and says nothing may be gone without a word: pings find out.
+            // A client that has streams open and sends nothing may have vanished: pings find out.
             .keep_alive_interval(pipeline.config.keepalive_interval)
             .keep_alive_timeout(pipeline.config.write_timeout)
             .max_concurrent_streams(STREAMS_MAX)
@@ -105,15 +72,15 @@ pub(super) async fn serve(socket: Socket, connection: Connection) {
             .max_header_list_size(BUFFER_BYTES_MAX as u32)
             .max_send_buf_size(BUFFER_BYTES_MAX)
             .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
-            .serve_connection(socket, service)
+            .serve_connection(HttpIo::http2(transport), service)
     );
-    // What the client sends before it hears of the end finds the store open.
-    let mut last_words = pin!(async {
+    // Requests that the client sends before it knows of the shutdown find the store open.
+    let mut goaway_over = pin!(async {
         shutdown.begun().await;
-        sleep(LAST_WORDS_TIMEOUT).await;
-        ours.let_go();
+        sleep(GOAWAY_TIMEOUT).await;
+        ours.release_store();
     });
-    let (mut ending, mut has_let_go) = (false, false);
+    let (mut ending, mut has_released) = (false, false);
     let ended = loop {
         tokio::select! {
             // In this order: only once the connection has started its streams is it known whether there are any.
@@ -127,14 +94,14 @@ pub(super) async fn serve(socket: Socket, connection: Connection) {
                 }
             },
             () = shutdown.begun(), if !ending => {}
-            () = last_words.as_mut(), if !has_let_go => {
-                has_let_go = true;
+            () = goaway_over.as_mut(), if !has_released => {
+                has_released = true;
                 continue;
             }
         }
-        // The client is told, and what it sent before it heard that is answered.
+        // The client is told, and requests that it has sent before it knows are answered.
         ending = true;
-        streams.hurry();
+        streams.shorten_idle();
         http.as_mut().graceful_shutdown();
     };
     if let Err(error) = ended {
@@ -144,7 +111,7 @@ pub(super) async fn serve(socket: Socket, connection: Connection) {
     ours.deadlines.end().await;
 }
 
-/// Answers a request as over HTTP/1.1, but for what only hyper's HTTP/1.1 does by itself.
+/// Answers a request as over HTTP/1.1, with what hyper does by itself only there.
 async fn answer(
     connection: Arc<Connection>,
     counts: Arc<Counts>,
@@ -156,14 +123,14 @@ async fn answer(
     unanswered.answered = true;
     let length = response.body().size_hint().exact();
     let headers = response.headers_mut();
-    // Here a stream ends alone, and nothing can be upgraded (RFC 9113, 8.2.2).
+    // HTTP/2 has no such headers: a stream ends without its connection, and cannot be upgraded (RFC 9113, 8.2.2).
     headers.remove(header::CONNECTION);
     headers.remove(header::UPGRADE);
     if asks_for_head {
         if let Some(length) = length {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
-        *response.body_mut() = Body::Whole(Full::default());
+        *response.body_mut() = Body::Left(Full::default());
     }
     drop(unanswered);
     Ok(response.map(|body| Counted { body, counts }))
@@ -172,16 +139,16 @@ async fn answer(
 /// What is counted on one connection.
 #[derive(Default)]
 struct Counts {
-    /// Requests taken back before they were answered, less those answered since; never below zero, so that who was
-    /// patient for long may not flood for long.
+    /// Requests taken back before they were answered, less those answered since. It is never below zero, so a client that
+    /// has behaved well for long cannot flood for long.
     abandoned: AtomicUsize,
     /// Bytes of answers that the peer has not taken.
     untaken: AtomicUsize,
-    /// How often it took some.
+    /// How often it has taken some.
     takes: AtomicUsize,
 }
 
-/// A request in work. Dropped without an answer, it was taken back.
+/// A request in hand. If it is dropped without an answer, the client has taken it back.
 struct Unanswered<'c> {
     counts: &'c Counts,
     answered: bool,
@@ -197,7 +164,7 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// The body of an answer, which knows what became of its bytes.
+/// The body of an answer, whose bytes are counted until the peer has taken them.
 struct Counted {
     body: Body,
     counts: Arc<Counts>,
@@ -256,23 +223,23 @@ impl Drop for Piece {
     }
 }
 
-/// The tasks of one connection's streams, which end with it, and what its peer is like.
+/// The tasks of one connection's streams, which end with it, and how its peer behaves.
 struct Streams {
     tasks: Arc<Mutex<JoinSet<()>>>,
     counts: Arc<Counts>,
     /// How long nothing may be in hand.
-    patience: Duration,
+    idle_max: Duration,
     write_timeout: Duration,
     /// Runs while nothing is in hand.
     idle: Option<Pin<Box<Sleep>>>,
-    /// Runs while the peer has something to take, with how often it had taken some when the time began.
+    /// Runs while the peer has something to take, with the count of [`Counts::takes`] when it began.
     overdue: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 /// Why a connection should end.
 #[derive(Debug)]
 enum Found {
-    /// No request was in hand for a while, and no answer on its way.
+    /// No request was in hand for some time, and no answer on its way.
     Idle,
     /// The peer takes back more requests than it waits for.
     Flooded,
@@ -281,21 +248,21 @@ enum Found {
 }
 
 impl Streams {
-    fn new(patience: Duration, write_timeout: Duration) -> Self {
-        Self { tasks: Arc::default(), counts: Arc::default(), patience, write_timeout, idle: None, overdue: None }
+    fn new(idle_max: Duration, write_timeout: Duration) -> Self {
+        Self { tasks: Arc::default(), counts: Arc::default(), idle_max, write_timeout, idle: None, overdue: None }
     }
 
     fn spawner(&self) -> Spawner {
         Spawner(Arc::downgrade(&self.tasks))
     }
 
-    /// From now on idleness is only a peer that does not say whether it has heard of the end.
-    fn hurry(&mut self) {
-        self.patience = self.patience.min(LAST_WORDS_TIMEOUT);
+    /// After the client was told of the shutdown an idle connection ends soon.
+    fn shorten_idle(&mut self) {
+        self.idle_max = self.idle_max.min(GOAWAY_TIMEOUT);
         self.idle = None;
     }
 
-    /// Lets go of the tasks that have ended, and looks what the peer does. A panic in a stream is the connection's.
+    /// Removes the tasks that have ended, and looks how the peer behaves. A panic of a stream's task goes on here.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Found> {
         let no_task = {
             let mut tasks = self.tasks.lock();
@@ -318,11 +285,11 @@ impl Streams {
             self.idle = None;
             return Poll::Pending;
         }
-        let idle = self.idle.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+        let idle = self.idle.get_or_insert_with(|| Box::pin(sleep(self.idle_max)));
         idle.as_mut().poll(cx).map(|()| Found::Idle)
     }
 
-    /// Ready when nothing was taken from one look to the next; the first look only starts the time.
+    /// Ready when the peer has taken nothing for the write timeout. The first call only starts the timer.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let takes = self.counts.takes.load(Relaxed);
@@ -336,15 +303,15 @@ impl Streams {
         }
     }
 
-    /// Stops whatever still runs and waits until it has stopped.
+    /// Stops the tasks that still run and waits until they have stopped.
     async fn end(self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
     }
 }
 
-/// Starts the streams' tasks for hyper. Every stream holds one of these, so a strong one would keep the set alive
-/// that holds the streams.
+/// Starts the streams' tasks for hyper. Each stream holds a spawner, so a strong reference in it would keep alive the set
+/// that holds the stream.
 #[derive(Clone)]
 struct Spawner(Weak<Mutex<JoinSet<()>>>);
 

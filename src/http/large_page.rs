@@ -1,4 +1,4 @@
-//! The body of a page, or of any other large answer, that has taken memory which others may be waiting for.
+//! The bodies of large answers: each takes a part of the memory for pages, for which other requests may be waiting.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use parking_lot::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::answer::{self, Answer, BrokenOff};
+use super::response::{self, BrokenOff};
 use crate::budget::{PATIENCE, Share, stall_max};
 use crate::pipeline::Pipeline;
 use crate::wire::Refusal;
 
-/// Answers up to this take nothing of the memory for pages: some 250 usual events, so that an ordinary request never
+/// Answers up to this size take nothing of the memory for pages: some 250 usual events, so that an ordinary request never
 /// waits for memory.
 pub(super) const SMALL_BYTES_MAX: usize = 64 << 10;
 
-/// Memory for an answer of so many bytes, if it needs any.
+/// Memory for an answer of this size, if it needs any.
 ///
 /// # Errors
 /// `TooManyPages` when there is none in time.
@@ -33,19 +33,19 @@ pub(super) async fn memory_for(bytes: usize, pipeline: &Pipeline) -> Result<Opti
     timeout(PATIENCE, pipeline.pages.take(bytes)).await.map(Some).map_err(|_| Refusal::TooManyPages)
 }
 
-/// An answer as it is, or with its body as a large page if it is there as a whole and large. It keeps what it needs of
-/// the memory that it has, or takes some.
+/// Turns the body of an answer into a large page, if all of it is there and it is large. The page keeps as much of
+/// `memory` as it needs, or takes some.
 ///
 /// # Errors
 /// `TooManyPages` when there is none in time.
 pub(super) async fn within_memory(
-    answer: Response<answer::Body>,
+    answer: Response<response::Body>,
     mut memory: Option<Share>,
     pipeline: &Pipeline,
     deadlines: &Deadlines,
-) -> Answer {
+) -> response::Result {
     let whole = match answer.body() {
-        answer::Body::Whole(whole) if whole.size_hint().lower() > SMALL_BYTES_MAX as u64 => whole.clone(),
+        response::Body::Left(whole) if whole.size_hint().lower() > SMALL_BYTES_MAX as u64 => whole.clone(),
         _ => return Ok(answer),
     };
     let whole = whole.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
@@ -56,11 +56,11 @@ pub(super) async fn within_memory(
         memory.keep(whole.len());
     }
     let page = LargePage::new(whole, memory, pipeline.config.write_timeout, deadlines);
-    Ok(answer.map(|_| answer::Body::Streamed(page.boxed_unsync())))
+    Ok(answer.map(|_| response::Body::Right(page.boxed_unsync())))
 }
 
-/// A client that takes a page slower than a body may come ([`stall_max`]) loses what is left of it. hyper does not poll a
-/// body while its client takes nothing, so a timer within the body would not run; a task gives the memory back.
+/// Breaks off when the client takes it more slowly than a body may come ([`stall_max`]). hyper does not poll a body while
+/// its client takes nothing, so a timer within the body would not run; a task gives the memory back instead.
 struct LargePage {
     held: Arc<Mutex<Option<Held>>>,
     left: usize,
@@ -74,7 +74,7 @@ struct Held {
     _memory: Option<Share>,
 }
 
-/// Bytes that are given to hyper at a time.
+/// Bytes that hyper gets at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 impl LargePage {
@@ -118,7 +118,7 @@ impl Body for LargePage {
         }
         let mut held = held.lock();
         let Some(Held { json, taken, .. }) = &mut *held else { return Poll::Ready(Some(Err(BrokenOff))) };
-        // A copy: a part of the whole would keep all of it.
+        // A copy: a slice would keep the memory of the whole page.
         let piece = Bytes::copy_from_slice(&json[*taken..][..PIECE_BYTES.min(*left)]);
         *taken += piece.len();
         *left -= piece.len();
@@ -137,19 +137,19 @@ impl Body for LargePage {
     }
 }
 
-/// The tasks that end the large pages of one connection in time. The connection waits for them.
+/// The tasks that break off the large pages of one connection. The connection waits for them when it ends.
 #[derive(Default)]
 pub(super) struct Deadlines(Mutex<JoinSet<()>>);
 
 impl Deadlines {
     fn add(&self, deadline: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut tasks = self.0.lock();
-        // Those of the pages before are over.
+        // Removes the tasks of earlier pages, which have ended.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(deadline)
     }
 
-    /// Stops them, and waits until they have stopped.
+    /// Stops the tasks, and waits until they have stopped.
     pub(super) async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.0.lock());
         tasks.shutdown().await;

@@ -1,21 +1,20 @@
-//! `POST /events`: bodies in all their forms, stored once, answered when they are as safe as was asked.
-
-use std::sync::Arc;
+//! `POST /events`: reads a body in any of its forms, stores its events, and answers once they are as safe as the client asked.
 
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::Uri;
-use hyper::http::request::Parts;
 use parking_lot::Mutex;
 
-use super::answer::{Answer, JSON, NDJSON, answer, media_type};
-use super::large_page::{Deadlines, memory_for, within_memory};
-use super::query::Parameters;
-use super::{body, reading};
+use super::body;
+use super::large_page::{memory_for, within_memory};
+use super::media::essence;
+use super::parameters::Parameters;
+use super::reading::reading;
+use super::request::Request;
+use super::response::{self, JSON, NDJSON};
 use crate::budget::PATIENCE;
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
-use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline};
+use crate::pipeline::PARSED_IN_PLACE_BYTES_MAX;
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{key_reused, write_ids};
@@ -35,15 +34,9 @@ pub enum Form {
 }
 
 /// `POST /events`: all of the body in one transaction, or nothing.
-pub(super) async fn publish(
-    pipeline: &Arc<Pipeline>,
-    parser: &Mutex<Parser>,
-    parts: &Parts,
-    body: Incoming,
-    deadlines: &Deadlines,
-) -> Answer {
-    let headers = &parts.headers;
-    let asked = level(&parts.uri)?;
+pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body: Incoming) -> response::Result {
+    let (pipeline, headers) = (request.pipeline, request.headers());
+    let asked = level(&request.parameters())?;
     let key = key(headers)?;
     let form = Form::of(headers)?;
     check_coding(headers)?;
@@ -69,10 +62,10 @@ pub(super) async fn publish(
         AckLevel::Queued => {
             pipeline.store.append_within(PATIENCE, batch, Receipt::for_nobody()).await?;
             let waits = format!(r#"{{"status":"queued","count":{count}}}"#);
-            (answer(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
+            (response::new(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
         }
         level => {
-            // Before anything is stored: then it is too late to refuse it.
+            // Before the events are stored: after that the request cannot be refused.
             let answer_bytes_max = REST_BYTES_MAX + if many { count * ID_BYTES_MAX } else { body_bytes };
             let for_answer = memory_for(answer_bytes_max, pipeline).await?;
             let (receipt, stored) = Receipt::at(level);
@@ -80,7 +73,7 @@ pub(super) async fn publish(
             drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
             let created = created(&pipeline.store, &stored, many, key.is_some()).await?;
-            (within_memory(created, for_answer, pipeline, deadlines).await?, stored.outcomes.level())
+            (within_memory(created, for_answer, pipeline, request.deadlines).await?, stored.outcomes.level())
         }
     };
     if asked.is_some() {
@@ -89,23 +82,20 @@ pub(super) async fn publish(
     Ok(response)
 }
 
-/// An id in an answer to many events, with its quotes and comma.
+/// Bytes of an id in an answer to many events, with its quotes and comma.
 const ID_BYTES_MAX: usize = 19;
-/// What an answer has besides ids, or besides the body its event was published with: at most its source, session, user and
-/// type, which came as headers of a CloudEvent, with every character escaped.
+/// Bytes that an answer has besides ids, or besides the body that its event came in: at most a source, a session, a user and
+/// a type, which came as headers of a CloudEvent, with every character escaped.
 const REST_BYTES_MAX: usize = 4 << 10;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// How safe the events were when they were acknowledged, for whoever asked.
+/// How safe the events were when they were acknowledged. Only where the client asked for a level.
 const ACK_LEVEL: HeaderName = HeaderName::from_static("ack-level");
 
-/// How safe events are to be, if the URL says so.
-fn level(uri: &Uri) -> Result<Option<AckLevel>, Refusal> {
-    if uri.query().is_none() {
-        return Ok(None);
-    }
-    let Some(word) = Parameters::of(uri).get("ack").map(str::to_owned) else { return Ok(None) };
+/// The acknowledgement level that the URL asks for.
+fn level(parameters: &Parameters<'_>) -> Result<Option<AckLevel>, Refusal> {
+    let Some(word) = parameters.get("ack") else { return Ok(None) };
     let level = AckLevel::ALL.into_iter().find(|level| level.name() == word);
     level.map(Some).ok_or_else(|| Refusal::parameter("ack", "'ack' must be queued, stored or synced", "enum"))
 }
@@ -120,7 +110,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// The key under which the events of a request are stored once.
+/// The idempotency key of all events of a request.
 fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
@@ -132,14 +122,14 @@ fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
     Refusal::invalid(loc, msg, "idempotency_key")
 }
 
-/// The answer to events that are stored. Where none is new it says so, and is that of the first time.
-async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -> Answer {
+/// The answer to events that are stored. Where all were stored before, it is the answer of the first time, and says so.
+async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -> response::Result {
     let outcomes = match &stored.outcomes {
         Outcomes::Each(outcomes, _) => outcomes,
         Outcomes::From(..) | Outcomes::Queued => {
             let body =
                 if many { summary(stored.batch.first(), stored.batch.len()).into() } else { stored.batch.json(0) };
-            return Ok(answer(StatusCode::CREATED, JSON, body));
+            return Ok(response::new(StatusCode::CREATED, JSON, body));
         }
     };
     let mut seqs = Vec::with_capacity(outcomes.len());
@@ -163,12 +153,12 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
         true => ids(&seqs),
         false => {
             let id = seqs[0];
-            // It may have been deleted since: then it can be stored again.
+            // It may have been deleted since. Then the client tries again, and it is stored anew.
             let event = reading(store, move |reader| reader.event_at(id)).await?;
             event.ok_or(Refusal::Failed(Failure::Unavailable))?
         }
     };
-    let mut response = answer(if is_replay { StatusCode::OK } else { StatusCode::CREATED }, JSON, body);
+    let mut response = response::new(if is_replay { StatusCode::OK } else { StatusCode::CREATED }, JSON, body);
     if is_replay {
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
@@ -181,7 +171,7 @@ impl Form {
     pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let is_binary = headers.contains_key("ce-specversion");
-        match media_type(content_type) {
+        match essence(content_type) {
             one if one.eq_ignore_ascii_case(cloud_event::MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvent),
             many if many.eq_ignore_ascii_case(cloud_event::BATCH_MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvents),
             _ if is_binary => Ok(Self::BinaryCloudEvent),
@@ -196,7 +186,7 @@ impl Form {
     /// The events of a body, and whether it is of a form that can hold many.
     ///
     /// # Errors
-    /// `BadRequest` for what is no text, `Invalid` for what are no events.
+    /// `BadRequest` when it is not UTF-8, `Invalid` when it has no valid events.
     pub fn events(self, headers: &HeaderMap, body: &[u8], parser: &mut Parser) -> Result<(Batch, bool), Refusal> {
         let text = str::from_utf8(body).map_err(|_| Refusal::BadRequest("The body is not valid UTF-8".to_owned()))?;
         let (mut batch, types) = (Batch::default(), parser.types().clone());
@@ -207,7 +197,7 @@ impl Form {
             }
             Self::CloudEvent | Self::CloudEvents | Self::BinaryCloudEvent => {
                 let (header_value, mut problems) = (of_header(headers)?, Vec::new());
-                // Whether there is room for more problems.
+                // Returns whether more problems can be listed.
                 let mut add = |cloud_event| {
                     let parse = |event: &str| parser.parse(event, |event| batch.push(&event, &types)).outcome;
                     problems.extend(problems_of(cloud_event, parse));
@@ -268,13 +258,13 @@ fn problems_of(
     parse: impl FnOnce(&str) -> Result<Option<usize>, Vec<Rejection>>,
 ) -> Vec<Problem> {
     let rejections = event.and_then(|event| parse(&event).err()).unwrap_or_default();
-    // A field is missing from the event only where its attribute is missing or wrong, which is told already.
+    // A field is missing from the event only where its attribute is missing or wrong, and that is a problem already.
     let ours = rejections.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
     let ours = ours.map(|rejection| Problem::from(&Rejection { index, ..rejection }));
     wrong.iter().map(Problem::from).chain(ours).collect()
 }
 
-/// What gives the headers that a CloudEvent is in.
+/// Looks up the headers of a CloudEvent by name.
 fn of_header<'h>(headers: &'h HeaderMap) -> Result<impl Fn(&str) -> Option<&'h str>, Refusal> {
     let is_read = |name: &HeaderName| name.as_str().starts_with("ce-") || name == header::CONTENT_TYPE;
     if headers.iter().any(|(name, value)| is_read(name) && str::from_utf8(value.as_bytes()).is_err()) {

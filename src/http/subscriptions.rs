@@ -1,26 +1,25 @@
-//! `/subscriptions`: what is kept under names, and why an event went to whom.
+//! `/subscriptions`: the durable subscriptions, and which subscribers get an event.
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
-use hyper::http::Uri;
 use serde_json::{Value, json};
 
-use super::answer::{self, Answer};
-use super::large_page::{Deadlines, within_memory};
-use super::query::Parameters;
-use super::reading;
+use super::large_page::within_memory;
+use super::reading::reading;
+use super::request::Request;
+use super::response;
 use crate::event::{Columns, Filter, Seq};
-use crate::pipeline::Pipeline;
 use crate::store::{self, Reader};
 use crate::subscriptions::Listed;
 use crate::wire::Refusal;
 use crate::wire::subscription::subscriber_id;
 
 /// `GET /subscriptions`: the durable ones, with how far behind each is.
-pub(super) async fn list(pipeline: &Pipeline, deadlines: &Deadlines) -> Answer {
-    let subscriptions = pipeline.subscriptions.all();
-    large(pipeline, deadlines, move |reader| {
+pub(super) async fn list(request: &Request<'_>) -> response::Result {
+    let _guard = request.guard_half_close();
+    let subscriptions = request.pipeline.subscriptions.all();
+    large(request, move |reader| {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         let mut list = String::from("[");
         for (n, subscription) in subscriptions.iter().enumerate() {
@@ -33,20 +32,19 @@ pub(super) async fn list(pipeline: &Pipeline, deadlines: &Deadlines) -> Answer {
     .await
 }
 
-/// An answer that can have a filter of each subscriber. It is made where the record is read, and has a turn of the searches
-/// ([`Pipeline::searches`]) until it has its memory: only so many wait for memory at one time.
+/// An answer that can have a filter of each subscriber. It is made on the thread that reads the record, and has a permit for
+/// searches (`Pipeline::searches`) until it has its memory, so that few such answers wait for memory at one time.
 async fn large(
-    pipeline: &Pipeline,
-    deadlines: &Deadlines,
+    request: &Request<'_>,
     read: impl FnOnce(&Reader) -> store::Result<Result<String, Refusal>> + Send + 'static,
-) -> Answer {
-    let _turn = pipeline.searches.acquire().await.expect("never closed");
-    let json = reading(&pipeline.store, read).await??;
-    within_memory(answer::json(json), None, pipeline, deadlines).await
+) -> response::Result {
+    let _permit = request.pipeline.searches.acquire().await.expect("never closed");
+    let json = reading(&request.pipeline.store, read).await??;
+    within_memory(response::json(json), None, request.pipeline, request.deadlines).await
 }
 
-/// Events looked at for all lags of a list: some 0.8 s. For one lag at least 100, enough for a rough estimate; how many
-/// one read takes at most, the store knows.
+/// Events that are looked at for all lags of a list, which takes some 0.8 s. For one lag it is at least 100, enough for a
+/// rough estimate; the store bounds how many one read looks at.
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
 
@@ -66,22 +64,20 @@ fn one(reader: &Reader, listed: &Listed, looks_max: u64) -> store::Result<Value>
 }
 
 /// `DELETE /subscriptions/{name}`.
-pub(super) async fn delete(pipeline: &Pipeline, name: &str) -> Answer {
-    let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
-    match pipeline.subscriptions.delete(&name).await? {
-        true => Ok(answer::no_content()),
+pub(super) async fn delete(request: &Request<'_>) -> response::Result {
+    match request.pipeline.subscriptions.delete(&request.variable).await? {
+        true => Ok(response::no_content()),
         false => Err(Refusal::NotFound("Subscription not found")),
     }
 }
 
-/// `GET /subscriptions/explain?event_id=`: who among those who subscribe now gets the event, and why the others
-/// do not.
-pub(super) async fn explain(pipeline: &Pipeline, uri: &Uri, deadlines: &Deadlines) -> Answer {
-    let parameters = Parameters::of(uri);
+/// `GET /subscriptions/explain?event_id=`: which of the present subscribers get the event, and why the others do not.
+pub(super) async fn explain(request: &Request<'_>) -> response::Result {
+    let (pipeline, parameters) = (request.pipeline, request.parameters());
     let id = parameters.get("event_id").filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Refusal::parameter("event_id", "'event_id' is required", "missing"))?.to_owned();
     let (live, durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
-    large(pipeline, deadlines, move |reader| {
+    large(request, move |reader| {
         let unknown = Refusal::NotFound("Event not found");
         let Some(seq) = reader.seq_of(&id)?.filter(|seq| *seq <= reader.committed()) else {
             return Ok(Err(unknown));

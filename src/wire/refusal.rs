@@ -19,7 +19,7 @@ pub enum Refusal {
     #[error("{0}")]
     NotFound(&'static str),
     #[error("Method not allowed, use {0}")]
-    MethodNotAllowed(&'static str),
+    MethodNotAllowed(String),
     #[error("The request did not arrive in time")]
     TooSlow,
     #[error("The body is larger than {0} bytes")]

@@ -1,55 +1,54 @@
 //! `/ws/publish`: messages in, acknowledgements out, in the same order.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::close::{linger, send_close};
+use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use super::{Beat, Pulse, goodbye, linger, write_all};
-use crate::auth::Class;
+use crate::auth::{Caller, Class};
 use crate::doorbell::Wakes;
 use crate::event::{EventTypes, Parser};
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Producer};
 use crate::record::{AckLevel, Outcomes};
 use crate::store::Receipt;
+use crate::transport::{Transport, WriteHalf};
 use crate::wire::Batch;
 use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher};
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
 use crate::wire::refusal::Ending;
 
-/// Bytes that may wait for a publisher that does not read its answers. Almost all are bounded by what it may have in
-/// flight; this is for references, which can be as long as a message.
+/// Bytes of answers that may wait for a publisher that does not read them. `MAX_IN_FLIGHT` bounds almost all of them; this is
+/// for references (`ref`), which can be as long as a message.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// Serves one publisher until its socket ends.
 pub async fn publish(
-    mut stream: TcpStream,
+    mut transport: Transport,
     received: Bytes,
-    peer: SocketAddr,
+    caller: Caller,
     pipeline: Arc<Pipeline>,
     producer: Option<Producer>,
     ack: Ack,
 ) {
-    let socket = Socket {
+    let socket = PublisherSocket {
         pipeline: &pipeline,
-        peer,
+        caller,
         outbox: Arc::new(Outbox::new(WAITING_BYTES_MAX)),
         level: ack.level.unwrap_or_else(|| pipeline.store.usual_level()),
         in_flight: AtomicUsize::new(0),
         answered: Notify::new(),
     };
-    let (read, write) = stream.split();
+    let (read, write) = transport.split();
     let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
     drop(received);
     let reader = Reader::new(read, decoder, &pipeline.bodies);
-    let said_goodbye = {
+    let sent_close = {
         let reading = async {
             let ending = socket.read(reader, producer).await;
             socket.push(ToPublisher::End(ending), 0);
@@ -57,24 +56,25 @@ pub async fn publish(
         };
         tokio::select! {
             biased;
-            said_goodbye = socket.write(write, ack) => said_goodbye,
+            sent_close = socket.write(write, ack) => sent_close,
             () = reading => false,
         }
     };
-    if said_goodbye {
-        linger(stream).await;
+    if sent_close {
+        linger(transport).await;
     }
 }
 
-/// What a look at the buffer has come to.
-enum Decoded {
-    All,
-    /// This message is next, and too large for the network thread. It has been counted in the rate.
+/// Why decoding has stopped.
+enum Stop {
+    /// There are no more complete messages.
+    Empty,
+    /// The next message is this one, which is too large for the network thread. It has been counted in the rate.
     Large(String),
-    Until(Ending),
+    End(Ending),
 }
 
-/// Takes in one message, with the answer to it.
+/// Adds the events of one message to the batch, and notes its answer.
 #[inline]
 fn take_in(text: &str, parser: &mut Parser, types: &EventTypes, batch: &mut Batch, answers: &mut Answers) {
     let before = batch.len();
@@ -86,35 +86,34 @@ fn take_in(text: &str, parser: &mut Parser, types: &EventTypes, batch: &mut Batc
     answers.note(&parsed);
 }
 
-struct Socket<'p> {
+struct PublisherSocket<'p> {
     pipeline: &'p Pipeline,
-    peer: SocketAddr,
+    caller: Caller,
     outbox: Arc<Outbox<ToPublisher>>,
     /// How safe events are when they are acknowledged.
     level: AckLevel,
-    /// Events and pongs, handed in or waiting, that have not left as answers.
+    /// Events and pings that have come and whose answers have not left.
     in_flight: AtomicUsize,
     /// Answers have left.
     answered: Notify,
 }
 
-impl Socket<'_> {
-    /// Reads until the socket ends, and says how. Everything complete that one read brought becomes one
-    /// batch. While too much is unanswered nothing is read, and TCP slows the producer down. The store stays open until
-    /// this returns.
+impl PublisherSocket<'_> {
+    /// Reads until the socket ends, and returns how. The complete messages of one read become one batch. While too much is
+    /// unanswered nothing is read, and TCP slows the producer down. The store stays open until this returns.
     async fn read(&self, mut reader: Reader<'_>, _producer: Option<Producer>) -> Ending {
         let mut parser = self.pipeline.parser();
         let shutdown = self.pipeline.shutdown();
         let mut shutting_down = std::pin::pin!(shutdown.begun());
-        let (pulse, interval) = (Pulse::new(self.pipeline), self.pipeline.config.keepalive_interval);
-        let mut silence = std::pin::pin!(sleep(interval));
+        let (keepalive, interval) = (Keepalive::new(&self.pipeline.config), self.pipeline.config.keepalive_interval);
+        let mut interval_over = std::pin::pin!(sleep(interval));
         loop {
             let (mut batch, mut answers) = (Batch::default(), Answers::default());
             let ending = loop {
                 match self.decode(&mut reader, &mut parser, &mut batch, &mut answers) {
-                    Decoded::All => break None,
-                    Decoded::Large(text) => {
-                        // Behind it only the rest of one read can wait, so the batch stays as small as any.
+                    Stop::Empty => break None,
+                    Stop::Large(text) => {
+                        // Only the rest of one read can wait behind it, so the batch does not grow larger than others.
                         let types = self.pipeline.types.clone();
                         let parse = move || {
                             take_in(&text, &mut parser, &types, &mut batch, &mut answers);
@@ -122,7 +121,7 @@ impl Socket<'_> {
                         };
                         (parser, batch, answers) = self.pipeline.parse_beside(parse).await;
                     }
-                    Decoded::Until(ending) => break Some(ending),
+                    Stop::End(ending) => break Some(ending),
                 }
             };
             if !answers.is_empty() {
@@ -140,7 +139,7 @@ impl Socket<'_> {
             if let Some(ending) = ending {
                 return ending;
             }
-            // The `select!` below prefers reading, so a producer that never pauses would never be told.
+            // The `select!` below prefers reading, so a producer that never pauses would not learn of the shutdown.
             if shutdown.has_begun() {
                 return Ending::GoingAway;
             }
@@ -153,35 +152,29 @@ impl Socket<'_> {
             tokio::select! {
                 biased;
                 is_there = reader.more() => match is_there {
-                    true => pulse.heard(),
-                    // Gone without a word; answers still on their way may be read all the same.
+                    true => keepalive.received(),
+                    // It has sent no Close frame; answers on their way may be read all the same.
                     false => return Ending::Gone,
                 },
                 () = &mut shutting_down => return Ending::GoingAway,
-                // While the socket is not read, nobody is blamed for saying nothing.
-                () = &mut silence => {
-                    match pulse.feel() {
-                        Beat::Something => {}
-                        Beat::Nothing => self.push_frame(OpCode::Ping, b""),
-                        Beat::Gone => return Ending::Silent,
+                // This runs only while the socket is read: otherwise it is not the peer that is silent.
+                () = &mut interval_over => {
+                    match keepalive.interval_over() {
+                        Due::Nothing => {}
+                        Due::Ping => self.push_frame(OpCode::Ping, b""),
+                        Due::End => return Ending::Silent,
                     }
-                    silence.as_mut().reset(Instant::now() + interval);
+                    interval_over.as_mut().reset(Instant::now() + interval);
                 }
             }
         }
     }
 
-    /// Everything complete in the buffer, up to a large message.
-    fn decode(
-        &self,
-        reader: &mut Reader<'_>,
-        parser: &mut Parser,
-        batch: &mut Batch,
-        answers: &mut Answers,
-    ) -> Decoded {
+    /// Decodes the complete messages in the buffer, up to a large one.
+    fn decode(&self, reader: &mut Reader<'_>, parser: &mut Parser, batch: &mut Batch, answers: &mut Answers) -> Stop {
         loop {
             let text = match reader.next() {
-                Ok(None) => return Decoded::All,
+                Ok(None) => return Stop::Empty,
                 Ok(Some(Message::Text(text))) => Ok(text),
                 Ok(Some(Message::Binary(bytes))) => str::from_utf8(bytes).map_err(|_| "Message is not valid UTF-8"),
                 Ok(Some(Message::TooLarge)) => Err(reader.why_unread()),
@@ -191,34 +184,33 @@ impl Socket<'_> {
                 }
                 Ok(Some(Message::Pong(_))) => continue,
                 Ok(Some(Message::Close(close))) => {
-                    return Decoded::Until(Ending::Asked(close.map(|(code, _)| code)));
+                    return Stop::End(Ending::Asked(close.map(|(code, _)| code)));
                 }
-                Err(violation) => return Decoded::Until(Ending::Violated(violation)),
+                Err(violation) => return Stop::End(Ending::Violated(violation)),
             };
-            // What is no text counts in the rate, too.
-            if let Err(refusal) = self.pipeline.access.check(Class::Publish, self.peer.ip()) {
+            // A message that is no text counts in the rate, too.
+            if let Err(refusal) = self.pipeline.access.rates.check(Class::Publish, self.caller.ip) {
                 answers.error(refusal.to_string(), None);
                 continue;
             }
             match text {
-                Ok(large) if large.len() > PARSED_IN_PLACE_BYTES_MAX => return Decoded::Large(large.to_owned()),
+                Ok(large) if large.len() > PARSED_IN_PLACE_BYTES_MAX => return Stop::Large(large.to_owned()),
                 Ok(text) => take_in(text, parser, &self.pipeline.types, batch, answers),
                 Err(why) => answers.error(why, None),
             }
         }
     }
 
-    /// Writes answers as they become due, all that are due in one write unless they are long, until the socket ends.
-    /// Returns whether it ended with a Close frame.
+    /// Writes answers as they become due, all that are due in one write unless they are long, until the socket ends. Returns
+    /// whether it ended with a Close frame.
     async fn write(&self, mut write: WriteHalf<'_>, ack: Ack) -> bool {
-        let patience = self.pipeline.config.write_timeout;
         let mut answers = AnswerWriter::new(ack);
         let (mut items, mut out, mut ending) = (Vec::new(), Vec::new(), None);
         loop {
             if let Some(ending) = ending
                 && self.in_flight.load(Ordering::Relaxed) == 0
             {
-                return goodbye(&mut write, ending, patience).await;
+                return send_close(&mut write, ending).await;
             }
             if self.outbox.take(&mut items).await == Taken::Overflowed {
                 return false;
@@ -241,12 +233,12 @@ impl Socket<'_> {
                 if is_last {
                     answers.finish(&mut out);
                 }
-                if is_last || out.len() >= OUT_BYTES_KEPT {
-                    if write_all(&mut write, &out, patience).await.is_err() {
+                if is_last || out.len() >= OUT_BYTES_MAX {
+                    if write.write_all(&out).await.is_err() {
                         return false;
                     }
                     out.clear();
-                    out.shrink_to(OUT_BYTES_KEPT);
+                    out.shrink_to(OUT_BYTES_MAX);
                     self.in_flight.fetch_sub(std::mem::take(&mut answered_now), Ordering::Relaxed);
                     self.answered.notify_one();
                 }
@@ -254,12 +246,12 @@ impl Socket<'_> {
         }
     }
 
-    /// It is in flight until it has left: a peer that takes no pongs is not read, so it cannot ask for more of them.
+    /// The frame counts as in flight until it has left: a peer that takes no pongs is not read, so it cannot ask for more.
     fn push_frame(&self, opcode: OpCode, payload: &[u8]) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let mut frame = Vec::new();
         frame::unmasked(&mut frame, opcode, payload);
-        // Those of a flood are mostly empty: what they cost is their place in the queue.
+        // The frames of a flood are mostly empty, so most of their cost is the item in the queue.
         let bytes = size_of::<ToPublisher>() + frame.len();
         self.push(ToPublisher::Frame(frame), bytes);
     }
@@ -271,5 +263,6 @@ impl Socket<'_> {
     }
 }
 
-/// Room for answers that a socket keeps between writes. As soon as they take as much they are written.
-const OUT_BYTES_KEPT: usize = 64 << 10;
+/// Answers are written as soon as they take this many bytes, and a socket keeps at most as much memory for them between
+/// writes.
+const OUT_BYTES_MAX: usize = 64 << 10;

@@ -1,22 +1,21 @@
 //! The reading half of a WebSocket. Long messages take their memory from that for bodies (`MAX_BODIES_BYTES`).
 
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::ReadHalf;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{self, Budget, Share};
+use crate::transport::ReadHalf;
 use crate::wire::frame::{Decoder, Message, Violation};
 use crate::wire::refusal::Ending;
 
-/// What a socket is read with.
+/// Reads the messages of one WebSocket.
 pub(super) struct Reader<'s> {
     decoder: Decoder,
     read: ReadHalf<'s>,
-    /// Memory for everybody's bodies and messages.
+    /// The memory that all bodies and messages share.
     memory: &'s Budget,
-    /// The share of the long message in hand.
+    /// The long message that is coming in.
     long: Option<Long>,
-    /// Why a message in hand was given up.
+    /// Why it was given up.
     given_up: Option<&'static str>,
 }
 
@@ -25,7 +24,7 @@ struct Long {
     /// Bytes of the message that the shares cover.
     bytes: usize,
     began: Instant,
-    /// It has come as a whole.
+    /// All of it has come.
     is_over: bool,
 }
 
@@ -46,8 +45,8 @@ impl<'s> Reader<'s> {
 
     /// Reads more, once there are no more messages. False when the peer is gone. Cancel-safe.
     ///
-    /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a share of the memory, which it
-    /// keeps until it is [`done`](Self::done). A message that gets no memory within [`budget::PATIENCE`], or that stalls,
+    /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a part of the memory, and keeps it
+    /// until it is [`done`](Self::done). A message that gets no memory within [`budget::PATIENCE`], or that stalls,
     /// is given up: the rest of it is skipped.
     pub(super) async fn more(&mut self) -> bool {
         self.done();
@@ -55,16 +54,16 @@ impl<'s> Reader<'s> {
         if held <= budget::SMALL_BYTES_MAX {
             self.long = None;
         } else {
-            self.make_room(held, announced).await;
+            self.take_memory(held, announced).await;
         }
         if let Some(long) = &self.long {
             let deadline = long.began + budget::stall_max(held);
-            match timeout_at(deadline, self.read.read_buf(self.decoder.space())).await {
-                Ok(read) => return matches!(read, Ok(1..)),
+            match timeout_at(deadline, self.read.read(self.decoder.space())).await {
+                Ok(is_there) => return is_there,
                 Err(_) => self.give_up("The message did not come in time"),
             }
         }
-        matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..))
+        self.read.read(self.decoder.space()).await
     }
 
     /// Resolves when the peer is gone or has closed, with how. Cancel-safe: the messages that come meanwhile stay for
@@ -74,11 +73,11 @@ impl<'s> Reader<'s> {
             if self.decoder.unfinished().0 > budget::SMALL_BYTES_MAX {
                 return std::future::pending().await;
             }
-            if !matches!(self.read.read_buf(self.decoder.space()).await, Ok(1..)) {
+            if !self.read.read(self.decoder.space()).await {
                 return Ending::Gone;
             }
         }
-        // Nobody waits for what was asked before it.
+        // The client waits for no answer to messages before its Close frame.
         loop {
             match self.decoder.next() {
                 Ok(Some(Message::Close(close))) => return Ending::Asked(close.map(|(code, _)| code)),
@@ -89,28 +88,28 @@ impl<'s> Reader<'s> {
         }
     }
 
-    /// What was made of the messages so far is where it belongs: one that was long gives its share of the memory back.
-    /// To be called before something else is waited for, so that others need not wait as long for the memory.
+    /// The messages so far are done with: a long one gives its memory back. To be called before the socket waits for
+    /// something, so that others wait less long for the memory.
     pub(super) fn done(&mut self) {
         if self.long.as_ref().is_some_and(|long| long.is_over) {
-            // With its room for more the decoder gives back what the message lay in.
+            // When the decoder makes space for more bytes it frees the memory of the message.
             self.decoder.space();
             self.long = None;
         }
     }
 
-    /// Why the message that was skipped last was not read.
+    /// Why the last message was skipped.
     pub(super) fn why_unread(&mut self) -> &'static str {
         self.given_up.take().unwrap_or("Message too large")
     }
 
     /// Takes memory for a message of which `held` bytes are here and `announced` bytes are known to come in all.
-    async fn make_room(&mut self, held: usize, announced: usize) {
+    async fn take_memory(&mut self, held: usize, announced: usize) {
         let covered = self.long.as_ref().map_or(0, |long| long.bytes);
         if held <= covered {
             return;
         }
-        // Fragments do not say how long their message gets: the share doubles each time.
+        // A fragment does not say how long its message gets, so the memory doubles each time.
         let expected = announced.max(2 * covered);
         let share = self.memory.take((expected - covered) * budget::BYTES_FOR_A_BYTE);
         match timeout(budget::PATIENCE, share).await {

@@ -2,28 +2,27 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::close::{linger, send_close};
+use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use super::{Beat, Pulse, goodbye, linger, write_all, write_slices};
-use crate::auth::Class;
+use crate::auth::{Caller, Class};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
-use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Subscriber, SubscriberPlace};
+use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Subscriber, SubscriberSlot};
 use crate::store;
 use crate::subscriptions::{Denied, Subscription};
+use crate::transport::{Transport, WriteHalf};
 use crate::wire::Refusal;
 use crate::wire::answer::error;
 use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
@@ -33,77 +32,76 @@ use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, S
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of the filters that a subscriber has asked for and that are not in force yet: two of the largest. Beyond it
-/// the socket is not read.
+/// Memory of the filters that a subscriber has sent and that are not in force yet: two of the largest. Beyond it the socket is
+/// not read.
 const CHANGING_BYTES_MAX: usize = 2 * subscription::FILTERS_BYTES_MAX;
 
-/// After more than this of a subscriber's messages in one read, it is the others' turn.
-const HEARD_BYTES_MAX: usize = 4 << 10;
+/// After one read with more bytes of messages than this, the other connections of the thread are served first.
+const READ_BYTES_MAX: usize = 4 << 10;
 
 /// Serves one subscriber until its socket ends.
-pub async fn subscribe(mut stream: TcpStream, received: Bytes, peer: SocketAddr, pipeline: Arc<Pipeline>) {
-    let said_goodbye = {
-        let (read, mut write) = stream.split();
+pub async fn subscribe(mut transport: Transport, received: Bytes, caller: Caller, pipeline: Arc<Pipeline>) {
+    let sent_close = {
+        let (read, mut write) = transport.split();
         let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
         drop(received);
-        let socket = Socket {
+        let socket = SubscriberSocket {
             pipeline: &pipeline,
-            peer,
+            caller,
             replies: Outbox::new(REPLY_BYTES_MAX),
             changing_bytes: AtomicUsize::new(0),
             changed: Notify::new(),
-            pulse: Pulse::new(&pipeline),
+            keepalive: Keepalive::new(&pipeline.config),
         };
         match socket.serve(Reader::new(read, decoder, &pipeline.bodies), &mut write).await {
-            Ok(ending) => goodbye(&mut write, ending, pipeline.config.write_timeout).await,
+            Ok(ending) => send_close(&mut write, ending).await,
             Err(_) => false,
         }
     };
-    if said_goodbye {
-        linger(stream).await;
+    if sent_close {
+        linger(transport).await;
     }
 }
 
-struct Socket<'p> {
+struct SubscriberSocket<'p> {
     pipeline: &'p Arc<Pipeline>,
-    peer: SocketAddr,
-    /// What the reading half wants to be said, for the writing half to say it in its place.
+    caller: Caller,
+    /// From the reading half to the writing half.
     replies: Outbox<Reply>,
-    /// Memory of the filters that were asked for and are not in force, bounded by [`CHANGING_BYTES_MAX`].
+    /// Memory of the filters that are not in force yet, bounded by [`CHANGING_BYTES_MAX`].
     changing_bytes: AtomicUsize,
     /// New filters are in force.
     changed: Notify,
-    pulse: Pulse,
+    keepalive: Keepalive,
 }
 
 enum Reply {
     Frame(Vec<u8>),
-    /// Filters to be changed to, after the event that was the last when they were asked for.
+    /// New filters, for the events after the last one that was committed when they came.
     Filters(Filters, Seq),
     End(Ending),
 }
 
-impl Socket<'_> {
+impl SubscriberSocket<'_> {
     /// Everything between the handshake and the Close frame. An error: the peer can no longer be written to.
     async fn serve(&self, mut reader: Reader<'_>, write: &mut WriteHalf<'_>) -> io::Result<Ending> {
-        let patience = self.pipeline.config.write_timeout;
         let opened = match self.first_message(&mut reader, write).await? {
-            // A subscriber counts from its first message on. At capacity it is refused in answer to that.
-            Ok(request) => match self.pipeline.place() {
-                Some(place) => self.open(&place, request, &mut reader).await.map(|opened| (place, opened)),
+            // A subscriber takes its slot with its first message. Without a free slot that is answered with a refusal.
+            Ok(request) => match self.pipeline.subscriber_slot() {
+                Some(slot) => self.open(&slot, request, &mut reader).await.map(|opened| (slot, opened)),
                 None => Err(Declined::Refused(Ending::Capacity.reason(), Ending::Capacity)),
             },
             Err(declined) => Err(declined),
         };
-        let (place, (served, opening, filters, strict)) = match opened {
+        let (slot, (served, opening, filters, strict)) = match opened {
             Ok(opened) => opened,
             Err(Declined::Refused(why, ending)) => {
-                write_all(write, &text(&error(&why, None)), patience).await?;
+                write.write_all(&text(&error(&why, None))).await?;
                 return Ok(ending);
             }
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
-        write_all(write, &text(&subscription::subscribed(place.id(), &filters, &opening)), patience).await?;
+        write.write_all(&text(&subscription::subscribed(slot.id(), &filters, &opening))).await?;
         let durable = served.durable.clone();
         let member = match &served.source {
             Source::Stream(_) => None,
@@ -114,39 +112,39 @@ impl Socket<'_> {
             self.reply(Reply::End(ending));
             std::future::pending().await
         };
-        // Whatever ends the stream, the writing half hears of it between two frames: a Close frame within another one
-        // would be taken for a part of that.
+        // The writing half learns of every ending between two frames: a Close frame within another frame would be read as a
+        // part of that.
         tokio::select! {
             biased;
-            ending = self.write(write, served, &place) => ending,
+            ending = self.write(write, served, &slot) => ending,
             ending = reading => ending,
         }
     }
 
-    /// Finds what is to be served, and where it begins.
+    /// Finds the source of the events, and where it begins.
     async fn open(
         &self,
-        place: &SubscriberPlace,
+        slot: &SubscriberSlot,
         request: Subscribe,
         reader: &mut Reader<'_>,
     ) -> Result<(Served, Opening, Filters, bool), Declined> {
         loop {
-            if let Some(opened) = self.try_open(place, request.clone(), reader).await? {
+            if let Some(opened) = self.try_open(slot, request.clone(), reader).await? {
                 return Ok(opened);
             }
         }
     }
 
-    /// `None` when another connection has opened or deleted the durable subscription meanwhile: then try again.
+    /// `None` when another connection has opened or deleted the durable subscription meanwhile: then it is tried again.
     async fn try_open(
         &self,
-        place: &SubscriberPlace,
+        slot: &SubscriberSlot,
         mut request: Subscribe,
         reader: &mut Reader<'_>,
     ) -> Result<Option<(Served, Opening, Filters, bool)>, Declined> {
         let failed = |error: store::Error| {
             if error.took_too_long() {
-                return Declined::Refused(Refusal::TooMuchToRead.to_string(), Ending::NotUnderstood);
+                return Refusal::TooMuchToRead.into();
             }
             tracing::error!(%error, "find where a subscription starts");
             Declined::Ended(Ending::Failed)
@@ -159,23 +157,25 @@ impl Socket<'_> {
                 request.filters = known.filters();
             }
         }
+        request.filters.filter = self.caller.principal.narrow(request.filters.filter)?;
         let shutdown = self.pipeline.shutdown();
         let opened = tokio::select! {
             biased;
             opened = Stream::open(store, hub, &request, config.max_subscriber_bytes, searches) => opened.map_err(failed)?,
-            // A search goes on for seconds, and only for as long as somebody waits for it. A subscription that is known
-            // searches for nothing, and what its client confirms before it leaves is heard.
+            // A search may go on for seconds, and ends with its client. A known subscription searches for nothing, and what
+            // its client has confirmed before it left still counts.
             ending = reader.ended(), if known.is_none() => return Err(Declined::Ended(ending)),
             () = shutdown.begun() => return Err(Declined::Ended(Ending::GoingAway)),
         };
         let (stream, opening) = opened.map_err(|why| Declined::Refused(why, Ending::NotUnderstood))?;
         let position = stream.position();
-        let mut served = Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None };
+        let mut served =
+            Served { source: Source::Stream(Box::new(stream)), durable: None, taken_over: None, ended: None };
         if let Some(durable) = &request.durable {
             let opened = subscriptions.open(durable, &request.filters, position, known.as_ref()).await;
             let Some(subscription) = opened? else { return Ok(None) };
             if durable.is_group {
-                let member = subscriptions.join(&subscription, &request, place.id())?;
+                let member = subscriptions.join(&subscription, &request, slot.id())?;
                 served.source = Source::Member(Arc::new(member));
             } else {
                 served.taken_over = Some(subscription.take_over(&request.filters));
@@ -183,11 +183,11 @@ impl Socket<'_> {
             served.durable = Some(subscription);
         }
         let name = served.durable.as_ref().map(|durable| durable.name().to_owned());
-        place.tell(Subscriber { filter: request.filters.filter.clone(), name });
+        served.ended = Some(slot.register(Subscriber { filter: request.filters.filter.clone(), name }));
         Ok(Some((served, opening, request.filters, request.strict)))
     }
 
-    /// The filters, in time. From then on the subscriber is served to the end of the stream.
+    /// Waits for the first message, for `SUBSCRIBE_TIMEOUT_SECONDS` at most.
     async fn first_message(
         &self,
         reader: &mut Reader<'_>,
@@ -210,7 +210,7 @@ impl Socket<'_> {
                         return Ok(Err(Declined::Ended(Ending::Asked(close.map(|(code, _)| code)))));
                     }
                     Ok(Message::Ping(payload)) => {
-                        write_all(write, &pong(payload), self.pipeline.config.write_timeout).await?;
+                        write.write_all(&pong(payload)).await?;
                         continue;
                     }
                     Ok(Message::Pong(_)) => continue,
@@ -232,7 +232,7 @@ impl Socket<'_> {
         }
     }
 
-    /// Reads what the subscriber says later, until the socket ends, and says how.
+    /// Reads the later messages of the subscriber until the socket ends, and returns how.
     async fn read(
         &self,
         mut reader: Reader<'_>,
@@ -241,9 +241,9 @@ impl Socket<'_> {
         member: Option<&Member>,
     ) -> Ending {
         loop {
-            let mut heard_bytes = 0;
+            let mut read_bytes = 0;
             loop {
-                let heard = match reader.next() {
+                let message = match reader.next() {
                     Ok(None) => break,
                     Ok(Some(Message::Text(text))) => Ok(text.as_bytes()),
                     Ok(Some(Message::Binary(bytes))) => Ok(bytes),
@@ -256,18 +256,18 @@ impl Socket<'_> {
                     Ok(Some(Message::Close(close))) => return Ending::Asked(close.map(|(code, _)| code)),
                     Err(violation) => return Ending::Violated(violation),
                 };
-                let said = match heard {
+                let request = match message {
                     Ok(message) => {
-                        heard_bytes += message.len();
+                        read_bytes += message.len();
                         self.parsed(message, move |message| FromSubscriber::parse(message, strict)).await
                     }
                     Err(why) => Err(why),
                 };
-                match said {
+                match request {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(subscription::PONG))),
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         reader.done();
-                        match (self.pipeline.access.check(Class::Query, self.peer.ip()), filters) {
+                        match (self.pipeline.access.rates.check(Class::Query, self.caller.ip), filters) {
                             (Err(refusal), _) => self.refuse(&refusal.to_string()),
                             (Ok(()), _) if member.is_some() => {
                                 self.refuse("The filters of a group do not change while it has members");
@@ -282,19 +282,19 @@ impl Socket<'_> {
                     Err(why) => self.refuse(&why),
                 }
             }
-            // What means nothing counts in no rate, and a socket that is never empty would have the thread for as many
+            // Messages that mean nothing count in no rate, and a socket that is never empty would have the thread for as many
             // reads as tokio allows in a row.
-            if heard_bytes > HEARD_BYTES_MAX {
+            if read_bytes > READ_BYTES_MAX {
                 yield_now().await;
             }
             match reader.more().await {
-                true => self.pulse.heard(),
+                true => self.keepalive.received(),
                 false => return Ending::Gone,
             }
         }
     }
 
-    /// What a message says. A large one is read beside the network thread, whatever it turns out to be.
+    /// Parses a message, a large one outside the network thread.
     async fn parsed<T: Send + 'static>(&self, text: &[u8], parse: impl FnOnce(&[u8]) -> T + Send + 'static) -> T {
         if text.len() <= PARSED_IN_PLACE_BYTES_MAX {
             return parse(text);
@@ -304,7 +304,11 @@ impl Socket<'_> {
     }
 
     /// Hands new filters to the writing half, once those before them are within [`CHANGING_BYTES_MAX`].
-    async fn change(&self, filters: Filters) {
+    async fn change(&self, mut filters: Filters) {
+        filters.filter = match self.caller.principal.narrow(filters.filter) {
+            Ok(filter) => filter,
+            Err(refusal) => return self.refuse(&refusal.to_string()),
+        };
         while self.changing_bytes.load(Ordering::Relaxed) >= CHANGING_BYTES_MAX {
             self.changed.notified().await;
         }
@@ -312,50 +316,46 @@ impl Socket<'_> {
         self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
     }
 
-    /// Takes note that a client is done with everything up to an event.
+    /// Confirms everything up to an event.
     async fn confirm(&self, id: String, durable: Option<&Subscription>, member: Option<&Member>) {
         let store = &self.pipeline.store;
         match store.seq_of(id).await {
             Ok(Some(seq)) if seq <= store.committed() => match (member, durable) {
                 (Some(member), _) => member.confirm(seq).await,
                 (None, Some(durable)) => durable.confirm(seq),
-                // Nothing is kept for a subscription without a name.
+                // A subscription without a name has no confirmed position.
                 (None, None) => {}
             },
             Ok(Some(_)) => self.refuse("An event that is yet to come cannot be confirmed"),
             Ok(None) => self.refuse("'id' is not an event id"),
             Err(error) => {
-                // The event is sent again one day.
+                // The event stays unconfirmed, and is sent again later.
                 tracing::error!(%error, "find a confirmed event");
             }
         }
     }
 
-    /// Writes events, replies and keep-alives until the socket ends, and says how.
-    async fn write(&self, write: &mut WriteHalf<'_>, served: Served, place: &SubscriberPlace) -> io::Result<Ending> {
-        let patience = self.pipeline.config.write_timeout;
-        let silence = self.pipeline.config.keepalive_interval;
+    /// Writes events, replies and keep-alives until the socket ends, and returns how.
+    async fn write(&self, write: &mut WriteHalf<'_>, served: Served, slot: &SubscriberSlot) -> io::Result<Ending> {
+        let interval = self.pipeline.config.keepalive_interval;
         let mut replies = Vec::new();
         let mut changing = VecDeque::<Filters>::new();
-        let Served { mut source, durable, taken_over } = served;
-        let mut taken_over = std::pin::pin!(async {
-            match taken_over {
-                Some(taken_over) => taken_over.await.unwrap_or(Ending::TakenOver),
-                None => std::future::pending().await,
-            }
-        });
-        let mut keepalive = std::pin::pin!(sleep_until(Instant::now() + silence));
+        let Served { mut source, durable, taken_over, ended } = served;
+        let mut taken_over = std::pin::pin!(or_never(taken_over, Ending::TakenOver));
+        let mut ended = std::pin::pin!(or_never(ended, Ending::Failed));
+        let mut interval_over = std::pin::pin!(sleep_until(Instant::now() + interval));
         loop {
             tokio::select! {
                 biased;
                 ending = &mut taken_over => return Ok(ending),
+                ending = &mut ended => return Ok(ending),
                 taken = self.replies.take(&mut replies) => {
                     if taken == Taken::Overflowed {
                         return Err(io::ErrorKind::QuotaExceeded.into());
                     }
                     for reply in replies.drain(..) {
                         match reply {
-                            Reply::Frame(frame) => write_all(write, &frame, patience).await?,
+                            Reply::Frame(frame) => write.write_all(&frame).await?,
                             Reply::Filters(filters, last) => {
                                 if let Source::Stream(stream) = &mut source {
                                     stream.change_filter(filters.filter.clone(), last);
@@ -367,15 +367,15 @@ impl Socket<'_> {
                     }
                 }
                 said = source.next() => match said {
-                    Ok(Said::Events(mut frames)) => write_slices(write, &mut frames, patience).await?,
-                    Ok(Said::Note(note)) => write_all(write, &text(&note.json()), patience).await?,
+                    Ok(Said::Events(mut frames)) => write.write_slices(&mut frames).await?,
+                    Ok(Said::Note(note)) => write.write_all(&text(&note.json())).await?,
                     Ok(Said::FilterChanged) => {
                         let filters = changing.pop_front().expect("one change is announced for each asked for");
-                        write_all(write, &text(&subscription::filters_updated(&filters)), patience).await?;
+                        write.write_all(&text(&subscription::filters_updated(&filters))).await?;
                         self.changing_bytes.fetch_sub(filters.bytes(), Ordering::Relaxed);
                         self.changed.notify_one();
                         let name = durable.as_ref().map(|durable| durable.name().to_owned());
-                        place.tell(Subscriber { filter: filters.filter.clone(), name });
+                        slot.update(Subscriber { filter: filters.filter.clone(), name });
                         if let Some(durable) = &durable {
                             durable.change_filters(&filters);
                         }
@@ -386,29 +386,29 @@ impl Socket<'_> {
                         return Ok(Ending::Failed);
                     }
                 },
-                // Only who is sent nothing is pinged. Whether the others are there shows in what they take; a
+                // Only a peer to which nothing is sent gets pings. Whether another one is there shows in what it takes, and a
                 // ping would wait behind that.
-                () = &mut keepalive => {
+                () = &mut interval_over => {
                     let mut frames = text(subscription::KEEPALIVE);
-                    match self.pulse.feel() {
-                        Beat::Something => {}
-                        Beat::Nothing => frame::unmasked(&mut frames, OpCode::Ping, b""),
-                        Beat::Gone => return Ok(Ending::Silent),
+                    match self.keepalive.interval_over() {
+                        Due::Nothing => {}
+                        Due::Ping => frame::unmasked(&mut frames, OpCode::Ping, b""),
+                        Due::End => return Ok(Ending::Silent),
                     }
-                    write_all(write, &frames, patience).await?;
+                    write.write_all(&frames).await?;
                 }
             }
-            keepalive.as_mut().reset(Instant::now() + silence);
+            interval_over.as_mut().reset(Instant::now() + interval);
         }
     }
 
-    /// Says that what the subscriber asked for is not done. Nothing else changes.
+    /// Answers a message with an error. Nothing else changes.
     fn refuse(&self, why: &str) {
         self.reply(Reply::Frame(text(&error(why, None))));
     }
 
     fn reply(&self, reply: Reply) {
-        // Small as they are, it is mostly their places in the queue that cost.
+        // Replies are small, so most of their cost is the item in the queue.
         let bytes = match &reply {
             Reply::Frame(frame) => size_of::<Reply>() + frame.len(),
             // The memory of filters is bounded by `CHANGING_BYTES_MAX`.
@@ -423,9 +423,15 @@ impl Socket<'_> {
 
 /// Why there is no subscription.
 enum Declined {
-    /// For the client in words, and how its connection ends.
+    /// A sentence for the client, and how its connection ends.
     Refused(String, Ending),
     Ended(Ending),
+}
+
+impl From<Refusal> for Declined {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.to_string(), Ending::NotUnderstood)
+    }
 }
 
 impl From<Denied> for Declined {
@@ -434,19 +440,21 @@ impl From<Denied> for Declined {
     }
 }
 
-/// What a subscriber is served.
+/// What a subscriber is served with.
 struct Served {
     source: Source,
     durable: Option<Arc<Subscription>>,
-    /// Resolves when somebody else is served it.
+    /// Resolves when another connection takes the durable subscription over.
     taken_over: Option<oneshot::Receiver<Ending>>,
+    /// Resolves when the connection is ended from outside.
+    ended: Option<oneshot::Receiver<Ending>>,
 }
 
-/// Where its events come from.
+/// Where the events of a subscriber come from.
 enum Source {
-    /// Its own way through the record.
+    /// A stream of its own.
     Stream(Box<Stream>),
-    /// What the others of its group do not get.
+    /// Its part of the stream of its group.
     Member(Arc<Member>),
 }
 
@@ -460,6 +468,14 @@ impl Source {
                 Err(ending) => Said::Ended(ending),
             }),
         }
+    }
+}
+
+/// Waits for an ending, without end where there is nothing to wait for.
+async fn or_never(ending: Option<oneshot::Receiver<Ending>>, if_dropped: Ending) -> Ending {
+    match ending {
+        Some(ending) => ending.await.unwrap_or(if_dropped),
+        None => std::future::pending().await,
     }
 }
 

@@ -1,0 +1,123 @@
+//! How often one client may send requests (`RATE_LIMIT_…`).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use governor::clock::Clock;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use super::network::network;
+use crate::config::{Config, Rate};
+use crate::wire::Refusal;
+
+/// What a request does; each class has a rate of its own. The handshake of a WebSocket counts as one request, together
+/// with a subscriber's first message. After that each message of a publisher and each `update_filters` of a subscriber
+/// counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Publish,
+    Query,
+    Admin,
+}
+
+/// Counts the requests of each client.
+pub struct Rates {
+    publish: Option<Limiter>,
+    query: Option<Limiter>,
+    admin: Option<Limiter>,
+}
+
+impl Rates {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            publish: config.rate_limit_publish.map(Limiter::new),
+            query: config.rate_limit_query.map(Limiter::new),
+            admin: config.rate_limit_admin.map(Limiter::new),
+        }
+    }
+
+    /// Counts a request of this client. To be called before the key is looked at: then wrong keys count like right ones,
+    /// and cannot be tried faster. Costs nothing where no rate is configured.
+    ///
+    /// # Errors
+    /// `RateLimited`, with the time to wait.
+    #[inline]
+    pub fn check(&self, class: Class, ip: IpAddr) -> Result<(), Refusal> {
+        let limiter = match class {
+            Class::Publish => &self.publish,
+            Class::Query => &self.query,
+            Class::Admin => &self.admin,
+        };
+        limiter.as_ref().map_or(Ok(()), |limiter| limiter.check(network(ip)))
+    }
+}
+
+impl fmt::Debug for Rates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rates").finish_non_exhaustive()
+    }
+}
+
+struct Limiter {
+    rate: DefaultKeyedRateLimiter<IpAddr>,
+    checks: AtomicUsize,
+}
+
+/// After this many requests the clients are forgotten whose rate is whole again. So a limiter has at most this many
+/// clients more than send requests in one period of its rate.
+const CHECKS_PER_SWEEP: usize = 4096;
+
+impl Limiter {
+    /// A client may send all requests of a period at once. Then it gets them back one by one, evenly.
+    fn new(Rate { count, per }: Rate) -> Self {
+        let one_per = (per / count.get()).max(Duration::from_nanos(1));
+        let quota = Quota::with_period(one_per).expect("a period above zero").allow_burst(count);
+        Self { rate: RateLimiter::keyed(quota), checks: AtomicUsize::new(0) }
+    }
+
+    fn check(&self, client: IpAddr) -> Result<(), Refusal> {
+        if self.checks.fetch_add(1, Ordering::Relaxed) % CHECKS_PER_SWEEP == CHECKS_PER_SWEEP - 1 {
+            self.rate.retain_recent();
+            self.rate.shrink_to_fit();
+        }
+        self.rate.check_key(&client).map_err(|until| {
+            let wait = until.wait_time_from(self.rate.clock().now());
+            // `Retry-After` is in whole seconds, rounded up: a client that waits as long must not come too early.
+            Refusal::RateLimited(Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)))
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_rate_is_used_up_for_one_client_and_one_class() {
+        let rate = Rate { count: 3.try_into().unwrap(), per: Duration::from_secs(3600) };
+        let rates = Rates::new(&Config { rate_limit_query: Some(rate), ..Config::default() });
+        let check = |class, ip: &str| rates.check(class, ip.parse().unwrap());
+        for _ in 0..3 {
+            assert_eq!(check(Class::Query, "192.0.2.1"), Ok(()));
+        }
+        let Err(Refusal::RateLimited(wait)) = check(Class::Query, "::ffff:192.0.2.1") else { panic!("not limited") };
+        assert!(wait > Duration::from_secs(1000) && wait <= Duration::from_secs(1200), "{wait:?}");
+        assert_eq!(wait.subsec_nanos(), 0);
+        assert_eq!(check(Class::Query, "192.0.2.2"), Ok(()));
+        assert_eq!(check(Class::Publish, "192.0.2.1"), Ok(()));
+    }
+
+    #[test]
+    fn a_client_that_has_been_quiet_is_forgotten() {
+        let limiter = Limiter::new(Rate { count: 1_000_000.try_into().unwrap(), per: Duration::from_secs(1) });
+        for n in 0..3 * CHECKS_PER_SWEEP {
+            assert_eq!(limiter.check(Ipv6Addr::from_bits((n as u128) << 64).into()), Ok(()));
+        }
+        assert!(limiter.rate.len() <= CHECKS_PER_SWEEP, "{} are kept", limiter.rate.len());
+    }
+}

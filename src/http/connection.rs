@@ -1,0 +1,216 @@
+//! What the requests of one connection share, and how each of them is checked and answered.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, Version};
+use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
+
+use super::half_close::HalfClose;
+use super::handshake::{self, Handshake};
+use super::large_page::{Deadlines, within_memory};
+use super::parameters::Parameters;
+use super::request::Request;
+use super::response::{self, Body, Readers};
+use super::route::{self, Endpoint, Guard, Target};
+use super::{event_stream, events, publish, status, subscriptions};
+use crate::auth::{Access, Caller, Principal};
+use crate::event::Parser;
+use crate::pipeline::{Pipeline, Producer};
+use crate::record::Failure;
+use crate::wire::Refusal;
+
+/// What hyper may keep of one connection: the head of a request must fit, and bodies come in pieces of it. An idle
+/// connection keeps less; ten thousand connections of the worst kind cost 640 MiB.
+pub(super) const BUFFER_BYTES_MAX: usize = 64 << 10;
+
+pub(super) struct Connection {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) peer: SocketAddr,
+    parser: Mutex<Parser>,
+    /// Holds the store open for the requests to come, until the server shuts down.
+    producer: Mutex<Option<Producer>>,
+    /// The whole head of a request has come.
+    has_request: AtomicBool,
+    /// The handshake that was accepted, until hyper has let go of the connection.
+    handshake: Mutex<Option<Handshake>>,
+    pub(super) half_close: HalfClose,
+    pub(super) deadlines: Deadlines,
+}
+
+impl Connection {
+    pub(super) fn new(pipeline: Arc<Pipeline>, peer: SocketAddr, producer: Producer) -> Self {
+        Self {
+            parser: Mutex::new(pipeline.parser()),
+            pipeline,
+            peer,
+            producer: Mutex::new(Some(producer)),
+            has_request: AtomicBool::new(false),
+            handshake: Mutex::new(None),
+            half_close: HalfClose::default(),
+            deadlines: Deadlines::default(),
+        }
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(&self, request: hyper::Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        self.has_request.store(true, Relaxed);
+        let (parts, body) = request.into_parts();
+        let readers = self.readers(&parts.headers);
+        let answered = match self.check(parts, body).await {
+            Ok(whole) => within_memory(whole, None, &self.pipeline, &self.deadlines).await,
+            refused => refused,
+        };
+        let mut response = answered.unwrap_or_else(|refusal| response::refused(&refusal));
+        response::add_common(response.headers_mut(), readers);
+        Ok(response)
+    }
+
+    /// Whether the whole head of a request has come.
+    pub(super) fn has_request(&self) -> bool {
+        self.has_request.load(Relaxed)
+    }
+
+    /// The server shuts down: from now on only requests in hand that publish hold the store open. An export does not, so a
+    /// client that takes it slowly delays nothing.
+    pub(super) fn release_store(&self) {
+        self.producer.lock().take();
+    }
+
+    /// What follows after the connection has been HTTP: the handshake, and what holds the store open.
+    pub(super) fn into_handshake(self) -> Option<(Handshake, Option<Producer>)> {
+        Some((self.handshake.into_inner()?, self.producer.into_inner()))
+    }
+
+    /// The web pages that may read the answer.
+    fn readers(&self, headers: &HeaderMap) -> Readers {
+        let origins = &self.pipeline.access.origins;
+        match headers.get(header::ORIGIN) {
+            _ if origins.allow_any() => Readers::All,
+            Some(origin) if origins.allow(Some(origin)) => Readers::Origin(origin.clone()),
+            _ => Readers::None,
+        }
+    }
+
+    /// Checks a request in this order: valid HTTP, rate, key, `Origin`, path, method. Its endpoint checks the rest. The rate
+    /// comes before the key, so that guessing keys is limited too.
+    async fn check(&self, parts: Parts, body: Incoming) -> response::Result {
+        let Access { key, origins, rates, .. } = &self.pipeline.access;
+        let origin_allowed = || origins.allow(parts.headers.get(header::ORIGIN));
+        check_host(&parts)?;
+        if is_preflight(&parts) {
+            return match origin_allowed() {
+                true => Ok(response::preflight(&parts.headers, &route::all_methods())),
+                false => Err(Refusal::ForbiddenOrigin),
+            };
+        }
+        // hyper leaves out the body of an answer to HEAD.
+        let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
+        let target = Target::of(parts.uri.path(), method);
+        let ip = self.peer.ip();
+        let principal = match target.guard() {
+            Guard::Open => Principal::Anonymous,
+            Guard::Key(class) => {
+                rates.check(class, ip)?;
+                key.authorize(&parts.headers, None)?
+            }
+            Guard::KeyInUrl(class) => {
+                rates.check(class, ip)?;
+                key.authorize(&parts.headers, Parameters::of(&parts.uri).get("api_key"))?
+            }
+        };
+        // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
+        if changes_something(method) && !origin_allowed() {
+            return Err(Refusal::ForbiddenOrigin);
+        }
+        let Some((route, variable)) = target.route else {
+            return no_route(&target, method);
+        };
+        let request = Request {
+            pipeline: &self.pipeline,
+            parts: &parts,
+            route,
+            variable: percent_decode_str(variable).decode_utf8_lossy().into_owned(),
+            caller: Caller { ip, principal },
+            half_close: &self.half_close,
+            deadlines: &self.deadlines,
+        };
+        self.dispatch(&request, body).await
+    }
+
+    async fn dispatch(&self, request: &Request<'_>, body: Incoming) -> response::Result {
+        let pipeline = &self.pipeline;
+        match request.route.endpoint {
+            Endpoint::ListEvents => events::list(request).await,
+            Endpoint::PublishEvents => {
+                let _open = self.producer.lock().clone().ok_or(Failure::Unavailable)?;
+                publish::publish(request, &self.parser, body).await
+            }
+            Endpoint::DeleteEvents => events::delete(request).await,
+            Endpoint::EventStream => event_stream::open(request).await,
+            Endpoint::Event => events::one(request).await,
+            Endpoint::ListSubscriptions => subscriptions::list(request).await,
+            Endpoint::Explain => subscriptions::explain(request).await,
+            Endpoint::DeleteSubscription => subscriptions::delete(request).await,
+            Endpoint::Stats => status::stats(pipeline).await,
+            Endpoint::EventTypes => status::event_types(pipeline),
+            Endpoint::Health => status::health(),
+            Endpoint::Readiness => status::readiness(pipeline).await,
+            Endpoint::PublishSocket | Endpoint::SubscribeSocket => {
+                let (response, handshake) = handshake::accept(request)?;
+                *self.handshake.lock() = Some(handshake);
+                Ok(response)
+            }
+        }
+    }
+}
+
+/// The 503 for a client that connects when the server is full, as bytes: nothing of its request is read.
+pub fn no_slots_left(access: &Access) -> Vec<u8> {
+    let readers = if access.origins.allow_any() { Readers::All } else { Readers::None };
+    response::refused_unread(&Refusal::TooManyConnections, readers)
+}
+
+/// What a request gets whose path does not exist or has no such method.
+fn no_route(target: &Target<'_>, method: &Method) -> response::Result {
+    let allow = target.allow().ok_or(Refusal::NotFound("Not Found"))?;
+    if *method != Method::OPTIONS {
+        return Err(Refusal::MethodNotAllowed(allow));
+    }
+    let mut response = response::no_content();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::try_from(allow).expect("methods are ASCII"));
+    Ok(response)
+}
+
+/// All methods but those that HTTP calls safe (RFC 9110, 9.2.1).
+fn changes_something(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// A request names its host, once (RFC 9112, 3.2). HTTP/2 has a field of its own for it, and a `Host` has to agree with it
+/// (RFC 9113, 8.3.1).
+fn check_host(parts: &Parts) -> Result<(), Refusal> {
+    let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let named = match (hosts.next(), authority) {
+        (Some(host), Some(authority)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        (None, None) => parts.version == Version::HTTP_10,
+        _ => true,
+    };
+    match named && hosts.next().is_none() {
+        true => Ok(()),
+        false => Err(Refusal::BadRequest("A request has one Host header".to_owned())),
+    }
+}
+
+/// With a preflight a browser asks whether a page may send a request. It never shows the key with it.
+fn is_preflight(parts: &Parts) -> bool {
+    let has = |name| parts.headers.contains_key(name);
+    parts.method == Method::OPTIONS && has(header::ORIGIN) && has(header::ACCESS_CONTROL_REQUEST_METHOD)
+}

@@ -1,0 +1,92 @@
+//! Media types: those that a client accepts, and what an event looks like in each.
+
+use hyper::header::{self, HeaderMap, HeaderValue};
+
+use super::response::JSON;
+use crate::wire::cloud_event;
+
+/// A media type or a media range without its parameters.
+pub(super) fn essence(value: &[u8]) -> &[u8] {
+    value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii()
+}
+
+/// Whether a client names this media type in `Accept`. A range such as `*/*` does not name it: it leaves the choice to the
+/// server.
+pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    let ranges = headers.get_all(header::ACCEPT).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let mut named = ranges.filter(|range| essence(range).eq_ignore_ascii_case(media_type.as_bytes()));
+    named.any(|range| !has_weight_0(range))
+}
+
+/// Whether the weight of a media range says "not acceptable" (RFC 9110, 12.4.2).
+fn has_weight_0(range: &[u8]) -> bool {
+    let mut parameters = range.split(|b| *b == b';').skip(1).map(<[u8]>::trim_ascii);
+    parameters.any(|parameter| {
+        let weight = parameter.split_at_checked(2).filter(|(name, _)| name.eq_ignore_ascii_case(b"q="));
+        weight.is_some_and(|(_, weight)| weight.starts_with(b"0") && weight.iter().all(|b| matches!(b, b'0' | b'.')))
+    })
+}
+
+/// What events look like in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Own,
+    CloudEvent,
+}
+
+impl Shape {
+    pub(super) fn accepted(headers: &HeaderMap) -> Self {
+        let cloud_events = [cloud_event::MEDIA_TYPE, cloud_event::BATCH_MEDIA_TYPE];
+        let is_cloud_event = cloud_events.into_iter().any(|media_type| accepts(headers, media_type));
+        if is_cloud_event { Self::CloudEvent } else { Self::Own }
+    }
+
+    /// The media type of one event, or of a list.
+    pub(super) fn media_type(self, is_list: bool) -> HeaderValue {
+        match (self, is_list) {
+            (Self::Own, _) => JSON,
+            (Self::CloudEvent, false) => HeaderValue::from_static(cloud_event::MEDIA_TYPE),
+            (Self::CloudEvent, true) => HeaderValue::from_static(cloud_event::BATCH_MEDIA_TYPE),
+        }
+    }
+
+    /// Appends an event that has the form of a delivered one.
+    pub(super) fn write(self, event: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Self::Own => out.extend_from_slice(event),
+            Self::CloudEvent => cloud_event::of_event(event, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_is_accepted_by_its_name_unless_its_weight_is_0() {
+        let accepted = |accept: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
+            accepts(&headers, "application/x-ndjson")
+        };
+        for named in [
+            "application/x-ndjson",
+            "text/html, Application/X-NDJSON ; q=0.001",
+            "application/x-ndjson;q=1",
+            "application/x-ndjson;q=0, application/x-ndjson",
+            "application/x-ndjson;q=",
+        ] {
+            assert!(accepted(named), "{named}");
+        }
+        for not in [
+            "",
+            "*/*",
+            "application/*",
+            "application/json",
+            "application/x-ndjson;q=0",
+            "application/x-ndjson; charset=utf-8 ; Q=0.000",
+        ] {
+            assert!(!accepted(not), "{not}");
+        }
+    }
+}

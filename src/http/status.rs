@@ -1,0 +1,107 @@
+//! `/stats`, `/readiness`, `/health` and `/event-types`: what the server says of itself.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use super::reading::reading;
+use super::response::{self, PROBLEM};
+use crate::event::Timestamp;
+use crate::pipeline::Pipeline;
+use crate::record::{AckLevel, Failure};
+use crate::store::{Integrity, Progress};
+
+/// How long the probe of a readiness check may take. Load balancers commonly give up on a check after one to five seconds.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the server knows of itself at one time, without reading the record. `/stats` and `/readiness` show the same.
+struct Snapshot {
+    router: Value,
+    integrity: Value,
+}
+
+impl Snapshot {
+    fn of(pipeline: &Pipeline) -> Self {
+        let Pipeline { store, config, .. } = pipeline;
+        let (counts, log) = (store.counts(), store.log());
+        let at = |level: AckLevel| (level.name().to_owned(), counts.at(level).into());
+        let acknowledged: Map<String, Value> = AckLevel::ALL.into_iter().map(at).collect();
+        let router = json!({
+            "active_subscribers": pipeline.subscribers(),
+            "queue_size": store.queue_len(),
+            "max_queue_size": config.max_queue_size,
+            "wal_pages": log.pages_to_move(),
+            "wal_bytes": log.bytes(),
+            "wal_held_since": log.held_since().map(|since| since.to_string()),
+            "acknowledged": acknowledged,
+            "queued_and_lost": counts.queued_and_lost(),
+        });
+        let Integrity { progress, events, damage } = store.integrity();
+        let state = match progress {
+            _ if !damage.is_empty() => "damaged",
+            Progress::Off => "unchecked",
+            Progress::Running => "checking",
+            Progress::Done => "sound",
+        };
+        Self { router, integrity: json!({ "state": state, "checked_events": events, "damage": damage }) }
+    }
+}
+
+/// `GET /stats`.
+pub(super) async fn stats(pipeline: &Pipeline) -> response::Result {
+    let stats = reading(&pipeline.store, |reader| reader.stats(Timestamp::now())).await?;
+    let by_type = stats.by_type.iter().map(
+        |of_type| json!({ "event_type": of_type.event_type, "count": of_type.count, "last_seen": of_type.last_seen }),
+    );
+    let Snapshot { router, integrity } = Snapshot::of(pipeline);
+    let stats = json!({
+        "total_events": stats.total_events,
+        "events_last_hour": stats.events_last_hour,
+        "by_type": by_type.collect::<Vec<_>>(),
+        "epoch": pipeline.store.epoch().to_string(),
+        "integrity": integrity,
+        "router": router,
+    });
+    Ok(response::json(stats.to_string()))
+}
+
+/// `GET /readiness`: whether an event would be accepted now. A refusal is a problem that also has the members of the other
+/// answer.
+pub(super) async fn readiness(pipeline: &Pipeline) -> response::Result {
+    let (ready, database, detail) = match pipeline.shutdown().has_begun() {
+        true => (false, "connected", "The server is shutting down".to_owned()),
+        false => match timeout(PROBE_TIMEOUT, pipeline.store.check()).await {
+            Ok(Ok(())) => (true, "connected", String::new()),
+            Ok(Err(failure @ Failure::QueueFull)) => (false, "connected", failure.to_string()),
+            Ok(Err(failure)) => (false, "unavailable", failure.to_string()),
+            Err(_) => (false, "unavailable", "The database did not answer in time".to_owned()),
+        },
+    };
+    let Snapshot { router, integrity } = Snapshot::of(pipeline);
+    let mut body = json!({ "ready": ready, "database": database, "integrity": integrity, "router": router });
+    if ready {
+        return Ok(response::json(body.to_string()));
+    }
+    body["title"] = "Service Unavailable".into();
+    body["status"] = 503.into();
+    body["detail"] = detail.into();
+    let mut response = response::new(StatusCode::SERVICE_UNAVAILABLE, PROBLEM, body.to_string());
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    Ok(response)
+}
+
+/// `GET /health`: touches nothing, so it answers as long as a network thread runs.
+pub(super) fn health() -> response::Result {
+    const HEALTH: &str =
+        concat!(r#"{"status":"ok","service":"event-pipeline","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
+    Ok(response::json(HEALTH))
+}
+
+/// `GET /event-types`: the types that events may have, with their descriptions.
+pub(super) fn event_types(pipeline: &Pipeline) -> response::Result {
+    let types = pipeline.types.iter().map(|(name, description)| (name.to_owned(), description.into()));
+    Ok(response::json(Value::Object(types.collect()).to_string()))
+}

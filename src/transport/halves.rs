@@ -1,0 +1,95 @@
+//! The two halves of a connection that is read and written at the same time, in one task.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::net::tcp;
+
+use super::patience::Patience;
+
+/// Slices of one vectored write, a quarter of what the system takes (`IOV_MAX`, 1,024): 4 KiB on the stack.
+const SLICES_MAX: usize = 256;
+
+#[derive(Debug)]
+pub struct ReadHalf<'t> {
+    pub(super) tcp: tcp::ReadHalf<'t>,
+}
+
+impl ReadHalf<'_> {
+    /// Reads what has come, up to the space in `buffer`. False when the peer has ended its side or is gone. Cancel-safe.
+    #[inline]
+    pub async fn read(&mut self, buffer: &mut impl BufMut) -> bool {
+        matches!(self.tcp.read_buf(buffer).await, Ok(1..))
+    }
+}
+
+/// Each write fails when the peer takes no byte of it for the write timeout.
+#[derive(Debug)]
+pub struct WriteHalf<'t> {
+    pub(super) tcp: tcp::WriteHalf<'t>,
+    pub(super) patience: &'t mut Patience,
+}
+
+impl WriteHalf<'_> {
+    /// Writes everything.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.write(&[IoSlice::new(bytes)]).await?;
+            bytes = &bytes[written..];
+        }
+        self.flush().await
+    }
+
+    /// Writes all slices, in as few system calls as they fit into.
+    pub async fn write_slices(&mut self, slices: &mut [Bytes]) -> io::Result<()> {
+        let mut rest = slices;
+        loop {
+            let finished = rest.iter().take_while(|slice| slice.is_empty()).count();
+            rest = &mut rest[finished..];
+            match rest {
+                [] => return self.flush().await,
+                [one] => return self.write_all(one).await,
+                _ => {}
+            }
+            let mut views = [IoSlice::new(&[]); SLICES_MAX];
+            for (view, slice) in views.iter_mut().zip(rest.iter()) {
+                *view = IoSlice::new(slice);
+            }
+            let mut written = self.write(&views[..rest.len().min(SLICES_MAX)]).await?;
+            for slice in rest.iter_mut() {
+                let of_this = written.min(slice.len());
+                slice.advance(of_this);
+                written -= of_this;
+                if written == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Writes a part, at least one byte. One slice is a plain write to the system.
+    #[inline]
+    async fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let written = poll_fn(|cx| {
+            let tcp = Pin::new(&mut self.tcp);
+            let written = match slices {
+                [one] => tcp.poll_write(cx, one),
+                many => tcp.poll_write_vectored(cx, many),
+            };
+            self.patience.limit(cx, written)
+        });
+        match written.await? {
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            written => Ok(written),
+        }
+    }
+
+    /// TCP has nothing to flush, and this costs nothing. TLS will have records to send.
+    #[inline]
+    async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| Pin::new(&mut self.tcp).poll_flush(cx)).await
+    }
+}
