@@ -1,17 +1,17 @@
-//! WebSocket clients that break the protocol, or keep it to the letter and do harm with it.
+//! WebSocket clients that break the protocol, or that do harm within its rules.
 //!
-//! | class of illegal input | closed with |
+//! | illegal input | closed with |
 //! |---|---|
-//! | reserved bits, which only an extension could mean | 1002 |
+//! | reserved bits, which only an extension may set | 1002 |
 //! | reserved opcodes | 1002 |
 //! | frames without a mask | 1002 |
 //! | control frames in fragments | 1002 |
 //! | control frames of more than 125 bytes | 1002 |
-//! | a continuation of nothing | 1002 |
+//! | a continuation without a message | 1002 |
 //! | a message inside a message | 1002 |
 //! | lengths not in their shortest form, or with the top bit set | 1002 |
 //! | text that is not UTF-8: whole, across fragments, or before its last fragment | 1007 |
-//! | close codes that nobody may send | 1002 |
+//! | close codes that no endpoint may send | 1002 |
 //! | half a close code | 1002 |
 //! | a close reason that is not UTF-8 | 1007 |
 //! | messages of more than 16 MiB, announced or added up | 1009 |
@@ -26,7 +26,7 @@ use crate::support::*;
 
 const LAST: u8 = 0x80;
 
-/// The table above: each class with the code it is closed with, and what belongs to it.
+/// The table above: each kind of input, its close code, and examples.
 fn classes() -> [(&'static str, u16, Vec<Vec<u8>>); 14] {
     let event = tick("illegal", 0);
     let event = event.as_bytes();
@@ -92,7 +92,7 @@ fn classes() -> [(&'static str, u16, Vec<Vec<u8>>); 14] {
                 text(&crab[..3]),
                 [begin(&crab[..2]), end(&crab[3..])].concat(),
                 [begin(&crab[..3]), end(b"")].concat(),
-                // The message has not ended, and never will.
+                // The message never ends.
                 [begin(b"fine so far"), go_on(b"\xff")].concat(),
                 [begin(&unpaired[..1]), go_on(&unpaired[1..])].concat(),
             ],
@@ -130,7 +130,7 @@ fn classes() -> [(&'static str, u16, Vec<Vec<u8>>); 14] {
 }
 
 #[test]
-fn each_class_of_illegal_input_is_closed_with_its_code() {
+fn each_kind_of_illegal_frame_is_closed_with_its_code() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     for (class, code, examples) in classes() {
@@ -154,13 +154,13 @@ fn each_class_of_illegal_input_is_closed_with_its_code() {
 }
 
 #[test]
-fn floods_of_pings_end_who_does_not_read_the_answers() {
+fn a_flood_of_pings_ends_a_socket_that_reads_no_pongs() {
     let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "2")]);
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
     let at_first = sockets(&server);
     let memory = Memory::of(&server);
-    // The smallest and the largest: each costs its place in a queue.
+    // The smallest and the largest ping: each costs an item in a queue.
     for payload in [&b""[..], &[7; 125]] {
         let flood = frame(LAST | PING, payload).repeat(10_000);
         let mut flooders =
@@ -185,7 +185,7 @@ fn fragments_without_end_cost_no_memory() {
     let event = tick("fragments", 0);
     let [first, second] = [&event.as_bytes()[..10], &event.as_bytes()[10..]];
 
-    // A million empty ones, and pings between them, are legal and harmless.
+    // A million empty fragments, and pings between them, are legal and do no harm.
     let mut publisher = server.publisher();
     publisher.send_raw(frame(TEXT, first));
     let empty = frame(CONTINUATION, b"").repeat(10_000);
@@ -198,7 +198,7 @@ fn fragments_without_end_cost_no_memory() {
     assert_eq!(publisher.json()["status"], "ok");
     bystanders.are_served();
 
-    // So is one of many small ones, up to the most that a message may have.
+    // So is a message of many small fragments, up to the largest size of a message.
     let filler = frame(CONTINUATION, b" ").repeat(10_000);
     publisher.send_raw(frame(TEXT, event.as_bytes()));
     for _ in 0..100 {
@@ -206,10 +206,10 @@ fn fragments_without_end_cost_no_memory() {
     }
     publisher.send_raw(frame(LAST | CONTINUATION, b""));
     assert_eq!(publisher.json()["status"], "ok");
-    // What is read of a text takes several times its length, on a thread for that.
+    // Parsing a text takes several times its length, on a thread of its own.
     memory.has_grown_less_than(32 * MIB);
 
-    // Without an end they are not kept beyond that, and at 16 MiB it is over.
+    // Fragments without end are not stored beyond that, and at 16 MiB the socket is closed.
     let memory = Memory::of(&server);
     for mut socket in [server.publisher(), server.subscriber(&json!({"session_id": "flood"}))] {
         socket.send_raw(frame(TEXT, b""));
@@ -224,12 +224,12 @@ fn fragments_without_end_cost_no_memory() {
 }
 
 #[test]
-fn what_is_only_announced_costs_nothing() {
+fn an_announced_length_alone_costs_no_memory() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
     let memory = Memory::of(&server);
-    // A message as long as it may be, of which a few bytes come.
+    // The longest allowed message, of which a few bytes come.
     let beginning = [&[LAST | TEXT, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 2, 3, 4][..], &[0; 100]].concat();
     let announcers: Vec<_> = (0..1000)
         .map(|n| {
@@ -247,7 +247,7 @@ fn what_is_only_announced_costs_nothing() {
 }
 
 #[test]
-fn compression_is_not_agreed_on() {
+fn websocket_compression_is_not_negotiated() {
     let server = Server::start();
     let offers = [
         "permessage-deflate",
@@ -256,9 +256,9 @@ fn compression_is_not_agreed_on() {
     ];
     for offer in offers {
         for path in ["/ws/publish", "/ws/subscribe"] {
-            // The handshake here fails by itself when an extension is answered.
+            // The test's handshake fails when the server accepts an extension.
             let mut socket = Socket::handshake(server.addr, path, &[("Sec-WebSocket-Extensions", offer)]).ok().unwrap();
-            // A text compressed to a few bytes of 16 MiB could be behind this bit.
+            // This bit could stand for a text of 16 MiB compressed to a few bytes.
             socket.send_raw(frame(LAST | 0x40 | TEXT, &[0xaa, 0x56, 0x4a, 0x2d]));
             assert_eq!(socket.close_code(), 1002, "{offer} {path}");
         }

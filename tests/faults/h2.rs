@@ -1,5 +1,4 @@
-//! HTTP/2 as a weapon: frames that cost their sender nothing. (Floods of resets and windows that let nothing through
-//! are with the tests of the contract.)
+//! HTTP/2 attacks: frames that cost their sender nothing. (Floods of resets and windows of 0 bytes are in `tests/it/h2.rs`.)
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
@@ -15,8 +14,8 @@ const PRIORITY: u8 = 2;
 /// Not that of a WebSocket.
 const MORE_HEADERS: u8 = 9;
 
-/// Sends the same bytes again and again and reads nothing, until the server has closed or does not read any more, but
-/// at most so often.
+/// Sends the same bytes again and again and reads nothing, until the server has closed the connection or does not read any
+/// more, but at most `at_most` times.
 fn flood(wire: &Wire, bytes: &[u8], at_most: usize) {
     let mut stream = wire.stream();
     stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -31,7 +30,7 @@ fn flood(wire: &Wire, bytes: &[u8], at_most: usize) {
 }
 
 #[test]
-fn floods_cost_no_memory() {
+fn http2_floods_cost_no_memory() {
     let server =
         Server::with(&[("WRITE_TIMEOUT_SECONDS", "3"), ("HEADER_TIMEOUT_SECONDS", "3"), ("BODY_TIMEOUT_SECONDS", "3")]);
     let mut bystanders = Bystanders::join(&server);
@@ -40,7 +39,7 @@ fn floods_cost_no_memory() {
     let memory = Memory::of(&server);
     let get = head("GET", "/health", &[("host", "x")]);
     let post = frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x"), JSON_SMALL]));
-    // What comes once, and what comes without end.
+    // The bytes that come once, and those that are repeated.
     let floods: [(&str, Vec<u8>, Vec<u8>); 10] = [
         ("continuations that are empty", frame(HEADERS, 0, 1, &get), frame(MORE_HEADERS, 0, 1, b"")),
         ("continuations", frame(HEADERS, 0, 1, &get), frame(MORE_HEADERS, 0, 1, &field("x-more", "and more"))),
@@ -67,19 +66,19 @@ fn floods_cost_no_memory() {
 
 const JSON_SMALL: (&str, &str) = ("content-type", "application/json");
 
-/// A header that is not to be remembered (RFC 7541, 6.2.2).
+/// A header that is not added to the dynamic table (RFC 7541, 6.2.2).
 fn field(name: &str, value: &str) -> Vec<u8> {
     [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
 }
 
 #[test]
-fn headers_that_unfold_are_refused() {
+fn http2_headers_that_decompress_beyond_their_limit_are_refused() {
     let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "3")]);
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
     let memory = Memory::of(&server);
-    // A header of 4 KB that is remembered (6.2.1), then as often as fits into a frame a byte that means it (6.1): 16 KB
-    // that would be 64 MB.
+    // A header of 4 KB that is added to the dynamic table (6.2.1), then a frame full of bytes that each stand for it (6.1):
+    // 16 KB that would become 64 MB.
     let length = 4_000;
     let large =
         [&[0x40, 1, b'a', 0x7f, (length - 127) as u8 & 0x7f | 0x80, ((length - 127) >> 7) as u8], &[b'v'; 4_000][..]]

@@ -1,5 +1,5 @@
-//! Peers that vanish without a word, as when a cable is pulled, and peers that hang. The server must find them by itself
-//! and let go of what they cost, and must not take somebody for gone who only has nothing to say.
+//! Peers that vanish without closing, as when a cable is pulled, and peers that hang. The server must find them by itself and
+//! release their resources, and must not take a peer for gone that is only silent.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,18 +14,18 @@ use serde_json::{Value, json};
 use super::hostile::sockets;
 use crate::support::*;
 
-/// A network of its own that can be cut off from ours at once.
+/// A network namespace that can be cut off from ours at once.
 struct Elsewhere {
-    /// Of the network, and of the near end of the cable to it.
+    /// Of the namespace, and of the near end of the link to it.
     name: String,
-    /// Our address on that cable.
+    /// Our address on that link.
     near: IpAddr,
 }
 
 impl Elsewhere {
-    /// Nothing, and a loud line, where networks cannot be made.
+    /// `None`, and a line on stderr, where namespaces cannot be made.
     fn lay(test: &str) -> Option<Elsewhere> {
-        // Several runs of the tests get along: a network of four addresses out of those that are for such purposes.
+        // Each run has four addresses of its own from the range for benchmarks (RFC 2544), so several runs do not collide.
         let (pid, [near, far]) = (process::id(), [1, 2].map(|host| 0xc612_0000 + process::id() % 0x4000 * 4 + host));
         let [near, far] = [near, far].map(|bits| IpAddr::V4(bits.into()));
         let cable = Elsewhere { name: format!("away{pid}"), near };
@@ -51,7 +51,7 @@ impl Elsewhere {
         Some(cable)
     }
 
-    /// Does something there: what it connects belongs there.
+    /// Runs `body` in the namespace: its sockets belong there.
     fn within<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/var/run/netns/{}", self.name)).unwrap();
         let there = move || {
@@ -61,7 +61,7 @@ impl Elsewhere {
         thread::scope(|scope| scope.spawn(there).join().unwrap())
     }
 
-    /// From now on nothing arrives at either end, and nobody is told.
+    /// From now on nothing arrives at either end, and neither end is told.
     fn cut(&self) {
         ip(&format!("-n {} link set far down", self.name)).unwrap();
     }
@@ -69,13 +69,13 @@ impl Elsewhere {
 
 impl Drop for Elsewhere {
     fn drop(&mut self) {
-        // The far end goes with the near one, and the namespace with its last socket.
+        // The far end is deleted with the near one, and the namespace with its last socket.
         let _ = ip(&format!("link del {}", self.name));
         let _ = ip(&format!("netns del {}", self.name));
     }
 }
 
-/// Runs `ip`; an error is what it says, and empty when there is no such program.
+/// Runs `ip`. The error is its output, empty when there is no such program.
 fn ip(arguments: &str) -> Result<(), String> {
     let ran = Command::new("ip").args(arguments.split(' ')).output().map_err(|_| String::new())?;
     match ran.status.success() {
@@ -84,11 +84,11 @@ fn ip(arguments: &str) -> Result<(), String> {
     }
 }
 
-/// Two who connect and then have nothing to say but that they are there: their pings are answered.
+/// A publisher and a subscriber that only answer pings.
 struct Quiet {
     publishing: TcpStream,
     answered: JoinHandle<Value>,
-    /// Ends with an event, and then tells how often it was kept alive before.
+    /// Ends with an event. Returns the number of keep-alives before it.
     subscribed: JoinHandle<usize>,
 }
 
@@ -100,7 +100,7 @@ impl Quiet {
         Quiet { publishing, answered: thread::spawn(move || publisher.json()), subscribed: thread::spawn(keepalives) }
     }
 
-    /// They are still there and served.
+    /// Checks that both are still served.
     fn speak(self) -> usize {
         send_all(&self.publishing, &[tick("quiet", 0)]);
         let answer = self.answered.join().unwrap();
@@ -110,7 +110,7 @@ impl Quiet {
 }
 
 #[test]
-fn who_hangs_is_told_goodbye_and_who_answers_pings_stays() {
+fn a_hanging_peer_gets_a_close_frame_and_a_peer_that_answers_pings_stays() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "0.5"), ("PING_TIMEOUT_SECONDS", "5")]);
     let quiet = Quiet::join(&server);
     let (mut mute_subscriber, mute_publisher) = (server.subscriber(&json!({})), server.publisher());
@@ -130,10 +130,10 @@ fn who_hangs_is_told_goodbye_and_who_answers_pings_stays() {
 }
 
 #[test]
-fn who_vanishes_is_found() {
-    let Some(elsewhere) = Elsewhere::lay("half_open::who_vanishes_is_found") else { return };
+fn a_vanished_peer_is_found() {
+    let Some(elsewhere) = Elsewhere::lay("half_open::a_vanished_peer_is_found") else { return };
     let near = elsewhere.near.to_string();
-    // Two servers, so that it is seen what finds whom: pings, or bytes that nobody takes.
+    // Two servers, to tell apart what finds a peer: unanswered pings, or bytes that it does not take.
     let by_pings = Server::with(&[
         ("HOST", near.as_str()),
         ("KEEPALIVE_SECONDS", "0.5"),
@@ -179,7 +179,7 @@ fn who_vanishes_is_found() {
 
     for (server, at_first) in servers.into_iter().zip(at_first) {
         await_true("those who vanished to be found", || {
-            // Something that those who followed the second one do not take.
+            // An event that the subscribers of the second server do not take.
             if server.addr == by_bytes.addr {
                 server.publish(&tick("s", 0));
             }

@@ -1,5 +1,5 @@
-//! Clients that take their time on purpose: they say a byte now and then, or take nothing of what they asked for. Each
-//! is given up when its time is over, however busy it looks, and costs little until then.
+//! Clients that are slow on purpose: they send single bytes, or take nothing of their answers. Each is closed when its time
+//! is over, however busy it looks, and costs little until then.
 
 use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use super::hostile::{Bystanders, MIB, Memory, sockets};
 use crate::support::*;
 
 #[test]
-fn who_sends_byte_by_byte_is_cut_off() {
+fn a_client_that_sends_byte_by_byte_is_cut_off() {
     let server = Server::with(&[
         ("HEADER_TIMEOUT_SECONDS", "1"),
         ("BODY_TIMEOUT_SECONDS", "1"),
@@ -22,12 +22,12 @@ fn who_sends_byte_by_byte_is_cut_off() {
     let mut bystanders = Bystanders::join(&server);
     let at_first = sockets(&server);
     let memory = Memory::of(&server);
-    // How each begins, and what it then repeats byte by byte.
+    // How each client begins, and what it then repeats byte by byte.
     let post = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
     let kinds: [(Vec<u8>, &[u8]); 7] = [
         (b"".to_vec(), b"GET /health HTTP/1.1\r\nHost: x\r\nX: "),
         (b"GET /health HTTP/1.1\r\nHost: x\r\n".to_vec(), b"X-Slow: 1\r\n"),
-        // A connection that was served once is no better than a new one.
+        // A connection that was served once has no more time than a new one.
         ([request("GET", "/health", &[], b""), b"GET /".to_vec()].concat(), b"a"),
         (format!("{post}Content-Length: 60000\r\n\r\n").into_bytes(), b" "),
         (format!("{post}Transfer-Encoding: chunked\r\n\r\n").into_bytes(), b"1\r\n \r\n"),
@@ -75,7 +75,7 @@ fn websocket_request() -> Vec<u8> {
 }
 
 #[test]
-fn who_takes_nothing_is_given_up() {
+fn a_client_that_takes_nothing_is_closed() {
     let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "2"), ("MAX_SUBSCRIBER_BYTES", "65536")]);
     let filler = "x".repeat(1000);
     let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
@@ -102,7 +102,7 @@ fn who_takes_nothing_is_given_up() {
         })
         .collect();
     let subscribers: Vec<_> = (0..8).map(|_| server.subscriber(&json!({"after": id_of(0)}))).collect();
-    // Its answers are what this one does not take.
+    // This client does not take its answers.
     let message = frame(0x80 | TEXT, b"no event, and an answer that says so in words").repeat(1000);
     let publishers: Vec<_> = (0..8).map(|_| server.publisher()).collect();
     in_parallel(publishers.len(), |n| {
@@ -122,7 +122,7 @@ fn who_takes_nothing_is_given_up() {
     await_true("those who take nothing to be given up", || sockets(&server) == at_first);
     bystanders.are_served();
 
-    // What the system had taken for them can still be read, and then it is over.
+    // The bytes in the kernel's buffers can still be read, and then the connection is closed.
     let mut rest = Vec::new();
     let _ = stuck[1].stream().read_to_end(&mut rest);
     assert!(!rest.is_empty() && !rest.ends_with(b"\r\n0\r\n\r\n"), "an export broken off does not look complete");
@@ -130,8 +130,8 @@ fn who_takes_nothing_is_given_up() {
 }
 
 #[test]
-fn who_lets_a_large_body_wait_does_not_keep_the_memory_that_others_need() {
-    // Room for two of these bodies, and without a pace they could take longer than this test.
+fn a_stalled_large_body_gives_its_memory_back() {
+    // There is memory for two of these bodies. Without a least pace they could take longer than this test.
     let server = Server::with(&[("MAX_BODIES_BYTES", "16 MiB"), ("BODY_TIMEOUT_SECONDS", "600")]);
     let mut bystanders = Bystanders::join(&server);
     let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n";
@@ -159,7 +159,7 @@ fn who_lets_a_large_body_wait_does_not_keep_the_memory_that_others_need() {
 }
 
 #[test]
-fn large_pages_that_nobody_takes_share_a_bounded_memory() {
+fn untaken_large_pages_share_a_bounded_memory() {
     let server = Server::with(&[("MAX_PAGES_BYTES", "16 MiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
     let filler = "x".repeat(60_000);
     let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
@@ -182,7 +182,7 @@ fn large_pages_that_nobody_takes_share_a_bounded_memory() {
             wire
         })
         .collect();
-    // Each request gets the head of an answer: a page or a refusal.
+    // Each request gets the head of an answer, either a page or a refusal.
     for wire in &mut wires {
         let mut answers = 0;
         while answers < 100 {
@@ -201,7 +201,7 @@ fn large_pages_that_nobody_takes_share_a_bounded_memory() {
 }
 
 #[test]
-fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client_takes() {
+fn an_untaken_large_page_gives_its_memory_back_whatever_else_its_client_takes() {
     let server = Server::with(&[("MAX_PAGES_BYTES", "4 MiB"), ("WRITE_TIMEOUT_SECONDS", "4")]);
     let filler = "x".repeat(60_000);
     let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
@@ -217,7 +217,7 @@ fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client
     server.get("/events?limit=1000").refusal(503);
     let (wire, stream) = (RefCell::new(wire), Cell::new(3));
     await_true("memory for others", || {
-        // The client takes an answer now and then, so that its connection is none that stalls.
+        // The client takes an answer from time to time, so its connection does not count as stuck.
         let mut wire = wire.borrow_mut();
         wire.send(ask(stream.get(), "/health"));
         wire.send(h2::frame(h2::WINDOW_UPDATE, 0, stream.get(), &1_000_u32.to_be_bytes()));
@@ -233,7 +233,7 @@ fn a_large_page_that_is_not_taken_gives_its_memory_back_whatever_else_its_client
 fn untaken(server: &Server, request: &[Vec<u8>]) -> Wire {
     let mut wire = h2::connect(server);
     wire.send(h2::frame(h2::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
-    // By then it has made room for more than 64 KiB of a request.
+    // By then the server has read more than 64 KiB of the request.
     h2::await_pong(&mut wire).expect("a pong");
     wire.send(request.concat());
     while h2::read_frame(&mut wire).expect("a frame").0 != h2::HEADERS {}
@@ -241,7 +241,7 @@ fn untaken(server: &Server, request: &[Vec<u8>]) -> Wire {
 }
 
 #[test]
-fn every_large_answer_that_nobody_takes_counts_in_the_memory_for_pages() {
+fn every_untaken_large_answer_counts_in_the_memory_for_pages() {
     let server = Server::with(&[("MAX_PAGES_BYTES", "128 KiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
     let filler = "x".repeat(65_500);
     server.publish(&json!({"event_type": "timer_tick", "source": "past", "payload": {"f": filler}}).to_string());
@@ -259,7 +259,7 @@ fn every_large_answer_that_nobody_takes_counts_in_the_memory_for_pages() {
 }
 
 #[test]
-fn a_large_answer_to_a_publisher_has_its_memory_before_anything_is_stored() {
+fn a_large_answer_to_a_publisher_takes_its_memory_before_anything_is_stored() {
     const DATA: u8 = 0;
     let server = Server::with(&[("MAX_PAGES_BYTES", "128 KiB"), ("WRITE_TIMEOUT_SECONDS", "600")]);
     let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", "all")];
@@ -279,7 +279,7 @@ fn a_large_answer_to_a_publisher_has_its_memory_before_anything_is_stored() {
     await_true("memory for others", || ask() == 200);
 }
 
-/// Whether nothing has come from the server yet.
+/// Whether the server has sent nothing yet.
 fn is_unanswered(wire: &Wire) -> bool {
     let stream = wire.stream();
     stream.set_nonblocking(true).unwrap();
@@ -295,7 +295,7 @@ fn many_events(server: &Server) {
     }
 }
 
-/// Searches that find nothing, sent one after the other and not answered yet.
+/// Sends searches that find nothing, one after the other, without waiting for answers.
 fn searches(server: &Server, path: &str, count: usize) -> Vec<Wire> {
     let filter = encode(r#"{"payload":{"n":"nothing"}}"#);
     let ask = |_| {
@@ -307,7 +307,7 @@ fn searches(server: &Server, path: &str, count: usize) -> Vec<Wire> {
 }
 
 #[test]
-fn long_searches_take_turns_with_short_readings() {
+fn long_searches_do_not_block_short_reads() {
     let server = Server::with(&[("NETWORK_THREADS", "1")]);
     many_events(&server);
     let mut searching = searches(&server, "/events?", 12);
@@ -317,7 +317,7 @@ fn long_searches_take_turns_with_short_readings() {
     for wire in &mut searching {
         assert_eq!(wire.response().expect("an answer").text(), "[]");
     }
-    // One searches for its start at a time; in all threads that read, most would have ended before the short read.
+    // Only one searches for its start at a time. If all threads that read did, most would have ended before the short read.
     let searching = searches(&server, "/events/stream?last=1&", 24);
     assert_eq!(server.get("/events?limit=1").json().as_array().unwrap().len(), 1);
     let unanswered = searching.iter().filter(|wire| is_unanswered(wire)).count();
@@ -325,7 +325,7 @@ fn long_searches_take_turns_with_short_readings() {
 }
 
 #[test]
-fn a_search_of_an_event_stream_ends_with_the_server() {
+fn a_search_for_the_start_of_an_event_stream_ends_with_the_server() {
     let mut server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
     many_events(&server);
     let mut searching = searches(&server, "/events/stream?last=1&", 24);
@@ -351,7 +351,7 @@ fn large_bodies_do_not_wait_for_long_searches() {
 }
 
 #[test]
-fn a_search_over_a_websocket_ends_with_its_client_and_with_the_server() {
+fn a_search_for_the_start_of_a_websocket_ends_with_its_client_and_with_the_server() {
     let mut server = Server::with(&[("NETWORK_THREADS", "1"), ("READ_TIMEOUT_SECONDS", "600")]);
     many_events(&server);
     let first = json!({"last": 1, "payload": {"n": "nothing"}}).to_string();
@@ -377,7 +377,7 @@ fn a_search_over_a_websocket_ends_with_its_client_and_with_the_server() {
 }
 
 #[test]
-fn a_search_that_takes_too_long_is_refused_in_words() {
+fn a_search_that_takes_too_long_is_refused_with_a_reason() {
     let server = Server::with(&[("READ_TIMEOUT_SECONDS", "0.01")]);
     many_events(&server);
     for wire in &mut searches(&server, "/events/stream?last=100000&", 8) {
@@ -388,7 +388,7 @@ fn a_search_that_takes_too_long_is_refused_in_words() {
     subscriber.send(&json!({"last": 100_000, "payload": {"n": "nothing"}}).to_string());
     let (words, code) = subscriber.last_words();
     assert!(code == 1008 && words.len() == 1 && words[0].contains("takes too long"), "{code}: {words:?}");
-    // Pages and exports do a bit at a time, and go on for as long as they need.
+    // Pages and exports read in steps, and go on for as long as they need.
     assert_eq!(searches(&server, "/events?", 1)[0].response().expect("an answer").text(), "[]");
     let filter = encode(r#"{"payload":{"n":"nothing"}}"#);
     assert_eq!(server.stored_lines(&format!("filter={filter}")), [""; 0]);

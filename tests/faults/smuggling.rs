@@ -1,5 +1,5 @@
-//! Requests that mean one thing to a proxy and another to us, or that are made to be too much: whatever follows a
-//! request whose end is in doubt must never be taken for a request.
+//! Requests that a proxy could read differently than the server, and requests made to be too large. Bytes behind a request
+//! with an ambiguous end must never be taken for a request.
 
 use std::io::Write;
 use std::time::Instant;
@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::hostile::{Bystanders, MIB, Memory, sockets};
 use crate::support::*;
 
-/// What every attack tries to get in: nothing of the record would be left.
+/// The request that every attack tries to smuggle: it would delete all events.
 const SMUGGLED: &str = "DELETE /events HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Everything that is answered on one connection, which then must end by itself.
+/// The statuses of all answers on one connection, which then must end by itself.
 fn answers(server: &Server, bytes: impl AsRef<[u8]>) -> Vec<u16> {
     let mut wire = Wire::connect(server.addr);
     wire.send(bytes);
@@ -19,7 +19,7 @@ fn answers(server: &Server, bytes: impl AsRef<[u8]>) -> Vec<u16> {
     statuses
 }
 
-/// A request that publishes, with these headers besides and whatever bytes for a body.
+/// A request that publishes, with these additional headers and these bytes as its body.
 fn post(headers: &str, body: &str) -> String {
     format!("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}\r\n{body}")
 }
@@ -30,7 +30,7 @@ fn chunked(text: &str) -> String {
 }
 
 #[test]
-fn a_request_whose_end_is_in_doubt_is_refused_and_the_last_one() {
+fn a_request_with_an_ambiguous_end_is_refused_and_ends_its_connection() {
     let server = Server::with(&[("BODY_TIMEOUT_SECONDS", "3"), ("HEADER_TIMEOUT_SECONDS", "3")]);
     let mut bystanders = Bystanders::join(&server);
     let event = tick("smuggler", 0);
@@ -90,7 +90,7 @@ fn a_request_whose_end_is_in_doubt_is_refused_and_the_last_one() {
 }
 
 #[test]
-fn a_refused_request_takes_its_body_with_it() {
+fn the_body_of_a_refused_request_is_not_read_as_a_request() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     let length = SMUGGLED.len();
@@ -115,7 +115,7 @@ fn a_refused_request_takes_its_body_with_it() {
             wire.send(format!("{line}\r\nHost: x\r\n{headers}{framed}"));
             wire.send(request("GET", "/event-types", &[("Connection", "close")], b""));
             let statuses: Vec<_> = std::iter::from_fn(|| wire.response()).map(|response| response.status).collect();
-            // Either the connection has ended with it, or the body is over and the next request is what we sent.
+            // Either the connection has ended, or the body was read and the next request is the one that was sent.
             assert!(statuses == [status] || statuses == [status, 200], "{line} {framed:?}: {statuses:?}");
         }
     }
@@ -124,18 +124,18 @@ fn a_refused_request_takes_its_body_with_it() {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_read_in_one() {
+fn odd_but_legal_requests_are_read_in_one_way() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
     let event = tick("ambiguous", 0);
     let length = event.len();
-    // Both lengths: the coding alone counts, and the connection ends with it (RFC 9112, 6.3). A proxy that
-    // believed the other one has nobody left to talk to.
+    // Both lengths: only the transfer coding counts, and the connection ends after it (RFC 9112, 6.3). So a proxy that
+    // used the other length can send nothing behind it.
     for (headers, body) in [
         (format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"), chunked(&event)),
         ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n".to_owned(), chunked(&event)),
-        // Extensions and trailers mean nothing, and names have no case.
+        // Extensions and trailers are ignored, and names have no case.
         (
             "TRANSFER-ENCODING: Chunked\r\nConnection: close\r\n".to_owned(),
             format!("{length:X};a=\"b\"\r\n{event}\r\n00\r\nX: y\r\nContent-Length: 9\r\n\r\n"),
@@ -146,12 +146,12 @@ fn what_can_be_read_in_two_ways_is_read_in_one() {
     // The same length twice is one length (RFC 9110, 8.6).
     let twice = post(&format!("Content-Length: {length}\r\nContent-Length: {length}\r\nConnection: close\r\n"), &event);
     assert!(matches!(answers(&server, twice)[..], [201 | 400]));
-    // Lines may end with a line feed alone (RFC 9112, 2.2), in the head only. Nothing else ends one, so there
-    // is no place where a second request could hide.
+    // Lines may end with a line feed alone (RFC 9112, 2.2), in the head only. Nothing else ends one, so a
+    // second request cannot be hidden.
     let bare =
         format!("POST /events HTTP/1.1\nHost: x\nConnection: close\nContent-Length: {length}\n\n{event}{SMUGGLED}");
     assert_eq!(answers(&server, bare), [201]);
-    // Which host was meant does not matter to who has only one.
+    // The server has one host, so it does not matter which one is named.
     let absolute = "GET http://elsewhere.example/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     assert_eq!(answers(&server, absolute), [200]);
     let stored = server.stored("");
@@ -160,7 +160,7 @@ fn what_can_be_read_in_two_ways_is_read_in_one() {
 }
 
 #[test]
-fn compressed_bodies_are_refused_unopened() {
+fn compressed_bodies_are_refused_without_unpacking() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     let event = tick("compressed", 0);
@@ -202,7 +202,7 @@ fn heads_too_large_are_refused() {
         assert!(matches!(statuses[..], [400 | 414 | 431]), "{what}: {statuses:?}");
         bystanders.are_served();
     }
-    // What is long and no more than that is an ordinary question.
+    // A long request within the limits is served.
     let mut wire = Wire::connect(server.addr);
     for (target, status) in [("/events?limit=1&session=", 200), ("/nowhere/", 404), ("/events/", 404)] {
         wire.send(get(&format!("{target}{}", "a".repeat(8_000)), &many(80)));
@@ -211,7 +211,7 @@ fn heads_too_large_are_refused() {
 }
 
 #[test]
-fn heads_without_end_cost_their_bound() {
+fn a_request_head_without_end_costs_bounded_memory() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
@@ -231,7 +231,7 @@ fn heads_without_end_cost_their_bound() {
         let mut stream = wire.stream();
         let mut sent = stream.write_all(first.as_bytes());
         let again = again.repeat(10_000 / again.len());
-        // Some of it is read and thrown away for a second, so that the answer arrives; then it is over.
+        // For 1 s the rest is read and dropped, so that the answer arrives; then the connection is closed.
         let begun = Instant::now();
         while sent.is_ok() {
             assert!(begun.elapsed() < DEADLINE, "a head without end is taken for ever");
@@ -246,7 +246,7 @@ fn heads_without_end_cost_their_bound() {
 }
 
 #[test]
-fn paths_that_climb_lead_nowhere() {
+fn paths_with_dot_segments_lead_nowhere() {
     let server = Server::start();
     let paths = [
         "/../../../../etc/passwd",

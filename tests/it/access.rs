@@ -1,5 +1,6 @@
-//! Who may do what, from where, how often; and the headers that every answer carries.
+//! Keys, origins, rates and slots, and the headers that every answer carries.
 
+use event_pipeline::http::{Guard, ROUTES, Route};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -22,7 +23,7 @@ fn without_a_key_everything_but_the_open_paths_is_401() {
         ("DELETE", "/events"),
         ("GET", "/events/evt_000000000001"),
         ("GET", "/stats"),
-        // 401 comes before validation, whatever is wrong besides.
+        // 401 comes before validation, whatever else is wrong.
         ("GET", "/events?limit=0"),
         ("GET", "/events?since=nonsense"),
         ("DELETE", "/events?before="),
@@ -57,8 +58,32 @@ fn without_a_key_everything_but_the_open_paths_is_401() {
     assert_eq!(stats["total_events"], 0, "nothing was let in");
 }
 
+/// What the route table says of each route is what the server does, and the contract lists each route.
 #[test]
-fn the_key_opens_http_in_either_header() {
+fn every_route_has_the_guard_and_the_methods_of_the_route_table() {
+    let server = guarded();
+    let contract = std::fs::read_to_string("docs/CONTRACT.md").unwrap();
+    for Route { method, template, guard, .. } in &ROUTES {
+        let listed = match template.starts_with("/ws/") {
+            true => format!("## {}. `WS {template}`", if template.ends_with("publish") { 3 } else { 4 }),
+            false => format!("| `{method} {template}"),
+        };
+        assert!(contract.contains(&listed), "the contract has no {listed}");
+        let path = template.replace("{id}", "evt_000000000001").replace("{name}", "desk");
+        // With a bad time no stream is opened and nothing is deleted.
+        let in_url = format!("{path}?until=x&before=x&api_key={}", encode(KEY));
+        let status = |path: &str| server.call(method.as_str(), path, &[], b"").status;
+        assert_eq!(status(&path) != 401, *guard == Guard::Open, "{method} {path}");
+        assert_eq!(status(&in_url) != 401, !matches!(guard, Guard::Key(_)), "{method} {in_url}");
+        let refused = server.call("PUT", &path, &[WITH_KEY], b"");
+        refused.refusal(405);
+        let allow = refused.header("allow").expect("a header of every 405");
+        assert!(allow.split(", ").any(|allowed| allowed == method.as_str()), "{method} {path}: Allow: {allow}");
+    }
+}
+
+#[test]
+fn the_key_is_accepted_in_either_header() {
     let server = guarded();
     let bearer = format!("Bearer {KEY}");
     for header in [WITH_KEY, ("Authorization", bearer.as_str())] {
@@ -96,7 +121,7 @@ fn a_websocket_without_the_key_is_refused_at_the_handshake() {
 #[test]
 fn an_empty_key_lets_nobody_in() {
     let mut server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "")]);
-    // Worth a warning to the operator.
+    // The operator gets a warning.
     server.allow_noise();
     for headers in [
         &[][..],
@@ -116,7 +141,7 @@ fn an_empty_key_lets_nobody_in() {
 }
 
 #[test]
-fn nothing_is_guarded_by_default() {
+fn no_key_is_required_by_default() {
     let server = Server::with(&[("API_KEY", KEY)]);
     server.publish(&tick("s", 0));
     assert_eq!(server.call("GET", "/events", &[("X-API-Key", "wrong")], b"").status, 200);
@@ -185,7 +210,7 @@ fn by_default_every_origin_is_allowed() {
 }
 
 #[test]
-fn one_list_of_origins_rules_cors_and_websockets() {
+fn one_list_of_origins_applies_to_cors_and_websockets() {
     for list in [
         "https://a.example,https://b.example:8443",
         " https://a.example , https://b.example:8443 ",
@@ -223,7 +248,7 @@ fn one_list_of_origins_rules_cors_and_websockets() {
                 refusal.unwrap_or_else(|| panic!("{origin} was let in")).refusal(403);
             }
         }
-        // What is no browser sends no origin.
+        // A client that is no browser sends no origin.
         Socket::open(server.addr, "/ws/subscribe");
     }
 }
@@ -264,7 +289,7 @@ fn too_many_sockets_from_one_address_are_closed_with_4002() {
     for path in ["/ws/publish", "/ws/subscribe"] {
         assert_eq!(Socket::open(server.addr, path).last_words().1, 4002, "{path}");
     }
-    // A forwarded address is anybody's word and frees nobody from the limit.
+    // A client can claim any forwarded address, so the limit ignores it.
     let mut pretender =
         Socket::handshake(server.addr, "/ws/publish", &[("X-Forwarded-For", "203.0.113.7")]).ok().expect("a handshake");
     assert_eq!(pretender.last_words().1, 4002);
@@ -280,7 +305,7 @@ fn too_many_sockets_from_one_address_are_closed_with_4002() {
 }
 
 #[test]
-fn rates_are_limited_by_kind() {
+fn each_class_of_requests_has_its_own_rate() {
     let server = Server::with(&[
         ("RATE_LIMIT_PUBLISH", "3/minute"),
         ("RATE_LIMIT_QUERY", "2/minute"),
@@ -347,7 +372,7 @@ fn handshakes_and_new_filters_count_in_the_rates() {
 }
 
 #[test]
-fn messages_that_are_refused_count_in_the_rates() {
+fn refused_messages_count_in_the_rates() {
     let server = Server::with(&[
         ("RATE_LIMIT_PUBLISH", "5/hour"),
         ("RATE_LIMIT_QUERY", "4/hour"),

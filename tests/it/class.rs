@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// What the delivered event must look like, given what was published and the place it got.
+/// The delivered event, for a published one and the sequence number that it got.
 fn rendered(published: &str, sequence: u64, timestamp: &str) -> String {
     let fields: Value = serde_json::from_str(published).unwrap();
     format!(
@@ -21,7 +21,7 @@ fn rendered(published: &str, sequence: u64, timestamp: &str) -> String {
     )
 }
 
-/// The places in the recording, by the value of a field; events without the field are left out.
+/// The sequence numbers of the recording's events, by the value of a field. Events without the field are left out.
 fn by_field(class: &[String], field: &str) -> BTreeMap<String, Vec<u64>> {
     let mut places: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for (event, sequence) in class.iter().zip(1..) {
@@ -34,7 +34,7 @@ fn by_field(class: &[String], field: &str) -> BTreeMap<String, Vec<u64>> {
 }
 
 #[test]
-fn is_acknowledged_stored_and_delivered_exactly_once_in_order() {
+fn a_class_is_acknowledged_stored_and_delivered_exactly_once_in_order() {
     let server = Server::start();
     let class = classroom();
     let mut subscriber = server.subscriber(&json!({}));
@@ -57,13 +57,13 @@ fn is_acknowledged_stored_and_delivered_exactly_once_in_order() {
     }
     assert_eq!(server.stored_lines(""), delivered, "what is stored is what was delivered");
 
-    // Nothing more was on its way to the subscriber.
+    // The subscriber gets nothing more.
     subscriber.send(r#"{"type":"ping"}"#);
     assert_eq!(subscriber.json(), json!({"type": "pong"}));
 }
 
 #[test]
-fn is_found_by_type_session_user_and_source() {
+fn a_class_is_found_by_type_session_user_and_source() {
     let server = Server::start();
     let class = classroom();
     acknowledged(&server.publisher().pipeline(&class));
@@ -100,7 +100,7 @@ fn is_found_by_type_session_user_and_source() {
 }
 
 #[test]
-fn reaches_every_filter_live_as_it_is_found_by_query() {
+fn filters_select_the_same_events_live_and_in_queries() {
     let server = Server::start();
     let class = classroom();
     let filters =
@@ -126,7 +126,7 @@ fn reaches_every_filter_live_as_it_is_found_by_query() {
 }
 
 #[test]
-fn goes_in_as_one_body() {
+fn a_class_is_stored_from_one_body() {
     let server = Server::start();
     let class = classroom();
     let ids = server.publish_lines(&class);

@@ -1,4 +1,4 @@
-//! CloudEvents 1.0 over HTTP: in as one, as many and as headers, out as one and as many.
+//! CloudEvents 1.0 over HTTP: published as one, as a batch and as headers, read as one and as a batch.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ const MANY: (&str, &str) = ("Content-Type", "application/cloudevents-batch+json"
 const ACCEPT_ONE: (&str, &str) = ("Accept", "application/cloudevents+json");
 const ACCEPT_MANY: (&str, &str) = ("Accept", "application/cloudevents-batch+json");
 
-/// What no reader of JSON may touch.
+/// A payload that must come back byte for byte.
 const PAYLOAD: &str = r#"{"n":1e400,"f":0.10,"b":18446744073709551617,"a":"\u0062\/\ud83d\ude00","b":-0,"é":{"x":[]}}"#;
 
-/// The headers of a CloudEvent in binary mode, but for those that `more` replaces. An empty value leaves one out.
+/// The headers of a CloudEvent in binary mode. `more` replaces some of them; an empty value leaves one out.
 fn binary<'h>(more: &[(&'h str, &'h str)]) -> Vec<(&'h str, &'h str)> {
     let minimal =
         [("ce-specversion", "1.0"), ("ce-id", "b"), ("ce-source", "quiz.web"), ("ce-type", "timer_tick"), JSON];
@@ -25,12 +25,12 @@ fn structured(id: &str, more: &str) -> String {
     format!(r#"{{"specversion":"1.0","id":"{id}","source":"quiz.web","type":"timer_tick"{more}}}"#)
 }
 
-/// Publishes what must be accepted, and returns the stored event, its payload as the text that it is.
+/// Publishes a CloudEvent that must be accepted. Returns the stored event, with its payload as text.
 fn accepted(server: &Server, headers: &[(&str, &str)], body: &str) -> Value {
     let response = server.call("POST", "/events", headers, body.as_bytes());
     assert_eq!(response.status, 201, "{headers:?} {body}: {}", response.text());
     let text = response.text();
-    // A reader of JSON may not know its numbers.
+    // A JSON parser may not be able to represent its numbers.
     let payload = raw_field(&text, "payload");
     let shown = text.replace(&format!(r#","payload":{payload},"#), &format!(r#","payload":{},"#, json!(payload)));
     let event: Value = serde_json::from_str(&shown).unwrap();
@@ -80,7 +80,7 @@ fn one_cloud_event_becomes_an_event() {
 }
 
 #[test]
-fn a_batch_is_stored_whole_or_not_at_all() {
+fn a_batch_of_cloud_events_is_stored_whole_or_not_at_all() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     let batch = |more: [&str; 3]| {
@@ -114,7 +114,7 @@ fn a_batch_is_stored_whole_or_not_at_all() {
 }
 
 #[test]
-fn headers_and_a_body_become_an_event() {
+fn a_binary_cloud_event_becomes_an_event() {
     let server = Server::start();
     let headers = [
         ("ce-id", "a4"),
@@ -188,7 +188,7 @@ fn events_are_read_as_cloud_events() {
         server.call("GET", &format!("/events/{}", id_of(9)), &[accept], b"").refusal(404);
         server.call("GET", "/events?limit=0", &[accept], b"").refusal(422);
     }
-    // Filters, cursors and pages are the same.
+    // Filters, cursors and pages are the same as for events.
     let page = server.call("GET", &format!("/events?limit=1&after_id={}", id_of(1)), &[ACCEPT_MANY], b"");
     assert_eq!(page.text(), format!("[{}]", expected[1]));
     let next = page.next_page().expect("more remain");
@@ -203,7 +203,7 @@ fn events_are_read_as_cloud_events() {
 }
 
 #[test]
-fn what_one_server_says_another_understands() {
+fn cloud_events_of_one_server_can_be_published_to_another() {
     let (server, other) = (Server::start(), Server::start());
     let events = classroom();
     server.publish_lines(&events[..900]);
@@ -215,7 +215,7 @@ fn what_one_server_says_another_understands() {
     assert!(of(&server) == of(&other));
 }
 
-/// Where and as what a request is refused.
+/// Checks the location and the kind of the problem with which a request is refused.
 fn check_refused(server: &Server, headers: &[(&str, &str)], body: &[u8], loc: Value, kind: &str) {
     let detail = server.call("POST", "/events", headers, body).refusal(422);
     let told = (&detail[0]["loc"], &detail[0]["type"]);
@@ -223,7 +223,7 @@ fn check_refused(server: &Server, headers: &[(&str, &str)], body: &[u8], loc: Va
 }
 
 #[test]
-fn what_is_no_cloud_event_is_refused_by_name() {
+fn an_invalid_cloud_event_is_refused_with_the_attribute_at_fault() {
     let server = Server::start();
     let check = |more: &str, name: &str, kind: &str| {
         let body = structured("f", &format!(",{more}"));
@@ -245,7 +245,7 @@ fn what_is_no_cloud_event_is_refused_by_name() {
     check(r#""specversion":"1.0.2""#, "specversion", "enum");
     check(r#""datacontenttype":"text/plain""#, "datacontenttype", "enum");
     check(r#""data_base64":"e30=""#, "data_base64", "extra_forbidden");
-    // What is left is checked as any event is, and named as it is called here.
+    // The rest is checked like any event, and problems have the names of our fields.
     for (more, name) in [
         (r#""type":"unheard_of""#.to_string(), "event_type"),
         (r#""source":"https://example.com/quiz""#.to_string(), "source"),
@@ -273,7 +273,7 @@ fn what_is_no_cloud_event_is_refused_by_name() {
 }
 
 #[test]
-fn every_problem_of_a_batch_is_told_in_order_whosever_rule_it_breaks() {
+fn all_problems_of_a_batch_of_cloud_events_are_listed_in_order() {
     let server = Server::start();
     let told = |headers: &[(&str, &str)], body: &str| -> Vec<(Value, String)> {
         let detail = server.call("POST", "/events", headers, body.as_bytes()).refusal(422);
@@ -288,7 +288,7 @@ fn every_problem_of_a_batch_is_told_in_order_whosever_rule_it_breaks() {
         structured("b", r#","specversion":"0.3""#),
         structured("c", ""),
         "7".to_string(),
-        // Theirs and ours in one, and an attribute that is not there only once.
+        // Problems by the rules of CloudEvents and by ours together. A missing attribute is listed once.
         structured("", r#","type":null,"source":"a b","data":[1]"#),
         structured("d", r#","data":7"#),
     ];
@@ -308,7 +308,7 @@ fn every_problem_of_a_batch_is_told_in_order_whosever_rule_it_breaks() {
     assert_eq!(told(&[ONE], &both), of_one);
     let of_headers = expected(&[(json!(["header", "id"]), "missing"), (json!(["body", "event_type"]), "enum")]);
     assert_eq!(told(&binary(&[("ce-id", ""), ("ce-type", "unheard_of")]), "{}"), of_headers);
-    // Of very many the first.
+    // Of very many problems the first are listed.
     let many = told(&[MANY], &format!("[{}]", [&batch[..2]; 60].concat().join(",")));
     assert_eq!(many.len(), 100);
     assert_eq!(many[99], (json!(["body", 99, "specversion"]), "enum".to_string()));
@@ -316,7 +316,7 @@ fn every_problem_of_a_batch_is_told_in_order_whosever_rule_it_breaks() {
 }
 
 #[test]
-fn headers_that_are_no_cloud_event_are_refused_by_name() {
+fn invalid_cloud_event_headers_are_refused_by_name() {
     let server = Server::start();
     let check = |header: (&str, &str), name: &str, kind: &str| {
         check_refused(&server, &binary(&[header]), b"{}", json!(["header", name]), kind);
@@ -348,7 +348,7 @@ fn headers_that_are_no_cloud_event_are_refused_by_name() {
     wire.send([&bad[..place], b"\xff", &bad[place + 1..]].concat());
     wire.response().expect("an answer").refusal(400);
 
-    // Without a version it is no CloudEvent, whatever other headers there are.
+    // Without `ce-specversion` it is no CloudEvent, whatever its other headers are.
     let plain = server.call("POST", "/events", &binary(&[("ce-specversion", "")]), tick("s", 0).as_bytes());
     assert_eq!(plain.status, 201, "{}", plain.text());
     server.call("POST", "/events", &[("Content-Type", "application/cloudevents+xml")], b"<event/>").refusal(415);

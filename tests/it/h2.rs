@@ -1,6 +1,6 @@
-//! HTTP/2 on the same port: the same answers, many at once on one connection, and no patience for less.
+//! HTTP/2 on the same port: the same answers, many at once on one connection, and the same time limits.
 //!
-//! What a client in its right mind does is done with hyper's client, the rest with frames made by hand.
+//! Ordinary requests are sent with hyper's client, all others as frames made by hand.
 
 use std::thread;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl Client {
         self.call_all([(method, target, headers, body)]).remove(0)
     }
 
-    /// All of them at once; the answers in the same order.
+    /// Sends all requests at once. Returns the answers in the order of the requests.
     fn call_all<'a>(&mut self, all: impl IntoIterator<Item = Asked<'a>>) -> Vec<Response> {
         let mut answers = JoinSet::new();
         let _runtime = self.runtime.enter();
@@ -72,7 +72,7 @@ impl Client {
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// Waits for the server to end the connection, in order.
+    /// Waits until the server has ended the connection in order.
     fn await_end(self) {
         let ended = async { timeout(DEADLINE, self.ended).await.expect("an end in time") };
         self.runtime.block_on(ended).unwrap().expect("an orderly end");
@@ -92,7 +92,7 @@ fn answer(wire: &mut Wire) -> Vec<u8> {
 }
 
 #[test]
-fn answers_are_those_of_http_1() {
+fn http2_answers_equal_those_of_http1() {
     let server = Server::start();
     let mut client = Client::connect(&server);
     let id = text_of(&client.call("POST", "/events", &[JSON], tick("s", 0).as_bytes()).json()["id"]);
@@ -119,7 +119,7 @@ fn answers_are_those_of_http_1() {
         let of_1 = server.call(method, target, headers, body);
         assert_eq!((of_2.status, of_2.text()), (of_1.status, of_1.text()), "{method} {target}");
         for (name, value) in of_1.headers {
-            // These are no business of HTTP/2: a body says itself where it ends.
+            // HTTP/2 has no such headers: its frames show where a body ends.
             if !matches!(name.as_str(), "connection" | "upgrade" | "transfer-encoding" | "content-length" | "date") {
                 assert!(of_2.header(&name).is_some_and(|of_2| value.contains(of_2)), "{method} {target}: {name}");
             }
@@ -130,7 +130,7 @@ fn answers_are_those_of_http_1() {
 }
 
 #[test]
-fn head_is_answered_without_a_body() {
+fn http2_head_is_answered_without_a_body() {
     let server = Server::start();
     let mut client = Client::connect(&server);
     for path in ["/events", "/health", "/event-types", "/nowhere"] {
@@ -143,7 +143,7 @@ fn head_is_answered_without_a_body() {
 }
 
 #[test]
-fn many_requests_share_a_connection() {
+fn many_requests_share_an_http2_connection() {
     let server = Server::start();
     let mut client = Client::connect(&server);
     let events = ticks("s", 100);
@@ -159,7 +159,7 @@ fn many_requests_share_a_connection() {
 }
 
 #[test]
-fn large_bodies_pass_both_ways() {
+fn http2_carries_large_bodies_both_ways() {
     let server = Server::with(&[("MAX_BODY_BYTES", "3000000")]);
     let mut client = Client::connect(&server);
     let lines = ticks("s", 20_000).join("\n");
@@ -171,7 +171,7 @@ fn large_bodies_pass_both_ways() {
         let events: Vec<Value> = export.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(sequences(&events), (1..=80_000).collect::<Vec<_>>());
     }
-    // Only the stream ends with a body that is refused.
+    // A refused body ends its stream, and not the connection.
     for _ in 0..3 {
         client.call("POST", "/events", &[NDJSON], &vec![b' '; 3_000_001]).refusal(413);
     }
@@ -179,7 +179,7 @@ fn large_bodies_pass_both_ways() {
 }
 
 #[test]
-fn first_bytes_may_come_one_by_one() {
+fn the_http2_preface_may_come_byte_by_byte() {
     let server = Server::start();
     let send_slowly = |bytes: &[u8]| {
         let mut wire = Wire::connect(server.addr);
@@ -203,7 +203,7 @@ fn first_bytes_may_come_one_by_one() {
 }
 
 #[test]
-fn silence_ends_a_connection() {
+fn an_idle_http2_connection_is_closed() {
     let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "0.3"), ("BODY_TIMEOUT_SECONDS", "1")]);
     for part in [&b"P"[..], b"PRI", &PREFACE[..23]] {
         let mut wire = Wire::connect(server.addr);
@@ -216,7 +216,7 @@ fn silence_ends_a_connection() {
 
     let mut wire = connect(&server);
     await_pong(&mut wire).unwrap();
-    // A request in hand is no silence; its body has a time of its own.
+    // A connection with a request in hand is not idle; the body has a timeout of its own.
     wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
     answer(&mut wire);
     let kinds: Vec<_> = std::iter::from_fn(|| read_frame(&mut wire)).map(|(kind, ..)| kind).collect();
@@ -224,7 +224,7 @@ fn silence_ends_a_connection() {
 }
 
 #[test]
-fn a_peer_that_is_gone_is_found() {
+fn an_http2_peer_that_vanished_is_found_by_pings() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "0.1"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
     let mut wire = connect(&server);
     wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
@@ -233,11 +233,11 @@ fn a_peer_that_is_gone_is_found() {
 }
 
 #[test]
-fn a_peer_that_takes_nothing_is_closed() {
+fn an_http2_peer_that_takes_nothing_is_closed() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "600"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
     server.publish(&tick("s", 0));
     let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", "/events", &[("host", "x")]));
-    // No byte fits into the one window, and a single one into the other.
+    // The first window takes no byte, the second takes one.
     for window in [0, 1] {
         let mut wire = connect(&server);
         wire.send(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, window]));
@@ -248,7 +248,7 @@ fn a_peer_that_takes_nothing_is_closed() {
 }
 
 #[test]
-fn a_request_names_one_host() {
+fn an_http2_request_names_one_host() {
     let server = Server::start();
     let table: [(&[(&str, &str)], bool); 6] = [
         (&[(":authority", "x:1")], true),
@@ -267,7 +267,7 @@ fn a_request_names_one_host() {
 }
 
 #[test]
-fn floods_of_resets_end_their_connection() {
+fn a_flood_of_resets_ends_its_http2_connection() {
     let server = Server::with(&[("LOG_LEVEL", "debug")]);
     server.publish_lines(&ticks("s", 20_000));
     let path = "/events?limit=1000&source=it";
@@ -275,13 +275,13 @@ fn floods_of_resets_end_their_connection() {
     let take_back = |stream| frame(RESET, 0, stream, &8_u32.to_be_bytes());
     let streams = |round: u32| (0..100).map(move |n| (round * 100 + n) * 2 + 1);
 
-    // Before the server has seen them.
+    // Reset before the server has seen the requests.
     let mut wire = connect(&server);
     wire.send(streams(0).flat_map(|stream| [ask(stream), take_back(stream)].concat()).collect::<Vec<_>>());
     let last = std::iter::from_fn(|| read_frame(&mut wire)).last().expect("a word before the end");
     assert_eq!(last.0, GOAWAY);
 
-    // While it works on them.
+    // Reset while the server works on them.
     let mut wire = connect(&server);
     let rounds = (0..1000).take_while(|round| {
         wire.send(streams(*round).flat_map(ask).collect::<Vec<_>>());
@@ -296,7 +296,7 @@ fn floods_of_resets_end_their_connection() {
 }
 
 #[test]
-fn a_shutdown_ends_it_in_order() {
+fn a_shutdown_ends_http2_connections_in_order() {
     let mut server = Server::start();
     let mut client = Client::connect(&server);
     let idle = Client::connect(&server);

@@ -1,4 +1,4 @@
-//! The HTTP interface: routes, shapes of answers, queries, and what is refused in which words.
+//! The HTTP interface: routes, shapes of answers, queries, and refusals.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn a_url_beyond_64_kib_is_answered_with_414() {
             [format!("/{long}"), format!("/events?session_id={long}"), format!("/events/stream?user_id={long}")]
         {
             assert_eq!(status(&mut Wire::connect(server.addr), get(&target, "")), 414, "{letters}");
-            // Also where others went before.
+            // Also behind other requests of the connection.
             let mut wire = Wire::connect(server.addr);
             assert_eq!(status(&mut wire, get("/health", "")), 200);
             assert_eq!(status(&mut wire, get(&target, "")), 414, "{letters}");
@@ -51,7 +51,7 @@ fn every_route_exists_under_both_prefixes() {
         server.publish(&tick("s", 0));
         for (method, path, status) in routes {
             let body = if method == "POST" { tick("s", 1) } else { String::new() };
-            // A deletion earlier in the loop took the event with it.
+            // A deletion earlier in the loop has deleted the event.
             let status = if path == one && prefix == "/api/v1" { 404 } else { status };
             let response = server.call(method, &format!("{prefix}{path}"), &[JSON], body.as_bytes());
             assert_eq!(response.status, status, "{method} {prefix}{path}: {}", response.text());
@@ -88,7 +88,7 @@ fn a_created_event_is_answered_byte_for_byte() {
 }
 
 #[test]
-fn an_array_is_stored_as_one() {
+fn an_array_is_stored_in_one_transaction() {
     let server = Server::start();
     let body = format!("[{},{} , {}]", tick("a", 0), tick("b", 1), tick("a", 2));
     let response = server.post(&body);
@@ -100,7 +100,7 @@ fn an_array_is_stored_as_one() {
 }
 
 #[test]
-fn ndjson_is_stored_as_one() {
+fn ndjson_lines_are_stored_in_one_transaction() {
     let server = Server::start();
     let bodies = [
         format!("{}\n{}", tick("a", 0), tick("a", 1)),
@@ -137,7 +137,7 @@ fn one_bad_item_refuses_the_whole_batch_by_its_index() {
     }
     assert_eq!(server.get_json("/stats")["total_events"], 0, "nothing of it is stored");
 
-    // Whether an empty batch is a batch is left open by the contract; it must store nothing either way.
+    // The contract does not say whether an empty batch is accepted. It stores nothing in either case.
     for (content_type, body) in [(JSON, "[]"), (NDJSON, "\n")] {
         let response = server.call("POST", "/events", &[content_type], body.as_bytes());
         assert!(matches!(response.status, 201 | 422), "{body:?}: {}", response.status);
@@ -146,7 +146,7 @@ fn one_bad_item_refuses_the_whole_batch_by_its_index() {
 }
 
 #[test]
-fn what_is_not_there_is_404() {
+fn unknown_paths_and_ids_are_404() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     for id in
@@ -169,7 +169,7 @@ fn what_is_not_there_is_404() {
 }
 
 #[test]
-fn a_wrong_method_is_told_the_right_ones() {
+fn a_wrong_method_is_405_with_allow() {
     let server = Server::start();
     let table = [
         ("PUT", "/events", &["GET", "POST", "DELETE"][..]),
@@ -205,7 +205,7 @@ fn a_wrong_content_type_is_415() {
 }
 
 #[test]
-fn what_is_no_event_is_422() {
+fn an_invalid_event_is_422() {
     let server = Server::start();
     let bodies = [
         "",
@@ -282,7 +282,7 @@ fn head_answers_like_get_without_a_body() {
         let head = wire.head_response().expect("an answer");
         assert_eq!(head.status, get.status, "HEAD {path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "HEAD {path}");
-        // The next answer starts where the head ended: no body came.
+        // The next answer starts where the head ended: there was no body.
         wire.send(request("GET", "/health", &[], b""));
         assert_eq!(wire.response().expect("an answer").json()["status"], "ok", "after HEAD {path}");
     }
@@ -326,7 +326,7 @@ fn a_connection_serves_many_requests() {
 }
 
 #[test]
-fn old_and_careful_clients_are_served() {
+fn http_1_0_and_expect_100_continue_are_served() {
     let server = Server::start();
     let mut wire = Wire::connect(server.addr);
     wire.send("GET /health HTTP/1.0\r\n\r\n");
@@ -348,7 +348,7 @@ fn old_and_careful_clients_are_served() {
 }
 
 #[test]
-fn clients_that_vanish_harm_nobody() {
+fn clients_that_vanish_do_not_affect_others() {
     let server = Server::start();
     let event = request("POST", "/events", &[JSON], tick("vanishing", 0).as_bytes());
     let read = request("GET", "/events", &[ACCEPT_NDJSON], b"");
@@ -367,7 +367,7 @@ fn clients_that_vanish_harm_nobody() {
         }
     });
     assert_eq!(server.stored("session_id=staying").len(), 200);
-    // How much of what nobody waited for was stored is open; the record has no gap either way.
+    // It is open how many events were stored whose clients did not wait. The record has no gap in any case.
     let all = sequences(&server.stored(""));
     assert_eq!(all, (1..=all.len() as u64).collect::<Vec<_>>());
 }
@@ -413,7 +413,7 @@ fn ambiguous_requests_are_refused() {
     for (what, head) in heads {
         let mut wire = Wire::connect(server.addr);
         wire.send(format!("POST /events HTTP/1.1\r\nContent-Type: application/json\r\n{head}\r\n{event}"));
-        // After such a request nobody knows where the next one starts, so the connection must end.
+        // After such a request it is unclear where the next one starts, so the connection must end.
         match wire.response() {
             Some(response) => assert!(matches!(response.status, 400 | 411 | 501), "{what}: {}", response.status),
             None => continue,
@@ -426,7 +426,7 @@ fn ambiguous_requests_are_refused() {
 }
 
 #[test]
-fn noise_is_refused() {
+fn bytes_that_are_not_http_are_refused() {
     let server = Server::start();
     let long = "x".repeat(1 << 20);
     let many: String = (0..5000).map(|n| format!("X-{n}: {n}\r\n")).collect();
@@ -470,7 +470,7 @@ fn slow_clients_time_out() {
 }
 
 #[test]
-fn slow_clients_delay_nobody() {
+fn slow_clients_do_not_delay_others() {
     let server = Server::start();
     let _silent: Vec<_> = (0..200)
         .map(|_| {

@@ -22,7 +22,7 @@ fn one_event_is_acknowledged_by_its_id() {
 }
 
 #[test]
-fn what_is_acknowledged_is_at_once_visible_to_every_query() {
+fn an_acknowledged_event_is_visible_to_every_query_at_once() {
     let server = Server::start();
     let mut publisher = server.publisher();
     for n in 0..100 {
@@ -34,7 +34,7 @@ fn what_is_acknowledged_is_at_once_visible_to_every_query() {
 }
 
 #[test]
-fn an_array_is_all_or_nothing() {
+fn an_array_in_a_message_is_stored_whole_or_not_at_all() {
     let server = Server::start();
     let mut publisher = server.publisher();
     let good = tick("s", 0);
@@ -44,13 +44,13 @@ fn an_array_is_all_or_nothing() {
     for (bad, index) in [(r#"{"event_type":"nope","source":"it"}"#, "1"), ("17", "1"), ("null", "1"), ("[]", "1")] {
         assert_error(&publisher.ask(&format!("[{good},{bad},{good}]")), index);
     }
-    // Whether an empty array is a batch is left open; it must be answered and store nothing.
+    // The contract does not say whether an empty array is accepted. It is answered and stores nothing.
     assert!(publisher.ask("[]")["status"].is_string());
     assert_eq!(publisher.ask(&good)["event_id"], id_of(4), "nothing of the bad arrays was stored");
 }
 
 #[test]
-fn large_arrays_are_stored_whole() {
+fn large_arrays_in_messages_are_stored_whole() {
     let server = Server::start();
     let mut publisher = server.publisher();
     let array = format!("[{}]", ticks("s", 5000).join(","));
@@ -60,7 +60,7 @@ fn large_arrays_are_stored_whole() {
 }
 
 #[test]
-fn a_reference_comes_back() {
+fn a_reference_comes_back_with_its_acknowledgement() {
     let server = Server::start();
     let mut publisher = server.publisher();
     let references = [
@@ -86,7 +86,7 @@ fn a_reference_comes_back() {
 }
 
 #[test]
-fn errors_come_in_their_place_and_the_socket_lives() {
+fn errors_come_in_order_and_the_socket_stays_open() {
     let server = Server::start();
     let bad = [
         "not json",
@@ -121,7 +121,7 @@ fn errors_come_in_their_place_and_the_socket_lives() {
 }
 
 #[test]
-fn many_sockets_keep_their_own_order() {
+fn each_of_many_sockets_keeps_its_order() {
     let server = Server::start();
     in_parallel(8, |socket| {
         let answers = server.publisher().pipeline(&ticks(&format!("s{socket}"), 1500));
@@ -148,14 +148,14 @@ fn binary_frames_are_treated_as_text() {
     assert_eq!(publisher.ask(&tick("s", 1))["status"], "ok");
 }
 
-/// A valid event, filled up with whitespace to so many bytes.
+/// A valid event, filled up with whitespace to this many bytes.
 fn padded(bytes: usize) -> String {
     let event = tick("s", 0);
     format!("{event}{}", " ".repeat(bytes - event.len()))
 }
 
 #[test]
-fn a_message_too_large_is_answered_and_the_socket_lives() {
+fn a_message_too_large_is_answered_and_the_socket_stays_open() {
     let too_large = json!({"status": "error", "message": "Message too large"});
     for (settings, limit) in [(&[][..], 1 << 20), (&[("MAX_WS_MESSAGE_BYTES", "2000")], 2000)] {
         let server = Server::with(settings);
@@ -165,7 +165,7 @@ fn a_message_too_large_is_answered_and_the_socket_lives() {
         assert_eq!(publisher.ask(&padded(4 * limit)), too_large);
         assert_eq!(publisher.ask(&tick("s", 1))["event_id"], id_of(2), "the socket lives");
 
-        // In its place among others, also when it comes in fragments.
+        // Its answer comes in order, also when the message comes in fragments.
         let half = padded(limit + 100);
         let (first, second) = half.as_bytes().split_at(limit / 2);
         publisher.send_raw(
@@ -184,11 +184,11 @@ fn a_message_too_large_is_answered_and_the_socket_lives() {
 }
 
 #[test]
-fn long_messages_share_memory_and_one_that_stalls_gives_it_up() {
+fn long_messages_share_memory_and_a_stalled_one_gives_it_back() {
     let server = Server::with(&[("MAX_BODIES_BYTES", "1048576")]);
     let (mut stalled, mut other) = (server.publisher(), server.publisher());
     let message = frame(0x80 | TEXT, padded(160 << 10).as_bytes());
-    // All of the memory, for each byte of a message may take seven.
+    // This takes all of the memory: each byte of a message may take seven.
     let (most, rest) = message.split_at(150 << 10);
     stalled.send_raw(most);
     assert_eq!(server.get("/health").status, 200, "what came before it was read");
@@ -197,7 +197,7 @@ fn long_messages_share_memory_and_one_that_stalls_gives_it_up() {
     other.send_raw(&message);
     assert_eq!(other.json(), refused);
     assert_eq!(other.ask(&tick("s", 0))["status"], "ok", "short ones need none of it");
-    // Each attempt waits for a second.
+    // Each attempt waits for 1 s.
     for attempt in 0.. {
         other.send_raw(&message);
         let answer = other.json();
@@ -214,14 +214,14 @@ fn long_messages_share_memory_and_one_that_stalls_gives_it_up() {
 }
 
 #[test]
-fn a_long_message_whose_answer_is_waited_for_keeps_no_memory_from_others() {
+fn a_long_message_that_waits_for_its_answer_holds_no_memory() {
     let mut server = Server::with(&[("MAX_BODIES_BYTES", "1048576"), ("MAX_IN_FLIGHT", "1")]);
-    // A slow machine may keep the lock for longer than the server waits without a word.
+    // On a slow machine the test may hold the lock for longer than the server waits silently.
     server.allow_noise();
     let (mut waiting, mut other) = (server.publisher(), Socket::open(server.addr, "/ws/publish?ack=queued"));
     let database = Connection::open(server.db_path()).unwrap();
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // Each takes all of the memory.
+    // Each message takes all of the memory.
     waiting.send(&padded(160 << 10));
     server.await_stats("it to be in the queue", |stats| stats["router"]["queue_size"] == 1);
     other.send(&padded(160 << 10));
@@ -241,12 +241,12 @@ fn a_message_beyond_16_mib_closes_the_socket() {
     publisher.send(&padded(bytes + 1));
     assert_eq!(publisher.last_words().1, 1009);
 
-    // Announced is enough: nobody has to send it all.
+    // The announced length is enough: the message need not be sent whole.
     let mut publisher = server.publisher();
     publisher.send_raw([0x81, 0xff, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 2, 3, 4]);
     assert_eq!(publisher.last_words().1, 1009);
 
-    // And fragments are counted together.
+    // Fragments are counted together.
     let mut publisher = server.publisher();
     let fragment = vec![b' '; 1 << 20];
     publisher.send_raw(frame(TEXT, &fragment));
@@ -258,7 +258,7 @@ fn a_message_beyond_16_mib_closes_the_socket() {
 }
 
 #[test]
-fn acknowledgements_can_come_by_the_batch() {
+fn one_acknowledgement_can_cover_a_batch() {
     let server = Server::start();
     let mut publisher = Socket::open(server.addr, "/ws/publish?ack=batch");
     let messages: Vec<_> =
@@ -299,7 +299,7 @@ fn acknowledgements_can_be_left_out() {
 }
 
 #[test]
-fn every_event_can_ask_for_its_own_acknowledgement() {
+fn each_event_can_be_acknowledged_by_itself() {
     let server = Server::start();
     let mut publisher = Socket::open(server.addr, "/api/v1/ws/publish?ack=each");
     assert_eq!(publisher.ask(&tick("s", 0)), json!({"status": "ok", "event_id": id_of(1)}));
@@ -327,7 +327,7 @@ fn fragments_are_put_together() {
     let server = Server::start();
     let mut publisher = server.publisher();
     let event = tick("Žluťoučký 😀", 7);
-    // A cut after every byte: inside characters, with empty fragments, and with a ping in between.
+    // Cut after every byte: inside characters, with empty fragments, and with a ping between them.
     for opcode in [TEXT, BINARY] {
         publisher.send_raw(frame(opcode, b""));
         for byte in event.as_bytes() {
@@ -394,7 +394,7 @@ fn bad_frames_close_the_socket_with_the_right_code() {
         let good = frame(0x80 | TEXT, event.as_bytes());
         publisher.send_raw([good, bytes].concat());
         let (words, code) = publisher.last_words();
-        // An announced length that no message may have is as much too large as it is wrong.
+        // An announced length that no message may have is both too large and malformed.
         let either = what == "length with its top bit set" && code == 1009;
         assert!(code == expected || either, "{what}: closed with {code}, not {expected}");
         assert_eq!(words.len(), 1, "{what}: the good message before it is answered: {words:?}");
@@ -405,7 +405,7 @@ fn bad_frames_close_the_socket_with_the_right_code() {
 
 #[test]
 fn lengths_written_too_long_are_read_or_refused() {
-    // RFC 6455 wants the shortest form and does not say what becomes of another: take it or close with 1002.
+    // RFC 6455 requires the shortest form and does not say what to do with another: read it or close with 1002.
     let server = Server::start();
     let event = tick("s", 0);
     let short = frame(0x81, event.as_bytes());
@@ -422,7 +422,7 @@ fn lengths_written_too_long_are_read_or_refused() {
 }
 
 #[test]
-fn a_close_is_echoed_after_the_answers() {
+fn a_close_frame_is_echoed_after_the_answers() {
     let server = Server::start();
     for (payload, code) in [
         (code_bytes(1000).to_vec(), 1000),
@@ -445,14 +445,14 @@ fn a_close_is_echoed_after_the_answers() {
 fn a_producer_that_reads_no_answers_is_slowed_and_loses_nothing() {
     let server = Server::start();
     let mut deaf = server.publisher();
-    // The answers are long enough to fill what the kernel would keep for a reader that comes late.
+    // The answers are long enough to fill the kernel's buffers.
     let reference = "r".repeat(200);
     let message = |n| json!({"event_type": "timer_tick", "source": "it", "session_id": "deaf", "payload": {"n": n}, "ref": reference});
     let messages: Vec<_> = (0..60_000).map(|n| message(n).to_string()).collect();
     let stream = deaf.stream().try_clone().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| send_all(&stream, &messages));
-        // Others are served meanwhile.
+        // Other sockets are served meanwhile.
         let mut other = server.publisher();
         for n in 0..200 {
             assert_eq!(other.ask(&tick("other", n))["status"], "ok");
@@ -485,14 +485,14 @@ fn a_full_queue_slows_producers_and_loses_nothing() {
     for socket in 0..4 {
         assert_eq!(server.stored(&format!("session_id=s{socket}")).len(), 300);
     }
-    // A batch larger than the queue is taken or refused, and never waits for ever.
+    // A batch larger than the queue is accepted or refused, and does not wait without end.
     let array = format!("[{}]", ticks("array", 3).join(","));
     assert!(matches!(server.post(&array).status, 201 | 413 | 503));
     assert!(server.publisher().ask(&array)["status"].is_string());
 }
 
 #[test]
-fn a_handshake_that_is_none_is_refused() {
+fn an_invalid_handshake_is_refused() {
     let server = Server::start();
     let upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
     let key = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
@@ -513,7 +513,7 @@ fn a_handshake_that_is_none_is_refused() {
 }
 
 #[test]
-fn random_bytes_harm_nobody() {
+fn random_bytes_do_not_affect_other_sockets() {
     let server = Server::start();
     let mut dice = Dice::thrown();
     let mut witness = server.publisher();

@@ -1,4 +1,4 @@
-//! Reading on with `GET` alone: pages forward and back from an id, and waiting for what comes.
+//! Cursors of `GET /events`: pages forward and back from an id, and long polls.
 
 use std::thread;
 
@@ -30,7 +30,7 @@ fn pages_lead_forward_from_an_id() {
     let next = next.expect("more remain");
     assert!(next.contains("session_id=a") && next.contains("limit=3"), "{next}");
     assert!(next.contains(&format!("after_id={}", id_of(15))) && !next.contains(&id_of(10)), "{next}");
-    // A page that ends with the last event has no next one: who wants more asks again from there.
+    // A page that ends with the last event has no `Link`: a client that wants more asks again from there.
     assert_eq!(page(&server, &format!("limit=5&after_id={}", id_of(245))), ((246..=250).collect(), None));
     assert_eq!(page(&server, &format!("after_id={}", id_of(250))), (vec![], None));
     server.publish(&tick("a", 0));
@@ -49,7 +49,7 @@ fn pages_lead_back_from_an_id() {
     assert_eq!(page(&server, &format!("before_id={}", id_of(1))), (vec![], None));
     assert_eq!(page(&server, &format!("limit=2&before_id={}", id_of(0xffff))).0, [250, 249]);
 
-    // Between two ids, whichever way the pages lead.
+    // Between two ids, in either direction.
     let between = format!("after_id={}&before_id={}", id_of(20), id_of(90));
     assert_eq!(sequences(&server.pages(&format!("/events?limit=11&{between}"))), (21..=89).collect::<Vec<_>>());
     assert_eq!(sequences(&server.stored(&between)), (21..=89).collect::<Vec<_>>());
@@ -63,7 +63,7 @@ fn pages_lead_back_from_an_id() {
 }
 
 #[test]
-fn what_a_cursor_cannot_get_is_told_in_a_header() {
+fn a_gap_is_sent_in_a_header_of_a_page() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 10));
     let boundary = encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(5)))));
@@ -89,7 +89,7 @@ fn what_a_cursor_cannot_get_is_told_in_a_header() {
     assert_eq!(page(&server, &format!("after_id={}", id_of(2))).0, [5, 6, 7, 8, 9, 10]);
 }
 
-/// A request that was sent and not answered yet.
+/// Sends a request without waiting for its answer.
 fn ask(server: &Server, query: &str) -> Wire {
     let mut wire = Wire::connect(server.addr);
     wire.send(request("GET", &format!("/events?{query}"), &[], b""));
@@ -103,10 +103,10 @@ fn answered(wire: &mut Wire) -> Vec<u64> {
 }
 
 #[test]
-fn who_waits_gets_what_is_there_or_what_comes() {
+fn a_long_poll_gets_stored_events_or_waits_for_new_ones() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 3));
-    // Were it waited for, this test would not end in time.
+    // If the server waited for it, this test would not end in time.
     assert_eq!(page(&server, &format!("after_id={}&wait=55s", id_of(1))), (vec![2, 3], None));
     let (first, next) = page(&server, &format!("limit=1&after_id={}&wait=55s", id_of(1)));
     assert_eq!(first, [2]);
@@ -125,7 +125,7 @@ fn who_waits_gets_what_is_there_or_what_comes() {
         (format!("after_id={}&wait=999999s&exclude_session_id=other", id_of(3)), 5),
     ];
     let mut wires = waiting.map(|(query, expected)| (ask(&server, &query), query, expected));
-    // One by one, so that none can come with another.
+    // One by one, so that no two come together.
     for (event, sequence) in [tick("other", 0), tick("s", 1), tick("s", 77)].iter().zip(4..) {
         server.publish(event);
         for (wire, query, _) in wires.iter_mut().filter(|(_, _, expected)| *expected == sequence) {
@@ -135,7 +135,7 @@ fn who_waits_gets_what_is_there_or_what_comes() {
 }
 
 #[test]
-fn waiting_needs_a_place_and_a_time() {
+fn a_long_poll_needs_a_cursor_and_a_valid_wait() {
     let server = Server::start();
     let after = id_of(0);
     for (query, what) in [
@@ -153,7 +153,7 @@ fn waiting_needs_a_place_and_a_time() {
 }
 
 #[test]
-fn an_empty_cursor_is_none() {
+fn an_empty_cursor_is_no_cursor() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 3));
     for query in ["after_id=", "before_id=", "after_id=&before_id=&epoch="] {
@@ -162,7 +162,7 @@ fn an_empty_cursor_is_none() {
 }
 
 #[test]
-fn a_consumer_that_asks_again_and_again_sees_everything_once() {
+fn a_consumer_that_polls_gets_every_event_once() {
     let server = Server::start();
     thread::scope(|scope| {
         let server = &server;
@@ -186,7 +186,7 @@ fn a_consumer_that_asks_again_and_again_sees_everything_once() {
 }
 
 #[test]
-fn many_may_wait_at_once() {
+fn many_long_polls_may_wait_at_once() {
     let server = Server::start();
     server.publish(&tick("first", 0));
     let mut wires: Vec<_> =
@@ -204,14 +204,14 @@ fn many_may_wait_at_once() {
 }
 
 #[test]
-fn who_waits_gets_what_comes_even_when_more_comes_than_a_subscriber_may_have_waiting() {
+fn a_long_poll_is_answered_even_when_its_outbox_overflows() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "64 KiB")]);
     server.publish(&tick("first", 0));
     let mut publisher = server.publisher();
     let mut last = 1;
     let filler = "x".repeat(8_000);
     let large = json!({"event_type": "timer_tick", "source": "s", "payload": {"filler": filler}}).to_string();
-    // Whether an outbox overflows before its waiter wakes is up to the scheduler, so it is tried often.
+    // It is up to the scheduler whether an outbox overflows before its waiter wakes, so this is tried often.
     for _ in 0..100 {
         let mut wires: Vec<_> = (0..8).map(|_| ask(&server, &format!("after_id={}&wait=55s", id_of(last)))).collect();
         server.await_stats("everybody to wait", |stats| stats["router"]["active_subscribers"] == 8);
@@ -224,7 +224,7 @@ fn who_waits_gets_what_comes_even_when_more_comes_than_a_subscriber_may_have_wai
 }
 
 #[test]
-fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
+fn a_long_poll_takes_a_subscriber_slot_until_it_is_answered() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "2"), ("KEEPALIVE_SECONDS", "600")]);
     server.publish(&tick("s", 0));
     let waiting = format!("after_id={}&wait=55s", id_of(1));
@@ -243,7 +243,7 @@ fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
     }
     assert_eq!(page(&server, &format!("after_id={}&wait=55s", id_of(0))).0, [1], "what is there is not waited for");
 
-    // A request ends when its client has gone, or has ended its side.
+    // A request ends when its client is gone or has ended its side.
     let [first, second] = &mut wires;
     first.finish();
     count(1);
@@ -258,8 +258,8 @@ fn a_request_that_waits_counts_as_a_subscriber_until_it_is_answered() {
 }
 
 #[test]
-fn the_end_of_the_server_ends_the_waiting() {
-    // With one thread for all, what was asked first is being answered once somebody else has an answer.
+fn a_shutdown_ends_long_polls() {
+    // There is one thread, so the first request is being answered once a later one has its answer.
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "600"), ("NETWORK_THREADS", "1")]);
     server.publish(&tick("s", 0));
     let mut wires: Vec<_> = (0..20).map(|_| ask(&server, &format!("after_id={}&wait=55s", id_of(1)))).collect();

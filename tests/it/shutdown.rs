@@ -1,4 +1,4 @@
-//! The end: what was acknowledged is stored, what was stored is delivered, everyone is told, exit 0.
+//! Shutdown: acknowledged events are stored, stored events are delivered, every client is told, exit code 0.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 #[test]
-fn under_load_keeps_and_delivers_everything_acknowledged() {
+fn a_shutdown_under_load_stores_and_delivers_everything_acknowledged() {
     for signal in ["TERM", "INT"] {
         let mut server = Server::start();
         let acknowledged = AtomicUsize::new(0);
@@ -46,8 +46,8 @@ fn under_load_keeps_and_delivers_everything_acknowledged() {
     }
 }
 
-/// Publishes without a pause until the server closes the socket, which it must do with code 1001; returns what was
-/// acknowledged.
+/// Publishes without a pause until the server closes the socket, which it must do with code 1001; returns the
+/// acknowledged events.
 fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
     let mut publisher = server.publisher();
     let messages: Vec<u8> =
@@ -60,7 +60,7 @@ fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
             match publisher.hear() {
                 Said::Text(answer) => {
                     let answer: Value = serde_json::from_str(&answer).unwrap();
-                    // What comes too late may be refused in words.
+                    // A message that comes too late may be refused with a reason.
                     if answer["status"] == "ok" {
                         ids.push(sequence(&answer["event_id"]));
                         count.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +93,7 @@ fn post_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
 }
 
 #[test]
-fn idle_connections_are_told_and_delay_nothing() {
+fn idle_connections_learn_of_the_shutdown_and_do_not_delay_it() {
     let mut server = Server::start();
     let mut sockets = [server.publisher(), server.subscriber(&json!({})), Socket::open(server.addr, "/ws/subscribe")];
     let mut kept_alive = Wire::connect(server.addr);
@@ -110,7 +110,7 @@ fn idle_connections_are_told_and_delay_nothing() {
 }
 
 #[test]
-fn unfinished_requests_are_cut_and_everybody_else_is_told_of_the_end() {
+fn a_shutdown_cuts_unfinished_requests_and_closes_all_other_connections() {
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "4")]);
     let mut idle = server.subscriber(&json!({}));
     let mut half_a_head = Wire::connect(server.addr);
@@ -129,7 +129,7 @@ fn unfinished_requests_are_cut_and_everybody_else_is_told_of_the_end() {
 }
 
 #[test]
-fn answers_that_nobody_takes_keep_nobody_else_from_an_orderly_end() {
+fn untaken_answers_do_not_keep_other_connections_from_an_orderly_end() {
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "2")]);
     server.allow_noise();
     server.publish_30_mb();
@@ -151,7 +151,7 @@ fn answers_that_nobody_takes_keep_nobody_else_from_an_orderly_end() {
 }
 
 #[test]
-fn a_stuck_subscriber_is_not_waited_for_without_end() {
+fn a_shutdown_waits_only_so_long_for_a_stuck_subscriber() {
     let settings =
         [("SHUTDOWN_TIMEOUT_SECONDS", "1"), ("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600")];
     let mut server = Server::with(&settings);
@@ -164,7 +164,7 @@ fn a_stuck_subscriber_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
+fn a_second_signal_ends_the_server_at_once() {
     let settings =
         [("SHUTDOWN_TIMEOUT_SECONDS", "600"), ("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "600")];
     let mut server = Server::with(&settings);
@@ -174,13 +174,13 @@ fn a_second_signal_ends_at_once() {
     server.signal("TERM");
     assert_eq!(idle.close_code(), 1001, "the first signal was heard");
     server.signal("TERM");
-    // Whatever the exit code, it ends, and what was acknowledged is there.
+    // Whatever the exit code is, the server ends, and acknowledged events are stored.
     server.await_exit();
     server.restart();
     assert_eq!(server.get_json("/stats")["total_events"], 500);
 }
 
-/// A subscriber that reads nothing of 30 MB.
+/// A subscriber that reads none of the 30 MB that are sent to it.
 fn stuck_subscriber(server: &Server) -> Socket {
     let stuck = server.subscriber(&json!({}));
     server.publish_30_mb();

@@ -1,4 +1,4 @@
-//! `/events/stream`: Server-Sent Events to the byte, where they begin and end, slow and returning readers.
+//! `/events/stream`: the bytes of Server-Sent Events, where a stream begins and ends, slow clients and clients that reconnect.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::*;
 
 #[test]
-fn a_stream_has_the_form_that_browsers_read() {
+fn an_event_stream_has_the_form_that_browsers_read() {
     let server = Server::start();
     let stored: Vec<_> = [tick("é \"q\"\n", 0), tick("s", 1)].iter().map(|body| server.publish(body)).collect();
     for prefix in ["", "/api/v1"] {
@@ -49,7 +49,7 @@ fn a_stream_has_the_form_that_browsers_read() {
 }
 
 #[test]
-fn a_stream_starts_where_it_was_asked_to() {
+fn an_event_stream_starts_where_its_parameters_say() {
     let server = Server::start();
     server.publish_lines(&(0..500).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     let since = |n: u64| encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(n)))));
@@ -65,7 +65,7 @@ fn a_stream_starts_where_it_was_asked_to() {
         ("last=3".to_string(), None, vec![498, 499, 500]),
         ("last=2&session_id=a".to_string(), None, vec![497, 499]),
         (format!("after={}&session_id=b&event_type=timer_tick,quiz_started", id_of(496)), None, vec![498, 500]),
-        // A browser that comes back cannot change its URL, so what it says beside it counts.
+        // A browser that reconnects cannot change its URL, so the header counts.
         (String::new(), Some(id_of(498)), vec![499, 500]),
         (format!("after={}", id_of(3)), Some(id_of(499)), vec![500]),
         (format!("after={}", id_of(499)), Some(id_of(497)), vec![498, 499, 500]),
@@ -94,7 +94,7 @@ fn a_stream_starts_where_it_was_asked_to() {
 }
 
 #[test]
-fn what_a_cursor_cannot_get_is_told_before_the_first_event() {
+fn a_gap_is_sent_before_the_first_event_of_a_stream() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 10));
     let boundary = encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(5)))));
@@ -106,7 +106,7 @@ fn what_a_cursor_cannot_get_is_told_before_the_first_event() {
     let mut whole = EventStream::open(server.addr, &format!("after={}", id_of(4)));
     assert_eq!(whole.sequences(6), [5, 6, 7, 8, 9, 10], "nothing is missing after the fourth");
 
-    // An id that was never given out is of another life of the database: the stream begins now.
+    // An id that was never given out is from another epoch: the stream begins now.
     let unknown = json!({"gap": {"unknown_cursor": id_of(99)}, "type": "gap"});
     let mut ahead = EventStream::resume(server.addr, "", &[("Last-Event-ID", &id_of(99))]);
     assert_eq!(ahead.note(), ("gap".to_string(), unknown));
@@ -119,7 +119,7 @@ fn what_a_cursor_cannot_get_is_told_before_the_first_event() {
 }
 
 #[test]
-fn a_quiet_stream_has_a_heartbeat() {
+fn an_idle_event_stream_sends_heartbeats() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "0.2")]);
     let mut stream = EventStream::open(server.addr, "session_id=s");
     for round in 1..=3 {
@@ -133,12 +133,12 @@ fn a_quiet_stream_has_a_heartbeat() {
 }
 
 #[test]
-fn a_dashboard_gets_the_latest_of_each_key() {
+fn conflation_and_snapshots_send_the_latest_event_of_each_key() {
     let server = Server::start();
     let mut conflated = EventStream::open(server.addr, "conflate=session_id&interval_ms=500&skipped=true&source=it");
     server.publish(&tick("a", 0));
     assert_eq!(conflated.sequences(1), [1], "nothing is held back that nothing came before");
-    // One commit of a hundred events, within the interval or not: of each session only the last is told.
+    // One commit of a hundred events, within the interval or not: of each session only the last event is sent.
     server.publish_lines(&(0..100).map(|n| tick(["a", "b", "c", "c"][n % 4], n)).collect::<Vec<_>>());
     assert_eq!(conflated.sequences(3), [98, 99, 101]);
     assert_eq!(conflated.note(), ("skipped".to_string(), json!({"type": "skipped", "count": 97})));
@@ -154,7 +154,7 @@ fn a_dashboard_gets_the_latest_of_each_key() {
 }
 
 #[test]
-fn a_film_ends_and_says_so() {
+fn a_paced_replay_ends_with_a_complete_event() {
     let server = Server::start();
     server.publish_lines(&(0..300).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     let until = |n: u64| encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(n)))));
@@ -170,12 +170,12 @@ fn a_film_ends_and_says_so() {
         assert_eq!(stream.sequences(expected.len()), expected, "{query}");
         assert_eq!(stream.note(), ("complete".to_string(), json!({})), "{query}");
         assert_eq!(stream.hear(), Told::End, "{query}");
-        // The connection goes on to the next request.
+        // The connection serves the next request.
         let mut wire = stream.into_wire();
         wire.send(request("GET", "/health", &[], b""));
         assert_eq!(wire.response().expect("an answer").json()["status"], "ok");
     }
-    // Nobody listens to the end of what nobody asked for with a body.
+    // A HEAD request has no body that could end.
     let mut wire = Wire::connect(server.addr);
     wire.send(request("HEAD", "/events/stream", &[], b""));
     assert_eq!(wire.head_response().expect("an answer").header("content-type"), Some("text/event-stream"));
@@ -185,10 +185,10 @@ fn a_film_ends_and_says_so() {
 }
 
 #[test]
-fn what_is_no_stream_is_refused() {
+fn invalid_stream_parameters_are_refused() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 3));
-    // Not read to an end that may never come: what is accepted by mistake is a stream.
+    // Only the head is read: a request that is accepted by mistake gets a stream without an end.
     let refused = |query: &str, headers: &[(&str, &str)], status: u16| match EventStream::ask(
         server.addr,
         &format!("/events/stream?{query}"),
@@ -268,7 +268,7 @@ fn a_browser_may_show_its_key_in_the_url() {
 }
 
 #[test]
-fn a_reader_too_many_is_told_to_come_back() {
+fn an_event_stream_without_a_free_slot_is_503() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "2"), ("KEEPALIVE_SECONDS", "0.05")]);
     let stream = EventStream::open(server.addr, "");
     let _socket = server.subscriber(&json!({}));
@@ -287,7 +287,7 @@ fn a_reader_too_many_is_told_to_come_back() {
 }
 
 #[test]
-fn a_closed_stream_gives_its_place_back_at_once() {
+fn a_closed_event_stream_gives_its_slot_back_at_once() {
     // Nothing is written to the stream, so no failed write can show that the client is gone.
     let server = Server::with(&[("MAX_SUBSCRIBERS", "1"), ("KEEPALIVE_SECONDS", "600")]);
     let is_free = || server.await_stats("a free place", |stats| stats["router"]["active_subscribers"] == 0);
@@ -305,7 +305,7 @@ fn a_closed_stream_gives_its_place_back_at_once() {
     hasty.send(request("GET", "/health", &[], b"").repeat(3));
     drop(hasty);
     is_free();
-    // So many of them would, and behind a stream without an end nobody waits for their answers.
+    // This many do hide it. A stream without an end is given up then: requests behind it are never answered.
     let mut hastier = EventStream::open(server.addr, "").into_wire();
     hastier.send(request("GET", "/health", &[], b"").repeat(200));
     is_free();
@@ -315,7 +315,7 @@ fn a_closed_stream_gives_its_place_back_at_once() {
 }
 
 #[test]
-fn requests_sent_behind_a_film_are_answered_after_it() {
+fn requests_pipelined_behind_a_paced_replay_are_answered_after_it() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 3));
     let target = format!("/events/stream?after={}&until=9999-01-01T00:00:00Z", id_of(0));
@@ -328,7 +328,7 @@ fn requests_sent_behind_a_film_are_answered_after_it() {
 }
 
 #[test]
-fn a_client_that_ends_its_side_after_a_query_is_answered() {
+fn a_client_that_half_closes_after_a_query_is_answered() {
     let server = Server::start();
     let ids = server.publish_lines(&ticks("s", 5_000));
     for headers in [&[][..], &[ACCEPT_NDJSON]] {
@@ -343,7 +343,7 @@ fn a_client_that_ends_its_side_after_a_query_is_answered() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_for_too_long_is_given_up() {
+fn an_event_stream_that_nobody_reads_is_closed() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "0.5")]);
     let mut stuck = EventStream::open(server.addr, "");
     server.publish_30_mb();
@@ -361,13 +361,13 @@ fn a_reader_that_takes_nothing_for_too_long_is_given_up() {
             }
         }
     }
-    // Where it was it can go on, as a browser does by itself.
+    // The client can resume after its last event, as a browser does by itself.
     let mut again = EventStream::resume(server.addr, "", &[("Last-Event-ID", &id_of(last))]);
     assert_eq!(sequence(&again.event()["id"]), last + 1);
 }
 
 #[test]
-fn a_slow_reader_is_served_as_it_asked() {
+fn a_slow_event_stream_is_served_as_its_on_lag_says() {
     let server = Server::with(&[
         ("MAX_SUBSCRIBER_BYTES", "65536"),
         ("WRITE_TIMEOUT_SECONDS", "600"),
@@ -425,8 +425,8 @@ fn a_slow_reader_is_served_as_it_asked() {
 }
 
 #[test]
-fn the_end_of_the_server_ends_streams_in_order() {
-    // Were one of them waited for, the end would come too late for this test.
+fn a_shutdown_ends_event_streams_in_order() {
+    // If the server waited for one of them, it would end too late for this test.
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
     server.publish_lines(&ticks("s", 10));
     let queries = ["", "session_id=nobody", "last=10", "conflate=session_id&interval_ms=60000", "last=10&speed=0.01"];
@@ -447,7 +447,7 @@ fn the_end_of_the_server_ends_streams_in_order() {
     server.await_exit_0();
 }
 
-/// Publishes until the server goes away.
+/// Publishes until the server ends.
 fn publish_to_the_end(server: &Server, published: &AtomicUsize) {
     let mut publisher = server.publisher();
     let messages = ticks("s", 50_000);
@@ -462,7 +462,7 @@ fn publish_to_the_end(server: &Server, published: &AtomicUsize) {
 }
 
 #[test]
-fn a_reader_that_comes_back_sees_everything_once() {
+fn a_browser_that_reconnects_gets_every_event_once() {
     let mut server = Server::start();
     let mut last = 0;
     let read_on = |stream: &mut EventStream, last: &mut u64, count: usize| {
@@ -477,7 +477,7 @@ fn a_reader_that_comes_back_sees_everything_once() {
             let (server, published) = (&server, &published);
             scope.spawn(move || publish_to_the_end(server, published));
             let came_back = last;
-            // The first stream is dropped in the middle, the second one is there when the server ends.
+            // The first stream is dropped in the middle, the second one is open when the server ends.
             for count in [300, 500] {
                 let at = id_of(last);
                 let url = format!("after={}", id_of(came_back));
@@ -516,7 +516,7 @@ fn a_reader_that_comes_back_sees_everything_once() {
 }
 
 #[test]
-fn many_readers_get_the_same() {
+fn all_event_streams_get_the_same_events() {
     let server = Server::start();
     let mut streams: Vec<_> = (0..60)
         .map(|n| {
