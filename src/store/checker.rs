@@ -1,4 +1,4 @@
-//! The check of the file behind a serving server.
+//! The integrity check behind a serving server.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Saving what can be read of a damaged file into a new one: events that match their checksums, their index and
-//! statistics built anew, and what hangs on them. The old file is only read.
+//! Saving what can be read of a damaged file into a new one: the events that match their checksums, with index and
+//! statistics built again, their keys, and the durable subscriptions. The old file is only read.
 
 use std::path::{Path, PathBuf};
 
@@ -21,15 +21,15 @@ use crate::event::Seq;
 pub struct Repaired {
     /// Events in the new file.
     pub events: u64,
-    /// Events that were found damaged, by id; of very many only the first.
+    /// Events that were found damaged, by id. Of very many, only the first.
     pub damaged: Vec<String>,
     /// Numbers without an event, between the first and the last that were given: deleted or lost.
     pub missing: u64,
-    /// As many of them were deleted, as far as the old file can tell.
+    /// How many of these were deleted, as far as the old file can tell.
     pub deleted: u64,
     pub keys: u64,
     pub subscriptions: u64,
-    /// Where the write-ahead log was broken, if it was; what came behind is saved too.
+    /// The broken frame of the write-ahead log, if there was one. What came behind it is saved too.
     pub broken_frame: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ pub enum RepairError {
 /// Saves what can be read of `from` into `into`, a new file.
 ///
 /// # Errors
-/// When nothing can be read or the new file cannot be written; there is none then.
+/// When nothing can be read or the new file cannot be written. There is no new file then.
 pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     if into.exists() {
         return Err(RepairError::Exists(into.to_owned()));
@@ -63,11 +63,11 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     if !from.exists() {
         return Err(RepairError::File(from.to_owned(), std::io::ErrorKind::NotFound.into()));
     }
-    // Nothing is made beside it then.
+    // No file is made beside the database of another program.
     if is_another_programs(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))? {
         return Err(RepairError::Foreign(from.to_owned()));
     }
-    // Whoever writes to the file meanwhile would write for nothing.
+    // What another server wrote to the file meanwhile would be lost.
     let file = |error| RepairError::File(from.to_owned(), error);
     let held = lock(from).map_err(file)?.ok_or_else(|| RepairError::InUse(from.to_owned()))?;
     let severed = wal::examine(from).map_err(file)?;
@@ -91,7 +91,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     saved.map(|repaired| Repaired { broken_frame: severed.map(|severed| severed.frame), ..repaired })
 }
 
-/// The old file, or a copy of it without what keeps SQLite from reading it.
+/// The old file, or a copy in which the damage that keeps SQLite from reading it is mended.
 fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, RepairError> {
     let unreadable = |error| RepairError::Unreadable(from.to_owned(), error);
     let old = schema::open_unread(from).map_err(unreadable)?;
@@ -127,7 +127,7 @@ fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, 
 fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repaired> {
     let mut new = schema::open_writer(into)?;
     schema::prepare(&new, Durability::Full)?;
-    // In one transaction with a rollback journal, the pages of a new file are written once.
+    // In one transaction with a rollback journal, each page of a new file is written once.
     new.pragma_update(None, "journal_mode", "DELETE")?;
     migrate::to_newest(&mut new)?;
     let transaction = new.transaction()?;
@@ -139,7 +139,7 @@ fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repa
 
 fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result<Repaired> {
     let noted = |key| or_lost(meta::get(old, key), 0);
-    // Numbers are never given twice, also those of events that are lost.
+    // Numbers are never given twice. That includes the numbers of lost events.
     let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
     let last_seen = or_lost(read::last_seen(old), None)?;
     let newest = or_lost(read::newest(old, unchecked_through, last_seen), read::Newest::default())?;
@@ -147,7 +147,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let mut salvage = Salvage::new(old, Rebuild::new(new)?, unchecked_through, last_seen)?;
     salvage.run(Seq(1)..=last)?;
     if salvage.events == 0 {
-        // Empty, or without the page that leads to all others.
+        // The file is empty, or lacks the page that leads to all others: then this is an error.
         old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
     }
     salvage.finish()?;
@@ -168,8 +168,8 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     Ok(repaired)
 }
 
-/// Saves the keys that are whole and have events left: some if the key has a digest, which recognises a repeat, else
-/// all of them, by which a repeat has to be recognised.
+/// Saves the idempotency keys that are whole and can recognise a repeat: one with a digest does while any of its events is
+/// left, one without while all of them are.
 fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
     const LEFT: &str = "SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2";
     let mut left = new.prepare(LEFT)?;
@@ -185,7 +185,7 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
             let left: i64 = left.query_row([kept.first.0 as i64, kept.count as i64], |row| row.get(0))?;
             if left > 0 && (kept.digest.is_some() || left as u64 == kept.count) {
                 match kept.store(new) {
-                    // It is there twice.
+                    // The key is stored twice.
                     Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => continue,
                     stored => stored?,
                 }

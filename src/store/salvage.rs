@@ -71,8 +71,8 @@ impl<'c> Salvage<'c> {
     pub fn run(&mut self, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
         let mut next = *numbers.start();
         while next <= *numbers.end() {
-            // From one to the next through the leaves, as long as they hang together; else by number, which
-            // finds what another way leads to.
+            // From row to row through the leaves of the tree, as long as they hang together. Behind a break, by single
+            // numbers, which are found by another way through the tree.
             next = self.read("seq >= ?1 AND ?2 > 0 ORDER BY seq", next, *numbers.end())?;
             while next <= *numbers.end() {
                 let before = self.found;
@@ -86,8 +86,8 @@ impl<'c> Salvage<'c> {
         self.prove(0)
     }
 
-    /// Takes over what one way leads to. Returns the number from which on it leads no further, or astray: only that of
-    /// a row that matches its checksum is believed, and only if none is left out on the way to it.
+    /// Takes over the events that one statement finds. Returns the number from which on it finds no more, or goes astray: the
+    /// number of a row is believed only if the row matches its checksum and no row was left out before it.
     fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Seq> {
         let sql = format!(read::select_events!("{}"), which);
         let mut next = from;
@@ -131,11 +131,12 @@ impl<'c> Salvage<'c> {
         Ok(next)
     }
 
-    /// Whether a number of those from `next` up to `seq` leads to a row, each by a way of its own: a leaf in the place of
-    /// another leads past those between them. Deleted ones cost a look each, except at the beginning.
+    /// Whether any number from `next` up to `seq`, without `seq`, has a row. Each number is searched for by itself, because a
+    /// leaf that was written over another one leads past the rows between. A deleted number costs a search, except at the
+    /// beginning.
     fn is_any_between(&self, next: Seq, seq: Seq) -> rusqlite::Result<bool> {
         if self.found == 0 && seq > next {
-            // The oldest are deleted mostly, which may be very many: a look at the neighbour must do.
+            // Mostly the oldest events are deleted, and they may be very many: only the neighbour is searched for.
             return or_lost(read::is_any_of(self.old, seq.prev()..=seq.prev()), true);
         }
         for seq in (next.0..seq.0).map(Seq) {
@@ -162,12 +163,13 @@ impl<'c> Salvage<'c> {
         Ok(())
     }
 
-    /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with
-    /// the numbers, so an event that is later than most of those behind it has a damaged time. Believed, it would cost
-    /// all of them.
+    /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with the
+    /// numbers, so an event that is later than most of the events behind it has a damaged time. If its time were believed,
+    /// all of those would be lost.
     ///
-    /// Behind the last event there is none. The statistics bear witness there, as if one event more came behind it, just
-    /// later than they say. They have no checksum either: where they are damaged, one event is lost at most.
+    /// No event comes behind the last one. There the time of the newest event in the statistics counts, as if one more
+    /// event with a slightly later time came behind. The statistics have no checksum either: where they are damaged, one
+    /// event is lost at most.
     fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
         while self.unproven.len() > left
             && let Some(Unproven { seq, time, texts: [event_type, source, session_id, user_id, payload, legacy_id] }) =
@@ -197,14 +199,14 @@ impl<'c> Salvage<'c> {
 
     fn name(&mut self, seq: Seq) {
         let id = seq.id().to_string();
-        // More than one way may lead to it.
+        // More than one statement may find it.
         if self.damaged.len() < NAMED_MAX && !self.damaged.contains(&id) {
             self.damaged.push(id);
         }
     }
 }
 
-/// Events with whose times that of the one before them is compared: more than are likely to be damaged side by side.
+/// Later events with which the time of an event is compared. 16: more than are likely to be damaged side by side.
 const WITNESSES: usize = 16;
 
 /// An event without a checksum.

@@ -47,7 +47,7 @@ impl From<rusqlite::Error> for CheckError {
 /// When it is of another format or program, or cannot be opened or read for another reason than damage.
 pub fn check(path: &Path, mut found: impl FnMut(String), mut progress: impl FnMut(u64)) -> Result<u64, CheckError> {
     let mut is_severed = false;
-    // A server that writes meanwhile may make a log look broken, but hardly twice at the same place.
+    // While a server writes, its log may look broken, but hardly twice at the same frame.
     match wal::examine(path).and_then(|first| Ok((first, wal::examine(path)?))) {
         Ok((Some(first), Some(again))) if first.frame == again.frame => {
             let wal::Severed { frame, commits, .. } = again;
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_whole_is_sound_and_a_repair_changes_nothing() {
+    fn a_whole_file_is_sound_and_a_repair_changes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, new) = (folder.path().join("a.db"), folder.path().join("b.db"));
         let parts = filled(&path);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn no_transaction_looks_at_more_than_some_rows() {
+    fn no_transaction_of_a_check_is_long() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = open(&folder.path().join("a.db")).expect("a new file");
         let events = 3 * SEGMENT_EVENTS;
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_sealed_and_deleted_during_a_check_is_no_damage() {
+    fn storing_sealing_and_deleting_during_a_check_is_no_damage() {
         let mut disturbed = 0;
         for seed in 0..60 {
             let mut random = Random(seed);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_once_however_often_a_look_at_its_segment_is_disturbed() {
+    fn damage_is_reported_once_however_often_the_check_of_its_segment_is_disturbed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.db");
         let (store, mut parts) = open(&path).expect("a new file");
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_time_among_events_without_checksums_costs_only_its_event() {
+    fn a_damaged_time_among_events_without_checksums_costs_a_repair_only_that_event() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.db");
         finish(filled(&path));
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_readable_of_a_damaged_file_is_saved() {
+    fn a_repair_saves_the_readable_events_of_a_file_with_any_lost_page() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
         finish(filled(&path));
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_that_hides_other_figures_is_named_and_hides_no_damage() {
+    fn damage_in_a_small_table_is_named_and_hides_no_other_damage() {
         const NO_TEXT: &str =
             "UPDATE event_stats SET event_type = CAST(X'F4' AS TEXT) WHERE event_type = 'quiz_started'";
         const ROOT: &str = "SELECT rootpage FROM sqlite_schema WHERE name = 'holes'";

@@ -226,7 +226,7 @@ impl SegmentCheck {
     fn numbers(&mut self, numbers: &RangeInclusive<Seq>) {
         let Some((_, Some(deleted))) = self.began_with.filter(|_| !self.is_disturbed) else { return };
         let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - self.rows_seen;
-        // The count includes holes before the first and behind the last kept event.
+        // The count includes holes before the first and behind the last stored event.
         if missing > deleted || (*numbers == self.numbers_of_segment() && missing < deleted) {
             let id = numbers.start().id();
             self.damage

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::config::Durability;
 
-/// The read-write connection, which has changed nothing yet.
+/// A read-write connection. Opening it changes nothing in the file.
 pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
@@ -22,11 +22,11 @@ pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Write-ahead log, and no checkpoints by itself: the store does them off the commit path.
+/// Sets up a read-write connection: a write-ahead log, and no checkpoints of SQLite's own, because the store does them off
+/// the commit path.
 pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // What a start changes is synced. The writer sets it to less once the file beside the database admits unsynced
-    // commits.
+    // What a start changes is synced. The writer sets it to less once the sidecar says that unsynced commits are possible.
     let synchronous = if durability == Durability::Off { "OFF" } else { "FULL" };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -37,8 +37,8 @@ pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Res
     Ok(())
 }
 
-/// A connection that changes nothing, takes no lock and makes no files: for a file that may be another program's. What
-/// is in the log alone it does not see.
+/// A connection that changes nothing, takes no lock and makes no files, for a file that may be another program's. It does not
+/// see what is only in the write-ahead log.
 pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     /// Characters of a path that mean something else in a URI.
     const ESCAPED: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'?').add(b'#');
@@ -47,7 +47,7 @@ pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(uri, flags)
 }
 
-/// A connection that can only read, and has not read how the tables are defined.
+/// A connection that can only read, and does not read the definitions of the tables yet.
 pub fn open_unread(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -66,19 +66,19 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 /// Older SQLite can lose commits when the writer and the checkpointer are different connections.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// Zeros replace a deleted cell on a page that is written anyway. Without them a row that moved to the next page, as
-/// most do when a segment is sealed, would leave a copy that outlives its deletion.
+/// SQLite writes zeros over a deleted cell on a page that is written anyway. Without them a row that moved to another page,
+/// as most posting lists do when a segment is sealed, would leave a copy that outlives its deletion.
 pub const SECURE_DELETE: &str = "FAST";
 
-/// How long a connection waits for another that holds a lock: for an instant (start, recovery), or another program
-/// that writes.
+/// How long a connection waits for a lock. 5 s: our own connections hold one for an instant, at a start or a recovery, so a
+/// longer wait is for another program that writes.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A write-ahead log that was larger is cut back to this when it starts over.
+/// Bytes to which SQLite cuts a larger write-ahead log back when it starts over.
 pub const WAL_BYTES_KEPT: i64 = 64 << 20;
 
-/// The writer touches the right edge of a few trees; this holds them with room for a deletion's pages.
+/// The writer changes the right edges of a few trees. 8 MiB holds these and the pages of a deletion.
 const WRITER_CACHE_KIB: usize = 8 << 10;
 
-/// Upper pages of the trees and the working set of one page read.
+/// 2 MiB holds the upper pages of the trees and what one read of a page needs.
 const READER_CACHE_KIB: usize = 2 << 10;
