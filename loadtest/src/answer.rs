@@ -1,5 +1,5 @@
-//! The ids in an answer, found without parsing it as JSON: at half a million answers a second a parser
-//! would cost as much as the server. An answer in another spelling is parsed after all.
+//! The ids in an answer, found without parsing it as JSON: at half a million answers a second a parser would cost as
+//! much as the server. An answer that is spelled in another way is parsed.
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use serde_json::Value;
 /// What an answer to a publisher says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// That many events were acknowledged.
+    /// This many events were acknowledged.
     Ok(usize),
     /// The reason given.
     Refused(String),
@@ -90,7 +90,7 @@ pub fn of_delivery(text: &[u8]) -> anyhow::Result<Option<u64>> {
     }
 }
 
-/// Visits `"evt_…","evt_…"]`, if it is that, and nothing of it otherwise.
+/// Visits the ids of `"evt_…","evt_…"]`; none if the text is spelled in another way.
 #[inline]
 fn ids(list: &[u8], visit: &mut impl FnMut(u64)) -> Option<usize> {
     const STEP: usize = ID_BYTES + 3;

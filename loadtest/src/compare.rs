@@ -8,12 +8,12 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::figure::{Change, Name, Spread, written};
 use crate::html;
-use crate::run::Common;
-use crate::runs::{Series, Source};
+use crate::metric::{Change, MetricName, Spread, written};
+use crate::options::Common;
+use crate::run_files::{Series, Source};
 
-/// Compare files of runs, as --out and --json write them: the median and the spread of each figure, and the change
+/// Compare files of runs, as --out and --json write them: the median and the spread of each metric, and the change
 ///
 /// Runs of the same scenario, server and title are compared, whatever the server's version. A change is "within the
 /// spread" if the ranges of both overlap: then it may mean nothing. With --html FILE also writes a report with plots;
@@ -41,24 +41,24 @@ impl Compare {
             }
         };
         match io::stdout().write_all(text.as_bytes()) {
-            // Whoever has read enough may go.
+            // A reader such as `head` may close the pipe early.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             written => written.context("print the comparison"),
         }
     }
 }
 
-/// Everything that `compare` tells of one thing that was measured.
+/// The comparison of all runs of the same scenario, server and title.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     scenario: String,
     title: String,
     columns: Vec<Column>,
-    /// Files in which it was not measured.
+    /// Files without such runs.
     absent: Vec<String>,
 }
 
-/// What one file holds of it.
+/// The runs of one file.
 #[derive(Debug, Serialize)]
 struct Column {
     file: String,
@@ -67,22 +67,23 @@ struct Column {
     machine: String,
     runs: usize,
     violations: usize,
-    /// Those that are not the same in all columns.
+    /// The options that differ between columns.
     options: Vec<(String, String)>,
-    figures: Vec<Compared>,
+    #[serde(rename = "figures")]
+    metrics: Vec<Compared>,
 }
 
 #[derive(Debug, Serialize)]
 struct Compared {
     #[serde(flatten)]
     spread: Spread,
-    /// Since the first column that has this figure; none in that one.
+    /// The change since the first column that has this metric; none in that column.
     #[serde(flatten)]
     change: Option<Change>,
 }
 
 impl Comparison {
-    /// One for each thing that was measured, in the order of the files.
+    /// One for each scenario, server and title, in the order of the files.
     pub fn all(sources: &[Source]) -> Vec<Self> {
         let mut groups = Vec::<(_, Vec<Series>)>::new();
         for series in Series::all(sources) {
@@ -103,11 +104,11 @@ impl Comparison {
             let run = series.first();
             let spreads = Spread::all(&series.runs);
             let compared = spreads.into_iter().map(|spread| {
-                let mut earlier = columns.iter().flat_map(|column| &column.figures).map(|figure| &figure.spread);
+                let mut earlier = columns.iter().flat_map(|column| &column.metrics).map(|metric| &metric.spread);
                 let base = earlier.find(|base| base.name == spread.name);
                 Compared { change: base.map(|base| spread.against(base)), spread }
             });
-            let figures = compared.collect();
+            let metrics = compared.collect();
             columns.push(Column {
                 file: sources[series.source].name.clone(),
                 subject: run.subject.clone(),
@@ -116,7 +117,7 @@ impl Comparison {
                 runs: series.runs.len(),
                 violations: series.violations(),
                 options: series.differing_options(group),
-                figures,
+                metrics,
             });
         }
         let absent = sources.iter().enumerate().filter(|(place, _)| group.iter().all(|series| series.source != *place));
@@ -124,10 +125,10 @@ impl Comparison {
         Self { scenario: first.scenario.clone(), title: first.title.clone(), columns, absent }
     }
 
-    /// The figures of all columns, each once.
-    fn names(&self) -> Vec<&Name> {
+    /// The metrics of all columns, each once.
+    fn names(&self) -> Vec<&MetricName> {
         let mut names = Vec::new();
-        for name in self.columns.iter().flat_map(|column| &column.figures).map(|figure| &figure.spread.name) {
+        for name in self.columns.iter().flat_map(|column| &column.metrics).map(|metric| &metric.spread.name) {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -135,7 +136,7 @@ impl Comparison {
         names
     }
 
-    /// What is told of each column, by what it is called; its figures apart.
+    /// The rows above the metrics: a name, and a cell for each column.
     fn facts(&self) -> Vec<(String, Vec<String>)> {
         let fact =
             |name: &str, of: &dyn Fn(&Column) -> String| (name.to_owned(), self.columns.iter().map(of).collect());
@@ -150,7 +151,7 @@ impl Comparison {
             }),
             fact("server", &|column| column.subject.clone()),
         ];
-        // These matter only where they are not the same.
+        // These rows are shown only where they differ.
         let conditions = [
             fact("acknowledged means", &|column| column.acknowledged_means.clone()),
             fact("machine", &|column| column.machine.clone()),
@@ -174,17 +175,17 @@ impl Comparison {
         let mut rows = facts.iter().map(|(name, _)| vec![name.clone()]).collect::<Vec<_>>();
         rows.extend(names.iter().map(|name| vec![name.to_string()]));
         for (place, column) in self.columns.iter().enumerate() {
-            let figures = names.iter().map(|name| column.figures.iter().find(|figure| figure.spread.name == **name));
-            let parts = figures.map(|figure| {
-                figure.map(Compared::parts).unwrap_or_else(|| ["–".to_owned(), String::new(), String::new()])
+            let metrics = names.iter().map(|name| column.metrics.iter().find(|metric| metric.spread.name == **name));
+            let parts = metrics.map(|metric| {
+                metric.map(Compared::parts).unwrap_or_else(|| ["–".to_owned(), String::new(), String::new()])
             });
             let parts = parts.collect::<Vec<_>>();
             let width = |part: usize| parts.iter().map(|parts| parts[part].chars().count()).max().unwrap_or_default();
             let (medians, ranges) = (width(0), width(1));
-            let figures = parts.iter().map(|[median, range, change]| {
+            let metrics = parts.iter().map(|[median, range, change]| {
                 format!("{median:>medians$} {range:<ranges$} {change}").trim_end().to_owned()
             });
-            let cells = facts.iter().map(|(_, cells)| cells[place].clone()).chain(figures);
+            let cells = facts.iter().map(|(_, cells)| cells[place].clone()).chain(metrics);
             rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
@@ -211,7 +212,7 @@ impl Compared {
     }
 }
 
-/// The name of a server without its version: what two of its versions have in common.
+/// The name of a server without its version.
 fn unversioned(subject: &str) -> String {
     let is_version = |word: &str| {
         let word = word.trim_start_matches('v').trim_end_matches([',', ';', ':', ')']);
@@ -220,7 +221,7 @@ fn unversioned(subject: &str) -> String {
     subject.split_whitespace().filter(|word| !is_version(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// What is printed under the tables, where there is something to compare.
+/// The explanation under the tables, if something is compared.
 fn legend(comparisons: &[Comparison]) -> &'static str {
     let columns = || comparisons.iter().filter(|comparison| comparison.columns.len() > 1).flat_map(|c| &c.columns);
     match columns().next() {
@@ -311,9 +312,9 @@ mod tests {
     fn programs_are_told_the_same() {
         let all = Comparison::all(&[source("a.json", &[100.0]), source("b.json", &[150.0])]);
         let json = serde_json::from_str::<serde_json::Value>(&all[0].to_json()).expect("JSON");
-        let figure = &json["columns"][1]["figures"][0];
-        assert_eq!((&figure["name"], &figure["median"]), (&"events".into(), &150.0.into()));
-        assert_eq!((&figure["ratio"], &figure["within_spread"]), (&1.5.into(), &false.into()));
+        let metric = &json["columns"][1]["figures"][0];
+        assert_eq!((&metric["name"], &metric["median"]), (&"events".into(), &150.0.into()));
+        assert_eq!((&metric["ratio"], &metric["within_spread"]), (&1.5.into(), &false.into()));
         assert!(json["columns"][0]["figures"][0].get("ratio").is_none(), "{json}");
     }
 }

@@ -1,4 +1,4 @@
-//! The disk that a server stores to, and how often its cache was flushed: what a sync comes down to.
+//! The disk that a server stores to, and how often its cache was flushed: each sync of a file ends in a flush.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +9,7 @@ use rustix::fs::{major, minor};
 /// The flushes are the 16th number in a disk's `stat`; Linux 5.5 and later have it.
 const FLUSHES: usize = 15;
 
-/// A disk whose flushes can be counted. The count is of the whole disk, by whomever.
+/// A disk whose flushes can be counted. The count is of the whole disk, for all programs.
 #[derive(Debug, Clone)]
 pub struct Disk {
     stat: PathBuf,

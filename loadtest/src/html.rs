@@ -22,7 +22,7 @@ use anyhow::Context;
 use crate::html::markup::{Element, Markup};
 use crate::html::section::{Section, unique};
 use crate::report::Report;
-use crate::runs::Source;
+use crate::run_files::Source;
 
 const STYLE: &str = include_str!("html/style.css");
 
@@ -232,7 +232,7 @@ mod tests {
         let sources = [source("", runs)];
         let sections = Section::all(&sources);
         let series = &sections[0].series;
-        assert_eq!((series.len(), series[0].runs.len(), series[0].middle.events.per_second), (1, 3, 200.0));
+        assert_eq!((series.len(), series[0].runs.len(), series[0].median_run.events.per_second), (1, 3, 200.0));
         let page = checked(&sources);
         assert!(page.contains("<td class=\"leads\">200<small>100–300</small>"), "{page}");
         // Each line stands before two.

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: what is being measured ends early, and is still verified and told.
+//! Ctrl-C and SIGTERM: a measurement ends early, and is still verified and reported.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -10,16 +10,16 @@ use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// Signals that come so soon after one another are one: some programs tell a process and then its group.
+/// Signals within 500 ms are one: some programs signal a process and then its process group.
 const SAME: Duration = Duration::from_millis(500);
 
-/// The wish to end early.
+/// A request to end early.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Rc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether somebody measures, who can end early.
+    /// Whether a measurement is under way, which can end early.
     measuring: Cell<bool>,
     /// When the first signal came.
     interrupted: Cell<Option<Instant>>,
@@ -27,8 +27,8 @@ struct State {
 }
 
 impl Interrupt {
-    /// Does the work. A signal ends the measurement that goes on in it; one that finds no measurement, and a
-    /// second one, end the work itself: what it has started is dropped, and so ended.
+    /// Does the work. The first signal ends the measurement that is under way in it. A signal without a measurement
+    /// under way, and a second one, end the work itself: everything that it has started is dropped, and so ended.
     ///
     /// # Errors
     /// The work failed or was ended.
@@ -56,18 +56,18 @@ impl Interrupt {
         }
     }
 
-    /// From now on a signal does not end everything: whoever measures waits for [`wished`](Self::wished).
-    pub fn measuring(&self) {
+    /// From now on the first signal ends only the measurement, which waits for [`requested`](Self::requested).
+    pub fn allow_early_end(&self) {
         self.0.measuring.set(true);
     }
 
     /// Waits for a signal. Cancel safe.
-    pub async fn wished(&self) {
+    pub async fn requested(&self) {
         self.0.notify.notified().await;
     }
 
     /// Whether a signal came.
-    pub fn came(&self) -> bool {
+    pub fn was_requested(&self) -> bool {
         self.0.interrupted.get().is_some()
     }
 }

@@ -1,4 +1,4 @@
-//! How long things took: what they are, and how they are spread.
+//! What is timed, and the percentiles of its latencies.
 
 use std::fmt::{self, Display};
 
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 /// Latencies are kept from 1 µs to an hour, to three digits.
 const NANOS: (u64, u64, u8) = (1_000, 3_600_000_000_000, 3);
 
-/// Percentiles told for each halving of what lies above them: 50, 59.5, 70.7 …, enough for a smooth curve.
+/// Percentiles for each halving of the share above them: 50, 59.5, 64.6 …, enough for a smooth curve.
 const STEPS_PER_HALF: f64 = 4.0;
 
 /// What is counted and timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum Operation {
     /// An event, from when it was due to its acknowledgement.
     Acknowledgement,
     /// An event to one subscriber, from when it was due to its receipt there.
@@ -25,7 +25,7 @@ pub enum Kind {
     Connection,
 }
 
-impl Kind {
+impl Operation {
     pub const ALL: [Self; 4] = [Self::Acknowledgement, Self::Delivery, Self::Query, Self::Connection];
 
     /// What a latency of this kind is called.
@@ -70,10 +70,10 @@ pub fn micros(histogram: &Histogram<u64>, percentile: f64) -> f64 {
     histogram.value_at_percentile(percentile) as f64 / 1e3
 }
 
-/// The spread of one kind of latency, in microseconds.
+/// The distribution of one kind of latency, in microseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    pub of: Kind,
+    pub of: Operation,
     pub count: u64,
     pub mean: f64,
     pub p50: f64,
@@ -87,10 +87,10 @@ pub struct Latency {
 
 impl Latency {
     /// Of a histogram of nanoseconds.
-    pub fn of(kind: Kind, histogram: &Histogram<u64>) -> Self {
+    pub fn of(kind: Operation, histogram: &Histogram<u64>) -> Self {
         let at = |percentile| micros(histogram, percentile);
         let below = (0..).map(|step| 100.0 * (1.0 - 0.5_f64.powf(f64::from(step) / STEPS_PER_HALF)));
-        // Up to the percentile above which a single one lies.
+        // Up to the percentile above which a single latency lies.
         let told = below.take_while(|percentile| (1.0 - percentile / 100.0) * histogram.len() as f64 >= 1.0);
         Self {
             of: kind,
@@ -128,7 +128,7 @@ mod tests {
     fn percentiles_ascend_to_the_greatest() {
         let mut histogram = histogram();
         (1..=1_000).for_each(|micros| histogram.saturating_record(micros * 1_000));
-        let latency = Latency::of(Kind::Query, &histogram);
+        let latency = Latency::of(Operation::Query, &histogram);
         let near = |value: f64, expected: f64| (value / expected - 1.0).abs() < 0.002;
         assert!(near(latency.p50, 500.0) && near(latency.p99, 990.0) && near(latency.max, 1_000.0), "{latency:?}");
         assert!(latency.percentiles.is_sorted(), "{latency:?}");
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn nothing_measured_has_no_percentiles() {
-        let latency = Latency::of(Kind::Delivery, &histogram());
+        let latency = Latency::of(Operation::Delivery, &histogram());
         assert_eq!((latency.count, latency.max, latency.percentiles), (0, 0.0, Vec::new()));
     }
 }

@@ -1,75 +1,99 @@
-//! Load for the event pipeline, measured as its users would measure it: from outside, over the wire.
+//! A load test for the event pipeline, measured as its users would measure it: from outside, over the wire.
 //!
-//! One thread does everything, so that the server has the other cores to itself: bytes are rendered before
-//! the clock starts, sent as they are, and answers are read for their ids and nothing else. Whatever was
-//! measured was also checked; a run that finds a promise broken says so and ends with 1.
+//! One thread does everything, so that the server has the other cores to itself: requests are rendered before
+//! the clock starts, and answers are read for their ids and nothing else. Every run is also verified: one that finds a
+//! broken promise says so and ends with 1.
+//!
+//! An event is *due* at its intended send time. At a rate, latency counts from then, so that a server that stalls does
+//! not make the load test omit the latencies of the events that had to wait (coordinated omission).
 //!
 //! Imports point strictly down this list:
 //!
-//! * [`peers`] — servers of other kinds that are measured beside ours, in turns
-//! * [`scenario`] — what can be measured
-//! * [`summary`] — what several runs come to
+//! * [`peers`] — other servers, measured beside ours in turns
+//! * [`scenario`] — the workloads, each with its options and what it verifies
+//! * [`summary`] — the median and the spread of several runs
 //! * [`compare`] — what changed from one file of runs to the next
 //! * [`html`] — runs as a page with plots
-//! * [`runs`] — runs that were kept in files, and which of them measured the same
-//! * [`figure`] — the main figures of runs, and how they are spread
-//! * [`report`] — the figures of one run as a table or as JSON
-//! * [`reader`] — asks questions and checks the answers
-//! * [`page`] — what an answer to a question has to be
-//! * [`producer`] — keeps a connection's window full, or keeps to the pace
-//! * [`subscriber`] — gets events and checks them
-//! * [`deliveries`] — what subscribers asked for, what is on its way, what they got
-//! * [`visible`] — what every query has to show
+//! * [`run_files`] — runs read from files, and which of them measured the same
+//! * [`metric`] — the metrics of runs, their spread, and how they differ
+//! * [`report`] — one run as a table or as JSON
+//! * [`query_client`] — sends queries and checks the answers
+//! * [`query`] — a query, and the check of its answer
+//! * [`producer`] — publishes, as fast as its window allows or at a rate
+//! * [`tracker`] — the requests of a producer, and the check of their answers
+//! * [`flow`] — when the next request may be sent
+//! * [`subscriber`] — receives events and checks them
+//! * [`deliveries`] — what subscribers must receive, and what they have received
+//! * [`acknowledged`] — the events that every query must show
+//! * [`replay`] — when the events of a recording are due
 //! * [`tasks`] — all tasks of one run
-//! * [`run`] — what they share: the clock, the figures, the ledger
+//! * [`run`] — what they share: the clock, the counts, the latencies, the verification
+//! * [`measurement`] — what was counted and used in the measured interval
+//! * [`progress`] — what a person sees meanwhile
 //! * [`timeline`] — how a run went over time
+//! * [`options`] — options of every scenario
 //! * [`connection`] — one socket: batches out, frames or responses in
-//! * [`target`] — the server: one of our own, one that runs already, or one of another kind
-//! * [`process`] — a server started from here, in a folder of its own
-//! * [`usage`], [`disk`] — what a process cost, from `/proc` and its disk
+//! * [`target`] — the server under test: one of our own, one that runs already, or one of another kind
+//! * [`process`] — a server started from here
+//! * [`wire`] — frames and responses in what a server sends
+//! * [`folder`] — a folder for such a server
+//! * [`usage`], [`disk`] — what a process used, from `/proc` and its disk
 //! * [`interrupt`] — Ctrl-C
-//! * [`ledger`] — which events were acknowledged, and what breaks a promise
-//! * [`trend`] — whether a figure grows
-//! * [`latency`] — how long things took
-//! * [`score`] — when recorded events are due, and who is told
+//! * [`verification`] — which events were acknowledged, and which promises were broken
+//! * [`digest`], [`due_times`] — sets of events, and when each event was due
+//! * [`trend`] — whether a value grows
+//! * [`latency`] — what is timed, and its percentiles
 //! * [`recording`] — a recorded class, and copies of it
-//! * [`events`] — what is published: the key space, and requests rendered in advance
+//! * [`requests`] — requests rendered in advance
+//! * [`events`] — the events that are published, and their key space
+//! * [`random`] — random numbers that are the same in each run
 //! * [`answer`] — the ids in an answer, found without parsing
-//! * [`pace`] — when events are due, if there is a rate
-//! * [`machine`] — what everything runs on
+//! * [`schedule`] — rates, and when events are due at a rate
+//! * [`machine`] — the machine that everything runs on
 
+mod acknowledged;
 mod answer;
 mod compare;
 mod connection;
 mod deliveries;
+mod digest;
 mod disk;
+mod due_times;
 mod events;
-mod figure;
+mod flow;
+mod folder;
 mod html;
 mod interrupt;
 mod latency;
-mod ledger;
 mod machine;
-mod pace;
-mod page;
+mod measurement;
+mod metric;
+mod options;
 mod peers;
 mod process;
 mod producer;
-mod reader;
+mod progress;
+mod query;
+mod query_client;
+mod random;
 mod recording;
+mod replay;
 mod report;
+mod requests;
 mod run;
-mod runs;
+mod run_files;
 mod scenario;
-mod score;
+mod schedule;
 mod subscriber;
 mod summary;
 mod target;
 mod tasks;
 mod timeline;
+mod tracker;
 mod trend;
 mod usage;
-mod visible;
+mod verification;
+mod wire;
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -81,10 +105,9 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 
 use compare::Compare;
-use peers::baseline::Baseline;
-use peers::{Peers, Trial, ratios};
+use options::Common;
+use peers::{Baseline, Peers, Trial, ratios};
 use report::Report;
-use run::Common;
 use scenario::classroom::Classroom;
 use scenario::connections::Connections;
 use scenario::dashboard::Dashboard;
@@ -114,14 +137,14 @@ Examples:
   loadtest fanout --subscribers 1000                  every event to each of 1,000 subscribers
   loadtest query --ask session --stored 1000000       the newest 100 of a session, of a million events
   loadtest mixed                                      every way in and out at once, 20,000 events a second
-  loadtest spike --factor 10                          ten times as many for two seconds, and what comes after
+  loadtest spike --factor 10                          ten times the rate for two seconds, and the recovery
   loadtest soak --seconds 7200                        two hours: does anything grow?
-  loadtest overload --seconds 120                     more than can be stored: acknowledged or refused, nothing else
+  loadtest overload --seconds 120                     more than can be stored: each event acknowledged or refused
   loadtest classroom --classes 30                     a recorded class, 30 times, each with 2 dashboards
   loadtest baseline                                   beside the Python service that this server replaced
   loadtest peers --repeat 3                           beside NATS and Redis, in turns, with the ratios
-  loadtest slow-consumer --slow 10                    what those who hang cost the others
-  loadtest dashboard --interval-ms 250                2,000 ticking sessions for 20 pairs of eyes
+  loadtest slow-consumer --slow 10                    what subscribers that hang cost the others
+  loadtest dashboard --interval-ms 250                2,000 ticking sessions on 20 dashboards
   loadtest fanout --out runs.json --html report.html  figures for later, and a page with plots
   loadtest compare before.json after.json             what changed; with --html FILE also as a page
   loadtest connections --storm 32                     10,000 idle subscribers, then clients that come and go
@@ -172,7 +195,7 @@ impl Scenario {
             Self::Dashboard(dashboard) => vec![dashboard.measure(common).await?],
             Self::SlowConsumer(slow_consumer) => vec![slow_consumer.measure(common).await?],
             Self::Trial(trial) => vec![trial.measure(common).await?],
-            Self::Baseline(_) | Self::Peers(_) => unreachable!("they are measured trial by trial"),
+            Self::Baseline(_) | Self::Peers(_) => unreachable!("these are measured trial by trial"),
             Self::Compare(_) => unreachable!("it measures nothing"),
         })
     }
@@ -197,7 +220,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     if let Some(Scenario::Compare(compare)) = &cli.scenario {
         return compare.print(common).map(|()| true);
     }
-    // What was measured for hours must not be lost for a wrong path.
+    // Checked before the run: hours of measuring must not be lost because of a wrong path.
     for file in common.out.iter().chain(&common.html) {
         File::options().create(true).append(true).open(file).with_context(|| format!("write to {}", file.display()))?;
     }
@@ -228,7 +251,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
                 }
                 reports.push(report);
             }
-            if common.interrupt.came() {
+            if common.interrupt.was_requested() {
                 break 'runs;
             }
         }
@@ -249,7 +272,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 }
 
 /// Each connection is an open file, here and in a server started from here. Where the limit cannot be raised,
-/// connecting says so.
+/// connecting fails with the reason.
 fn raise_open_files_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -276,24 +299,41 @@ mod tests {
         all
     }
 
-    #[test]
-    fn imports_point_down_the_list_of_modules() {
-        let list = include_str!("main.rs").lines().filter_map(|line| line.strip_prefix("//! * [`"));
-        // A line may name several.
+    /// Checks that each of these files imports only modules that stand further down the list in another file.
+    fn check(list: &Path, files: &[(String, PathBuf)], prefixes: &[&str]) {
+        let list = fs::read_to_string(list).expect("a file");
+        let list = list.lines().filter_map(|line| line.strip_prefix("//! * [`"));
+        // A line may name several modules.
         let names = list.flat_map(|line| line.split(" — ").next().unwrap_or(line).split("`], [`"));
         let order = names.map(|name| name.trim_end_matches("`]").to_owned()).collect::<Vec<_>>();
-        let place = |module: &str| order.iter().position(|name| name == module);
-        for (module, path) in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), None) {
-            let of_module = place(&module).unwrap_or_else(|| panic!("{module} is not in the list"));
-            let text = fs::read_to_string(&path).expect("a file");
-            let imports = text.lines().filter_map(|line| line.trim().strip_prefix("use crate::"));
-            for import in imports.filter_map(|import| import.split([':', ';']).next()) {
+        let index = |module: &str| order.iter().position(|name| name == module);
+        for (module, path) in files {
+            let own = index(module).unwrap_or_else(|| panic!("{module} is not in the list"));
+            let text = fs::read_to_string(path).expect("a file");
+            let import =
+                |line: &str| prefixes.iter().find_map(|prefix| line.trim().strip_prefix(prefix).map(str::to_owned));
+            for import in text.lines().filter_map(import) {
+                let import = import.split([':', ';']).next().unwrap_or_default();
                 assert!(
-                    import == module || place(import) > Some(of_module),
+                    import == module || import == "*" || index(import) > Some(own),
                     "{} imports {import}, which does not stand below {module}",
                     path.display()
                 );
             }
+        }
+    }
+
+    #[test]
+    fn imports_point_down_the_lists_of_modules() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        check(&source.join("main.rs"), &files(&source, None), &["use crate::"]);
+        for folder in ["html", "peers"] {
+            let within = files(&source.join(folder), None);
+            check(
+                &source.join(folder).with_extension("rs"),
+                &within,
+                &[&format!("use crate::{folder}::"), "use super::"],
+            );
         }
     }
 }

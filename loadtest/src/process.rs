@@ -1,13 +1,10 @@
 //! A server that is started from here, in a folder of its own.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,17 +14,19 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// A server that does not listen or does not end by then will not do so at all. It rebuilds an index of up to
-/// 65,536 events when it starts and finishes all requests when it ends.
+use crate::folder::Folder;
+
+/// 60 s: far longer than a server takes to start, when it rebuilds the index of up to 65,536 events, or to end, when it
+/// finishes all requests. One that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a server is looked at that cannot be waited for in another way.
+/// How often it is looked whether a server has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Lines of the server that are repeated.
+/// How many of the server's last lines, and of its warnings, are shown.
 const LINES_MAX: usize = 5;
 
-/// Lines of a server that starts, kept for whoever waits for one of them.
+/// How many lines of a starting server are kept until [`Process::wait_for`] reads them.
 const LINES_AT_START_MAX: usize = 1_000;
 
 /// A child that serves. Dropped, it is killed and its folder removed.
@@ -39,13 +38,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it. What it prints is read by threads, so that it never waits for its reader.
+    /// Starts it. Threads read what it prints, so that it never waits for a reader.
     pub fn start(command: &mut Command, folder: Folder) -> anyhow::Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C is for us alone, so that what was measured can still be checked.
+            // Ctrl-C must not end the server, so that the run can still be verified.
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {}", command.get_program().display()))?;
@@ -82,7 +81,7 @@ impl Process {
         }
     }
 
-    /// Ends it in its own order. Returns how it ended and what it warned of.
+    /// Ends it with SIGTERM. Returns its exit status and its log.
     ///
     /// # Errors
     /// It does not end, or had ended before.
@@ -104,46 +103,18 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended already, unless something went wrong here.
+        // It has ended already, unless the run has failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A folder of our own on a disk, removed when dropped.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new(parent: &Path) -> anyhow::Result<Self> {
-        /// The kind of a volume in memory, as `statfs` gives it.
-        const TMPFS: i64 = 0x0102_1994;
-        static CREATED: AtomicU32 = AtomicU32::new(0);
-        let parent = parent.canonicalize().with_context(|| format!("find {}", parent.display()))?;
-        let volume = rustix::fs::statfs(&parent).with_context(|| format!("look at {}", parent.display()))?;
-        ensure!(volume.f_type as i64 != TMPFS, "{} is in memory, not on a disk; choose a --folder", parent.display());
-        let number = CREATED.fetch_add(1, Ordering::Relaxed);
-        let folder = parent.join(format!("loadtest-{}-{number}", process::id()));
-        DirBuilder::new().mode(0o700).create(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Self(folder))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// What a server prints.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Kept>>);
+pub struct Log(Arc<Mutex<Lines>>);
 
 #[derive(Default)]
-struct Kept {
+struct Lines {
     last: VecDeque<String>,
     warnings: Vec<String>,
 }
@@ -155,7 +126,7 @@ impl Log {
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 kept.lock().expect("nobody panics while holding it").keep(&line);
-                // Once the server listens, nobody waits for it any more.
+                // Once the server listens, no line is waited for any more.
                 let _ = sender.try_send(line);
             }
         });
@@ -171,7 +142,7 @@ impl Log {
     }
 }
 
-impl Kept {
+impl Lines {
     fn keep(&mut self, line: &str) {
         let level = serde_json::from_str::<Value>(line).map(|entry| entry["level"].clone()).unwrap_or_default();
         if matches!(level.as_str(), Some("WARN" | "ERROR")) && self.warnings.len() < LINES_MAX {

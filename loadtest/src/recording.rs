@@ -1,4 +1,4 @@
-//! A recorded class: what was sent, when, and in which session; and copies of it, each a class of its own.
+//! A recorded class: what was sent, when, and in which session; and copies of it with ids of their own.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 /// A class of 56 students and 16 exam timers, three minutes long.
 pub const CLASSROOM: &str = include_str!("../../data/classroom.ndjson");
 
-/// Between the last event of a recording and the first one of its repetition.
+/// The pause between the last event of a recording and the first one of its repetition.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A recording: at least one event, in the order of time.
@@ -20,7 +20,7 @@ pub struct Recording {
     pub events: Vec<Recorded>,
 }
 
-/// One event, which belongs to whatever class it is written for.
+/// One event, as a template that can be written for any class.
 pub struct Recorded {
     /// Since the recording began.
     pub offset: Duration,
@@ -32,14 +32,14 @@ pub struct Recorded {
     pub delivered: Template,
 }
 
-/// A text about one class: at each end of a piece but the last one the mark of the class belongs. It makes ids of
-/// the recording ids of that class.
+/// A text in pieces, between which the mark of a class is written: so the ids of the recording become ids of that
+/// class.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Template {
     pieces: Vec<Box<str>>,
 }
 
-/// What makes an id of the recording an id of class number `class`.
+/// The mark that makes an id of the recording an id of this class.
 pub fn mark(class: usize) -> String {
     format!("@{class}")
 }
@@ -120,8 +120,8 @@ impl Recording {
         self.events.partition_point(|event| event.offset < offset) % self.events.len()
     }
 
-    /// Deals the events out to so many hands, each to the one that its session belongs to: all of them in the order
-    /// of the recording, where the first one follows the last one, and beginning with number `from`.
+    /// Divides the events among `hands`, by session. Each gets its events in the order of the recording, beginning with
+    /// event number `from`; after the last event comes the first.
     pub fn deal(&self, from: usize, hands: usize, hand_of: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
         let mut dealt = vec![Vec::new(); hands];
         (from..self.events.len()).chain(0..from).for_each(|event| {
@@ -156,7 +156,7 @@ fn compact(json: &str) -> String {
 }
 
 impl Template {
-    /// A text whose marks belong at these places.
+    /// A text cut at the places where marks belong.
     fn cut(text: &str, places: &[usize]) -> Self {
         let starts = [0].into_iter().chain(places.iter().copied());
         let ends = places.iter().copied().chain([text.len()]);

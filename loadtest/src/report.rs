@@ -1,4 +1,4 @@
-//! The figures of one run, as a table or as JSON.
+//! One run, as a table or as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -10,28 +10,29 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::latency::{Kind, Latency};
+use crate::latency::{Latency, Operation};
 use crate::machine::Machine;
-use crate::pace::Rate;
-use crate::run::{Measured, Run, Shares};
+use crate::measurement::{Measured, Shares};
+use crate::run::Run;
+use crate::schedule::Rate;
 use crate::target::Stopped;
 use crate::timeline::Point;
 use crate::usage::Cost;
 
-/// The version of the JSON; another one for another meaning, not for more fields.
+/// The version of the JSON. It changes when the meaning of a field changes, not when fields are added.
 const FORMAT: u32 = 1;
 
-/// A thread or machine this busy is the limit.
+/// A thread or a machine that is busy for this share of the time is taken for the limit.
 const BUSY: f64 = 0.9;
 
-/// Others that use this much of a processor falsify the figures. The kernel's own threads, which write to the
-/// disk for the server, use up to 0.15.
+/// Other programs that use this much of a processor falsify the measurement. The kernel's own threads, which write to
+/// the disk for the server, use up to 0.15.
 const DISTURBED: f64 = 0.25;
 
-/// A rate missed by more than this was not reached.
+/// A target rate counts as reached from this share of it on.
 const RATE_REACHED: f64 = 0.98;
 
-/// Everything to be told about one run.
+/// Everything that is reported about one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub format: u32,
@@ -42,7 +43,7 @@ pub struct Report {
     pub acknowledged_means: String,
     pub title: String,
     pub options: Value,
-    /// What was set for a server that was started for the run, by name.
+    /// The settings of a server that was started for the run, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub server_settings: BTreeMap<String, String>,
     /// RFC 3339.
@@ -60,9 +61,9 @@ pub struct Report {
     /// Opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Count>,
-    /// Of what the scenario counts.
+    /// The latency of what the scenario counts.
     pub latency_us: Latency,
-    /// Of whatever else was timed.
+    /// The latencies of everything else that was timed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_latencies_us: Vec<Latency>,
     pub timeline: Vec<Point>,
@@ -70,7 +71,7 @@ pub struct Report {
     pub server: Option<Cost>,
     pub client: Cost,
     pub processors_busy: Shares,
-    /// What kept the figure from being higher.
+    /// What kept the rate from being higher.
     pub limit: String,
     /// Over the whole run, with what came before and after the measured interval.
     pub acknowledged: u64,
@@ -86,12 +87,12 @@ pub struct Count {
     pub per_second: f64,
 }
 
-/// What only the scenario can say about its run.
+/// The part of a report that only the scenario knows.
 pub struct Findings {
     scenario: &'static str,
     title: String,
     options: Value,
-    rate: Option<(Kind, u64)>,
+    rate: Option<(Operation, u64)>,
     notes: Vec<String>,
 }
 
@@ -101,13 +102,13 @@ impl Findings {
         Self { scenario, title, options, rate: None, notes: Vec::new() }
     }
 
-    /// The rate of events that was asked for.
+    /// The target rate of events.
     pub fn at(self, rate: Rate) -> Self {
-        self.at_rate_of(Kind::Acknowledgement, rate)
+        self.at_rate_of(Operation::Acknowledgement, rate)
     }
 
-    /// The rate of something else that was asked for.
-    pub fn at_rate_of(self, kind: Kind, Rate(rate): Rate) -> Self {
+    /// The target rate of something else.
+    pub fn at_rate_of(self, kind: Operation, Rate(rate): Rate) -> Self {
         Self { rate: rate.map(|rate| (kind, rate)), ..self }
     }
 
@@ -124,12 +125,12 @@ impl Report {
         let Findings { scenario, title, options, rate, mut notes } = findings;
         let seconds = measured.elapsed.as_secs_f64();
         let count = |kind| Count { count: measured.count(kind), per_second: measured.count(kind) as f64 / seconds };
-        // There were such things in the run.
+        // Only what occurred in the run.
         let told = |kind| (run.counted == kind || run.counted(kind) > 0).then(|| count(kind));
         if measured.ended_early {
             notes.push("Ended early, by a signal.".to_owned());
         }
-        let ledger = run.ledger.borrow();
+        let verification = run.verification.borrow();
         let started_at = run.started_at.to_string();
         Self {
             format: FORMAT,
@@ -139,14 +140,14 @@ impl Report {
             title,
             options,
             server_settings: server.settings,
-            // Of its fraction nobody has any use.
+            // To the second.
             started_at: format!("{}Z", started_at.split('.').next().unwrap_or(&started_at)),
             machine: Machine::this(),
             seconds,
-            events: count(Kind::Acknowledgement),
-            deliveries: told(Kind::Delivery),
-            queries: told(Kind::Query),
-            connections: told(Kind::Connection),
+            events: count(Operation::Acknowledgement),
+            deliveries: told(Operation::Delivery),
+            queries: told(Operation::Query),
+            connections: told(Operation::Connection),
             limit: limit(&measured, rate),
             latency_us: measured.latency,
             more_latencies_us: measured.more_latencies,
@@ -154,14 +155,14 @@ impl Report {
             server: measured.server,
             client: measured.client,
             processors_busy: measured.shares,
-            acknowledged: ledger.acknowledged,
-            violations: ledger.violations(),
+            acknowledged: verification.acknowledged,
+            violations: verification.violations(),
             server_warnings: server.warnings,
             notes,
         }
     }
 
-    /// Of every kind that was timed.
+    /// The latencies of every kind that was timed.
     pub fn latencies(&self) -> impl Iterator<Item = &Latency> {
         [&self.latency_us].into_iter().chain(&self.more_latencies_us).filter(|latency| latency.count > 0)
     }
@@ -171,7 +172,7 @@ impl Report {
         self.violations.is_empty()
     }
 
-    /// To stdout; what was broken goes to stderr too when a program reads stdout.
+    /// Prints it to stdout. With JSON on stdout, violations go to stderr as well.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if json {
@@ -214,8 +215,8 @@ impl Report {
     }
 }
 
-/// What kept the figure from being higher.
-fn limit(measured: &Measured, rate: Option<(Kind, u64)>) -> String {
+/// What kept the rate from being higher.
+fn limit(measured: &Measured, rate: Option<(Operation, u64)>) -> String {
     let Measured { client, server, shares, .. } = measured;
     if let Some((kind, rate)) = rate
         && measured.count(kind) as f64 >= rate as f64 * RATE_REACHED * measured.elapsed.as_secs_f64()
@@ -286,27 +287,16 @@ impl Display for Report {
 }
 
 /// How a latency is called in a table.
-fn name(kind: Kind) -> &'static str {
+fn name(kind: Operation) -> &'static str {
     match kind {
-        Kind::Acknowledgement => "acknowledged in",
-        Kind::Delivery => "delivered in",
-        Kind::Query => "answered in",
-        Kind::Connection => "connected in",
+        Operation::Acknowledgement => "acknowledged in",
+        Operation::Delivery => "delivered in",
+        Operation::Query => "answered in",
+        Operation::Connection => "connected in",
     }
 }
 
-impl Display for Shares {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, all, processors, .. } = self;
-        write!(f, "{all:.2} of {processors} busy: ")?;
-        if let Some(server) = self.server {
-            write!(f, "the server {server:.2}, ")?;
-        }
-        write!(f, "this client {client:.2}, others {:.2}", self.others())
-    }
-}
-
-/// CPU time for a unit, and, where that is something else and there are any, for an event.
+/// CPU time for each of what the run counts and, if that is not events, for each event.
 fn cpu(cost: &Cost, unit: &str, of_events: bool) -> String {
     let threads = cost.cpu_us_each_by_thread.iter().filter(|(_, us)| **us >= 0.0005);
     let threads = threads.map(|(name, us)| format!("{name} {us:.3}")).collect::<Vec<_>>();
@@ -323,13 +313,13 @@ fn resources(server: &Cost, of_events: bool) -> String {
         text += &format!(", {:.0} bytes written for an event", server.written_bytes_per_event);
     }
     if let Some(syncs) = server.syncs_per_event {
-        // At full speed many hundreds of events share one.
+        // Five digits: at full speed many hundreds of events share a sync.
         text += &format!(", {syncs:.5} disk syncs for an event");
     }
     text
 }
 
-/// A whole number, its thousands apart.
+/// A whole number with commas between thousands.
 pub fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let first = digits.len() % 3;

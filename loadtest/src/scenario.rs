@@ -1,4 +1,4 @@
-//! What can be measured: each scenario is a use of the server, its options, and what it verifies.
+//! The scenarios: each is a workload with its options, and what it verifies.
 
 pub mod classroom;
 pub mod connections;

@@ -1,4 +1,4 @@
-//! Subscribers: they connect, ask, and check every event they get.
+//! Subscribers: they connect, subscribe, and check every event that they receive.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -7,31 +7,32 @@ use anyhow::{Context, bail};
 use event_pipeline::wire::frame::{self, OpCode};
 
 use crate::answer;
-use crate::connection::{Connection, Scratch, frames};
-use crate::deliveries::{Deliveries, Got};
+use crate::connection::{Connection, Scratch};
+use crate::deliveries::{Deliveries, Received};
 use crate::run::Run;
 use crate::target::Target;
 use crate::tasks::Tasks;
+use crate::wire::frames;
 
-/// Looks at the text of each event that came in its turn, and says what is wrong with it.
-pub type Check = Box<dyn FnMut(&[u8]) -> Option<String>>;
+/// Checks the text of each event that came in order, and returns what is wrong with it.
+pub type EventCheck = Box<dyn FnMut(&[u8]) -> Option<String>>;
 
-/// Visits the events in what a subscriber of a server of another kind was sent, each with its number if it has
-/// one, may append to what is to be sent, and returns how many bytes are used up.
+/// Reads the bytes that a server of another kind sent to a subscriber: visits each event, with its number if it has
+/// one, may append bytes to send, and returns how many bytes are used up.
 pub type Receive = fn(&[u8], &mut Vec<u8>, &mut dyn FnMut(Option<u64>, &[u8])) -> anyhow::Result<usize>;
 
 /// All subscribers of a run, subscribed.
-pub struct Audience {
+pub struct Subscribers {
     deliveries: Rc<Deliveries>,
     connections: Vec<Connection>,
     receive: Option<Receive>,
 }
 
-impl Audience {
-    /// Connects everybody who is to get deliveries.
+impl Subscribers {
+    /// Connects all subscribers of these deliveries.
     ///
     /// # Errors
-    /// Somebody was not let in.
+    /// The server refused a subscriber.
     pub async fn connect(deliveries: Rc<Deliveries>, target: &Target, scratch: &Scratch) -> anyhow::Result<Self> {
         let mut connections = Vec::new();
         for (number, filters) in deliveries.filters().enumerate() {
@@ -41,18 +42,23 @@ impl Audience {
         Ok(Self { deliveries, connections, receive: None })
     }
 
-    /// Subscribers of a server of another kind. They have subscribed to everything.
-    pub fn of_foreign(deliveries: Rc<Deliveries>, connections: Vec<Connection>, receive: Receive) -> Self {
+    /// Subscribers of a server of another kind, which have subscribed to everything.
+    pub fn of_peer(deliveries: Rc<Deliveries>, connections: Vec<Connection>, receive: Receive) -> Self {
         Self { deliveries, connections, receive: Some(receive) }
     }
 
-    /// From now on everybody listens.
+    /// Starts to receive.
     pub fn listen(self, run: &Rc<Run>, tasks: &mut Tasks) {
         self.listen_and_check(run, tasks, |_| None);
     }
 
     /// The same, and `check` gives a subscriber, by its number, a check of each event.
-    pub fn listen_and_check(self, run: &Rc<Run>, tasks: &mut Tasks, mut check: impl FnMut(usize) -> Option<Check>) {
+    pub fn listen_and_check(
+        self,
+        run: &Rc<Run>,
+        tasks: &mut Tasks,
+        mut check: impl FnMut(usize) -> Option<EventCheck>,
+    ) {
         for (number, connection) in self.connections.into_iter().enumerate() {
             let deliveries = self.deliveries.clone();
             let (dense, sequences) = (deliveries.is_dense(number), Vec::new());
@@ -71,7 +77,7 @@ pub async fn subscribe(target: &Target, first_message: &str, scratch: &Scratch) 
     subscribe_on(Connection::open(&target.authority, scratch).await?, target, first_message).await
 }
 
-/// The same on a connection that is there already.
+/// The same on an open connection.
 ///
 /// # Errors
 /// The server's first answer is not `subscribed`.
@@ -97,13 +103,13 @@ pub async fn subscribe_on(connection: Connection, target: &Target, first_message
 
 struct Subscriber {
     number: usize,
-    /// Whether it asks for everything.
+    /// Whether it subscribes to everything, so that its numbers have no gaps.
     dense: bool,
     receive: Option<Receive>,
-    check: Option<Check>,
+    check: Option<EventCheck>,
     run: Rc<Run>,
     deliveries: Rc<Deliveries>,
-    /// Of the last read.
+    /// The sequence numbers of the last read.
     sequences: Vec<u64>,
 }
 
@@ -116,21 +122,24 @@ impl Subscriber {
 
     fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> anyhow::Result<usize> {
         let now = Instant::now();
-        let Got { mut last, mut tally } = self.deliveries.got(self.number);
+        let Received { mut last, mut digest } = self.deliveries.received_by(self.number);
         self.sequences.clear();
         let mut got = |sequence: Option<u64>, text: &[u8]| {
-            // Where they have no number, their place in the order is all that can be said.
+            // Events without a number are numbered in the order in which they come.
             let sequence = sequence.unwrap_or(last + 1);
             if sequence <= last || (self.dense && sequence != last + 1) {
                 let number = self.number;
                 let violation = || format!("subscriber {number} got event {sequence} after {last}");
-                self.run.ledger.borrow_mut().violation(violation);
+                self.run.verification.borrow_mut().violation(violation);
             } else if let Some(wrong) = self.check.as_mut().and_then(|check| check(text)) {
                 let number = self.number;
-                self.run.ledger.borrow_mut().violation(|| format!("subscriber {number} got event {sequence}, {wrong}"));
+                self.run
+                    .verification
+                    .borrow_mut()
+                    .violation(|| format!("subscriber {number} got event {sequence}, {wrong}"));
             }
             last = sequence;
-            tally.add(sequence);
+            digest.add(sequence);
             self.sequences.push(sequence);
         };
         let used = match self.receive {
@@ -142,7 +151,7 @@ impl Subscriber {
                 Ok(())
             }),
         }?;
-        self.deliveries.received(&self.run, self.number, &self.sequences, now, Got { last, tally });
+        self.deliveries.received(&self.run, self.number, &self.sequences, now, Received { last, digest });
         Ok(used)
     }
 }

@@ -1,12 +1,12 @@
-//! What several runs come to.
+//! The summary of several runs.
 
 use std::fmt::Write;
 
-use crate::figure::{Spread, median, written};
+use crate::metric::{Spread, median, written};
 use crate::report::{Report, grouped};
-use crate::runs::{Series, Source};
+use crate::run_files::{Series, Source};
 
-/// The median and the spread of each figure, for each set of runs that measured the same; nothing where there was
+/// The median and the spread of each metric, for each set of runs that measured the same; nothing where there was
 /// one run of each.
 pub fn of_repetitions(reports: &[Report]) -> String {
     let source = [Source { name: String::new(), reports: reports.to_vec() }];
@@ -38,10 +38,10 @@ pub fn headline(reports: &[Report]) -> String {
     format!("{rule}\n{}{rule}\n", lines.iter().map(|line| format!(" {line}\n")).collect::<String>())
 }
 
-/// One of them; `None` if there was no such run.
+/// One line of the headline; `None` without such a run.
 fn line(reports: &[Report], scenario: &str, what: &str, rate: impl Fn(&Report) -> Option<f64>) -> Option<String> {
-    let middle = |figure: &dyn Fn(&Report) -> Option<f64>| {
-        let mut values = reports.iter().filter(|run| run.scenario == scenario).filter_map(figure).collect::<Vec<_>>();
+    let middle = |metric: &dyn Fn(&Report) -> Option<f64>| {
+        let mut values = reports.iter().filter(|run| run.scenario == scenario).filter_map(metric).collect::<Vec<_>>();
         values.sort_by(f64::total_cmp);
         (!values.is_empty()).then(|| median(&values))
     };

@@ -1,4 +1,4 @@
-//! The server that is measured: one of our own on a disk of its own, one that runs already, or one of another kind.
+//! The server under test: one of ours started from here, one that runs already, or one of another kind.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,13 +13,15 @@ use serde_json::Value;
 
 use crate::answer;
 use crate::disk::Disk;
-use crate::process::{Folder, Process};
+use crate::folder::Folder;
+use crate::process::Process;
 use crate::usage::Watched;
 
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Server")]
 pub struct TargetArgs {
-    /// A running server, with nobody else publishing; without it one is started: the event-pipeline beside this program
+    /// A running server, to which no other program publishes; without it one is started: the event-pipeline beside this
+    /// program
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
     /// Key to show to a running server
@@ -47,7 +49,7 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
 pub struct Subject {
     /// Its name and version.
     pub name: String,
-    /// What an acknowledgement of it promises.
+    /// What its acknowledgements promise.
     pub acknowledged_means: String,
 }
 
@@ -56,16 +58,16 @@ pub struct Target {
     pub subject: Subject,
     /// `host:port`
     pub authority: String,
-    /// What the path of every request begins with; no slash at its end.
+    /// The prefix of the path of every request, without a slash at its end.
     pub prefix: String,
     api_key: Option<String>,
     /// The process to measure, if it is on this machine and known.
     pub watched: Option<Watched>,
     /// The server if it was started here.
     process: Option<Process>,
-    /// Whether it promises to end with success; others end by the signal.
+    /// Whether it ends with status 0 on SIGTERM, as ours does; others are ended by the signal.
     ends_well: bool,
-    /// What was set for it when it was started here.
+    /// The settings that it was started with here.
     settings: BTreeMap<String, String>,
 }
 
@@ -107,7 +109,7 @@ impl Target {
         let mut command = Command::new(&binary);
         command
             .arg("serve")
-            // Neither a configuration file nor a setting from around us may change what is measured.
+            // Neither a configuration file nor a variable of our environment may change what is measured.
             .current_dir(folder.path())
             .env_clear()
             .env("HOST", "127.0.0.1")
@@ -202,19 +204,19 @@ impl Target {
     }
 }
 
-/// What is left of a target.
+/// What is known of a target after its end.
 #[derive(Clone)]
 pub struct Stopped {
     pub subject: Subject,
     pub settings: BTreeMap<String, String>,
-    /// What a server that was started here warned of.
+    /// The warnings of a server that was started here.
     pub warnings: Vec<String>,
 }
 
 impl TargetArgs {
-    /// The same, where a server that is started has places for so many subscribers beside so many other connections,
-    /// unless its settings are given.
-    pub fn with_places(&self, subscribers: usize, others: usize) -> Self {
+    /// The same, but a server that is started has slots for this many subscribers and other connections, unless its
+    /// settings are given.
+    pub fn with_slots(&self, subscribers: usize, others: usize) -> Self {
         let defaults = Config::default();
         let needed = [
             ("MAX_SUBSCRIBERS", subscribers, defaults.max_subscribers),
@@ -222,11 +224,11 @@ impl TargetArgs {
         ];
         let needed = needed.into_iter().filter(|(_, count, default)| count > default);
         let needed = needed.map(|(name, count, _)| (name.to_owned(), count.to_string()));
-        // What stands further behind prevails.
+        // Later settings override earlier ones.
         Self { set: needed.chain(self.set.iter().cloned()).collect(), ..self.clone() }
     }
 
-    /// What is set for the server that is started, if this is.
+    /// The value of a setting of the server that is started, if it is given.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.set.iter().rev().find(|(set, _)| set == name).map(|(_, value)| value.as_str())
     }

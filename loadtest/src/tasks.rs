@@ -1,11 +1,13 @@
-//! The tasks of one run: none may end while it is measured, and some have to end after it.
+//! The tasks of one run: none may end while it is measured, and those that send must end after it.
 
 use anyhow::{Context, bail};
 use tokio::select;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 
-use crate::run::{Common, Measured, PATIENCE, Run};
+use crate::measurement::Measured;
+use crate::options::Common;
+use crate::run::{PATIENCE, Run};
 use crate::target::Target;
 
 /// All tasks of one run, each on this thread.
@@ -18,7 +20,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Starts a task that ends once the run stops and what it has asked for is answered.
+    /// Starts a task that ends once the run stops and its requests are answered.
     pub fn spawn(&mut self, task: impl Future<Output = anyhow::Result<()>> + 'static) {
         self.senders.spawn_local(task);
     }
@@ -52,7 +54,7 @@ impl Tasks {
         }
     }
 
-    /// Stops the run, and waits for the answers to what is under way. Those that do not come are a violation.
+    /// Stops the run, and waits for the answers to requests in flight. Missing answers are a violation.
     ///
     /// # Errors
     /// A task failed.
@@ -68,7 +70,7 @@ impl Tasks {
         select! {
             ended = timeout(PATIENCE, answered) => match ended {
                 Ok(ended) => ended?,
-                Err(_) => run.ledger.borrow_mut().violation(|| format!("some requests are not answered after {PATIENCE:?}")),
+                Err(_) => run.verification.borrow_mut().violation(|| format!("some requests are not answered after {PATIENCE:?}")),
             },
             Some(ended) = listeners.join_next() => {
                 why(ended)?;

@@ -11,7 +11,7 @@ use crate::usage::Usage;
 /// The length of an interval, unless there would be too many.
 pub const STEP: Duration = Duration::from_millis(250);
 
-/// More are not told: a picture has not many more columns.
+/// Most points: a plot has not many more columns of pixels.
 const POINTS_MAX: u32 = 600;
 
 /// One interval.
@@ -86,11 +86,11 @@ impl Timeline {
         self.counted = counted;
         self.server_cpu = server.map(|usage| usage.cpu);
         self.began = now;
-        // One that we came too late for is not told by itself.
+        // An interval that we were too late for becomes part of the next.
         self.due = self.start + self.step * ((now - self.start).div_duration_f64(self.step) as u32 + 1);
     }
 
-    /// All points. What is left of the last interval is told if it is long enough to mean something.
+    /// All points. The rest of the last interval is one if it is long enough to mean something.
     pub fn finish(mut self, now: Instant, counted: u64, server: Option<&Usage>) -> Vec<Point> {
         if self.points.is_empty() || now - self.began >= self.step / 2 {
             self.end(now, counted, server);

@@ -1,4 +1,4 @@
-//! Whether a figure grows over time, or only trembles.
+//! Whether a value grows over time, or only varies.
 
 /// The straight line nearest to some points.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,7 +30,7 @@ impl Trend {
         Some(Self { mean, growth: slope * (last - first), noise, length: last - first })
     }
 
-    /// Whether it is more than what the values tremble by, and more than a hundredth.
+    /// Whether the growth is more than twice the noise, and more than 1 % of the mean.
     pub fn is_real(&self) -> bool {
         self.growth.abs() > (2.0 * self.noise).max(0.01 * self.mean.abs())
     }

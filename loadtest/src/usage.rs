@@ -1,4 +1,4 @@
-//! What a process has cost, from `/proc`, and its disk.
+//! What a process has used, from `/proc` and from its disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub struct Watched {
     pub pid: u32,
-    /// What it stores to, if that can tell its flushes.
+    /// The disk that it stores to, if the flushes of that disk are known.
     pub disk: Option<Disk>,
 }
 
@@ -28,7 +28,7 @@ impl Watched {
     }
 }
 
-/// A process at one moment.
+/// What a process has used up to one point in time.
 pub struct Usage {
     pub cpu: Duration,
     /// CPU time of each living thread by its number, with its name.
@@ -80,7 +80,7 @@ fn number(list: &str, name: &str) -> u64 {
     value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// For how long processors were idle, until a moment.
+/// For how long all processors together were idle, up to one point in time.
 #[derive(Clone, Copy)]
 pub struct Processors {
     count: usize,
@@ -99,7 +99,7 @@ impl Processors {
         Ok(Self { count, idle: Duration::from_millis(TICK.as_millis() as u64 * idle), at: Instant::now() })
     }
 
-    /// How many were in use since an earlier moment, by whomever.
+    /// How many were in use since an earlier point in time, by all programs.
     pub fn busy_since(&self, earlier: &Self) -> f64 {
         let idle = self.idle.saturating_sub(earlier.idle).div_duration_f64(self.at - earlier.at);
         (self.count as f64 - idle).max(0.0)
@@ -119,7 +119,7 @@ pub struct Cost {
     pub cpu_us_each_by_thread: BTreeMap<String, f64>,
     /// Bytes handed to the disk for each event.
     pub written_bytes_per_event: f64,
-    /// Flushes of its disk for each event, by whomever; absent where they are not known.
+    /// Flushes of its disk for each event, by all programs; absent where they are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub syncs_per_event: Option<f64>,
     pub peak_memory_bytes: u64,

@@ -1,35 +1,36 @@
-//! What is drawn of a section: rates and costs as bars, latencies as curves, and everything over time.
+//! The charts of a section: rates and costs as bars, latencies as curves, and everything over time.
 
 use std::collections::BTreeMap;
 use std::ptr;
 
-use crate::figure::{RATE, SERVER, SERVER_CPU, written};
 use crate::html::markup::Element;
 use crate::html::plot::{Bar, Bars, Line, Part, Plot, look};
 use crate::html::scale::{Scale, Unit};
-use crate::html::section::{Labelled, Section, unique};
-use crate::latency::{Kind, Latency};
+use crate::html::section::{LabelledSeries, Section, unique};
+use crate::latency::{Latency, Operation};
+use crate::metric::{RATE, SERVER, SERVER_CPU, written};
 use crate::report::Report;
 use crate::timeline::Point;
 
-/// Longer labels do not fit beside a plot: there the number has to do.
+/// Longer labels do not fit beside a plot: there the series is shown by its number alone.
 const LABEL_MAX: usize = 22;
 
-/// The cheapest of more threads than this are told as one.
+/// With more threads than this, the cheapest are shown as one.
 const THREADS_MAX: usize = 6;
 
 /// All charts of a section.
 pub fn of(section: &Section) -> Vec<Element> {
-    let kinds = unique(section.series.iter().flat_map(|series| series.middle.latencies()).map(|latency| latency.of));
+    let kinds =
+        unique(section.series.iter().flat_map(|series| series.median_run.latencies()).map(|latency| latency.of));
     let rates = kinds.iter().filter_map(|kind| rates(section, *kind));
     let percentiles = kinds.iter().map(|kind| percentiles(section, *kind));
     rates.chain(server_cpu(section)).chain(percentiles).chain(over_time(section)).collect()
 }
 
 /// How many a second, as bars. One bar alone would say nothing.
-fn rates(section: &Section, kind: Kind) -> Option<Element> {
+fn rates(section: &Section, kind: Operation) -> Option<Element> {
     let bars = numbered(section).filter_map(|(number, series)| {
-        let spread = series.figure(RATE, kind.units())?;
+        let spread = series.metric(RATE, kind.units())?;
         Some(Bar {
             series: number,
             label: series.label.clone(),
@@ -44,7 +45,7 @@ fn rates(section: &Section, kind: Kind) -> Option<Element> {
 
 /// What the server spent, as bars put together from its threads.
 fn server_cpu(section: &Section) -> Option<Element> {
-    let servers = || section.series.iter().filter_map(|series| series.middle.server.as_ref());
+    let servers = || section.series.iter().filter_map(|series| series.median_run.server.as_ref());
     let mut threads = BTreeMap::<&str, f64>::new();
     for (name, us) in servers().flat_map(|server| &server.cpu_us_each_by_thread) {
         *threads.entry(name).or_default() += us;
@@ -54,8 +55,8 @@ fn server_cpu(section: &Section) -> Option<Element> {
     let threads = threads.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let (told, others) = threads.split_at(threads.len().min(THREADS_MAX));
     let bars = numbered(section).filter_map(|(number, series)| {
-        let server = series.middle.server.as_ref()?;
-        let spread = series.figure(SERVER, SERVER_CPU)?;
+        let server = series.median_run.server.as_ref()?;
+        let spread = series.metric(SERVER, SERVER_CPU)?;
         let us = |name: &&str| server.cpu_us_each_by_thread.get(*name).copied().unwrap_or_default();
         let others = ("others", others.iter().map(us).sum());
         let parts = told.iter().map(|name| (*name, us(name))).chain([others]).enumerate();
@@ -86,13 +87,13 @@ fn in_digits_of(part: f64, sum: f64) -> Option<String> {
 }
 
 /// How one kind of latency is spread.
-fn percentiles(section: &Section, kind: Kind) -> Element {
+fn percentiles(section: &Section, kind: Operation) -> Element {
     let of_kind = |run: &Report| run.latencies().find(|latency| latency.of == kind).cloned();
     let curve = |run: &Report| of_kind(run).map(|latency| curve(&latency)).unwrap_or_default();
     let mut lines = lines(section, |run| curve(run).into_iter().map(Some).collect());
     for line in lines.iter_mut().filter(|line| !line.is_faint) {
         let series = &section.series[line.series];
-        let marks = of_kind(series.middle).map(|latency| named_percentiles(&latency)).unwrap_or_default();
+        let marks = of_kind(series.median_run).map(|latency| named_percentiles(&latency)).unwrap_or_default();
         let told = |us| format!("{}: {}", series.label, Unit::Micros.write(us));
         line.marks =
             marks.into_iter().map(|(place, us, name)| (place, us, format!("{name} of {}", told(us)))).collect();
@@ -128,12 +129,12 @@ fn curve(latency: &Latency) -> Vec<(f64, f64)> {
 
 /// How the runs went.
 fn over_time(section: &Section) -> Vec<Element> {
-    let timeline = |figure: &dyn Fn(&Point) -> Option<f64>| {
+    let timeline = |metric: &dyn Fn(&Point) -> Option<f64>| {
         lines(section, |run| {
             let starts = [0.0].into_iter().chain(run.timeline.iter().map(|point| point.at));
-            // What is told of an interval stands in its middle.
+            // The values of an interval are drawn at its middle.
             let placed = starts.zip(&run.timeline).map(|(start, point)| (f64::midpoint(start, point.at), point));
-            placed.map(|(at, point)| Some((at, figure(point)?))).collect()
+            placed.map(|(at, point)| Some((at, metric(point)?))).collect()
         })
     };
     let ends = section.series.iter().flat_map(|series| &series.runs).filter_map(|run| run.timeline.last());
@@ -149,7 +150,7 @@ fn over_time(section: &Section) -> Vec<Element> {
 
     let rates = timeline(&|point| Some(point.per_second));
     add(format!("{} per second, over time", capital(kind.units())), from_zero(Unit::Count, &rates), rates);
-    // Where nothing ended there is no latency.
+    // An interval in which nothing ended has no latency.
     let told = |us: f64| (us > 0.0).then_some(us);
     let p50 = timeline(&|point| told(point.p50_us));
     let p99 = timeline(&|point| told(point.p99_us));
@@ -188,7 +189,7 @@ fn lines(section: &Section, points: impl Fn(&Report) -> Vec<Option<(f64, f64)>>)
         series: number,
         look: number,
         label: if is_told { series.label.clone() } else { String::new() },
-        is_faint: !ptr::eq(run, series.middle),
+        is_faint: !ptr::eq(run, series.median_run),
         points: points(run),
         marks: Vec::new(),
     });
@@ -199,7 +200,7 @@ fn values(lines: &[Line]) -> impl Iterator<Item = f64> {
     lines.iter().flat_map(|line| &line.points).flatten().map(|(_, y)| *y)
 }
 
-fn numbered<'s>(section: &'s Section) -> impl Iterator<Item = (usize, &'s Labelled<'s>)> {
+fn numbered<'s>(section: &'s Section) -> impl Iterator<Item = (usize, &'s LabelledSeries<'s>)> {
     section.series.iter().enumerate()
 }
 

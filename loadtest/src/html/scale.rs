@@ -3,8 +3,8 @@
 /// An axis.
 #[derive(Debug, Clone)]
 pub struct Scale {
-    kind: Kind,
-    /// What stands at its two ends, as `kind` counts.
+    spacing: Spacing,
+    /// What stands at its two ends, as `spacing` counts.
     low: f64,
     high: f64,
     unit: Unit,
@@ -12,7 +12,7 @@ pub struct Scale {
 
 /// What equal distances on an axis mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+enum Spacing {
     /// Equal differences; counted in values, of which each multiple of `step` is told.
     Linear { step: f64 },
     /// Equal ratios; counted in powers of ten.
@@ -68,7 +68,7 @@ impl Scale {
     pub fn from_zero(unit: Unit, greatest: f64) -> Self {
         let greatest = usable(greatest).unwrap_or(1.0);
         let step = round_step(greatest);
-        Self { kind: Kind::Linear { step }, low: 0.0, high: (greatest / step - ROUNDING).ceil() * step, unit }
+        Self { spacing: Spacing::Linear { step }, low: 0.0, high: (greatest / step - ROUNDING).ceil() * step, unit }
     }
 
     /// From zero to the end of something that took so many seconds.
@@ -80,7 +80,7 @@ impl Scale {
             _ => Unit::Hours,
         };
         let step = round_step(high / unit.size()) * unit.size();
-        Self { kind: Kind::Linear { step }, low: 0.0, high, unit }
+        Self { spacing: Spacing::Linear { step }, low: 0.0, high, unit }
     }
 
     /// Around these values, as far as they are positive, from a round number to another.
@@ -93,20 +93,20 @@ impl Scale {
         let low = round_below(low);
         // One value alone needs room too.
         let high = round_above(high.max(low * 1.5));
-        Self { kind: Kind::Logarithmic, low: low.log10(), high: high.log10(), unit }
+        Self { spacing: Spacing::Logarithmic, low: low.log10(), high: high.log10(), unit }
     }
 
     /// The percentiles of so many values. The greatest of n stands where only one in n lies above.
     pub fn nines(count: u64) -> Self {
-        Self { kind: Kind::Nines, low: 0.0, high: (count.max(10) as f64).log10(), unit: Unit::Percentile }
+        Self { spacing: Spacing::Nines, low: 0.0, high: (count.max(10) as f64).log10(), unit: Unit::Percentile }
     }
 
     /// Where a value stands, from 0 to 1; one beyond an end, at that end.
     pub fn place(&self, value: f64) -> f64 {
-        self.place_of(match self.kind {
-            Kind::Linear { .. } => value,
-            Kind::Logarithmic => value.log10(),
-            Kind::Nines => 2.0 - (100.0 - value).log10(),
+        self.place_of(match self.spacing {
+            Spacing::Linear { .. } => value,
+            Spacing::Logarithmic => value.log10(),
+            Spacing::Nines => 2.0 - (100.0 - value).log10(),
         })
     }
 
@@ -117,13 +117,13 @@ impl Scale {
 
     /// The values to tell, ascending, none beyond an end.
     pub fn ticks(&self) -> Vec<Tick> {
-        match self.kind {
-            Kind::Linear { step } => {
+        match self.spacing {
+            Spacing::Linear { step } => {
                 let count = (self.high / step + ROUNDING) as usize;
                 (0..=count).map(|i| self.tick(i as f64 * step)).collect()
             }
-            Kind::Logarithmic => self.logarithmic_ticks(),
-            Kind::Nines => {
+            Spacing::Logarithmic => self.logarithmic_ticks(),
+            Spacing::Nines => {
                 let is_crowded = self.high > NINES_CROWDED;
                 let nines =
                     (1..=(self.high + ROUNDING) as u32).filter(|nines| !is_crowded || *nines < 3 || nines % 2 == 1);
@@ -287,7 +287,7 @@ mod tests {
         fn ticks_are_few_ascend_and_differ(scale in scales()) {
             let ticks = scale.ticks();
             // Beside the nines, which are told each: 64 bits have 20 of them.
-            let most = if scale.kind == Kind::Nines { 22 } else { TICKS_MAX };
+            let most = if scale.spacing == Spacing::Nines { 22 } else { TICKS_MAX };
             prop_assert!((2..=most).contains(&ticks.len()), "{:?}", ticks);
             for pair in ticks.windows(2) {
                 prop_assert!(pair[0].place < pair[1].place && pair[0].label != pair[1].label, "{:?}", ticks);

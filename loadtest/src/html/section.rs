@@ -1,30 +1,30 @@
-//! Everything that was measured with one scenario, as a table and in words, with charts between.
+//! Everything that was measured with one scenario: a table, charts, and remarks.
 
-use crate::figure::{RATE, SERVER, Spread, written};
 use crate::html::markup::Element;
 use crate::html::plot::key;
 use crate::html::scale::Unit;
-use crate::latency::Kind;
+use crate::latency::Operation;
+use crate::metric::{RATE, SERVER, Spread, written};
 use crate::report::{Count, Report};
-use crate::runs::{Series, Source};
+use crate::run_files::{Series, Source};
 
 /// From this size on the ends of a range are written shorter than what they surround.
 const RANGE_WRITTEN_OUT: f64 = 10_000.0;
 
 pub struct Section<'r> {
     number: usize,
-    pub series: Vec<Labelled<'r>>,
+    pub series: Vec<LabelledSeries<'r>>,
     /// What all series have in common.
     shared: Vec<String>,
 }
 
-/// A series with what tells it from the others of its section.
-pub struct Labelled<'r> {
+/// A series with a label that distinguishes it from the others of its section.
+pub struct LabelledSeries<'r> {
     pub label: String,
     pub runs: Vec<&'r Report>,
     /// The run that stands for all: the one with the median of the rates, or just below.
-    pub middle: &'r Report,
-    pub figures: Vec<Spread>,
+    pub median_run: &'r Report,
+    pub metrics: Vec<Spread>,
     /// What its acknowledgements mean, unless those of all series mean the same.
     acknowledged_means: Option<&'r str>,
 }
@@ -53,10 +53,10 @@ impl<'r> Section<'r> {
         let series = group.into_iter().zip(labels).map(|(series, label)| {
             let mut by_rate = series.runs.clone();
             by_rate.sort_by(|one, other| rate(one).total_cmp(&rate(other)));
-            Labelled {
+            LabelledSeries {
                 label,
-                middle: by_rate[(by_rate.len() - 1) / 2],
-                figures: Spread::all(&series.runs),
+                median_run: by_rate[(by_rate.len() - 1) / 2],
+                metrics: Spread::all(&series.runs),
                 acknowledged_means: (!all_mean_the_same).then(|| means(&series)),
                 runs: series.runs,
             }
@@ -65,7 +65,7 @@ impl<'r> Section<'r> {
     }
 
     fn first(&self) -> &'r Report {
-        self.series[0].middle
+        self.series[0].median_run
     }
 
     pub fn scenario(&self) -> &'r str {
@@ -73,7 +73,7 @@ impl<'r> Section<'r> {
     }
 
     /// What the scenario counts.
-    pub fn counted(&self) -> Kind {
+    pub fn counted(&self) -> Operation {
         self.first().latency_us.of
     }
 
@@ -91,7 +91,7 @@ impl<'r> Section<'r> {
 
     pub fn draw(&self, charts: Vec<Element>) -> Element {
         let shared = self.shared.iter().map(|shared| Element::new("span").text(shared));
-        let violations = self.series.iter().flat_map(Labelled::violations);
+        let violations = self.series.iter().flat_map(LabelledSeries::violations);
         let violations = violations.map(|text| Element::classed("p", "violation").text(format!("VIOLATION: {text}")));
         let remarks = self.series.iter().enumerate().map(|(number, series)| self.remarks(number, series));
         Element::new("section")
@@ -109,9 +109,9 @@ impl<'r> Section<'r> {
         self.is_comparison().then(|| key(series))
     }
 
-    /// All main figures, a row for each series.
+    /// All main metrics, a row for each series.
     fn table(&self) -> Element {
-        let all = || self.series.iter().flat_map(|series| &series.figures).map(|spread| &spread.name);
+        let all = || self.series.iter().flat_map(|series| &series.metrics).map(|spread| &spread.name);
         let groups = unique(all().map(|name| name.of));
         let groups = groups.into_iter().map(|of| (of, unique(all().filter(|name| name.of == of)))).collect::<Vec<_>>();
         let column = || Element::new("th").with("scope", "col");
@@ -133,7 +133,8 @@ impl<'r> Section<'r> {
         let titles = Element::new("tr").put(column()).put_all(titles).put(column().text("verdict"));
         let rows = self.series.iter().enumerate().map(|(number, series)| {
             let cells = names.iter().map(|(class, name)| {
-                let find = |series: &'_ Labelled| series.figures.iter().find(|spread| spread.name == **name).cloned();
+                let find =
+                    |series: &'_ LabelledSeries| series.metrics.iter().find(|spread| spread.name == **name).cloned();
                 cell(class, find(series), self.series[..number].iter().find_map(find))
             });
             let count = (series.runs.len() > 1).then(|| format!("{} runs", series.runs.len()));
@@ -145,7 +146,7 @@ impl<'r> Section<'r> {
         let table = Element::new("table")
             .put(Element::new("thead").put(heads).put(titles))
             .put(Element::new("tbody").put_all(rows));
-        let label = format!("{}: figures", self.scenario());
+        let label = format!("{}: metrics", self.scenario());
         // It may be wider than a screen: then it is moved, also by keyboard.
         Element::classed("div", "table").with("tabindex", 0).with("role", "region").with("aria-label", label).put(table)
     }
@@ -154,7 +155,7 @@ impl<'r> Section<'r> {
     fn legend(&self) -> Option<Element> {
         let mut sentences = Vec::new();
         if self.is_repeated() {
-            sentences.push("Where there are several runs, a figure is their median, with the range below it.");
+            sentences.push("Where there are several runs, a metric is their median, with the range below it.");
             sentences.push("In the charts the run of median rate stands before the others; whiskers span all.");
         }
         if self.is_comparison() {
@@ -167,15 +168,15 @@ impl<'r> Section<'r> {
     }
 
     /// What is told of a series in words.
-    fn remarks(&self, number: usize, series: &Labelled) -> Element {
+    fn remarks(&self, number: usize, series: &LabelledSeries) -> Element {
         let of_each = |texts: &dyn Fn(&Report) -> Vec<String>| unique(series.runs.iter().flat_map(|run| texts(run)));
         let facts = [
             ("limited by", of_each(&|run| vec![run.limit.clone()])),
             ("notes", of_each(&|run| run.notes.clone())),
             ("server says", of_each(&|run| run.server_warnings.clone())),
-            ("processors", vec![series.middle.processors_busy.to_string()]),
+            ("processors", vec![series.median_run.processors_busy.to_string()]),
             ("options", of_each(&|run| vec![options(run)])),
-            ("settings", vec![settings(series.middle)]),
+            ("settings", vec![settings(series.median_run)]),
             ("runs", series.runs.iter().map(|run| format!("{}, {:.1} s", run.started_at, run.seconds)).collect()),
         ];
         let facts = facts.into_iter().filter(|(_, texts)| texts.iter().any(|text| !text.is_empty()));
@@ -189,10 +190,10 @@ impl<'r> Section<'r> {
     }
 }
 
-impl Labelled<'_> {
-    /// One of its figures.
-    pub fn figure(&self, of: &str, text: &str) -> Option<&Spread> {
-        self.figures.iter().find(|spread| spread.name.of == of && spread.name.text == text)
+impl LabelledSeries<'_> {
+    /// One of its metrics.
+    pub fn metric(&self, of: &str, text: &str) -> Option<&Spread> {
+        self.metrics.iter().find(|spread| spread.name.of == of && spread.name.text == text)
     }
 
     fn violations(&self) -> impl Iterator<Item = String> {
@@ -209,7 +210,7 @@ impl Labelled<'_> {
     }
 }
 
-/// A figure, its range, and the change since an earlier one.
+/// A metric, its range, and the change since an earlier one.
 fn cell(class: &str, spread: Option<Spread>, base: Option<Spread>) -> Element {
     let cell = Element::classed("td", class);
     let Some(spread) = spread else { return cell.text("–") };
@@ -240,10 +241,10 @@ fn settings(run: &Report) -> String {
 /// Of what the scenario counts.
 fn rate(run: &Report) -> f64 {
     let count: Option<&Count> = match run.latency_us.of {
-        Kind::Acknowledgement => None,
-        Kind::Delivery => run.deliveries.as_ref(),
-        Kind::Query => run.queries.as_ref(),
-        Kind::Connection => run.connections.as_ref(),
+        Operation::Acknowledgement => None,
+        Operation::Delivery => run.deliveries.as_ref(),
+        Operation::Query => run.queries.as_ref(),
+        Operation::Connection => run.connections.as_ref(),
     };
     count.unwrap_or(&run.events).per_second
 }
@@ -264,7 +265,7 @@ impl Labels {
         }
         let own = |facets: &Vec<String>| facets.iter().filter(|facet| !is_shared(facet)).cloned().collect::<Vec<_>>();
         let mut own = facets.iter().map(own).collect::<Vec<_>>();
-        // What people are told is not all that they can differ in.
+        // Series with the same server, title and file may still differ in options.
         if unique(&own).len() < own.len() {
             for (facets, series) in own.iter_mut().zip(group) {
                 let options = series.differing_options(group).into_iter();
@@ -272,7 +273,7 @@ impl Labels {
             }
         }
         let label = |(place, facets): (usize, Vec<String>)| match facets.is_empty() {
-            // It has what all have, and no more.
+            // Nothing distinguishes it, so it is labelled by its file.
             true => sources[group[place].source].name.clone(),
             false => facets.join(" · "),
         };

@@ -1,4 +1,4 @@
-//! NATS: a subject whose messages JetStream stores in files, and the subject alone.
+//! The driver of NATS: JetStream, which stores the messages of a subject in files, and core NATS without it.
 
 pub mod wire;
 
@@ -8,12 +8,13 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::foreign::{Binary, Peer, ask};
+use super::driver::{Binary, Driver, ask};
 use crate::connection::{Connection, Scratch};
-use crate::process::{Folder, Process};
-use crate::producer::{Dialect, Outcome};
+use crate::folder::Folder;
+use crate::process::Process;
 use crate::subscriber::Receive;
 use crate::target::{Subject, Target};
+use crate::tracker::{Dialect, Outcome};
 use wire::{Operation, operations};
 
 const SUBJECT: &str = "events";
@@ -25,12 +26,12 @@ const SYNC_ALWAYS_SINCE: (u32, u32) = (2, 10);
 #[derive(Debug, Clone)]
 pub struct Nats {
     pub binary: Binary,
-    pub way: Way,
+    pub mode: Mode,
 }
 
-/// A way of publishing.
+/// A mode of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Mode {
     JetStream(Sync),
     /// Without JetStream.
     Core,
@@ -62,27 +63,27 @@ fn inbox(producer: usize) -> String {
     format!("_INBOX.loadtest.{producer}")
 }
 
-impl Peer for Nats {
+impl Driver for Nats {
     fn subject(&self) -> Subject {
         let version = &self.binary.version;
-        let (name, acknowledged_means) = match self.way {
-            Way::JetStream(Sync::Always) => (format!("NATS JetStream {version}, sync always"), "synced to disk"),
-            Way::JetStream(Sync::ByDefault) => (
+        let (name, acknowledged_means) = match self.mode {
+            Mode::JetStream(Sync::Always) => (format!("NATS JetStream {version}, sync always"), "synced to disk"),
+            Mode::JetStream(Sync::ByDefault) => (
                 format!("NATS JetStream {version}, default sync"),
                 "written to the operating system; synced to disk every 2 minutes",
             ),
-            Way::Core => (format!("NATS core {version}"), "handed to the subscribers; never stored"),
+            Mode::Core => (format!("NATS core {version}"), "handed to the subscribers; never stored"),
         };
         Subject { name, acknowledged_means: acknowledged_means.to_owned() }
     }
 
     fn start(&self, folder: Folder) -> anyhow::Result<Target> {
-        let jet_stream = match self.way {
-            Way::JetStream(sync) => {
+        let jet_stream = match self.mode {
+            Mode::JetStream(sync) => {
                 let always = if sync == Sync::Always { ", sync_interval: always" } else { "" };
                 format!("jetstream {{ store_dir: {:?}{always} }}\n", folder.path())
             }
-            Way::Core => String::new(),
+            Mode::Core => String::new(),
         };
         let file = folder.path().join("nats.conf");
         fs::write(&file, format!("host: 127.0.0.1\nport: -1\n{jet_stream}")).context("configure NATS")?;
@@ -95,24 +96,24 @@ impl Peer for Nats {
     }
 
     async fn prepare(&self, target: &Target) -> anyhow::Result<()> {
-        let Way::JetStream(_) = self.way else { return Ok(()) };
+        let Mode::JetStream(_) = self.mode else { return Ok(()) };
         let stream = json!({ "name": STREAM, "subjects": [SUBJECT], "storage": "file", "num_replicas": 1 });
         request(target, &format!("$JS.API.STREAM.CREATE.{STREAM}"), stream.to_string().as_bytes()).await?;
         Ok(())
     }
 
     fn render(&self) -> fn(&mut Vec<u8>, usize, &[u8]) {
-        match self.way {
-            Way::JetStream(_) => |out, producer, event| wire::publish(out, SUBJECT, Some(&inbox(producer)), event),
-            Way::Core => |out, _, event| wire::publish(out, SUBJECT, None, event),
+        match self.mode {
+            Mode::JetStream(_) => |out, producer, event| wire::publish(out, SUBJECT, Some(&inbox(producer)), event),
+            Mode::Core => |out, _, event| wire::publish(out, SUBJECT, None, event),
         }
     }
 
     fn dialect(&self) -> Dialect {
-        match self.way {
-            Way::JetStream(_) => Dialect::Foreign { answers: acknowledgements, after_burst: b"" },
+        match self.mode {
+            Mode::JetStream(_) => Dialect::Peer { answers: acknowledgements, after_burst: b"" },
             // Nothing is acknowledged, but a ping is answered once everything before it is handed on.
-            Way::Core => Dialect::Foreign { answers: pongs, after_burst: wire::PING },
+            Mode::Core => Dialect::Peer { answers: pongs, after_burst: wire::PING },
         }
     }
 
@@ -137,18 +138,18 @@ impl Peer for Nats {
     }
 
     async fn stored(&self, target: &Target) -> anyhow::Result<Option<u64>> {
-        let Way::JetStream(_) = self.way else { return Ok(None) };
+        let Mode::JetStream(_) = self.mode else { return Ok(None) };
         let stream = request(target, &format!("$JS.API.STREAM.INFO.{STREAM}"), b"").await?;
         let stored = stream["state"]["messages"].as_u64();
         stored.map(Some).with_context(|| format!("no number of messages in {stream}"))
     }
 
     fn note(&self) -> Option<&'static str> {
-        matches!(self.way, Way::JetStream(_)).then_some("Subscribers get an event before it is stored.")
+        matches!(self.mode, Mode::JetStream(_)).then_some("Subscribers get an event before it is stored.")
     }
 }
 
-/// A connection that has subscribed, greeted the server, and was heard.
+/// A connection that has subscribed and got an answer to its first ping.
 async fn connect(target: &Target, subject: Option<&str>, scratch: &Scratch) -> anyhow::Result<Connection> {
     let mut connection = Connection::open(&target.authority, scratch).await?;
     connection.out().extend_from_slice(wire::CONNECT);
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn answers_tell_what_became_of_events() {
-        let outcomes = |read: crate::producer::Answers, bytes: &[u8]| {
+        let outcomes = |read: crate::tracker::Answers, bytes: &[u8]| {
             let mut seen = Vec::new();
             let mut visit = |outcome| {
                 seen.push(outcome);

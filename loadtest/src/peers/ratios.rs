@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::figure::{RATE, SERVER, SERVER_CPU, Spread, written};
+use crate::metric::{RATE, SERVER, SERVER_CPU, Spread, written};
 use crate::report::Report;
 
-/// Columns of a figure and of its ratio.
+/// Columns of a metric and of its ratio.
 const FIGURE_WIDTH: usize = 13;
 const RATIO_WIDTH: usize = 9;
 
@@ -26,11 +26,11 @@ pub fn table(reports: &[Report]) -> String {
         let mut line = |line: String| writeln!(text, "{}", line.trim_end()).expect("a string takes everything");
         line(format!("{}: {}", runs[0].scenario, runs[0].title));
         line(format!("  {:width$}{}  acknowledged means", "", names.collect::<String>()));
-        for (number, (subject, figures)) in subjects.iter().zip(&columns).enumerate() {
-            let cells = figures.iter().zip(&columns[0]).map(|(figure, ours)| {
-                let ratio = if number > 0 { figure.ratio(ours) } else { None };
+        for (number, (subject, metrics)) in subjects.iter().zip(&columns).enumerate() {
+            let cells = metrics.iter().zip(&columns[0]).map(|(metric, ours)| {
+                let ratio = if number > 0 { metric.ratio(ours) } else { None };
                 let ratio = ratio.map_or(String::new(), |ratio| format!("({}×)", written(ratio)));
-                let median = figure.median.map_or("–".to_owned(), written);
+                let median = metric.median.map_or("–".to_owned(), written);
                 format!("{median:>FIGURE_WIDTH$} {ratio:RATIO_WIDTH$}")
             });
             let cells = cells.collect::<String>();
@@ -44,7 +44,7 @@ pub fn table(reports: &[Report]) -> String {
     text
 }
 
-/// One figure of one server.
+/// One metric of one server.
 struct Column {
     name: String,
     median: Option<f64>,

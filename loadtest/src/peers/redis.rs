@@ -1,4 +1,4 @@
-//! Redis: streams that are written to an append-only file, and its publish and subscribe.
+//! The driver of Redis: streams that are written to an append-only file, and pub/sub.
 
 pub mod wire;
 
@@ -7,12 +7,13 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::foreign::{Binary, Peer, ask};
+use super::driver::{Binary, Driver, ask};
 use crate::connection::{Connection, Scratch};
-use crate::process::{Folder, Process};
-use crate::producer::{Dialect, Outcome};
+use crate::folder::Folder;
+use crate::process::Process;
 use crate::subscriber::Receive;
 use crate::target::{Subject, Target};
+use crate::tracker::{Dialect, Outcome};
 use wire::{Fault, Scalar, command, replies};
 
 /// The stream and the channel.
@@ -30,12 +31,12 @@ const VERSION_MIN: (u32, u32) = (7, 0);
 #[derive(Debug, Clone)]
 pub struct Redis {
     pub binary: Binary,
-    pub way: Way,
+    pub mode: Mode,
 }
 
-/// A way of publishing and subscribing.
+/// A mode of publishing and subscribing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Mode {
     /// `XADD` and `XREAD`.
     Streams(Fsync),
     /// `PUBLISH` and `SUBSCRIBE`.
@@ -63,16 +64,16 @@ pub fn installed() -> anyhow::Result<Option<Binary>> {
     Ok(binary)
 }
 
-impl Peer for Redis {
+impl Driver for Redis {
     fn subject(&self) -> Subject {
         let version = &self.binary.version;
-        let (name, acknowledged_means) = match self.way {
-            Way::Streams(Fsync::Always) => (format!("Redis Streams {version}, fsync always"), "synced to disk"),
-            Way::Streams(Fsync::EverySecond) => (
+        let (name, acknowledged_means) = match self.mode {
+            Mode::Streams(Fsync::Always) => (format!("Redis Streams {version}, fsync always"), "synced to disk"),
+            Mode::Streams(Fsync::EverySecond) => (
                 format!("Redis Streams {version}, fsync everysec"),
                 "written to the operating system; synced to disk every second",
             ),
-            Way::PubSub => (format!("Redis pub/sub {version}"), "handed to the subscribers; never stored"),
+            Mode::PubSub => (format!("Redis pub/sub {version}"), "handed to the subscribers; never stored"),
         };
         Subject { name, acknowledged_means: acknowledged_means.to_owned() }
     }
@@ -80,10 +81,10 @@ impl Peer for Redis {
     fn start(&self, folder: Folder) -> anyhow::Result<Target> {
         // It cannot be asked to choose a port by itself.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).context("find a free port")?.port();
-        let (append_only, fsync) = match self.way {
-            Way::Streams(Fsync::Always) => ("yes", "always"),
-            Way::Streams(Fsync::EverySecond) => ("yes", "everysec"),
-            Way::PubSub => ("no", "no"),
+        let (append_only, fsync) = match self.mode {
+            Mode::Streams(Fsync::Always) => ("yes", "always"),
+            Mode::Streams(Fsync::EverySecond) => ("yes", "everysec"),
+            Mode::PubSub => ("no", "no"),
         };
         let port = port.to_string();
         let options = [
@@ -107,15 +108,15 @@ impl Peer for Redis {
     }
 
     fn render(&self) -> fn(&mut Vec<u8>, usize, &[u8]) {
-        match self.way {
+        match self.mode {
             // The time is given as 0, so that the numbers are dense and a lost entry would be seen.
-            Way::Streams(_) => |out, _, event| command(out, &[b"XADD", NAME, b"0-*", FIELD, event]),
-            Way::PubSub => |out, _, event| command(out, &[b"PUBLISH", NAME, event]),
+            Mode::Streams(_) => |out, _, event| command(out, &[b"XADD", NAME, b"0-*", FIELD, event]),
+            Mode::PubSub => |out, _, event| command(out, &[b"PUBLISH", NAME, event]),
         }
     }
 
     fn dialect(&self) -> Dialect {
-        Dialect::Foreign { answers, after_burst: b"" }
+        Dialect::Peer { answers, after_burst: b"" }
     }
 
     async fn producer(&self, target: &Target, _: usize, scratch: &Scratch) -> anyhow::Result<Connection> {
@@ -124,10 +125,10 @@ impl Peer for Redis {
 
     async fn subscriber(&self, target: &Target, scratch: &Scratch) -> anyhow::Result<Connection> {
         let mut connection = Connection::open(&target.authority, scratch).await?;
-        match self.way {
+        match self.mode {
             // From the beginning of what is still empty: whenever it arrives, it misses nothing.
-            Way::Streams(_) => read_after(connection.out(), 0),
-            Way::PubSub => {
+            Mode::Streams(_) => read_after(connection.out(), 0),
+            Mode::PubSub => {
                 command(connection.out(), &[b"SUBSCRIBE", NAME]);
                 let confirmed = ask(&mut connection, |bytes, _, answer| {
                     replies(bytes, |reader| {
@@ -148,8 +149,8 @@ impl Peer for Redis {
     }
 
     fn receive(&self) -> Receive {
-        match self.way {
-            Way::Streams(_) => |bytes, out, visit| {
+        match self.mode {
+            Mode::Streams(_) => |bytes, out, visit| {
                 let mut last = None;
                 let used = wire::entries(bytes, |number, event| {
                     last = Some(number);
@@ -160,12 +161,12 @@ impl Peer for Redis {
                 }
                 Ok(used)
             },
-            Way::PubSub => |bytes, _, visit| wire::messages(bytes, |event| visit(None, event)),
+            Mode::PubSub => |bytes, _, visit| wire::messages(bytes, |event| visit(None, event)),
         }
     }
 
     async fn stored(&self, target: &Target) -> anyhow::Result<Option<u64>> {
-        if self.way == Way::PubSub {
+        if self.mode == Mode::PubSub {
             return Ok(None);
         }
         let mut connection = Connection::open(&target.authority, &Scratch::default()).await?;
@@ -236,7 +237,7 @@ mod tests {
     fn a_subscriber_asks_for_what_comes_after_what_it_got() {
         let redis = Redis {
             binary: Binary { path: "redis-server".into(), version: "7".to_owned() },
-            way: Way::Streams(Fsync::Always),
+            mode: Mode::Streams(Fsync::Always),
         };
         let reply = b"*1\r\n*2\r\n$6\r\nevents\r\n*1\r\n*2\r\n$4\r\n0-41\r\n*2\r\n$1\r\ne\r\n$2\r\n{}\r\n";
         let (mut out, mut seen) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! The scenario `classroom`: a recorded class, many times over, before the eyes of its teachers.
+//! The scenario `classroom`: many copies of a recorded class, watched on dashboards.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,21 +11,25 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::connection::{Connection, Scratch};
-use crate::deliveries::{By, Deliveries};
-use crate::events::{Framing, Keys, Names, Requests};
-use crate::latency::Kind;
+use crate::deliveries::{Deliveries, FilterBy};
+use crate::events::{Keys, Names};
+use crate::flow::Flow;
+use crate::latency::Operation;
 use crate::machine;
-use crate::pace::Rate;
-use crate::producer::{Book, Dialect, Flow, Producer};
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::recording::{self, Recording};
+use crate::replay::{Due, DueQueue, ReplaySchedule};
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, Run, WARM_UP};
-use crate::score::{Cues, Due, Score};
-use crate::subscriber::{Audience, Check};
+use crate::requests::{Framing, Requests};
+use crate::run::{Run, WARM_UP};
+use crate::schedule::Rate;
+use crate::subscriber::{EventCheck, Subscribers};
 use crate::target::Target;
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, RequestTracker};
 
-/// Replay a recorded class many times over, in its rhythm or faster, with dashboards that watch it
+/// Replay many copies of a recorded class at its recorded times or faster, with dashboards that watch them
 ///
 /// Each class is the recording with ids of its own. A subscription asks for one session, so a dashboard has as many
 /// as its class has sessions, each a connection. Verifies that every subscription gets exactly the events of its
@@ -41,16 +45,17 @@ pub struct Classroom {
     /// Further dashboards that get the events of all classes, each through a single subscription
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
     overviews: u32,
-    /// How many times as fast as it was recorded, or max: as fast as it goes
+    /// How many times as fast as it was recorded, or max: as fast as possible
     #[arg(long, value_name = "FACTOR", default_value = "1")]
     speed: Speed,
-    /// Connections that each class publishes on, to which its sessions are dealt out [default: one for each session]
+    /// Connections that each class publishes on, among which its sessions are divided [default: one for each session]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: Option<u32>,
     /// Events in flight on each connection at most
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
-    /// All classes begin at the same moment; otherwise they are spread over the recording, so that the load is even
+    /// Start all classes at the beginning of the recording; otherwise each starts at another part of it, so that the
+    /// load is even
     #[arg(long)]
     together: bool,
     /// Another recording: lines of the form {"offset_ms": …, "event": {…}} [default: 56 students, 16 exam timers]
@@ -58,7 +63,7 @@ pub struct Classroom {
     recording: Option<PathBuf>,
 }
 
-/// By how much the recorded times are divided; `None` leaves them out of account.
+/// The factor by which recorded times are divided; `None` ignores them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Speed(Option<f64>);
 
@@ -84,52 +89,53 @@ impl Classroom {
         let publishing = self.classes as usize * connections;
         machine::ensure_open_files(watching + publishing)?;
 
-        let target = Target::new(&common.target.with_places(watching, publishing)).await?;
+        let target = Target::new(&common.target.with_slots(watching, publishing)).await?;
         let (newest, stored) = (target.newest().await?, target.stored().await?);
         let scratch = Scratch::default();
-        let asking = [(By::Session, self.dashboards * all as u32), (By::All, self.overviews)];
+        let asking = [(FilterBy::Session, self.dashboards * all as u32), (FilterBy::All, self.overviews)];
         let deliveries = Rc::new(Deliveries::with_names(newest, classes.names(), &asking, self.window, false));
-        let audience = Audience::connect(deliveries.clone(), &target, &scratch).await?;
+        let connected = Subscribers::connect(deliveries.clone(), &target, &scratch).await?;
         let mut ready = Vec::new();
         for (number, requests) in classes.requests(connections).enumerate() {
             let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await;
             ready.push((connection.with_context(|| format!("publisher {number}"))?, requests));
         }
 
-        let counted = if watching > 0 { Kind::Delivery } else { Kind::Acknowledgement };
+        let counted = if watching > 0 { Operation::Delivery } else { Operation::Acknowledgement };
         let run = Run::new(counted, newest);
         let mut tasks = Tasks::default();
-        let cues = ready.iter().map(|_| Rc::<Cues>::default()).collect::<Vec<_>>();
-        for ((connection, requests), cues) in ready.into_iter().zip(&cues) {
+        let queues = ready.iter().map(|_| Rc::<DueQueue>::default()).collect::<Vec<_>>();
+        for ((connection, requests), queue) in ready.into_iter().zip(&queues) {
             let flow = match self.speed {
                 Speed(None) => Flow::Window,
-                Speed(Some(_)) => Flow::Cued(cues.clone()),
+                Speed(Some(_)) => Flow::Replayed(queue.clone()),
             };
-            let book = Book::new(run.clone(), requests.into(), Dialect::WebSocket).with_deliveries(deliveries.clone());
-            tasks.spawn(Producer::new(connection, flow, self.window as usize, book).run());
+            let tracker = RequestTracker::new(run.clone(), requests.into(), Dialect::WebSocket)
+                .with_deliveries(deliveries.clone());
+            tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
         }
         if let Speed(Some(speed)) = self.speed {
-            let (players, recording) = (cues.clone(), classes.recording.clone());
-            let whose = move |due: &Due| due.class * connections + recording.events[due.event].session % connections;
-            tasks.spawn_endless(classes.score(speed).play(run.start, players, whose));
+            let (queues, recording) = (queues.clone(), classes.recording.clone());
+            let queue_of = move |due: &Due| due.class * connections + recording.events[due.event].session % connections;
+            tasks.spawn_endless(classes.schedule(speed).run(run.start, queues, queue_of));
         }
         let classes = Rc::new(classes);
-        audience.listen_and_check(&run, &mut tasks, |number| {
+        connected.listen_and_check(&run, &mut tasks, |number| {
             let session = (number < watching - self.overviews as usize).then_some(number % all);
             Some(Classes::check(classes.clone(), session))
         });
         let measured = tasks.measure(&run, common, &target).await?;
         run.stop();
-        cues.iter().for_each(|cues| cues.wake());
+        queues.iter().for_each(|queue| queue.wake());
         tasks.finish(&run).await?;
         deliveries.check(&run).await;
         tasks.shutdown().await;
         let stored = target.stored().await? - stored;
-        run.ledger.borrow_mut().check_stored(stored);
+        run.verification.borrow_mut().check_stored(stored);
 
         let rate = self.speed.0.map(|speed| {
-            let score = classes.score(speed);
-            let due = score.count(WARM_UP + measured.elapsed) - score.count(WARM_UP);
+            let schedule = classes.schedule(speed);
+            let due = schedule.count(WARM_UP + measured.elapsed) - schedule.count(WARM_UP);
             (due as f64 / measured.elapsed.as_secs_f64()) as u64
         });
         let speed = match self.speed {
@@ -149,12 +155,12 @@ impl Classroom {
     }
 }
 
-/// A recording many times over. Sessions are counted over all classes, class by class.
+/// Copies of a recording. Sessions are counted over all classes, class by class.
 struct Classes {
     recording: Rc<Recording>,
-    /// What makes its ids ids of each class.
+    /// The mark that makes ids of the recording ids of each class.
     marks: Vec<String>,
-    /// With which event each class begins.
+    /// The event with which each class begins.
     begins: Vec<usize>,
     /// The events of each session in the order they are sent in, again and again.
     played: Vec<Vec<usize>>,
@@ -185,8 +191,8 @@ impl Classes {
         Names { sessions: self.marks.iter().flat_map(ids).collect(), ..Names::default() }
     }
 
-    fn score(&self, speed: f64) -> Score {
-        Score::new(&self.recording, &self.begins, speed)
+    fn schedule(&self, speed: f64) -> ReplaySchedule {
+        ReplaySchedule::new(&self.recording, &self.begins, speed)
     }
 
     /// What each connection publishes, class by class; a class has so many connections.
@@ -199,7 +205,7 @@ impl Classes {
                     let mut body = Vec::new();
                     event.sent.write(&mut body, &self.marks[class]);
                     let session = class * self.recording.sessions.len() + event.session;
-                    // Nobody asks by type or user.
+                    // No subscriber filters by type or user.
                     (body, Keys { event_type: 0, session: session as u32, user: 0 })
                 });
                 Requests::of_events(events, &Framing::WebSocket, class * connections + hand)
@@ -208,7 +214,7 @@ impl Classes {
         (0..self.begins.len()).flat_map(of_class)
     }
 
-    /// Whether a text is the event of a session that follows so many others of it.
+    /// Whether a text is the event of a session that follows `before` others of the session.
     fn is_played(&self, session: usize, before: u64, text: &[u8]) -> bool {
         let (class, played) = (session / self.recording.sessions.len(), &self.played[session]);
         let event = &self.recording.events[played[(before % played.len() as u64) as usize]];
@@ -225,8 +231,8 @@ impl Classes {
         self.numbers.get(str::from_utf8(id).ok()?).copied()
     }
 
-    /// Looks whether each event is the next one of its session: of this one, or of any if there is none.
-    fn check(classes: Rc<Self>, session: Option<usize>) -> Check {
+    /// A check that each event is the next one of its session: of the given session or, without one, of any.
+    fn check(classes: Rc<Self>, session: Option<usize>) -> EventCheck {
         let mut seen = vec![0; if session.is_some() { 1 } else { classes.sessions() }];
         Box::new(move |text| {
             let wrong = |what: String| Some(format!("{what}: {}", String::from_utf8_lossy(text)));
@@ -344,9 +350,10 @@ mod tests {
         let offsets = spread.begins.iter().map(|begin| spread.recording.events[*begin].offset).collect::<Vec<_>>();
         assert!((1..4).all(|class| offsets[class] >= lap * class as u32 / 4), "{offsets:?}");
         // In any second as many events as in any other, more or less.
-        let score = spread.score(1.0);
-        let of_second =
-            |second: u64| score.count(Duration::from_secs(second + 10)) - score.count(Duration::from_secs(second));
+        let schedule = spread.schedule(1.0);
+        let of_second = |second: u64| {
+            schedule.count(Duration::from_secs(second + 10)) - schedule.count(Duration::from_secs(second))
+        };
         let loads = (0..170).map(of_second).collect::<Vec<_>>();
         assert!(loads.iter().max() < loads.iter().min().map(|least| 2 * least).as_ref(), "{loads:?}");
     }

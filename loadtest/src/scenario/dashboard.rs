@@ -1,4 +1,4 @@
-//! The scenario `dashboard`: what it costs to show ticking sessions to people.
+//! The scenario `dashboard`: the cost of keeping dashboards of ticking sessions up to date.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,24 +11,28 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::answer;
-use crate::connection::{Connection, Scratch, frames};
-use crate::events::{Framing, Keys, Requests, session};
-use crate::latency::Kind;
-use crate::pace::Rate;
-use crate::pace::{Pace, Rhythm};
-use crate::producer::{Book, Dialect, Flow, Ids, Producer};
+use crate::connection::{Connection, Scratch};
+use crate::events::{Keys, session};
+use crate::flow::Flow;
+use crate::latency::Operation;
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, PATIENCE, Run};
+use crate::requests::{Framing, Requests};
+use crate::run::{PATIENCE, Run};
+use crate::schedule::{Pacer, Rate, RateProfile};
 use crate::subscriber::subscribe;
 use crate::target::Target;
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, Ids, RequestTracker};
+use crate::wire::frames;
 
 /// Let sessions tick, and keep dashboards up to date
 ///
-/// The CPU that an event costs is the figure to look at: run it with an interval and with --interval-ms 0, which is
-/// the plain stream. An interval skips something only where sessions tick more often (--ticks); of sessions that tick
-/// once a second, updates at 4 Hz skip nothing, and only share writes. Verifies that ids only grow, and that in the end every dashboard shows the last tick of every
-/// session.
+/// The CPU that an event costs is the metric to look at: run it with an interval and with --interval-ms 0, which is the
+/// plain stream. An interval skips something only where sessions tick more often (--ticks); of sessions that tick once
+/// a second, updates at 4 Hz skip nothing, and only share writes. Verifies that ids only grow, and that in the end
+/// every dashboard shows the last tick of every session.
 #[derive(Args, Debug, Clone, Serialize)]
 pub struct Dashboard {
     /// Sessions, each with a timer that ticks
@@ -66,14 +70,14 @@ impl Dashboard {
         }
         let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await?;
 
-        let run = Run::new(Kind::Acknowledgement, newest);
+        let run = Run::new(Operation::Acknowledgement, newest);
         let per_second = u64::from(self.sessions) * u64::from(self.ticks);
         let rate = Rate(Some(per_second));
-        let flow = Flow::Due(Pace::start(run.start, Rhythm::steady(per_second))?.schedule(0, 1));
+        let flow = Flow::Due(Pacer::start(run.start, RateProfile::steady(per_second))?.schedule(0, 1));
         let ids = Ids::default();
-        let book = Book::new(run.clone(), requests, Dialect::WebSocket).keeping(ids.clone());
+        let tracker = RequestTracker::new(run.clone(), requests, Dialect::WebSocket).recording_ids(ids.clone());
         let mut tasks = Tasks::default();
-        tasks.spawn(Producer::new(connection, flow, self.sessions as usize, book).run());
+        tasks.spawn(Producer::new(connection, flow, self.sessions as usize, tracker).run());
         let shown: Vec<Shown> = connections.iter().map(|_| Shown::default()).collect();
         for (connection, shown) in connections.into_iter().zip(&shown) {
             tasks.spawn_endless(show(connection, run.clone(), shown.clone()));
@@ -83,7 +87,7 @@ impl Dashboard {
         let sent = ids.take();
         self.check(&run, &sent, &shown).await;
         tasks.shutdown().await;
-        let each = grouped(run.counted(Kind::Delivery) as f64 / f64::from(self.dashboards));
+        let each = grouped(run.counted(Operation::Delivery) as f64 / f64::from(self.dashboards));
         let stream = match self.interval_ms {
             0 => "every event".to_owned(),
             interval => format!("the latest every {interval} ms"),
@@ -106,13 +110,13 @@ impl Dashboard {
             }
             if *shown.borrow() != last {
                 let violation = || format!("dashboard {number} does not show the last event of every session");
-                run.ledger.borrow_mut().violation(violation);
+                run.verification.borrow_mut().violation(violation);
             }
         }
     }
 }
 
-/// Shows what comes.
+/// Receives updates, as a dashboard does.
 async fn show(mut connection: Connection, run: Rc<Run>, shown: Shown) -> anyhow::Result<()> {
     let mut last = 0;
     loop {
@@ -120,10 +124,12 @@ async fn show(mut connection: Connection, run: Rc<Run>, shown: Shown) -> anyhow:
             frames(bytes, out, |text| {
                 let Some(sequence) = answer::of_delivery(text)? else { return Ok(()) };
                 if sequence <= last {
-                    run.ledger.borrow_mut().violation(|| format!("a dashboard got event {sequence} after {last}"));
+                    run.verification
+                        .borrow_mut()
+                        .violation(|| format!("a dashboard got event {sequence} after {last}"));
                 }
                 last = sequence;
-                run.count(Kind::Delivery, 1);
+                run.count(Operation::Delivery, 1);
                 shown.borrow_mut().insert(session_of(text).to_vec(), sequence);
                 Ok(())
             })

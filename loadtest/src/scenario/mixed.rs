@@ -3,10 +3,10 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::pace::{Rate, Rhythm};
+use crate::options::Common;
 use crate::report::{Findings, Report};
-use crate::run::Common;
 use crate::scenario::traffic::{Drive, Traffic};
+use crate::schedule::{Rate, RateProfile};
 use crate::target::Target;
 use crate::timeline::STEP;
 
@@ -15,7 +15,7 @@ use crate::timeline::STEP;
 /// Verifies what the scenarios for each of them verify: every acknowledgement, every delivery, every answer.
 #[derive(Args, Debug, Clone, Serialize)]
 pub struct Mixed {
-    /// Events a second of all producers, each way in with an equal share, or max
+    /// Events a second of all producers, each kind with an equal share, or max
     #[arg(long, value_name = "RATE", default_value = "20000")]
     rate: Rate,
     #[command(flatten)]
@@ -26,7 +26,7 @@ pub struct Mixed {
 impl Mixed {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let target = Target::new(&common.target).await?;
-        let drive = Drive { rhythm: self.rate.0.map(Rhythm::steady), step: STEP, phases: Vec::new() };
+        let drive = Drive { profile: self.rate.0.map(RateProfile::steady), step: STEP, phases: Vec::new() };
         let driven = self.traffic.drive(target, common, drive).await?;
         let findings = Findings::new("mixed", self.traffic.title(), self).at(self.rate).noting(driven.notes);
         Ok(Report::new(findings, &driven.run, driven.measured, driven.server))

@@ -1,4 +1,4 @@
-//! The scenario `overload`: more than the server can store, for as long as it is asked for.
+//! The scenario `overload`: more events than the server can store.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,31 +7,37 @@ use clap::Args;
 use event_pipeline::config::Config;
 use serde::Serialize;
 
-use crate::connection::{Connection, Scratch, responses};
-use crate::events::{Events, Framing, Requests};
-use crate::latency::Kind;
+use crate::connection::{Connection, Scratch};
+use crate::events::Events;
+use crate::flow::Flow;
+use crate::latency::Operation;
 use crate::machine;
-use crate::pace::{Pace, Rhythm};
-use crate::producer::{Book, Dialect, Flow, Producer};
+use crate::measurement::Measured;
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, Measured, Run};
+use crate::requests::{Framing, Requests};
+use crate::run::Run;
+use crate::schedule::{Pacer, RateProfile};
 use crate::target::Target;
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, RequestTracker};
+use crate::wire::responses;
 
-/// How often a second the server is asked whether it is well.
+/// Requests of `/health` a second.
 const PROBES_PER_SECOND: u64 = 20;
 
-/// What a server holds that nobody is connected to, with the caches of its database and room to allocate in.
+/// The memory of a server without connections: caches of its database, and what the allocator keeps.
 const BASE_BYTES: u64 = 128 << 20;
 
-/// What it may hold of a publishing socket: what was read and is no whole message, its events, their answers.
+/// The memory for each publishing WebSocket: an unfinished message, its events, their answers.
 const SOCKET_BYTES: u64 = 1 << 20;
 
-/// What it may hold of a connection with a request beside the memory for bodies: what was read ahead (64 KiB), and of
-/// a small body (16 KiB) all that becomes of it.
+/// The memory for each HTTP connection besides the memory for bodies: 64 KiB read ahead, and everything that becomes of
+/// a small body (16 KiB).
 const REQUEST_BYTES: u64 = 192 << 10;
 
-/// Publish more than the server can store, and see what becomes of each event
+/// Publish more than the server can store, and verify the outcome of each event
 ///
 /// Sockets send as much as the system takes without waiting for answers, and more HTTP requests are under way than the
 /// server stores in the second for which it lets one wait. Verifies that each event is acknowledged and stored once,
@@ -42,10 +48,10 @@ pub struct Overload {
     /// WebSockets
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=10_000))]
     ws: u32,
-    /// Events under way on each: more than the server lets anybody have unanswered
+    /// Events in flight on each: more than the server permits (MAX_IN_FLIGHT)
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
-    /// HTTP connections, with a request under way on each
+    /// HTTP connections, with a request in flight on each
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     http: u32,
     /// Events of each request
@@ -60,13 +66,13 @@ impl Overload {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let (sockets, posting) = (self.ws as usize, self.http as usize);
         machine::ensure_open_files(sockets + posting)?;
-        let target = Target::new(&common.target.with_places(0, sockets + posting + 1)).await?;
+        let target = Target::new(&common.target.with_slots(0, sockets + posting + 1)).await?;
         let (newest, stored) = (target.newest().await?, target.stored().await?);
         let scratch = Scratch::default();
         let path = format!("{}/events", target.prefix);
         let post = Framing::Http { path, headers: target.headers() };
         let producers = sockets + 1;
-        // All requests are the same, but for who sends them and when.
+        // All connections send the same rendered requests.
         let posts = Rc::new(Requests::render(&self.events, self.batch as usize, &post, sockets, producers));
         let mut ready = Vec::new();
         for producer in 0..sockets {
@@ -80,24 +86,24 @@ impl Overload {
         }
         let probe = Connection::open(&target.authority, &scratch).await?;
 
-        let run = Run::new(Kind::Acknowledgement, newest);
-        run.ledger.borrow_mut().excuse_overload();
+        let run = Run::new(Operation::Acknowledgement, newest);
+        run.verification.borrow_mut().excuse_overload();
         let mut tasks = Tasks::default();
         for (connection, window, requests, dialect) in ready {
-            let mut book = Book::new(run.clone(), requests, dialect);
+            let mut tracker = RequestTracker::new(run.clone(), requests, dialect);
             if matches!(dialect, Dialect::WebSocket) {
-                // How long these wait is up to them: they send on into the buffers of the system.
-                book = book.untimed();
+                // Their latency depends on their own window: they send on into the buffers of the system.
+                tracker = tracker.untimed();
             }
-            tasks.spawn(Producer::new(connection, Flow::Window, window, book).run());
+            tasks.spawn(Producer::new(connection, Flow::Window, window, tracker).run());
         }
-        let probes = Flow::Due(Pace::start(run.start, Rhythm::steady(PROBES_PER_SECOND))?.schedule(0, 1));
+        let probes = Flow::Due(Pacer::start(run.start, RateProfile::steady(PROBES_PER_SECOND))?.schedule(0, 1));
         let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", target.prefix, target.headers());
         tasks.spawn(ask(probe, probes, request, run.clone()));
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
         let stored = target.stored().await? - stored;
-        run.ledger.borrow_mut().check_stored(stored);
+        run.verification.borrow_mut().check_stored(stored);
         let notes = [self.told(&run), self.check_memory(common, &run, &measured)];
         let title = format!(
             "{sockets} sockets that do not wait, {} HTTP requests of {} events under way",
@@ -109,13 +115,13 @@ impl Overload {
     }
 
     fn told(&self, run: &Run) -> Option<String> {
-        let ledger = run.ledger.borrow();
-        let (acknowledged, turned_away) = (ledger.acknowledged as f64, ledger.turned_away as f64);
+        let verification = run.verification.borrow();
+        let (acknowledged, turned_away) = (verification.acknowledged as f64, verification.turned_away as f64);
         let share = turned_away / (acknowledged + turned_away).max(1.0) * 1e2;
         Some(format!("{} events were refused with 503, {share:.0} % of all that were sent.", grouped(turned_away)))
     }
 
-    /// Holds what the server has held against what its settings allow, where that is known.
+    /// Checks the peak memory of the server against what its settings allow, if both are known.
     fn check_memory(&self, common: &Common, run: &Run, measured: &Measured) -> Option<String> {
         let held = measured.server.as_ref()?.peak_memory_bytes;
         let defaults = Config::default();
@@ -128,21 +134,21 @@ impl Overload {
         let allowed = allowed_bytes(shared, u64::from(self.ws), u64::from(self.http));
         if held > allowed {
             let violation = || format!("the server held {held} bytes, by its settings it may hold {allowed}");
-            run.ledger.borrow_mut().violation(violation);
+            run.verification.borrow_mut().violation(violation);
         }
         let [held, allowed] = [held, allowed].map(|bytes| bytes as f64 / 1e6);
         Some(format!("The server held {held:.0} MB at most; by its settings it may hold {allowed:.0} MB here."))
     }
 }
 
-/// What is there for all, and what the server may hold of each connection.
+/// The memory that all connections share, and the memory for each connection.
 fn allowed_bytes(shared: u64, sockets: u64, requests: u64) -> u64 {
     BASE_BYTES + shared + sockets * SOCKET_BYTES + requests * REQUEST_BYTES
 }
 
-/// Asks whether the server is well, again and again until the run stops.
+/// Requests `/health` again and again until the run stops, and checks each answer.
 async fn ask(mut connection: Connection, mut due: Flow, request: String, run: Rc<Run>) -> anyhow::Result<()> {
-    /// Whoever asks for a load balancer does not wait longer.
+    /// 5 s: a load balancer does not wait longer for a health check.
     const PATIENCE: Duration = Duration::from_secs(5);
     while !run.is_stopping() {
         let Some((since, _)) = due.take(1) else {
@@ -156,11 +162,11 @@ async fn ask(mut connection: Connection, mut due: Flow, request: String, run: Rc
                 let now = std::time::Instant::now();
                 responses(bytes, |status, _| {
                     answered = true;
-                    run.took(Kind::Query, since, now, 1);
-                    run.count(Kind::Query, 1);
+                    run.took(Operation::Query, since, now, 1);
+                    run.count(Operation::Query, 1);
                     if status != 200 || now - since > PATIENCE {
                         let violation = || format!("/health was answered {status} after {:?}", now - since);
-                        run.ledger.borrow_mut().violation(violation);
+                        run.verification.borrow_mut().violation(violation);
                     }
                     Ok(())
                 })

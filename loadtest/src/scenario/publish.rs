@@ -7,15 +7,20 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::answer;
-use crate::connection::{Connection, Scratch, frames};
-use crate::events::{Events, Framing, Requests};
-use crate::latency::Kind;
-use crate::pace::{Pace, Rate, Rhythm};
-use crate::producer::{Book, Dialect, Flow, Ids, Producer};
+use crate::connection::{Connection, Scratch};
+use crate::events::Events;
+use crate::flow::Flow;
+use crate::latency::Operation;
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::report::{Findings, Report};
-use crate::run::{Common, PATIENCE, Run};
+use crate::requests::{Framing, Requests};
+use crate::run::{PATIENCE, Run};
+use crate::schedule::{Pacer, Rate, RateProfile};
 use crate::target::{Target, TargetArgs};
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, Ids, RequestTracker};
+use crate::wire::frames;
 
 /// Publish events and measure how fast they are acknowledged
 ///
@@ -29,13 +34,13 @@ pub struct Publish {
     /// Connections, each a producer of its own [default: 4; 64 over HTTP with one event a request]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub connections: Option<u32>,
-    /// Events under way on each connection [default: 1024; over HTTP one request]
+    /// Events in flight on each connection [default: 1024; over HTTP one request]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub window: Option<u32>,
     /// Events in each request: a JSON array over WebSocket, NDJSON over HTTP
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: u32,
-    /// Events a second, or max: as fast as the windows let. At a rate, latency counts from when an event was due
+    /// Events a second, or max: as fast as the windows permit. At a rate, latency counts from when an event was due
     #[arg(long, value_name = "RATE", default_value = "max")]
     pub rate: Rate,
     /// Afterwards read all events back and compare each with what was sent
@@ -59,7 +64,7 @@ impl Default for Publish {
         struct Defaults {
             #[command(flatten)]
             publish: Publish,
-            // To whose options one of ours refers.
+            // `read_back` conflicts with an option of this one.
             #[command(flatten)]
             _target: TargetArgs,
         }
@@ -72,7 +77,7 @@ impl Publish {
         self.measure_on(Target::new(&common.target).await?, common).await
     }
 
-    /// Measures any server that keeps the same contract.
+    /// Measures a server that keeps the same contract.
     pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
         let plan = self.resolve();
         let (newest, stored) = (target.newest().await?, target.stored().await?);
@@ -89,32 +94,34 @@ impl Publish {
             ready.push((connection, self.requests(&framing, producer, plan.connections)));
         }
 
-        let run = Run::new(Kind::Acknowledgement, newest);
-        let pace = match self.rate {
+        let run = Run::new(Operation::Acknowledgement, newest);
+        let pacer = match self.rate {
             Rate(None) => None,
-            Rate(Some(rate)) => Some(Pace::start(run.start, Rhythm::steady(rate.div_ceil(u64::from(self.batch))))?),
+            Rate(Some(rate)) => {
+                Some(Pacer::start(run.start, RateProfile::steady(rate.div_ceil(u64::from(self.batch))))?)
+            }
         };
         let (mut tasks, mut ids) = (Tasks::default(), Vec::new());
         for (number, (connection, requests)) in ready.into_iter().enumerate() {
-            let flow = pace.as_ref().map_or(Flow::Window, |p| Flow::Due(p.schedule(number, plan.connections)));
-            let mut book = Book::new(run.clone(), requests.into(), plan.dialect);
+            let flow = pacer.as_ref().map_or(Flow::Window, |p| Flow::Due(p.schedule(number, plan.connections)));
+            let mut tracker = RequestTracker::new(run.clone(), requests.into(), plan.dialect);
             if self.read_back {
                 ids.push(Ids::default());
-                book = book.keeping(ids[number].clone());
+                tracker = tracker.recording_ids(ids[number].clone());
             }
-            tasks.spawn(Producer::new(connection, flow, plan.window, book).run());
+            tasks.spawn(Producer::new(connection, flow, plan.window, tracker).run());
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
         let stored = target.stored().await? - stored;
-        run.ledger.borrow_mut().check_stored(stored);
+        run.verification.borrow_mut().check_stored(stored);
         if self.read_back {
             self.compare(&target, &run, &ids, &scratch).await?;
         }
         Ok(Report::new(Findings::new("publish", plan.title, self).at(self.rate), &run, measured, target.stop()?))
     }
 
-    /// What depends on what.
+    /// Resolves the defaults that depend on other options.
     pub fn resolve(&self) -> Plan {
         let (dialect, connections, in_flight) = match (self.via, self.batch) {
             (Via::Ws, _) => (Dialect::WebSocket, 4, 1_024),
@@ -163,7 +170,7 @@ impl Publish {
                     const ID_BYTES: usize = r#"{"id":"evt_000000000000","#.len();
                     let sent = sent[producer].get(number).strip_suffix(b"}").expect("an object ends so");
                     if !text.get(ID_BYTES..).is_some_and(|text| text.starts_with(&sent[1..])) {
-                        run.ledger.borrow_mut().violation(|| {
+                        run.verification.borrow_mut().violation(|| {
                             format!("event {sequence} is not what was sent: {}", String::from_utf8_lossy(text))
                         });
                     }
@@ -180,7 +187,7 @@ impl Publish {
 pub struct Plan {
     dialect: Dialect,
     pub connections: usize,
-    /// Requests under way on each connection.
+    /// Requests in flight on each connection.
     pub window: usize,
     title: String,
 }

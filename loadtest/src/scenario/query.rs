@@ -1,4 +1,4 @@
-//! The scenario `query`: how fast questions are answered while events are stored.
+//! The scenario `query`: how fast queries are answered while events are stored.
 
 use std::rc::Rc;
 
@@ -7,30 +7,35 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::answer::{self, Answer};
-use crate::connection::{Connection, Scratch, frames};
-use crate::events::{Events, Framing, Requests};
-use crate::latency::Kind;
-use crate::pace::{Pace, Rate, Rhythm};
-use crate::producer::{Book, Dialect, Flow, Producer};
-use crate::reader::{Ask, Library, Reader};
+use crate::connection::{Connection, Scratch};
+use crate::events::Events;
+use crate::flow::Flow;
+use crate::latency::Operation;
+use crate::options::Common;
+use crate::producer::Producer;
+use crate::query_client::{QueryClient, QueryKind, QueryWorkload};
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, Run};
+use crate::requests::{Framing, Requests};
+use crate::run::Run;
+use crate::schedule::{Pacer, Rate, RateProfile};
 use crate::target::Target;
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, RequestTracker};
+use crate::wire::frames;
 
-/// Ask for stored events and measure how fast answers come, while others publish
+/// Query stored events and measure how fast answers come, while producers publish
 ///
 /// Verifies every answer: descending ids, none missing where nothing is filtered out, nothing of another session or
-/// time, and every event that had been acknowledged when the question was asked.
+/// time, and every event that had been acknowledged when the query was asked.
 #[derive(Args, Debug, Clone, Serialize)]
 pub struct Query {
-    /// Readers, each with a connection and one question at a time
+    /// Query clients, each with a connection and one query at a time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     readers: u32,
-    /// What readers ask for, in turn
-    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_values_t = Ask::USUAL)]
-    ask: Vec<Ask>,
-    /// Questions a second of all readers, or max. At a rate, latency counts from when a question was due
+    /// The kinds of queries, which each client sends in turn
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_values_t = QueryKind::USUAL)]
+    ask: Vec<QueryKind>,
+    /// Queries a second of all query clients, or max. At a rate, latency counts from when a query was due
     #[arg(long, value_name = "RATE", default_value = "max")]
     query_rate: Rate,
     /// Events stored before, so that there is something to look through
@@ -55,7 +60,7 @@ impl Query {
         self.measure_on(Target::new(&common.target).await?, common).await
     }
 
-    /// Measures any server that keeps the same contract.
+    /// Measures a server that keeps the same contract.
     pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
         let scratch = Scratch::default();
         fill(&target, &self.events, self.stored, &scratch).await?;
@@ -70,36 +75,37 @@ impl Query {
             publishers.push((Connection::web_socket(&target, "/ws/publish", &scratch).await?, requests));
         }
 
-        let run = Run::new(Kind::Query, newest);
-        let library = Library::new(&run, &target, &self.events, &self.ask, newest, stored);
-        let pace = |rate: Rate| rate.0.map(|rate| Pace::start(run.start, Rhythm::steady(rate))).transpose();
-        let (query_pace, pace) = (pace(self.query_rate)?, pace(self.rate)?);
-        let flow = |pace: &Option<Pace>, number, of| {
-            pace.as_ref().map_or(Flow::Window, |pace| Flow::Due(pace.schedule(number, of)))
+        let run = Run::new(Operation::Query, newest);
+        let workload = QueryWorkload::new(&run, &target, &self.events, &self.ask, newest, stored);
+        let pacer = |rate: Rate| rate.0.map(|rate| Pacer::start(run.start, RateProfile::steady(rate))).transpose();
+        let (query_pacer, pacer) = (pacer(self.query_rate)?, pacer(self.rate)?);
+        let flow = |pacer: &Option<Pacer>, number, of| {
+            pacer.as_ref().map_or(Flow::Window, |pacer| Flow::Due(pacer.schedule(number, of)))
         };
         let mut tasks = Tasks::default();
         for (number, (connection, requests)) in publishers.into_iter().enumerate() {
-            let book = Book::new(run.clone(), Rc::new(requests), Dialect::WebSocket);
-            let book = book.with_visible(library.visible.clone());
-            tasks.spawn(Producer::new(connection, flow(&pace, number, producers), self.window as usize, book).run());
+            let tracker = RequestTracker::new(run.clone(), Rc::new(requests), Dialect::WebSocket);
+            let tracker = tracker.with_acknowledged(workload.acknowledged.clone());
+            tasks
+                .spawn(Producer::new(connection, flow(&pacer, number, producers), self.window as usize, tracker).run());
         }
         for (number, connection) in readers.into_iter().enumerate() {
-            let flow = flow(&query_pace, number, self.readers as usize);
-            tasks.spawn(Reader::new(number, library.clone(), connection, flow).run());
+            let flow = flow(&query_pacer, number, self.readers as usize);
+            tasks.spawn(QueryClient::new(number, workload.clone(), connection, flow).run());
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
         let more = target.stored().await? - stored;
-        run.ledger.borrow_mut().check_stored(more);
+        run.verification.borrow_mut().check_stored(more);
         let Self { readers, publishers, .. } = self;
         let title = format!("{readers} readers over {} stored events, {publishers} producers", grouped(stored as f64));
         let findings =
-            Findings::new("query", title, self).at_rate_of(Kind::Query, self.query_rate).noting(library.notes());
+            Findings::new("query", title, self).at_rate_of(Operation::Query, self.query_rate).noting(workload.notes());
         Ok(Report::new(findings, &run, measured, target.stop()?))
     }
 }
 
-/// Stores so many events at least.
+/// Stores at least this many events.
 pub async fn fill(target: &Target, events: &Events, count: u64, scratch: &Scratch) -> anyhow::Result<()> {
     /// Events in each request, and requests under way.
     const EACH: u64 = 1_000;

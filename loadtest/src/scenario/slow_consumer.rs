@@ -1,4 +1,4 @@
-//! The scenario `slow-consumer`: what subscribers that do not keep up cost the others, and what becomes of them.
+//! The scenario `slow-consumer`: subscribers that do not keep up, their cost for the others, and their catching up.
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -15,24 +15,30 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::answer;
-use crate::connection::{Connection, Dial, Scratch, frames};
-use crate::deliveries::{By, Deliveries};
-use crate::events::{Events, Framing, Requests};
-use crate::latency::Kind;
+use crate::connection::{Connection, Dial, Scratch};
+use crate::deliveries::{Deliveries, FilterBy};
+use crate::events::Events;
+use crate::flow::Flow;
+use crate::latency::Operation;
 use crate::machine;
-use crate::pace::Rate;
-use crate::producer::{Book, Dialect, Flow, Producer};
+use crate::measurement::Measured;
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, Measured, PATIENCE, Run, WARM_UP};
-use crate::subscriber::{Audience, subscribe_on};
+use crate::requests::{Framing, Requests};
+use crate::run::{PATIENCE, Run, WARM_UP};
+use crate::schedule::Rate;
+use crate::subscriber::{Subscribers, subscribe_on};
 use crate::target::Target;
 use crate::tasks::Tasks;
 use crate::timeline::STEP;
+use crate::tracker::{Dialect, RequestTracker};
+use crate::wire::frames;
 
-/// A slow one's system takes little before it is full, so that what is not read waits with the server.
+/// A small receive buffer for slow subscribers, so that unread events wait in the server and not in the system.
 const RECEIVE_BUFFER_BYTES: u32 = 64 << 10;
 
-/// Let some subscribers hang for a third of the time, and measure what the others notice
+/// Let some subscribers hang for a third of the time, and measure the effect on the others
 ///
 /// A third of the time all keep up; in the next one the slow ones hang, or read little; then they read on. Verifies
 /// that all get every event exactly once and in order: the slow ones too, from the server's storage.
@@ -62,12 +68,12 @@ impl SlowConsumer {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let subscribers = (self.fast + self.slow) as usize;
         machine::ensure_open_files(subscribers)?;
-        let target = Target::new(&common.target.with_places(subscribers, 1)).await?;
+        let target = Target::new(&common.target.with_slots(subscribers, 1)).await?;
         let (newest, stored) = (target.newest().await?, target.stored().await?);
         let scratch = Scratch::default();
-        let deliveries = Deliveries::new(newest, &self.events, &[(By::All, self.fast)], self.window, true);
+        let deliveries = Deliveries::new(newest, &self.events, &[(FilterBy::All, self.fast)], self.window, true);
         let deliveries = Rc::new(deliveries);
-        let audience = Audience::connect(deliveries.clone(), &target, &scratch).await?;
+        let connected = Subscribers::connect(deliveries.clone(), &target, &scratch).await?;
         let mut slow = Vec::new();
         let dial = Dial { receive_buffer_bytes: Some(RECEIVE_BUFFER_BYTES), ..Dial::default() };
         for number in 0..self.slow {
@@ -79,13 +85,14 @@ impl SlowConsumer {
         let requests = Rc::new(Requests::render(&self.events, 1, &Framing::WebSocket, 0, 1));
 
         let third = Duration::from_secs(common.seconds) / 3;
-        let run = Run::in_phases(Kind::Delivery, newest, STEP, &[WARM_UP + third, WARM_UP + 2 * third]);
+        let run = Run::in_phases(Operation::Delivery, newest, STEP, &[WARM_UP + third, WARM_UP + 2 * third]);
         let hang = run.start + WARM_UP + third..run.start + WARM_UP + 2 * third;
         let flow = Flow::to_subscribers(self.rate, &run, &deliveries)?;
-        let book = Book::new(run.clone(), requests, Dialect::WebSocket).with_deliveries(deliveries.clone());
+        let tracker =
+            RequestTracker::new(run.clone(), requests, Dialect::WebSocket).with_deliveries(deliveries.clone());
         let mut tasks = Tasks::default();
-        tasks.spawn(Producer::new(connection, flow, self.window as usize, book).run());
-        audience.listen(&run, &mut tasks);
+        tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
+        connected.listen(&run, &mut tasks);
         let progress = Rc::new(Notify::new());
         let slow = slow.into_iter().enumerate().map(|(number, connection)| {
             let slow = Rc::new(Slow::new(number, run.clone(), newest, progress.clone()));
@@ -97,11 +104,11 @@ impl SlowConsumer {
         slow.iter().for_each(|slow| slow.resume.notify_one());
         tasks.finish(&run).await?;
         deliveries.check(&run).await;
-        let last = newest + run.counted(Kind::Acknowledgement);
+        let last = newest + run.counted(Operation::Acknowledgement);
         let done = || slow.iter().all(|slow| slow.last.get() >= last || slow.lost.borrow().is_some());
         while !done() && timeout(PATIENCE, progress.notified()).await.is_ok() {}
         tasks.shutdown().await;
-        // Who takes nothing for so long may be taken for dead.
+        // The server may cut off a subscriber that takes nothing for this long.
         let patience = match common.target.setting("WRITE_TIMEOUT_SECONDS").map(str::parse) {
             Some(Ok(seconds)) => Duration::from_secs_f64(seconds),
             _ => Config::default().write_timeout,
@@ -109,7 +116,7 @@ impl SlowConsumer {
         let may_be_cut_off = self.slow_bytes_per_second == 0 && third >= patience;
         slow.iter().for_each(|slow| slow.check(last, may_be_cut_off));
         let stored = target.stored().await? - stored;
-        run.ledger.borrow_mut().check_stored(stored);
+        run.verification.borrow_mut().check_stored(stored);
 
         let slowness = match self.slow_bytes_per_second {
             0 => "hang".to_owned(),
@@ -123,7 +130,7 @@ impl SlowConsumer {
     }
 }
 
-/// What the fast ones and the server's memory were like, third by third.
+/// The latency of the fast subscribers and the memory of the server in each third.
 fn phases(measured: &Measured, third: Duration) -> Vec<String> {
     let names = ["Before", "While some are slow", "Afterwards"];
     let told = names.iter().zip(&measured.phases).zip(1..).map(|((name, latency), number)| {
@@ -141,7 +148,7 @@ fn phases(measured: &Measured, third: Duration) -> Vec<String> {
     told.collect()
 }
 
-/// What became of the slow ones.
+/// What the slow subscribers missed, and how long they took to catch up.
 fn told(slow: &[Rc<Slow>], third: Duration) -> Vec<String> {
     let lost = slow.iter().filter_map(|slow| slow.lost.borrow().clone()).collect::<Vec<_>>();
     let caught_up = slow.iter().filter_map(|slow| slow.caught_up.get()).collect::<Vec<_>>();
@@ -169,7 +176,7 @@ struct Slow {
     newest: u64,
     /// The last event it got.
     last: Cell<u64>,
-    /// Tells it to read on before its time.
+    /// Makes it read on early.
     resume: Notify,
     /// When it read on, and the newest event then.
     resumed: Cell<Option<(Instant, u64)>>,
@@ -188,7 +195,7 @@ impl Slow {
         Self { number, run, newest, last, resume, resumed, missed, caught_up, lost, progress }
     }
 
-    /// Reads, at some times only so many bytes a second. Goes on for ever, also when the connection is lost.
+    /// Reads, between two times at most `rate` bytes a second. Never ends, not even when the connection is lost.
     async fn run(self: Rc<Self>, mut connection: Connection, slow: Range<Instant>, rate: u32) -> anyhow::Result<()> {
         let read = async {
             select! {
@@ -200,7 +207,7 @@ impl Slow {
                 () = sleep_until(slow.end.into()) => {}
                 () = self.resume.notified() => {}
             }
-            let newest = self.newest + self.run.counted(Kind::Acknowledgement);
+            let newest = self.newest + self.run.counted(Operation::Acknowledgement);
             self.resumed.set(Some((Instant::now(), newest)));
             self.missed.set(Some(newest.saturating_sub(self.last.get())));
             self.read(&mut connection, None).await
@@ -211,12 +218,12 @@ impl Slow {
         pending().await
     }
 
-    /// Reads until the connection is lost, if there is a rate no more bytes a second. Cancel safe.
+    /// Reads until the connection is lost, with a rate at most that many bytes a second. Cancel safe.
     async fn read(&self, connection: &mut Connection, rate: Option<u32>) -> anyhow::Result<()> {
         if rate == Some(0) {
             return pending().await;
         }
-        // What was read and is no whole message comes again.
+        // Bytes of an unfinished message are read again.
         let mut held = 0;
         loop {
             let mut new = 0;
@@ -240,7 +247,7 @@ impl Slow {
         if sequence != last + 1 {
             let number = self.number;
             let violation = || format!("slow subscriber {number} got event {sequence} after {last}");
-            self.run.ledger.borrow_mut().violation(violation);
+            self.run.verification.borrow_mut().violation(violation);
         }
         if let Some((since, newest)) = self.resumed.get()
             && sequence >= newest
@@ -251,15 +258,17 @@ impl Slow {
         Ok(())
     }
 
-    /// Notes what is amiss: it should have got everything up to the event `newest`.
+    /// Notes violations: it must have received every event up to `newest`.
     fn check(&self, newest: u64, may_be_cut_off: bool) {
         let (number, last) = (self.number, self.last.get());
-        let mut ledger = self.run.ledger.borrow_mut();
+        let mut verification = self.run.verification.borrow_mut();
         match &*self.lost.borrow() {
             Some(_) if may_be_cut_off => {}
-            Some(why) => ledger.violation(|| format!("slow subscriber {number} was cut off after event {last}: {why}")),
+            Some(why) => {
+                verification.violation(|| format!("slow subscriber {number} was cut off after event {last}: {why}"))
+            }
             None if last == newest => {}
-            None => ledger.violation(|| format!("slow subscriber {number} got events up to {last} of {newest}")),
+            None => verification.violation(|| format!("slow subscriber {number} got events up to {last} of {newest}")),
         }
     }
 }
@@ -281,7 +290,7 @@ mod tests {
 
     #[test]
     fn it_has_caught_up_once_it_has_what_was_there_when_it_read_on() {
-        let run = Run::new(Kind::Delivery, 10);
+        let run = Run::new(Operation::Delivery, 10);
         let slow = slow(&run);
         deliver(&slow, 11..=13);
         slow.resumed.set(Some((Instant::now(), 15)));
@@ -290,18 +299,18 @@ mod tests {
         deliver(&slow, 15..=17);
         assert!(slow.caught_up.get().is_some());
         slow.check(17, false);
-        assert!(run.ledger.borrow().is_clean());
+        assert!(run.verification.borrow().is_clean());
     }
 
     #[test]
     fn whatever_it_does_not_get_is_told() {
         let told = |sequences: &[u64], lost: Option<&str>, may_be_cut_off| {
-            let run = Run::new(Kind::Delivery, 10);
+            let run = Run::new(Operation::Delivery, 10);
             let slow = slow(&run);
             deliver(&slow, sequences.iter().copied());
             slow.lost.replace(lost.map(str::to_owned));
             slow.check(13, may_be_cut_off);
-            run.ledger.borrow().violations()
+            run.verification.borrow().violations()
         };
         assert_eq!(told(&[11, 13], None, false), ["slow subscriber 4 got event 13 after 11"]);
         assert_eq!(told(&[11, 11, 12, 13], None, false), ["slow subscriber 4 got event 11 after 11"]);

@@ -3,20 +3,20 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::pace::{Rate, Rhythm};
+use crate::options::Common;
 use crate::report::{Findings, Report, grouped};
-use crate::run::Common;
 use crate::scenario::traffic::{Drive, Traffic};
+use crate::schedule::{Rate, RateProfile};
 use crate::target::Target;
 use crate::timeline::{Point, STEP};
 use crate::trend::Trend;
 
-/// At most so many parts of the run are told.
+/// Most parts into which a run is divided in the report.
 const PARTS_MAX: f64 = 12.0;
 
 const HOUR: f64 = 3_600.0;
 
-/// What is seen for so many seconds may be expected to go on.
+/// Growth that lasts for 5 minutes is extrapolated to an hour.
 const FORESEEABLE: f64 = HOUR / 12.0;
 
 /// Publish, subscribe and query at a moderate rate for as long as --seconds says, such as hours
@@ -36,7 +36,7 @@ pub struct Soak {
 impl Soak {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let target = Target::new(&common.target).await?;
-        let drive = Drive { rhythm: Some(Rhythm::steady(self.rate)), step: STEP, phases: Vec::new() };
+        let drive = Drive { profile: Some(RateProfile::steady(self.rate)), step: STEP, phases: Vec::new() };
         let driven = self.traffic.drive(target, common, drive).await?;
         let mut notes = parts(&driven.measured.timeline);
         notes.extend(growth(&driven.measured.timeline));

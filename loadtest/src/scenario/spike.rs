@@ -1,4 +1,4 @@
-//! The scenario `spike`: much more than usual for a while.
+//! The scenario `spike`: a multiple of the usual rate for some seconds.
 
 use std::time::Duration;
 
@@ -7,17 +7,18 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::latency::Latency;
-use crate::pace::{Rate, Rhythm};
+use crate::options::Common;
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, WARM_UP};
+use crate::run::WARM_UP;
 use crate::scenario::traffic::{Drive, Traffic};
+use crate::schedule::{Rate, RateProfile};
 use crate::target::Target;
 use crate::timeline::Point;
 
-/// How finely it is told when the latency is back to normal.
+/// The resolution of the time at which the latency is back to normal.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Intervals that have to be normal one after the other, so that a single lucky one is not taken for the end.
+/// Intervals in a row that must be normal, so that a single lucky one is not taken for the recovery.
 const NORMAL: usize = 3;
 
 /// Publish at a rate, then at a multiple of it for some seconds, then at the first rate again
@@ -53,8 +54,9 @@ impl Spike {
         );
         let target = Target::new(&common.target).await?;
         let phases = vec![WARM_UP + begin, WARM_UP + end];
-        let rhythm = Rhythm::steady(self.rate).then(phases[0], self.rate * self.factor).then(phases[1], self.rate);
-        let drive = Drive { rhythm: Some(rhythm), step: STEP, phases };
+        let profile =
+            RateProfile::steady(self.rate).then(phases[0], self.rate * self.factor).then(phases[1], self.rate);
+        let drive = Drive { profile: Some(profile), step: STEP, phases };
         let driven = self.traffic.drive(target, common, drive).await?;
 
         let mut notes = self.phases(&driven.measured.phases);
@@ -67,7 +69,7 @@ impl Spike {
             self.spike_seconds,
             self.traffic.title()
         );
-        // What was asked for on average.
+        // The average target rate.
         let more = (self.factor - 1) as f64 * self.spike_seconds as f64 / common.seconds as f64;
         let rate = Rate(Some((self.rate as f64 * (1.0 + more)) as u64));
         let findings = Findings::new("spike", title, self).at(rate).noting(notes);
@@ -78,7 +80,7 @@ impl Spike {
     fn phases(&self, latencies: &[Latency]) -> Vec<String> {
         let rates = [self.rate, self.rate * self.factor, self.rate].map(|rate| grouped(rate as f64));
         let names = ["before", "during", "after"].into_iter().zip(rates);
-        // It may have ended early.
+        // The run may have ended early.
         let told = names.zip(latencies).filter(|(_, latency)| latency.count > 0);
         told.map(|((name, rate), latency)| format!("{name} the spike, {rate}/s: {latency}")).collect()
     }

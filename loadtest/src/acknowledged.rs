@@ -1,24 +1,24 @@
-//! What every query has to show: an acknowledged event is at once visible to all.
+//! The events that every query must show: an event is visible to all queries as soon as it is acknowledged.
 
 use std::cell::{Cell, RefCell};
 
 use crate::events::{Events, Keys};
 
-/// The events acknowledged so far in a run, as far as queries are to be held against them.
-pub struct Visible {
+/// The events acknowledged so far in a run, as far as the checks of queries need them.
+pub struct AcknowledgedEvents {
     all: Cell<Acknowledged>,
     sessions: RefCell<Vec<Acknowledged>>,
 }
 
-/// So many events were acknowledged, of which this is the newest.
+/// How many events were acknowledged, and the newest of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledged {
     pub count: u64,
     pub newest: u64,
 }
 
-impl Visible {
-    /// Nothing yet, with a server whose newest event is `newest`.
+impl AcknowledgedEvents {
+    /// None yet, on a server whose newest event is `newest`.
     pub fn new(newest: u64, events: &Events) -> Self {
         let none = Acknowledged { count: 0, newest: 0 };
         Self {
@@ -28,7 +28,7 @@ impl Visible {
     }
 
     #[inline]
-    pub fn acknowledged(&self, keys: Keys, sequence: u64) {
+    pub fn add(&self, keys: Keys, sequence: u64) {
         self.all.set(self.all.get().and(sequence));
         let session = &mut self.sessions.borrow_mut()[keys.session as usize];
         *session = session.and(sequence);

@@ -1,4 +1,4 @@
-//! The main figures of runs: what they are called, how they are spread, how they differ.
+//! The metrics of runs: their names, their spread over several runs, and how they differ.
 
 use std::fmt::{self, Display};
 
@@ -6,24 +6,24 @@ use serde::Serialize;
 
 use crate::report::{Report, grouped};
 
-/// One figure of one run.
+/// One metric of one run.
 #[derive(Debug, Clone, PartialEq)]
-struct Figure {
-    name: Name,
+struct Metric {
+    name: MetricName,
     value: f64,
 }
 
-/// What a figure is called.
+/// What a metric is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Name {
-    /// What it is a figure of: [`RATE`], [`SERVER`], or what was timed, such as "acknowledgement".
+pub struct MetricName {
+    /// The group of the metric: [`RATE`], [`SERVER`], or what was timed, such as "acknowledgement".
     pub of: &'static str,
     #[serde(rename = "name")]
     pub text: &'static str,
     pub unit: String,
 }
 
-impl Display for Name {
+impl Display for MetricName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { of, text, unit } = self;
         match *of {
@@ -33,21 +33,21 @@ impl Display for Name {
     }
 }
 
-/// What some figures are figures of; the others are of what was timed.
+/// Groups of metrics; the other groups are named after what was timed.
 pub const RATE: &str = "rate";
 pub const SERVER: &str = "server";
 
-/// A figure of the server.
+/// A metric of the server.
 pub const SERVER_CPU: &str = "CPU";
 
-/// At full speed hundreds of events share a sync.
+/// Syncs are given for 1,000 events: at full speed hundreds of events share one.
 const EVENTS_OF_SYNCS: f64 = 1_000.0;
 
-/// All figures that a run has, in the order in which they are told.
-fn figures(report: &Report) -> Vec<Figure> {
+/// All metrics of a run, in the order in which they are shown.
+fn metrics(report: &Report) -> Vec<Metric> {
     let mut all = Vec::new();
     let mut add = |of, text, unit: &str, value| {
-        all.push(Figure { name: Name { of, text, unit: unit.to_owned() }, value });
+        all.push(Metric { name: MetricName { of, text, unit: unit.to_owned() }, value });
     };
     add(RATE, "events", "/s", report.events.per_second);
     let others =
@@ -72,23 +72,23 @@ fn figures(report: &Report) -> Vec<Figure> {
     all
 }
 
-/// A figure over several runs of the same.
+/// A metric over several runs of the same.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
     #[serde(flatten)]
-    pub name: Name,
+    pub name: MetricName,
     pub least: f64,
     pub median: f64,
     pub most: f64,
 }
 
 impl Spread {
-    /// Of every figure that each of these runs has.
+    /// Of every metric that each of these runs has.
     pub fn all(runs: &[&Report]) -> Vec<Self> {
-        let each = runs.iter().map(|run| figures(run)).collect::<Vec<_>>();
-        let names = each.first().into_iter().flatten().map(|figure| figure.name.clone());
+        let each = runs.iter().map(|run| metrics(run)).collect::<Vec<_>>();
+        let names = each.first().into_iter().flatten().map(|metric| metric.name.clone());
         let spreads = names.filter_map(|name| {
-            let value = |figures: &Vec<Figure>| Some(figures.iter().find(|figure| figure.name == name)?.value);
+            let value = |metrics: &Vec<Metric>| Some(metrics.iter().find(|metric| metric.name == name)?.value);
             let mut values = each.iter().map(value).collect::<Option<Vec<_>>>()?;
             values.sort_by(f64::total_cmp);
             Some(Self { least: values[0], median: median(&values), most: *values.last()?, name })
@@ -96,13 +96,13 @@ impl Spread {
         spreads.collect()
     }
 
-    /// From where to where it goes, as this writes numbers; `None` if it makes no difference.
+    /// The range in words, its ends written by `written`; `None` if both ends are written alike.
     pub fn range(&self, written: impl Fn(f64) -> String) -> Option<String> {
         let [least, most] = [self.least, self.most].map(written);
         (least != most).then(|| format!("{least}–{most}"))
     }
 
-    /// How it differs from the same figure of other runs.
+    /// How it differs from the same metric of other runs.
     pub fn against(&self, first: &Self) -> Change {
         Change {
             ratio: (first.median != 0.0).then(|| self.median / first.median),
@@ -117,17 +117,17 @@ pub fn median(values: &[f64]) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
-/// How a figure differs from that of other runs.
+/// How a metric differs from that of other runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Change {
-    /// Of the medians; none to 0.
+    /// Of the medians; `None` if the first is 0.
     pub ratio: Option<f64>,
     /// Whether the ranges overlap, so that the difference may mean nothing.
     pub within_spread: bool,
 }
 
 impl Change {
-    /// How much it is, whether it means something or not.
+    /// The size of the change, without a word on whether it means something.
     pub fn size(&self) -> String {
         match self.ratio {
             None => "–".to_owned(),
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn spread(least: f64, median: f64, most: f64) -> Spread {
-        Spread { name: Name { of: RATE, text: "events", unit: "/s".to_owned() }, least, median, most }
+        Spread { name: MetricName { of: RATE, text: "events", unit: "/s".to_owned() }, least, median, most }
     }
 
     #[test]

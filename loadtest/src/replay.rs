@@ -1,4 +1,4 @@
-//! When recorded events are due, and how many connections, each with a rhythm of its own, are told.
+//! When the events of a recording are due, and a queue of due events for each connection.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::pace::{Pace, Rhythm};
 use crate::recording::Recording;
+use crate::schedule::{Pacer, RateProfile};
 
-/// How often it is looked what is due: recordings are no finer.
+/// How often due events are looked for. The offsets of recordings are in milliseconds.
 const LOOKS_PER_SECOND: u64 = 1_000;
 
-/// When the events of several classes are due: each class in the order of its recording, again and again.
-pub struct Score {
+/// When the events of several classes are due. Each class repeats its recording for ever.
+pub struct ReplaySchedule {
     /// The offset of each event.
     offsets: Vec<Duration>,
     lap: Duration,
     speed: f64,
-    /// With which event of the recording each class begins.
+    /// The event of the recording with which each class begins.
     begins: Vec<usize>,
     /// The next event of each class: its time, its class, and how many events of its class come before it.
     next: BinaryHeap<Reverse<(Duration, usize, usize)>>,
@@ -36,18 +36,17 @@ pub struct Due {
     pub at: Duration,
 }
 
-impl Score {
-    /// Classes of which each begins with this event of the recording, all at once, `speed` times as fast as it was
-    /// recorded.
+impl ReplaySchedule {
+    /// Classes that all start now, each with the given event of the recording, `speed` times as fast as recorded.
     pub fn new(recording: &Recording, begins: &[usize], speed: f64) -> Self {
         let offsets = recording.events.iter().map(|event| event.offset).collect();
         let (begins, next) = (begins.to_vec(), BinaryHeap::new());
-        let mut score = Self { offsets, lap: recording.lap(), speed, begins, next };
-        score.next = (0..score.begins.len()).map(|class| Reverse((score.time(class, 0), class, 0))).collect();
-        score
+        let mut schedule = Self { offsets, lap: recording.lap(), speed, begins, next };
+        schedule.next = (0..schedule.begins.len()).map(|class| Reverse((schedule.time(class, 0), class, 0))).collect();
+        schedule
     }
 
-    /// When the event of a class is due that has so many of its class before it.
+    /// When the event of a class is due that follows `before` others of the class.
     fn time(&self, class: usize, before: usize) -> Duration {
         let (count, begin) = (self.offsets.len(), self.begins[class]);
         let place = begin + before;
@@ -55,7 +54,7 @@ impl Score {
         (recorded - self.offsets[begin]).div_f64(self.speed)
     }
 
-    /// The next event that is due at this time, if there is one; each is told once.
+    /// Takes the next event that is due by now, if there is one.
     pub fn take(&mut self, now: Duration) -> Option<Due> {
         let Reverse((at, class, before)) = *self.next.peek()?;
         if at > now {
@@ -77,43 +76,43 @@ impl Score {
         self.begins.iter().map(of_class).sum()
     }
 
-    /// Tells everybody in time what is due, for ever: `whose` says who sends an event.
+    /// Puts each event into its queue when it is due; `queue_of` tells which. Goes on for ever.
     ///
     /// # Errors
     /// The system has no thread for the clock.
-    pub async fn play(
+    pub async fn run(
         mut self,
         start: Instant,
-        players: Vec<Rc<Cues>>,
-        whose: impl Fn(&Due) -> usize,
+        queues: Vec<Rc<DueQueue>>,
+        queue_of: impl Fn(&Due) -> usize,
     ) -> anyhow::Result<()> {
-        // One clock for all of them: a thousand connections that all look at one would do nothing else.
-        let mut clock = Pace::start(start, Rhythm::steady(LOOKS_PER_SECOND))?.schedule(0, 1);
+        // One clock for all connections: a thousand connections that each watched it would do nothing else.
+        let mut clock = Pacer::start(start, RateProfile::steady(LOOKS_PER_SECOND))?.schedule(0, 1);
         loop {
             clock.changed().await;
             while clock.take(usize::MAX).is_some() {}
             let now = start.elapsed();
             while let Some(due) = self.take(now) {
-                players[whose(&due)].add(start + due.at);
+                queues[queue_of(&due)].add(start + due.at);
             }
         }
     }
 }
 
-/// What is due of one connection and not sent.
+/// The due times of one connection's events that are not sent.
 #[derive(Default)]
-pub struct Cues {
+pub struct DueQueue {
     due: RefCell<VecDeque<Instant>>,
     more: Notify,
 }
 
-impl Cues {
+impl DueQueue {
     fn add(&self, due: Instant) {
         self.due.borrow_mut().push_back(due);
         self.more.notify_one();
     }
 
-    /// Wakes who waits for more, to see that nothing more is wanted.
+    /// Wakes the producer, so that it notices the end of the run.
     pub fn wake(&self) {
         self.more.notify_one();
     }
@@ -144,17 +143,17 @@ mod tests {
         let (count, lap) = (recording.events.len(), recording.lap());
         for (speed, classes) in [(1.0, 1), (1.0, 3), (10.0, 7), (0.5, 2)] {
             let begins = (0..classes).map(|c| recording.first_from(lap * c / classes)).collect::<Vec<_>>();
-            let mut score = Score::new(&recording, &begins, speed);
+            let mut schedule = ReplaySchedule::new(&recording, &begins, speed);
             let mut played = vec![Vec::new(); classes as usize];
             let mut last = Duration::ZERO;
             // In steps, as a clock would go; three laps, and a little of the fourth.
             for now in (0..=1_000).map(|step| (lap * 3).div_f64(speed) * step / 1_000) {
-                while let Some(due) = score.take(now) {
+                while let Some(due) = schedule.take(now) {
                     assert!(last <= due.at && due.at <= now);
                     last = due.at;
                     played[due.class].push((due.event, due.at));
                 }
-                assert_eq!(score.count(now), played.iter().map(|played| played.len() as u64).sum::<u64>());
+                assert_eq!(schedule.count(now), played.iter().map(|played| played.len() as u64).sum::<u64>());
             }
             for (played, begin) in played.iter().zip(begins) {
                 assert!(played.len() > 3 * count, "{}", played.len());
@@ -167,11 +166,11 @@ mod tests {
 
     #[test]
     fn what_is_due_together_is_taken_together() {
-        let (one, cues) = (Instant::now(), Cues::default());
+        let (one, queue) = (Instant::now(), DueQueue::default());
         let two = one + Duration::from_millis(1);
-        [one, one, one, two].into_iter().for_each(|due| cues.add(due));
-        assert_eq!(cues.take(0), None);
-        assert_eq!([cues.take(2), cues.take(2), cues.take(2)], [Some((one, 2)), Some((one, 1)), Some((two, 1))]);
-        assert_eq!(cues.take(2), None);
+        [one, one, one, two].into_iter().for_each(|due| queue.add(due));
+        assert_eq!(queue.take(0), None);
+        assert_eq!([queue.take(2), queue.take(2), queue.take(2)], [Some((one, 2)), Some((one, 1)), Some((two, 1))]);
+        assert_eq!(queue.take(2), None);
     }
 }

@@ -9,27 +9,30 @@ use anyhow::Context;
 use tokio::time::timeout;
 
 use crate::connection::{Connection, Scratch};
-use crate::deliveries::{By, Deliveries};
-use crate::events::{Framing, Requests};
-use crate::latency::Kind;
-use crate::process::Folder;
-use crate::producer::{Book, Dialect, Flow, Producer};
+use crate::deliveries::{Deliveries, FilterBy};
+use crate::flow::Flow;
+use crate::folder::Folder;
+use crate::latency::Operation;
+use crate::options::Common;
+use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
-use crate::run::{Common, PATIENCE, Run};
+use crate::requests::{Framing, Requests};
+use crate::run::{PATIENCE, Run};
 use crate::scenario::fanout::Fanout;
 use crate::scenario::publish::Publish;
-use crate::subscriber::{Audience, Check, Receive};
+use crate::subscriber::{EventCheck, Receive, Subscribers};
 use crate::target::{Subject, Target};
 use crate::tasks::Tasks;
+use crate::tracker::{Dialect, RequestTracker};
 
 /// A server of another kind, and a way to use it.
-pub trait Peer {
+pub trait Driver {
     fn subject(&self) -> Subject;
 
     /// Starts it on a free port of this machine, with everything it stores in this folder.
     fn start(&self, folder: Folder) -> anyhow::Result<Target>;
 
-    /// Makes what events are published to.
+    /// Creates the stream or subject that events are published to.
     async fn prepare(&self, target: &Target) -> anyhow::Result<()>;
 
     /// Renders a request: what is appended to, the number of the producer, the event.
@@ -48,33 +51,33 @@ pub trait Peer {
     /// How many events are stored; `None` where none are.
     async fn stored(&self, target: &Target) -> anyhow::Result<Option<u64>>;
 
-    /// What else one has to know to compare its deliveries.
+    /// A remark for the comparison of its deliveries.
     fn note(&self) -> Option<&'static str>;
 }
 
 /// Publishes to a server of another kind as the scenario does to ours: the same events, connections and windows.
 /// Verifies the same: every event is acknowledged once and in order, and as many are stored.
-pub async fn publish(peer: &impl Peer, publish: &Publish, common: &Common) -> anyhow::Result<Report> {
-    let target = peer.start(common.target.folder()?)?;
-    peer.prepare(&target).await?;
+pub async fn publish(driver: &impl Driver, publish: &Publish, common: &Common) -> anyhow::Result<Report> {
+    let target = driver.start(common.target.folder()?)?;
+    driver.prepare(&target).await?;
     let plan = publish.resolve();
     let scratch = Scratch::default();
     let mut ready = Vec::new();
     for number in 0..plan.connections {
-        let framing = Framing::Foreign(peer.render(), number);
+        let framing = Framing::Peer(driver.render(), number);
         let requests = Requests::render(&publish.events, 1, &framing, number, plan.connections);
-        ready.push((peer.producer(&target, number, &scratch).await?, requests));
+        ready.push((driver.producer(&target, number, &scratch).await?, requests));
     }
 
-    let run = Run::new(Kind::Acknowledgement, 0);
+    let run = Run::new(Operation::Acknowledgement, 0);
     let mut tasks = Tasks::default();
     for (connection, requests) in ready {
-        let book = Book::new(run.clone(), requests.into(), peer.dialect());
-        tasks.spawn(Producer::new(connection, Flow::Window, plan.window, book).run());
+        let tracker = RequestTracker::new(run.clone(), requests.into(), driver.dialect());
+        tasks.spawn(Producer::new(connection, Flow::Window, plan.window, tracker).run());
     }
     let measured = tasks.measure(&run, common, &target).await?;
     tasks.finish(&run).await?;
-    check_stored(peer, &target, &run).await?;
+    check_stored(driver, &target, &run).await?;
     let (connections, window) = (plan.connections, grouped(plan.window as f64));
     let title = format!("one event a message, {connections} connections × {window} events in flight");
     Ok(Report::new(Findings::new("publish", title, publish), &run, measured, target.stop()?))
@@ -82,40 +85,40 @@ pub async fn publish(peer: &impl Peer, publish: &Publish, common: &Common) -> an
 
 /// Publishes to subscribers of a server of another kind as the scenario does to ours. Verifies that each gets all
 /// events, byte by byte as they were sent, once and in order, and that as many are stored, if any are.
-pub async fn fanout(peer: &impl Peer, fanout: &Fanout, common: &Common) -> anyhow::Result<Report> {
-    let target = peer.start(common.target.folder()?)?;
-    peer.prepare(&target).await?;
+pub async fn fanout(driver: &impl Driver, fanout: &Fanout, common: &Common) -> anyhow::Result<Report> {
+    let target = driver.start(common.target.folder()?)?;
+    driver.prepare(&target).await?;
     let scratch = Scratch::default();
-    let asking = [(By::All, fanout.subscribers)];
+    let asking = [(FilterBy::All, fanout.subscribers)];
     let deliveries = Rc::new(Deliveries::new(0, &fanout.events, &asking, fanout.window, true));
     let mut connections = Vec::new();
     for number in 0..fanout.subscribers {
-        let connection = peer.subscriber(&target, &scratch).await;
+        let connection = driver.subscriber(&target, &scratch).await;
         connections.push(connection.with_context(|| format!("subscriber {number}"))?);
     }
-    let audience = Audience::of_foreign(deliveries.clone(), connections, peer.receive());
-    let connection = peer.producer(&target, 0, &scratch).await?;
+    let connected = Subscribers::of_peer(deliveries.clone(), connections, driver.receive());
+    let connection = driver.producer(&target, 0, &scratch).await?;
     let render = |framing| Rc::new(Requests::render(&fanout.events, 1, &framing, 0, 1));
-    let (requests, events) = (render(Framing::Foreign(peer.render(), 0)), render(Framing::Plain));
+    let (requests, events) = (render(Framing::Peer(driver.render(), 0)), render(Framing::Plain));
 
-    let run = Run::new(Kind::Delivery, 0);
+    let run = Run::new(Operation::Delivery, 0);
     let flow = Flow::to_subscribers(fanout.rate, &run, &deliveries)?;
-    let book = Book::new(run.clone(), requests, peer.dialect()).with_deliveries(deliveries.clone());
+    let tracker = RequestTracker::new(run.clone(), requests, driver.dialect()).with_deliveries(deliveries.clone());
     let mut tasks = Tasks::default();
-    tasks.spawn(Producer::new(connection, flow, fanout.window as usize, book).run());
-    audience.listen_and_check(&run, &mut tasks, |_| Some(is_next_of(events.clone())));
+    tasks.spawn(Producer::new(connection, flow, fanout.window as usize, tracker).run());
+    connected.listen_and_check(&run, &mut tasks, |_| Some(is_next_of(events.clone())));
     let measured = tasks.measure(&run, common, &target).await?;
     tasks.finish(&run).await?;
     deliveries.check(&run).await;
     tasks.shutdown().await;
-    check_stored(peer, &target, &run).await?;
+    check_stored(driver, &target, &run).await?;
     let title = format!("{} subscribers of everything, one producer", fanout.subscribers);
-    let findings = Findings::new("fanout", title, fanout).at(fanout.rate).noting(peer.note().map(str::to_owned));
+    let findings = Findings::new("fanout", title, fanout).at(fanout.rate).noting(driver.note().map(str::to_owned));
     Ok(Report::new(findings, &run, measured, target.stop()?))
 }
 
 /// Whether each event that comes is the next of these.
-fn is_next_of(events: Rc<Requests>) -> Check {
+fn is_next_of(events: Rc<Requests>) -> EventCheck {
     let mut place = 0;
     Box::new(move |text| {
         let sent = events.get(place);
@@ -124,14 +127,14 @@ fn is_next_of(events: Rc<Requests>) -> Check {
     })
 }
 
-async fn check_stored(peer: &impl Peer, target: &Target, run: &Run) -> anyhow::Result<()> {
-    if let Some(stored) = peer.stored(target).await? {
-        run.ledger.borrow_mut().check_stored(stored);
+async fn check_stored(driver: &impl Driver, target: &Target, run: &Run) -> anyhow::Result<()> {
+    if let Some(stored) = driver.stored(target).await? {
+        run.verification.borrow_mut().check_stored(stored);
     }
     Ok(())
 }
 
-/// Sends what is to be sent, and reads what comes until `read` has found an answer.
+/// Sends the bytes to send, and reads until `read` has found an answer.
 ///
 /// # Errors
 /// None comes for a while, or what `read` says.
@@ -164,7 +167,7 @@ impl Binary {
     /// # Errors
     /// It is there and does not work.
     pub fn find(name: &str, version: fn(&str) -> Option<&str>) -> anyhow::Result<Option<Self>> {
-        // Where Debian puts servers, not everybody looks for programs.
+        // Debian installs servers in /usr/sbin, which is not in every user's PATH.
         for path in [PathBuf::from(name), Path::new("/usr/sbin").join(name)] {
             let output = match Command::new(&path).arg("--version").output() {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,

@@ -1,4 +1,4 @@
-//! When events are due, if there is a rate.
+//! When events are due at a target rate.
 
 use std::collections::VecDeque;
 use std::str::FromStr;
@@ -9,11 +9,11 @@ use anyhow::Context;
 use serde::Serialize;
 use tokio::sync::watch;
 
-/// Most often that events become due. At a higher rate several are due at once, as in bursts of real
-/// traffic; a thread woken more often would take time from the server.
+/// Most ticks a second. At a higher rate several events are due at a tick, as in bursts of real traffic; a thread woken
+/// more often would take time from the server.
 const TICKS_PER_SECOND_MAX: u64 = 1_000;
 
-/// Events a second, or something else a second; `None` is as fast as it goes.
+/// Events a second, or something else a second; `None` is as fast as possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Rate(pub Option<u64>);
 
@@ -29,16 +29,16 @@ impl FromStr for Rate {
     }
 }
 
-/// Units a second over time: a rate, and the times from which on there is another.
+/// A rate that changes at given times.
 #[derive(Debug, Clone)]
-pub struct Rhythm {
-    /// Each with the time from the start from which on it holds; the first from 0.
+pub struct RateProfile {
+    /// Each rate with the time at which it begins; the first at 0.
     rates: Vec<(Duration, u64)>,
-    /// Of these rates it is one of so many equal shares.
+    /// The profile is one of this many equal shares of the rates.
     shares: u64,
 }
 
-impl Rhythm {
+impl RateProfile {
     /// The same rate all the time.
     pub fn steady(units_per_second: u64) -> Self {
         Self { rates: vec![(Duration::ZERO, units_per_second)], shares: 1 }
@@ -50,7 +50,7 @@ impl Rhythm {
         self
     }
 
-    /// A share of it, of so many equal ones.
+    /// One of `shares` equal shares of it.
     pub fn divided(&self, shares: u64) -> Self {
         Self { shares: self.shares * shares, ..self.clone() }
     }
@@ -71,43 +71,43 @@ impl Rhythm {
     }
 }
 
-/// The beat for all producers. Its ticks come from a thread that sleeps: the timers of the runtime are a
-/// millisecond coarse, which would be counted as the server's latency.
-pub struct Pace {
+/// The clock for all producers at a rate. Its ticks come from a thread that sleeps: the timers of the runtime have a
+/// resolution of 1 ms, which would be counted as latency of the server.
+pub struct Pacer {
     start: Instant,
-    rhythm: Rhythm,
+    profile: RateProfile,
     ticks_per_second: u64,
     ticks: watch::Receiver<u64>,
 }
 
-impl Pace {
-    /// Starts to beat. It ends by itself once everything that listens is gone.
-    pub fn start(start: Instant, rhythm: Rhythm) -> anyhow::Result<Self> {
-        let ticks_per_second = rhythm.ticks_per_second();
+impl Pacer {
+    /// Starts the thread, which ends by itself once all schedules are dropped.
+    pub fn start(start: Instant, profile: RateProfile) -> anyhow::Result<Self> {
+        let ticks_per_second = profile.ticks_per_second();
         let (beat, ticks) = watch::channel(0);
         let pacemaker = move || {
             let mut tick = 0;
             while beat.send(tick).is_ok() {
                 let elapsed = start.elapsed();
-                // More than one if we were kept from running.
+                // More than one tick if the thread was kept from running.
                 tick = (elapsed.as_nanos() as u64 * ticks_per_second / 1_000_000_000).max(tick) + 1;
                 thread::sleep(time(tick, ticks_per_second).saturating_sub(elapsed));
             }
         };
-        thread::Builder::new().name("pace".into()).spawn(pacemaker).context("start a thread")?;
-        Ok(Self { start, rhythm, ticks_per_second, ticks })
+        thread::Builder::new().name("pacer".into()).spawn(pacemaker).context("start a thread")?;
+        Ok(Self { start, profile, ticks_per_second, ticks })
     }
 
-    /// What is due of one of `producers` producers, each with its share of the rate.
+    /// The schedule of one of `producers` producers, each with its share of the rate.
     pub fn schedule(&self, producer: usize, producers: usize) -> Schedule {
-        self.schedule_of(self.rhythm.clone(), producer, producers)
+        self.schedule_of(self.profile.clone(), producer, producers)
     }
 
-    /// The same of another rhythm, at the ticks of this one.
-    pub fn schedule_of(&self, rhythm: Rhythm, producer: usize, producers: usize) -> Schedule {
+    /// The same of another profile, at the ticks of this one.
+    pub fn schedule_of(&self, profile: RateProfile, producer: usize, producers: usize) -> Schedule {
         Schedule {
             start: self.start,
-            rhythm,
+            profile,
             ticks_per_second: self.ticks_per_second,
             ticks: self.ticks.clone(),
             producer: producer as u64,
@@ -124,10 +124,10 @@ fn time(tick: u64, ticks_per_second: u64) -> Duration {
     Duration::from_nanos(tick * 1_000_000_000 / ticks_per_second)
 }
 
-/// What is due of one producer.
+/// When the requests of one producer are due.
 pub struct Schedule {
     start: Instant,
-    rhythm: Rhythm,
+    profile: RateProfile,
     ticks_per_second: u64,
     ticks: watch::Receiver<u64>,
     producer: u64,
@@ -135,14 +135,14 @@ pub struct Schedule {
     next_tick: u64,
     /// Due up to `next_tick`.
     units: u64,
-    /// Due and not sent: when, and how many.
+    /// Due and not sent: since when, and how many.
     backlog: VecDeque<(Instant, usize)>,
 }
 
 impl Schedule {
     /// Waits until more is due. Cancel safe.
     pub async fn changed(&mut self) {
-        // The thread that beats outlives us.
+        // An error would mean that the thread has ended: it outlives all schedules.
         let _ = self.ticks.changed().await;
     }
 
@@ -167,9 +167,9 @@ impl Schedule {
         Some((at, taken))
     }
 
-    /// Our share of all units that are due with this tick: every so-manieth.
+    /// The producer's share of all units that are due with this tick: every n-th, with n producers.
     fn due(&self, tick: u64) -> u64 {
-        let all = self.rhythm.due(tick, self.ticks_per_second);
+        let all = self.profile.due(tick, self.ticks_per_second);
         (all + self.producers - 1 - self.producer) / self.producers
     }
 }
@@ -184,9 +184,9 @@ mod tests {
         for (rate, producers) in [(1, 1), (7, 3), (999, 4), (1_000, 4), (12_345, 64)] {
             let ticks_per_second = rate.min(TICKS_PER_SECOND_MAX);
             let (beat, ticks) = watch::channel(0);
-            let pace = Pace { start, rhythm: Rhythm::steady(rate), ticks_per_second, ticks };
+            let pacer = Pacer { start, profile: RateProfile::steady(rate), ticks_per_second, ticks };
             let mut taken = 0;
-            let mut schedules = (0..producers).map(|p| pace.schedule(p, producers)).collect::<Vec<_>>();
+            let mut schedules = (0..producers).map(|p| pacer.schedule(p, producers)).collect::<Vec<_>>();
             // The last beat skips some ticks.
             for tick in (0..=ticks_per_second).chain([3 * ticks_per_second]) {
                 beat.send(tick).expect("they listen");
@@ -205,19 +205,19 @@ mod tests {
     #[test]
     fn a_rhythm_changes_when_it_should() {
         let seconds = Duration::from_secs;
-        let rhythm = Rhythm::steady(10).then(seconds(2), 5_000).then(seconds(3), 10);
-        let ticks = rhythm.ticks_per_second();
+        let profile = RateProfile::steady(10).then(seconds(2), 5_000).then(seconds(3), 10);
+        let ticks = profile.ticks_per_second();
         assert_eq!(ticks, TICKS_PER_SECOND_MAX);
-        let due = [0, 100, 2_000, 2_001, 3_000, 4_000].map(|tick| rhythm.due(tick, ticks));
+        let due = [0, 100, 2_000, 2_001, 3_000, 4_000].map(|tick| profile.due(tick, ticks));
         assert_eq!(due, [0, 1, 20, 25, 5_020, 5_030]);
-        let due = [0, 100, 2_000, 2_001, 3_000, 4_000].map(|tick| rhythm.divided(2).divided(5).due(tick, ticks));
+        let due = [0, 100, 2_000, 2_001, 3_000, 4_000].map(|tick| profile.divided(2).divided(5).due(tick, ticks));
         assert_eq!(due, [0, 0, 2, 2, 502, 503]);
     }
 
     #[test]
     fn the_beat_comes_until_nobody_listens() {
-        let pace = Pace::start(Instant::now(), Rhythm::steady(5_000)).expect("a thread");
-        let mut schedule = pace.schedule(0, 1);
+        let pacer = Pacer::start(Instant::now(), RateProfile::steady(5_000)).expect("a thread");
+        let mut schedule = pacer.schedule(0, 1);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let mut taken = 0;
         while taken < 50 {

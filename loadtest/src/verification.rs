@@ -1,13 +1,13 @@
-//! Which events were acknowledged, and what breaks a promise.
+//! Which events were acknowledged, and which promises were broken.
 
-/// Violations kept in words; the others are only counted.
+/// How many violations are kept in words; further ones are only counted.
 const TOLD_MAX: usize = 10;
 
-/// Ids this far apart are no sequence numbers, and too far for a bit each.
+/// Ids this far apart are no sequence numbers, and too far apart for a bit each.
 const SEQUENCE_SPAN_MAX: u64 = 1 << 36;
 
-/// The acknowledgements of all producers.
-pub struct Ledger {
+/// The acknowledgements of all producers, and the violations of a run.
+pub struct Verification {
     /// The last event before the run.
     base: u64,
     /// One bit for each sequence number after `base`.
@@ -23,7 +23,7 @@ pub struct Ledger {
     told: Vec<String>,
 }
 
-impl Ledger {
+impl Verification {
     pub fn new(base: u64) -> Self {
         let (seen, told, first_refusal) = Default::default();
         let (turned_away, excuses_overload) = (0, false);
@@ -41,12 +41,12 @@ impl Ledger {
         }
     }
 
-    /// A server that is asked for more than it can do may say so.
+    /// Permits refusals with 503: the server is overloaded on purpose.
     pub fn excuse_overload(&mut self) {
         self.excuses_overload = true;
     }
 
-    /// An event was acknowledged under this sequence number.
+    /// Notes that an event was acknowledged under this sequence number.
     #[inline]
     pub fn acknowledge(&mut self, sequence: u64) {
         self.acknowledged += 1;
@@ -65,7 +65,7 @@ impl Ledger {
         self.seen[word] |= bit;
     }
 
-    /// An answer that is no acknowledgement.
+    /// Notes a refusal.
     pub fn refuse(&mut self, events: usize, reason: String) {
         if self.excuses_overload && reason.starts_with("503 ") {
             self.turned_away += events as u64;
@@ -77,7 +77,7 @@ impl Ledger {
         self.refused += events as u64;
     }
 
-    /// A promise was broken.
+    /// Notes a broken promise.
     #[cold]
     pub fn violation(&mut self, words: impl FnOnce() -> String) {
         self.broken += 1;
@@ -118,44 +118,25 @@ impl Ledger {
     }
 }
 
-/// A set of sequence numbers, as far as two are to be compared: their number, and the sum of their hashes.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    pub count: u64,
-    sum: u64,
-}
-
-impl Tally {
-    #[inline]
-    pub fn add(&mut self, sequence: u64) {
-        // splitmix64: sums of neighbouring numbers alone would agree by accident.
-        let mut hash = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.count += 1;
-        self.sum = self.sum.wrapping_add(hash ^ (hash >> 31));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_honest_server_breaks_nothing() {
-        let mut ledger = Ledger::new(7);
-        [9, 8, 10].into_iter().for_each(|sequence| ledger.acknowledge(sequence));
-        ledger.check_stored(3);
-        assert_eq!(ledger.violations(), [] as [&str; 0]);
+        let mut verification = Verification::new(7);
+        [9, 8, 10].into_iter().for_each(|sequence| verification.acknowledge(sequence));
+        verification.check_stored(3);
+        assert_eq!(verification.violations(), [] as [&str; 0]);
     }
 
     #[test]
     fn every_broken_promise_is_told() {
-        let mut ledger = Ledger::new(7);
-        [7, 8, 8, 70, u64::MAX].into_iter().for_each(|sequence| ledger.acknowledge(sequence));
-        ledger.last = 70;
-        ledger.refuse(2, "no".to_owned());
-        ledger.check_stored(4);
+        let mut verification = Verification::new(7);
+        [7, 8, 8, 70, u64::MAX].into_iter().for_each(|sequence| verification.acknowledge(sequence));
+        verification.last = 70;
+        verification.refuse(2, "no".to_owned());
+        verification.check_stored(4);
         let told = [
             "event 7 was acknowledged, which cannot come after 7",
             "event 8 was acknowledged twice",
@@ -164,37 +145,25 @@ mod tests {
             "5 events were acknowledged, but 63 sequence numbers given out",
             "2 events were refused, the first with: no",
         ];
-        assert_eq!(ledger.violations(), told);
+        assert_eq!(verification.violations(), told);
     }
 
     #[test]
     fn only_an_overloaded_server_may_refuse_and_only_so() {
-        let mut ledger = Ledger::new(0);
-        ledger.excuse_overload();
-        ledger.refuse(3, "503 too much".to_owned());
-        assert!(ledger.is_clean());
-        ledger.refuse(2, "500 what?".to_owned());
-        assert_eq!((ledger.turned_away, ledger.refused), (3, 2));
-        assert_eq!(ledger.violations(), ["2 events were refused, the first with: 500 what?"]);
+        let mut verification = Verification::new(0);
+        verification.excuse_overload();
+        verification.refuse(3, "503 too much".to_owned());
+        assert!(verification.is_clean());
+        verification.refuse(2, "500 what?".to_owned());
+        assert_eq!((verification.turned_away, verification.refused), (3, 2));
+        assert_eq!(verification.violations(), ["2 events were refused, the first with: 500 what?"]);
     }
 
     #[test]
     fn a_flood_of_violations_is_counted() {
-        let mut ledger = Ledger::new(0);
-        (0..50).for_each(|i| ledger.violation(|| format!("{i}")));
-        let told = ledger.violations();
+        let mut verification = Verification::new(0);
+        (0..50).for_each(|i| verification.violation(|| format!("{i}")));
+        let told = verification.violations();
         assert_eq!((told.len(), told.last().map(String::as_str)), (TOLD_MAX + 1, Some("and 40 more")));
-    }
-
-    #[test]
-    fn tallies_tell_sets_apart() {
-        let tally = |sequences: &[u64]| {
-            let mut tally = Tally::default();
-            sequences.iter().for_each(|s| tally.add(*s));
-            tally
-        };
-        assert_eq!(tally(&[1, 2, 3]), tally(&[3, 1, 2]));
-        assert_ne!(tally(&[1, 4]), tally(&[2, 3]));
-        assert_ne!(tally(&[1]), tally(&[1, 1]));
     }
 }

@@ -1,4 +1,4 @@
-//! Runs that were kept in files, and which of them measured the same.
+//! Runs read from files, and which of them measured the same.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::report::Report;
 
-/// Runs and what they are called together: the file they were read from.
+/// Runs, and the name of the file that they were read from.
 #[derive(Debug, Clone, Default)]
 pub struct Source {
     /// Empty for runs that come from no file.
@@ -17,8 +17,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads files of runs, one JSON object a line, as `--out` writes them. Each is called by the shortest end of
-    /// its path that tells it from the others.
+    /// Reads files of runs, one JSON object a line, as `--out` writes them. Each is named by the shortest end of its
+    /// path that distinguishes it from the others.
     pub fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
         let names = short_names(files);
         let read = files.iter().zip(names).map(|(file, name)| Ok(Self { name, reports: read(file)? }));
@@ -56,7 +56,7 @@ fn short_names(files: &[PathBuf]) -> Vec<String> {
 /// Runs from one source that measured the same thing in the same way; at least one.
 #[derive(Debug, Clone)]
 pub struct Series<'r> {
-    /// Which source, by its place.
+    /// The index of the source.
     pub source: usize,
     pub runs: Vec<&'r Report>,
 }
@@ -80,7 +80,7 @@ impl<'r> Series<'r> {
         series
     }
 
-    /// What is the same for all its runs can be read here.
+    /// The first run: its scenario, subject and options are those of all runs.
     pub fn first(&self) -> &'r Report {
         self.runs[0]
     }
@@ -108,7 +108,7 @@ impl<'r> Series<'r> {
     }
 }
 
-/// All that a run was told: the scenario's options and the server's settings.
+/// The scenario's options and the server's settings of a run.
 fn given(run: &Report) -> Vec<(String, String)> {
     let options = run.options.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.to_string()));
     options.chain(run.server_settings.clone()).collect()

@@ -1,19 +1,19 @@
-//! What an answer to a query lists, found without parsing it as JSON, and whether that is what it has to be.
+//! A query, and the check of its answer, which finds ids without parsing JSON where it can.
 
 use anyhow::Context;
 use memchr::memmem;
 use serde::Deserialize;
 
+use crate::acknowledged::Acknowledged;
 use crate::answer;
 use crate::events;
-use crate::visible::Acknowledged;
 
-/// The default and here the only length of an answer.
+/// The limit of every query; it is the server's default.
 pub const LENGTH: u64 = 100;
 
-/// What a reader asks for.
+/// What a query client sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Question {
+pub enum Query {
     /// The newest events.
     Latest,
     /// The newest events of a session.
@@ -28,29 +28,29 @@ pub enum Question {
     Nothing,
 }
 
-/// What was known when a question was asked.
+/// What is known when a query is sent, and must show in its answer.
 #[derive(Debug, Clone, Copy)]
-pub struct Known {
+pub struct Expected {
     /// The oldest event that is stored.
     pub first: u64,
     /// How many were stored before the run.
     pub stored: u64,
-    /// What had been acknowledged in the run; of what the question is about.
+    /// The events that had been acknowledged in the run, as far as the query is about them.
     pub acknowledged: Acknowledged,
 }
 
-/// What a page of events lists.
+/// A page of events, as far as it is checked.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// The sequence numbers, in their order.
     ids: Vec<u64>,
-    /// How many events are of the session that was asked for.
+    /// How many events are of the session in the query.
     in_session: usize,
     /// The timestamp of the first event.
     first: String,
 }
 
-impl Question {
+impl Query {
     /// The path with its query, behind the prefix of all paths.
     pub fn path(&self) -> String {
         match self {
@@ -63,29 +63,29 @@ impl Question {
         }
     }
 
-    /// Holds an answer against what has to be in it, and says in words what is not.
+    /// Checks an answer. The inner error says in words what is wrong with it.
     ///
     /// # Errors
     /// It is not an answer at all.
-    pub fn check(&self, body: &[u8], known: &Known) -> anyhow::Result<Result<Page, String>> {
+    pub fn check(&self, body: &[u8], expected: &Expected) -> anyhow::Result<Result<Page, String>> {
         if *self == Self::Stats {
-            return Ok(check_stats(body, known)?.map(|()| Page::default()));
+            return Ok(check_stats(body, expected)?.map(|()| Page::default()));
         }
         let page = self.scan(body);
-        if self.fault(&page, known).is_none() {
+        if self.fault(&page, expected).is_none() {
             return Ok(Ok(page));
         }
-        // It may be spelled in another way, or hold payloads that look like events.
+        // The JSON may be spelled in another way, or hold payloads that look like events.
         let page = self.parse(body)?;
-        Ok(match self.fault(&page, known) {
+        Ok(match self.fault(&page, expected) {
             None => Ok(page),
             Some(fault) => Err(fault),
         })
     }
 
     /// What is wrong with a page.
-    fn fault(&self, Page { ids, in_session, .. }: &Page, known: &Known) -> Option<String> {
-        let Known { first, stored, acknowledged } = known;
+    fn fault(&self, Page { ids, in_session, .. }: &Page, expected: &Expected) -> Option<String> {
+        let Expected { first, stored, acknowledged } = expected;
         let count = ids.len() as u64;
         if count > LENGTH {
             return Some(format!("{count} events were given where {LENGTH} were asked for"));
@@ -176,7 +176,7 @@ impl Page {
     }
 }
 
-fn check_stats(body: &[u8], known: &Known) -> anyhow::Result<Result<(), String>> {
+fn check_stats(body: &[u8], expected: &Expected) -> anyhow::Result<Result<(), String>> {
     #[derive(Deserialize)]
     struct Stats {
         total_events: u64,
@@ -187,7 +187,7 @@ fn check_stats(body: &[u8], known: &Known) -> anyhow::Result<Result<(), String>>
         count: u64,
     }
     let Stats { total_events, by_type } = serde_json::from_slice(body).context("the statistics")?;
-    let least = known.stored + known.acknowledged.count;
+    let least = expected.stored + expected.acknowledged.count;
     if total_events < least {
         return Ok(Err(format!("the statistics count {total_events} events, and there are {least}")));
     }
@@ -203,8 +203,8 @@ mod tests {
     use super::*;
 
     /// Events 1 to 3 were there before, and 4 to 8 came, of which session 7 has 5 and 8.
-    const KNOWN: Known = Known { first: 1, stored: 3, acknowledged: Acknowledged { count: 5, newest: 8 } };
-    const SESSION: Known = Known { acknowledged: Acknowledged { count: 2, newest: 8 }, ..KNOWN };
+    const EXPECTED: Expected = Expected { first: 1, stored: 3, acknowledged: Acknowledged { count: 5, newest: 8 } };
+    const SESSION: Expected = Expected { acknowledged: Acknowledged { count: 2, newest: 8 }, ..EXPECTED };
 
     fn page(ids: &[u64], gap: &str) -> String {
         let rows = ids.iter().map(|id| {
@@ -218,11 +218,11 @@ mod tests {
     }
 
     /// Expects this fault, or none, in either spelling.
-    fn check(question: &Question, known: &Known, ids: &[u64], fault: &str) {
+    fn check(query: &Query, expected: &Expected, ids: &[u64], fault: &str) {
         for gap in ["", " "] {
-            let checked = question.check(page(ids, gap).as_bytes(), known).expect("an answer");
+            let checked = query.check(page(ids, gap).as_bytes(), expected).expect("an answer");
             let told = checked.as_ref().map_or_else(String::as_str, |_| "");
-            assert_eq!(told, fault, "{question:?}: {ids:?}");
+            assert_eq!(told, fault, "{query:?}: {ids:?}");
             if let (Ok(page), [newest, ..]) = (checked, ids) {
                 let timestamp = format!("2026-11-24T10:00:{newest:02}.000000Z");
                 assert_eq!((page.newest(), page.oldest()), (Some((*newest, &*timestamp)), ids.last().copied()));
@@ -233,20 +233,20 @@ mod tests {
     #[test]
     fn what_has_to_be_in_the_newest_events() {
         let all = (1..=8).rev().collect::<Vec<_>>();
-        check(&Question::Latest, &KNOWN, &all, "");
-        check(&Question::Latest, &KNOWN, &[9, 8, 7, 6, 5, 4, 3, 2, 1], "");
-        check(&Question::Latest, &KNOWN, &all[1..], "event 8 had been acknowledged, but the newest is 7");
-        check(&Question::Latest, &KNOWN, &all[..7], "7 events were given, and there are 8");
-        check(&Question::Latest, &KNOWN, &[8, 7, 5, 4, 3, 2, 1], "event 7 is followed by 5");
-        check(&Question::Latest, &KNOWN, &[8, 8, 7], "event 8 is followed by 8");
-        check(&Question::Latest, &KNOWN, &[], "event 8 had been acknowledged, but the newest is 0");
+        check(&Query::Latest, &EXPECTED, &all, "");
+        check(&Query::Latest, &EXPECTED, &[9, 8, 7, 6, 5, 4, 3, 2, 1], "");
+        check(&Query::Latest, &EXPECTED, &all[1..], "event 8 had been acknowledged, but the newest is 7");
+        check(&Query::Latest, &EXPECTED, &all[..7], "7 events were given, and there are 8");
+        check(&Query::Latest, &EXPECTED, &[8, 7, 5, 4, 3, 2, 1], "event 7 is followed by 5");
+        check(&Query::Latest, &EXPECTED, &[8, 8, 7], "event 8 is followed by 8");
+        check(&Query::Latest, &EXPECTED, &[], "event 8 had been acknowledged, but the newest is 0");
         let many = (1..=101).rev().collect::<Vec<_>>();
-        check(&Question::Latest, &KNOWN, &many, "101 events were given where 100 were asked for");
+        check(&Query::Latest, &EXPECTED, &many, "101 events were given where 100 were asked for");
     }
 
     #[test]
     fn what_has_to_be_in_a_session() {
-        let session = Question::Session(7);
+        let session = Query::Session(7);
         check(&session, &SESSION, &[8, 5], "");
         check(&session, &SESSION, &[8, 6, 5], "1 of 3 events are of another session");
         check(&session, &SESSION, &[5, 8], "event 5 is followed by 8");
@@ -256,28 +256,28 @@ mod tests {
 
     #[test]
     fn what_has_to_be_after_a_time() {
-        let since = |event| Question::Since(event, "2026-11-24T10:00:06.000000Z".to_owned());
-        check(&since(6), &KNOWN, &[8, 7], "");
-        check(&since(6), &KNOWN, &[9, 8, 7], "");
-        check(&since(8), &KNOWN, &[], "");
-        check(&since(6), &KNOWN, &[8, 7, 6], "event 6 was given, and later ones than 6 were asked for");
-        check(&since(5), &KNOWN, &[8, 7], "the oldest event after 5 that was given is 7");
-        check(&since(5), &KNOWN, &[7, 6], "event 8 had been acknowledged, but the newest is 7");
-        check(&since(5), &KNOWN, &[], "event 8 had been acknowledged, but the newest is 0");
+        let since = |event| Query::Since(event, "2026-11-24T10:00:06.000000Z".to_owned());
+        check(&since(6), &EXPECTED, &[8, 7], "");
+        check(&since(6), &EXPECTED, &[9, 8, 7], "");
+        check(&since(8), &EXPECTED, &[], "");
+        check(&since(6), &EXPECTED, &[8, 7, 6], "event 6 was given, and later ones than 6 were asked for");
+        check(&since(5), &EXPECTED, &[8, 7], "the oldest event after 5 that was given is 7");
+        check(&since(5), &EXPECTED, &[7, 6], "event 8 had been acknowledged, but the newest is 7");
+        check(&since(5), &EXPECTED, &[], "event 8 had been acknowledged, but the newest is 0");
     }
 
     #[test]
     fn what_has_to_be_on_the_page_before() {
-        check(&Question::Older(5), &KNOWN, &[4, 3, 2, 1], "");
-        check(&Question::Older(1), &KNOWN, &[], "");
-        check(&Question::Older(5), &KNOWN, &[3, 2, 1], "the newest event before 5 that was given is 3");
-        check(&Question::Older(5), &KNOWN, &[4, 3, 2], "3 events were given, and there are 4");
+        check(&Query::Older(5), &EXPECTED, &[4, 3, 2, 1], "");
+        check(&Query::Older(1), &EXPECTED, &[], "");
+        check(&Query::Older(5), &EXPECTED, &[3, 2, 1], "the newest event before 5 that was given is 3");
+        check(&Query::Older(5), &EXPECTED, &[4, 3, 2], "3 events were given, and there are 4");
     }
 
     #[test]
     fn statistics_are_added_up() {
         let check = |body: &str, fault: &str| {
-            let checked = Question::Stats.check(body.as_bytes(), &KNOWN).expect("an answer");
+            let checked = Query::Stats.check(body.as_bytes(), &EXPECTED).expect("an answer");
             assert_eq!(checked.err().unwrap_or_default(), fault);
         };
         check(r#"{"total_events":9,"by_type":[{"event_type":"a","count":4},{"count":5}]}"#, "");
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn no_answer_is_not_taken_for_one() {
         for body in ["", "{}", "[1]", r#"[{"id":"7","session_id":null,"timestamp":""}]"#] {
-            assert!(Question::Latest.check(body.as_bytes(), &KNOWN).is_err(), "{body}");
+            assert!(Query::Latest.check(body.as_bytes(), &EXPECTED).is_err(), "{body}");
         }
     }
 }
