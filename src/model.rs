@@ -1,10 +1,10 @@
-//! The hand-made synchronisation under a model checker: the same code, but the checker (shuttle) picks which thread
-//! goes on after each lock, each atomic and each wake-up, the same each time, and says how it came to a failure. Small
-//! protocols go through every order; those around the database through many random ones and through those with few
-//! but awkward changes of thread. Whoever is never woken shows as a deadlock.
+//! Our own synchronisation under a model checker (shuttle). It runs the same code, and chooses which thread continues
+//! after each lock, each atomic and each wake-up. It prints the schedule of a failure, which can be replayed. Small
+//! protocols are run in every order of their steps. Those around the database are run in many random orders, and in
+//! orders with few switches of threads at awkward points. A task that is never woken shows as a deadlock.
 //!
-//! It takes memory to be sequentially consistent, so it judges the order of steps and not the `Ordering` of each. What
-//! it cannot look into (tokio's primitives, crossbeam's channels, dashmap, SQLite) counts as one step.
+//! The checker assumes sequentially consistent memory, so it checks the order of steps and not the `Ordering` of each.
+//! A call of tokio's primitives, crossbeam's channels, dashmap or SQLite counts as one step.
 //!
 //! `cargo test --lib --features shuttle model::`
 
@@ -35,7 +35,7 @@ use crate::wire::Batch;
 use crate::wire::batch::Commit;
 use crate::wire::subscription::{Durable, Filters};
 
-/// Room on the stack of a thread that works with SQLite.
+/// The stack of a thread, large enough for SQLite.
 const STACK_BYTES: usize = 1 << 20;
 
 fn run(scheduler: impl Scheduler + 'static, model: impl Fn() + Send + Sync + 'static) -> usize {
@@ -45,14 +45,14 @@ fn run(scheduler: impl Scheduler + 'static, model: impl Fn() + Send + Sync + 'st
     shuttle::Runner::new(scheduler, config).run(model)
 }
 
-/// Goes through every order.
+/// Runs a model in every order of its steps.
 fn in_every_order(model: impl Fn() + Send + Sync + 'static) {
     let orders = run(DfsScheduler::new(Some(2_000_000), false), model);
     assert!((2..2_000_000).contains(&orders), "{orders} orders");
     eprintln!("{orders} orders");
 }
 
-/// Goes through so many random orders, and as many with few changes of thread at awkward places.
+/// Runs a model in `count` random orders, and in as many with few switches of threads at awkward points.
 fn in_many_orders(count: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
     let random = run(RandomScheduler::new(count), model.clone());
     let orders = random + run(PctScheduler::new(3, count), model);
@@ -85,10 +85,10 @@ fn an_outbox_loses_neither_items_nor_wake_ups() {
 }
 
 #[test]
-fn an_outbox_of_many_fillers_keeps_the_order_of_each() {
+fn an_outbox_keeps_the_order_of_each_thread_that_pushes() {
     in_many_orders(4_000, || {
         let outbox = Arc::new(Outbox::new(100));
-        let fillers: Vec<_> = [10, 20, 30]
+        let pushers: Vec<_> = [10, 20, 30]
             .map(|first| {
                 let outbox = outbox.clone();
                 thread::spawn(move || (first..first + 3).for_each(|item| push(&outbox, item)))
@@ -97,7 +97,7 @@ fn an_outbox_of_many_fillers_keeps_the_order_of_each() {
         let closer = thread::spawn({
             let outbox = outbox.clone();
             move || {
-                fillers.into_iter().for_each(|filler| filler.join().expect("a filler ends"));
+                pushers.into_iter().for_each(|pusher| pusher.join().expect("a pusher ends"));
                 outbox.close();
             }
         });
@@ -112,16 +112,16 @@ fn an_outbox_of_many_fillers_keeps_the_order_of_each() {
 }
 
 #[test]
-fn an_overflow_is_told_whenever_it_happens() {
+fn a_consumer_hears_of_an_overflow_whenever_it_happens() {
     in_every_order(|| {
         let outbox = Arc::new(Outbox::new(1));
-        let filler = thread::spawn({
+        let pusher = thread::spawn({
             let outbox = outbox.clone();
             move || (1..=3).for_each(|item| push(&outbox, item))
         });
         let mut taken = Vec::new();
         while taken.len() < 3 && block_on(outbox.take(&mut taken)) != Taken::Overflowed {}
-        filler.join().expect("the filler ends");
+        pusher.join().expect("the pusher ends");
         assert!(taken.iter().copied().eq(1..=taken.len()), "{taken:?}");
         if taken.len() < 3 {
             assert_eq!(outbox.try_take(&mut taken), Some(Taken::Overflowed));
@@ -129,18 +129,18 @@ fn an_overflow_is_told_whenever_it_happens() {
     });
 }
 
-/// Runs what is to be done on this thread, whose bell is answered meanwhile.
+/// Does the work on this thread, and answers the thread's doorbell meanwhile.
 fn with_bell<T>(work: impl Future<Output = T>) -> T {
     let (mut work, mut bell) = (pin!(work), pin!(Doorbell::answer()));
     block_on(std::future::poll_fn(|context| {
-        assert!(bell.as_mut().poll(context).is_pending(), "it is answered for ever");
+        assert!(bell.as_mut().poll(context).is_pending(), "the doorbell is answered for ever");
         work.as_mut().poll(context)
     }))
 }
 
-/// Two threads leave news at the door of a third, for two of its tasks each.
+/// Two threads ring the doorbell of a third, each for two of its tasks.
 #[test]
-fn a_bell_that_many_ring_is_heard_for_each() {
+fn every_task_is_woken_when_many_threads_ring_one_doorbell() {
     in_many_orders(4_000, || {
         let outboxes: [_; 2] = std::array::from_fn(|_| Arc::new(Outbox::new(100)));
         let tasks = thread::spawn({
@@ -194,9 +194,9 @@ fn filter(source: &str) -> Filter {
     Filter::default().with(crate::event::Field::Source, [source])
 }
 
-/// Others with the same filter, under the same key, and with a filter on the same field come and go meanwhile.
+/// Meanwhile subscribers with the same filter, under the same key, and with a filter on the same field come and go.
 #[test]
-fn who_is_registered_gets_what_is_delivered() {
+fn a_registered_subscriber_gets_every_delivery() {
     in_many_orders(4_000, || {
         let hub = Hub::new(Audience::default(), 1 << 20);
         let asked = serde_json::json!({ "source": "model", "exclude": { "user_id": "u" } });
@@ -219,7 +219,7 @@ fn who_is_registered_gets_what_is_delivered() {
 }
 
 #[test]
-fn the_end_of_the_hub_reaches_everybody() {
+fn every_subscriber_hears_of_the_end_of_the_hub() {
     in_many_orders(4_000, || {
         let hub = Hub::new(Audience::default(), 1 << 20);
         let members = ["model", "model", "other"].map(|source| {
@@ -240,7 +240,7 @@ fn the_end_of_the_hub_reaches_everybody() {
         drop(commits);
         hub.run(&queue);
         members.into_iter().for_each(|member| member.join().expect("a member ends"));
-        waiting.join().expect("whoever waits for the end hears of it");
+        waiting.join().expect("a task that waits for the end is woken");
     });
 }
 
@@ -258,7 +258,7 @@ fn open(max_queue_size: usize) -> (TempDir, Config, Store, Parts) {
     (folder, config, store, parts)
 }
 
-/// Writes until as many threads as there are have said that they are through, and nothing is left.
+/// Steps the writer until this many threads are through and nothing is left to write.
 fn write_until_through(mut parts: Parts, through: &AtomicUsize, threads: usize) -> Parts {
     loop {
         let are_through = through.load(Ordering::SeqCst) == threads;
@@ -271,7 +271,7 @@ fn write_until_through(mut parts: Parts, through: &AtomicUsize, threads: usize) 
     }
 }
 
-/// Everything that a subscriber who joins at some moment gets: what it reads, and then what is delivered.
+/// A subscriber that joins at any time: it must get every event once, first from storage and then from deliveries.
 fn subscribe(store: &Store, hub: &Arc<Hub>, events: u64) {
     let mut feed = Feed::new(store.clone(), hub.clone(), Filter::default(), Seq::ZERO);
     let mut got = Vec::new();
@@ -292,10 +292,10 @@ fn subscribe(store: &Store, hub: &Arc<Hub>, events: u64) {
     assert!(got.iter().copied().eq(1..=events), "{got:?}");
 }
 
-/// The whole way from a producer to a subscriber, whenever that one comes: an event that is neither read nor delivered
-/// leaves it waiting for ever.
+/// The whole path from a producer to a subscriber, whenever the subscriber joins. If an event were neither read nor
+/// delivered, the subscriber would wait for ever.
 #[test]
-fn who_joins_and_then_reads_misses_nothing() {
+fn a_subscriber_that_joins_at_any_time_misses_no_event() {
     in_many_orders(800, || {
         let (_folder, _, store, parts) = open(10);
         let hub = Hub::new(store.audience(), 1 << 20);
@@ -342,9 +342,9 @@ fn who_joins_and_then_reads_misses_nothing() {
     });
 }
 
-/// The queue holds two events; who waits for room may turn away again.
+/// The queue holds two events. A producer that waits for room may give up waiting.
 #[test]
-fn room_in_the_queue_is_given_back() {
+fn room_in_the_queue_is_given_back_when_a_producer_gives_up_waiting() {
     in_many_orders(400, || {
         let (_folder, _, store, parts) = open(2);
         let through = Arc::new(AtomicUsize::new(0));
@@ -354,7 +354,7 @@ fn room_in_the_queue_is_given_back() {
                 let seqs = RefCell::new(Vec::new());
                 for _ in 0..2 {
                     {
-                        // Asks once and goes.
+                        // Polls once and gives up.
                         let (receipt, _nobody) = Receipt::new();
                         let mut append = pin!(store.append(Batch::default(), receipt));
                         _ = block_on(std::future::poll_fn(|context| Poll::Ready(append.as_mut().poll(context))));
@@ -378,9 +378,9 @@ fn room_in_the_queue_is_given_back() {
     });
 }
 
-/// Each name is changed by one thread, as the lock of a subscription sees to.
+/// Each name is changed by one thread at a time, as in the server, where a subscription's lock ensures this.
 #[test]
-fn the_last_state_of_a_subscription_is_kept() {
+fn the_last_state_of_a_durable_subscription_is_stored() {
     in_many_orders(400, || {
         let (_folder, _, store, parts) = open(10);
         let through = Arc::new(AtomicUsize::new(0));
@@ -419,7 +419,7 @@ fn the_last_state_of_a_subscription_is_kept() {
     });
 }
 
-/// A connection that opens a name which is new to it with its own start, and a known one with the start that is kept.
+/// A connection that opens a name: at its own start if the name is new, else at the stored position.
 fn open_name(subscriptions: &Subscriptions, own_start: Seq) {
     let durable = Durable { name: "board".to_owned(), is_group: false, ack_wait: Duration::ZERO };
     let filters = Filters::parse(&Map::new()).expect("no filters");
@@ -428,15 +428,15 @@ fn open_name(subscriptions: &Subscriptions, own_start: Seq) {
         let start = known.as_ref().map_or(own_start, |known| known.position());
         let opened = block_on(subscriptions.open(&durable, &filters, start, known.as_ref()));
         if let Some(opened) = opened.expect("there is room") {
-            assert_eq!(opened.position(), start, "it is served from elsewhere than is kept");
+            assert_eq!(opened.position(), start, "it is served from another position than the stored one");
             return;
         }
     }
 }
 
-/// Two connections open a new name, and one of them again, while it is deleted.
+/// Two connections open a new name, and one of them opens it again, while the name is deleted.
 #[test]
-fn a_name_begins_where_it_is_kept_and_is_known_only_if_it_is_stored() {
+fn an_opened_name_begins_at_its_stored_position_and_is_known_only_while_it_is_stored() {
     in_many_orders(400, || {
         let (_folder, _, store, parts) = open(10);
         let hub = Hub::new(store.audience(), 1 << 20);

@@ -1,4 +1,4 @@
-//! What the documents claim is what the runs show.
+//! Claims of the documents, compared with the records of runs and with the scripts.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn grouped(number: u64) -> String {
     [first].into_iter().chain(groups).collect::<Vec<_>>().join(",")
 }
 
-/// The row that RELIABILITY.md must have of a piece of the long run; one that never ran says so.
+/// The row that RELIABILITY.md must have for a piece of the long run; "not yet" for one without a record.
 fn row(piece: &str) -> String {
     let Ok(text) = fs::read_to_string(format!("data/long/{piece}.json")) else {
         return format!("| `{piece}` | | not yet |");
@@ -71,19 +71,19 @@ fn the_gate_runs_as_many_seeds_as_the_documents_say() {
 
 #[test]
 fn every_fuzz_target_names_modules_that_exist() {
-    // By these `tests/fuzz/run --turns` chooses.
+    // `tests/fuzz/run --turns` chooses targets by these names.
     for entry in fs::read_dir("tests/fuzz/stubs").unwrap() {
         let stub = entry.unwrap().path();
         let target = Path::new("tests/fuzz/targets").join(stub.file_name().unwrap());
         let text = fs::read_to_string(&target).unwrap();
-        let rooms = text.split("event_pipeline::").skip(1);
-        let rooms: Vec<_> =
-            rooms.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect();
-        assert!(!rooms.is_empty(), "{} names no room", target.display());
-        for room in rooms {
+        let modules = text.split("event_pipeline::").skip(1);
+        let modules: Vec<_> =
+            modules.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect();
+        assert!(!modules.is_empty(), "{} names no module", target.display());
+        for module in modules {
             let is_there =
-                Path::new("src").join(room).is_dir() || Path::new("src").join(format!("{room}.rs")).is_file();
-            assert!(is_there, "{} names {room}", target.display());
+                Path::new("src").join(module).is_dir() || Path::new("src").join(format!("{module}.rs")).is_file();
+            assert!(is_there, "{} names {module}", target.display());
         }
     }
 }
