@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_acknowledgement_is_not_taken_for_one() {
+    fn other_answers_are_not_taken_for_acknowledgements() {
         let never = |id| panic!("{id}");
         let refused = |reason: &str| Answer::Refused(reason.to_owned());
         let answer = of_socket(br#"{"status":"error","message":"no"}"#, never);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_are_told_from_other_messages() {
+    fn deliveries_are_distinguished_from_other_messages() {
         let check = |text: &str, expected| assert_eq!(of_delivery(text.as_bytes()).expect(text), expected, "{text}");
         check(r#"{"id":"evt_00000000000a","event_type":"a"}"#, Some(10));
         check(r#"{"id": "evt_00000000000a"}"#, Some(10));

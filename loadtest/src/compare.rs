@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_change_of_each_figure_is_told() {
+    fn the_change_of_each_metric_is_shown() {
         let (before, after) = (source("a.json", &[90.0, 100.0, 110.0]), source("b.json", &[150.0, 120.0, 130.0]));
         let all = Comparison::all(&[before, after]);
         assert_eq!(all.len(), 1);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_figures_incomparable_is_told() {
+    fn differing_conditions_are_shown() {
         let (before, mut after) = (source("a.json", &[100.0]), source("b.json", &[100.0]));
         let run = &mut after.reports[0];
         run.machine.processors = 64;
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_told_the_same() {
+    fn the_json_says_the_same_as_the_table() {
         let all = Comparison::all(&[source("a.json", &[100.0]), source("b.json", &[150.0])]);
         let json = serde_json::from_str::<serde_json::Value>(&all[0].to_json()).expect("JSON");
         let metric = &json["columns"][1]["figures"][0];

@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tallies_tell_sets_apart() {
+    fn digests_of_different_sets_differ() {
         let digest = |sequences: &[u64]| {
             let mut digest = SetDigest::default();
             sequences.iter().for_each(|s| digest.add(*s));

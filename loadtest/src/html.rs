@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_stands_whatever_is_missing() {
+    fn a_page_is_complete_whatever_is_missing() {
         let mut blind = run("blind", 0.0);
         blind.server = None;
         blind.processors_busy.server = None;
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_with_one_scenario_shares_its_plots() {
+    fn runs_of_one_scenario_share_plots() {
         let fanout = || Report { scenario: "fanout".to_owned(), ..run("all", 7.0) };
         let page = checked(&[
             source("a.json", vec![run("x", 1.0), fanout(), run("y", 2.0)]),
@@ -241,13 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_against_the_first_series() {
+    fn changes_are_relative_to_the_first_series() {
         let page = checked(&[source("a", vec![run("x", 100.0)]), source("b", vec![run("x", 125.0)])]);
         assert!(page.contains("125<small class=\"change\">+25 %</small>"), "{page}");
     }
 
     #[test]
-    fn where_nothing_ended_there_is_no_latency() {
+    fn a_latency_line_is_broken_where_nothing_ended() {
         let mut run = run("x", 1.0);
         let point = run.timeline[0].clone();
         let at = |at, us| Point { at, p50_us: us, p99_us: us, max_us: us, ..point.clone() };

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_in_words_a_person_uses() {
+    fn changes_are_written_as_percent_or_factor() {
         let first = spread(98.0, 100.0, 102.0);
         for (other, text) in [
             (spread(120.0, 125.0, 130.0), "+25 %"),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_cannot_be_seen_is_not_told() {
+    fn a_range_whose_ends_are_written_alike_is_left_out() {
         assert_eq!(spread(0.5, 1.0, 2.0).range(written).as_deref(), Some("0.500–2.00"));
         assert_eq!(spread(1.0, 1.001, 1.002).range(written), None);
     }

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_in_the_newest_events() {
+    fn a_query_of_the_newest_events_is_checked() {
         let all = (1..=8).rev().collect::<Vec<_>>();
         check(&Query::Latest, &EXPECTED, &all, "");
         check(&Query::Latest, &EXPECTED, &[9, 8, 7, 6, 5, 4, 3, 2, 1], "");
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_in_a_session() {
+    fn a_query_of_a_session_is_checked() {
         let session = Query::Session(7);
         check(&session, &SESSION, &[8, 5], "");
         check(&session, &SESSION, &[8, 6, 5], "1 of 3 events are of another session");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_after_a_time() {
+    fn a_query_after_a_time_is_checked() {
         let since = |event| Query::Since(event, "2026-11-24T10:00:06.000000Z".to_owned());
         check(&since(6), &EXPECTED, &[8, 7], "");
         check(&since(6), &EXPECTED, &[9, 8, 7], "");
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_on_the_page_before() {
+    fn a_query_before_an_id_is_checked() {
         check(&Query::Older(5), &EXPECTED, &[4, 3, 2, 1], "");
         check(&Query::Older(1), &EXPECTED, &[], "");
         check(&Query::Older(5), &EXPECTED, &[3, 2, 1], "the newest event before 5 that was given is 3");
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_are_added_up() {
+    fn statistics_are_checked() {
         let check = |body: &str, fault: &str| {
             let checked = Query::Stats.check(body.as_bytes(), &EXPECTED).expect("an answer");
             assert_eq!(checked.err().unwrap_or_default(), fault);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_not_taken_for_one() {
+    fn a_body_that_is_no_answer_is_an_error() {
         for body in ["", "{}", "[1]", r#"[{"id":"7","session_id":null,"timestamp":""}]"#] {
             assert!(Query::Latest.check(body.as_bytes(), &EXPECTED).is_err(), "{body}");
         }

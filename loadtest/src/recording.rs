@@ -195,7 +195,7 @@ mod tests {
 "#;
 
     #[test]
-    fn the_class_of_the_repository_is_read_whole() {
+    fn the_recorded_class_of_the_repository_is_read_completely() {
         let recording = Recording::parse(CLASSROOM).expect("a recording");
         assert_eq!((recording.events.len(), recording.sessions.len()), (6_571, 72));
         assert_eq!(recording.lap(), Duration::from_millis(175_333) + PAUSE);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_multiplied_is_refused() {
+    fn a_recording_that_cannot_be_copied_is_refused() {
         let event = |fields: &str| format!(r#"{{"offset_ms":5,"event":{{"event_type":"t","source":"s"{fields}}}}}"#);
         let good = event(r#","session_id":"a""#);
         assert!(Recording::parse(&good).is_ok());
@@ -260,12 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn whitespace_goes_where_it_means_nothing() {
+    fn whitespace_outside_strings_is_removed() {
         assert_eq!(compact("{ \"a b\\\" c\" :\n[1, 2,\t\"\\\\\" ] }"), r#"{"a b\" c":[1,2,"\\"]}"#);
     }
 
     #[test]
-    fn each_event_is_dealt_once_and_in_its_turn() {
+    fn each_event_is_dealt_once_and_in_order() {
         let recording = Recording::parse(CLASSROOM).expect("a recording");
         let count = recording.events.len();
         for from in [0, 1, 3_000, count - 1] {

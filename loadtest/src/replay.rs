@@ -138,7 +138,7 @@ mod tests {
     use crate::recording::CLASSROOM;
 
     #[test]
-    fn every_event_is_due_once_a_lap_in_order_and_in_its_rhythm() {
+    fn every_event_is_due_once_a_lap_in_order_at_its_recorded_time() {
         let recording = Recording::parse(CLASSROOM).expect("a recording");
         let (count, lap) = (recording.events.len(), recording.lap());
         for (speed, classes) in [(1.0, 1), (1.0, 3), (10.0, 7), (0.5, 2)] {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_together_is_taken_together() {
+    fn events_due_together_are_taken_together() {
         let (one, queue) = (Instant::now(), DueQueue::default());
         let two = one + Duration::from_millis(1);
         [one, one, one, two].into_iter().for_each(|due| queue.add(due));

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_file_of_runs_is_named() {
+    fn a_file_that_holds_no_runs_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("runs.json");
         let check = |text: &str, expected: &str| {

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_due_is_taken_once_and_dated_as_intended() {
+    fn every_due_event_is_taken_once_with_its_intended_send_time() {
         let start = Instant::now();
         for (rate, producers) in [(1, 1), (7, 3), (999, 4), (1_000, 4), (12_345, 64)] {
             let ticks_per_second = rate.min(TICKS_PER_SECOND_MAX);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rhythm_changes_when_it_should() {
+    fn a_rate_profile_changes_at_its_times() {
         let seconds = Duration::from_secs;
         let profile = RateProfile::steady(10).then(seconds(2), 5_000).then(seconds(3), 10);
         let ticks = profile.ticks_per_second();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beat_comes_until_nobody_listens() {
+    fn ticks_come_until_all_schedules_are_dropped() {
         let pacer = Pacer::start(Instant::now(), RateProfile::steady(5_000)).expect("a thread");
         let mut schedule = pacer.schedule(0, 1);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_tell_what_happened_in_their_interval() {
+    fn each_point_covers_its_interval() {
         let start = Instant::now();
         let mut timeline = Timeline::new(start, Duration::from_secs(10), STEP, 100, None);
         let mut latency = histogram();

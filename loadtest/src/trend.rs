@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_told_from_noise() {
+    fn growth_is_distinguished_from_noise() {
         let tremble = |t: f64| if t % 2.0 == 0.0 { 5.0 } else { -5.0 };
         let steady = trend(|t| 100.0 + tremble(t));
         assert!(!steady.is_real() && (steady.noise - 5.0).abs() < 0.1, "{steady:?}");
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_has_no_trend() {
+    fn too_few_points_have_no_trend() {
         assert_eq!(Trend::of(&[]), None);
         assert_eq!(Trend::of(&[(1.0, 1.0), (2.0, 2.0)]), None);
         assert_eq!(Trend::of(&[(1.0, 1.0); 3]), None);

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_is_read_as_it_is_written() {
+    fn proc_files_are_parsed() {
         let stat = "77 (odd) name) S 1 77 77 0 -1 4194560 100 0 0 0 250 150 9 9 20 0 1 0 1 1 1";
         assert_eq!(cpu(stat), ("odd) name".to_owned(), Duration::from_secs(4)));
         assert_eq!(number("VmPeak: 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"), 1234);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_use_is_seen() {
+    fn the_usage_of_this_process_is_measured() {
         let (before, processors) =
             (Usage::of(std::process::id()).expect("ours"), Processors::now().expect("the machine's"));
         let start = Instant::now();

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn every_broken_promise_is_told() {
+    fn every_broken_promise_is_reported() {
         let mut verification = Verification::new(7);
         [7, 8, 8, 70, u64::MAX].into_iter().for_each(|sequence| verification.acknowledge(sequence));
         verification.last = 70;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_overloaded_server_may_refuse_and_only_so() {
+    fn only_refusals_with_503_are_excused_in_an_overload() {
         let mut verification = Verification::new(0);
         verification.excuse_overload();
         verification.refuse(3, "503 too much".to_owned());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_violations_is_counted() {
+    fn violations_beyond_the_first_ten_are_counted() {
         let mut verification = Verification::new(0);
         (0..50).for_each(|i| verification.violation(|| format!("{i}")));
         let told = verification.violations();

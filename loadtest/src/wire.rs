@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_are_answered_and_faults_are_told() {
+    fn pings_are_answered_and_violations_are_errors() {
         let (mut bytes, mut out, mut pong) = (Vec::new(), Vec::new(), Vec::new());
         frame::unmasked(&mut bytes, OpCode::Ping, b"there?");
         assert_eq!(frames(&bytes, &mut out, |_| panic!()).expect("a frame"), bytes.len());

@@ -1,4 +1,4 @@
-//! What the load test tells programs, held against the schema that describes it.
+//! The reports of the load test for programs, validated against their schema.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -38,7 +38,7 @@ fn validator(schema: &Value) -> Validator {
     jsonschema::draft202012::options().should_validate_formats(true).build(schema).expect("a schema")
 }
 
-/// The schema without its leave for properties that it does not describe.
+/// The schema, changed so that it refuses properties that it does not describe.
 fn strict() -> Value {
     fn close(schema: &mut Value) {
         if let Some(object) = schema.as_object_mut() {
@@ -100,7 +100,7 @@ fn without(run: &Value, pointer: &str) -> Option<Value> {
     Some(run)
 }
 
-/// What need not be there, beside the names of threads.
+/// Properties that a report need not have, besides the names of threads.
 fn is_optional(pointer: &str) -> bool {
     let ends = [
         "/deliveries",
@@ -117,13 +117,13 @@ fn is_optional(pointer: &str) -> bool {
 }
 
 #[test]
-fn the_example_is_what_its_schema_says() {
+fn the_example_in_the_schema_is_valid() {
     let schema = strict();
     check(&validator(&schema), &schema["examples"][0]);
 }
 
 #[test]
-fn runs_are_what_the_schema_says() {
+fn reports_of_runs_are_valid_by_the_schema() {
     ensure_server();
     let folder = tempfile::tempdir().expect("a folder");
     let validator = validator(&strict());
@@ -146,7 +146,7 @@ fn runs_are_what_the_schema_says() {
     }
 }
 
-/// A file with itself: nothing has changed.
+/// Compares a file with itself: nothing has changed.
 fn compares(file: &Path) {
     let file = file.to_str().expect("UTF-8");
     let table = loadtest(&["compare", file, file]).stdout;
@@ -159,7 +159,7 @@ fn compares(file: &Path) {
 }
 
 #[test]
-fn what_cannot_be_compared_is_named() {
+fn a_file_that_cannot_be_compared_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("runs.json");
     std::fs::write(&file, "{}\n").expect("a file");
@@ -171,12 +171,12 @@ fn what_cannot_be_compared_is_named() {
 }
 
 #[test]
-fn mutilated_runs_are_refused() {
+fn mutilated_reports_are_invalid_by_the_schema() {
     let schema = schema();
     let (validator, run) = (validator(&schema), &schema["examples"][0]);
     check(&validator, run);
     for pointer in described(run) {
-        // Nothing is true or false, and nothing is negative.
+        // No property is a boolean, and none is negative.
         assert!(!validator.is_valid(&with(run, &pointer, true.into())), "{pointer} may be true");
         assert!(!validator.is_valid(&with(run, &pointer, (-1).into())), "{pointer} may be negative");
         if let Some(rest) = without(run, &pointer) {
@@ -199,7 +199,7 @@ fn mutilated_runs_are_refused() {
 }
 
 #[test]
-fn more_properties_are_accepted_as_they_may_come() {
+fn reports_with_more_properties_are_valid_by_the_schema() {
     let schema = schema();
     let mut run = schema["examples"][0].clone();
     run["server"]["temperature"] = json!(40);

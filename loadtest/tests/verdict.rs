@@ -1,4 +1,4 @@
-//! The load test against servers that keep their promises and servers that do not: what it must notice.
+//! The load test against fake servers: it must pass an honest one, and notice every broken promise of the others.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// Every run has ended by then: also one that waits for answers that do not come.
+/// Every run ends within 90 s, also one that waits 20 s for answers that do not come.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// What a server does wrong, at one event.
+/// What a fake server does wrong, most of them at one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
@@ -31,19 +31,19 @@ enum Fault {
     SkipsDelivery,
     /// It delivers twice to the first subscriber.
     RepeatsDelivery,
-    /// It delivers everything to everybody.
+    /// It delivers every event to every subscriber.
     IgnoresFilters,
-    /// It delivers another text than was sent.
+    /// It delivers another text than the one that was sent.
     AltersDelivery,
     /// It cuts the second subscriber off.
     CutsOff,
-    /// It delivers to nobody.
+    /// It delivers nothing.
     DeliversNothing,
-    /// It lets no subscriber in, and says so at once.
+    /// It refuses every subscriber, and closes at once.
     IsFull,
     /// It counts subscribers that have left.
     NeverForgets,
-    /// Its answers do not show the newest event that is asked for.
+    /// Its answers leave out the newest event.
     HidesNewest,
     /// Its answers leave out this event, if it is not the newest.
     LeavesOut,
@@ -53,15 +53,15 @@ enum Fault {
     MistakesTimes,
     /// Its statistics of the types do not come to the sum.
     Miscounts,
-    /// It turns requests away, once it has stored so many events.
+    /// It refuses requests with 503 once it has stored 100 events.
     TurnsAway,
-    /// It does so, and stores them.
+    /// It does so, but stores their events.
     StoresAndTurnsAway,
-    /// It is well, but says otherwise.
+    /// It answers `/health` with 500.
     IsUnwell,
 }
 
-/// The event.
+/// The event at which it does so.
 const FAULTY: u64 = 100;
 
 /// A server that stores in memory.
@@ -73,16 +73,16 @@ struct Server {
 
 #[derive(Default)]
 struct State {
-    /// As they were sent, without the brace they begin with.
+    /// The events as they were sent, without the brace that they begin with.
     events: Vec<String>,
     subscribers: Vec<Subscriber>,
-    /// How many of them have not left.
+    /// How many of them are connected.
     connected: u64,
 }
 
 struct Subscriber {
     stream: TcpStream,
-    /// What has to stand in an event, such as `"session_id":"a"`.
+    /// The text that an event must contain, such as `"session_id":"a"`.
     filter: String,
 }
 
@@ -122,7 +122,7 @@ impl Server {
                 path => panic!("{path}"),
             };
             let length = body.len();
-            // Whoever asked may have left.
+            // The client may be gone.
             if write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}").is_err() {
                 return;
             }
@@ -155,7 +155,7 @@ impl Server {
                 };
                 (0..copies).for_each(|_| frame::text(&mut out, text.as_bytes()));
             }
-            // They may leave before the publisher does.
+            // Subscribers may leave before the publisher does.
             let _ = subscriber.stream.write_all(&out);
         }
         state.events.extend(events.iter().map(|text| text[1..].to_owned()));
@@ -275,9 +275,9 @@ impl Server {
         switch(&mut stream);
         let mut decoder = Decoder::new(Role::Server, 1 << 20);
         assert!(read_more(&mut stream, &mut decoder), "a subscriber leaves before it has said what it wants");
-        let Ok(Some(Message::Text(wish))) = decoder.next() else { panic!("a subscriber says nothing") };
-        let wish: Value = serde_json::from_str(wish).expect("JSON");
-        let filter = match (&wish["session_id"], &wish["user_id"], &wish["event_types"][0]) {
+        let Ok(Some(Message::Text(request))) = decoder.next() else { panic!("a subscriber says nothing") };
+        let request: Value = serde_json::from_str(request).expect("JSON");
+        let filter = match (&request["session_id"], &request["user_id"], &request["event_types"][0]) {
             (Value::String(session), ..) => format!(r#""session_id":"{session}""#),
             (_, Value::String(user), _) => format!(r#""user_id":"{user}""#),
             (_, _, Value::String(event_type)) => format!(r#""event_type":"{event_type}""#),
@@ -368,7 +368,7 @@ fn measure(fault: Fault, options: &str) -> Output {
 }
 
 /// Expects that the first violation begins so.
-fn notices(fault: Fault, options: &str, expected: &str) {
+fn must_notice(fault: Fault, options: &str, expected: &str) {
     let output = measure(fault, options);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{fault:?}, {options}: {stderr}");
@@ -376,10 +376,10 @@ fn notices(fault: Fault, options: &str, expected: &str) {
 }
 
 /// Expects the same of each, all at once: they mostly wait.
-fn notices_each(cases: &[(Fault, &str, &str)]) {
+fn must_notice_each(cases: &[(Fault, &str, &str)]) {
     thread::scope(|scope| {
         for (fault, options, expected) in cases {
-            scope.spawn(|| notices(*fault, options, expected));
+            scope.spawn(|| must_notice(*fault, options, expected));
         }
     });
 }
@@ -420,14 +420,14 @@ fn an_honest_server_passes() {
 }
 
 #[test]
-fn an_interrupted_run_is_verified_and_told() {
+fn an_interrupted_run_is_verified_and_reported() {
     for (fault, code) in [(Fault::None, 0), (Fault::Loses, 1)] {
         let url = Server::start(fault);
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args(["publish", "--rate", "100", "--seconds", "600", "--json", "--url", &url]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the load test starts");
         let pid = Pid::from_child(&child);
-        // So many are not due before the measurement has begun.
+        // At 100 events/s, 300 events are due only after the measurement has begun.
         wait_for_events(&url, 300);
         kill_process(pid, Signal::INT).expect("it runs");
         let output = child.wait_with_output().expect("the load test ends");
@@ -444,9 +444,9 @@ fn wait_for_events(url: &str, count: usize) {
     let mut stream = TcpStream::connect(authority).expect("a server");
     stream.write_all(b"GET /ws/subscribe HTTP/1.1\r\n\r\n").expect("a server");
     read_head(&mut stream).expect("an answer");
-    let mut wish = Vec::new();
-    frame::masked(&mut wish, OpCode::Text, b"{}", *b"mask");
-    stream.write_all(&wish).expect("a server");
+    let mut request = Vec::new();
+    frame::masked(&mut request, OpCode::Text, b"{}", *b"mask");
+    stream.write_all(&request).expect("a server");
     let (mut decoder, mut received) = (Decoder::new(Role::Client, 1 << 20), 0);
     while received < count {
         assert!(read_more(&mut stream, &mut decoder), "the server hung up");
@@ -458,9 +458,9 @@ fn wait_for_events(url: &str, count: usize) {
 
 #[test]
 fn broken_acknowledgements_are_noticed() {
-    notices(Fault::AcknowledgesTwice, PUBLISH, "VIOLATION: event 99 was acknowledged twice\n");
-    notices(Fault::Swaps, PUBLISH, "VIOLATION: on one connection, event 100 was answered after 101\n");
-    notices(Fault::Refuses, PUBLISH, "VIOLATION: ");
+    must_notice(Fault::AcknowledgesTwice, PUBLISH, "VIOLATION: event 99 was acknowledged twice\n");
+    must_notice(Fault::Swaps, PUBLISH, "VIOLATION: on one connection, event 100 was answered after 101\n");
+    must_notice(Fault::Refuses, PUBLISH, "VIOLATION: ");
 }
 
 #[test]
@@ -468,26 +468,26 @@ fn lost_events_and_connections_are_noticed() {
     let output = measure(Fault::Loses, PUBLISH);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && stderr.contains(" are stored\n"), "{stderr}");
-    notices(Fault::HangsUp, PUBLISH, "loadtest: the server hung up\n");
+    must_notice(Fault::HangsUp, PUBLISH, "loadtest: the server hung up\n");
     let full = r#"loadtest: subscriber 0: the server answered {"status":"error","message":"Full"}"#;
-    notices(Fault::IsFull, FANOUT, &format!("{full}\n"));
+    must_notice(Fault::IsFull, FANOUT, &format!("{full}\n"));
 }
 
 #[test]
 fn broken_deliveries_are_noticed() {
-    notices(Fault::SkipsDelivery, FANOUT, "VIOLATION: subscriber 0 got event 101 after 99\n");
-    notices(Fault::RepeatsDelivery, FANOUT, "VIOLATION: subscriber 0 got event 100 after 100\n");
+    must_notice(Fault::SkipsDelivery, FANOUT, "VIOLATION: subscriber 0 got event 101 after 99\n");
+    must_notice(Fault::RepeatsDelivery, FANOUT, "VIOLATION: subscriber 0 got event 100 after 100\n");
 }
 
 #[test]
 fn filtered_deliveries_are_compared_with_what_was_published() {
-    notices(Fault::IgnoresFilters, BY_TYPE, "VIOLATION: subscriber 0 got ");
+    must_notice(Fault::IgnoresFilters, BY_TYPE, "VIOLATION: subscriber 0 got ");
 }
 
 #[test]
 fn false_answers_are_noticed() {
     let ask = |what: &str| format!("{QUERY} --ask {what}");
-    notices_each(&[
+    must_notice_each(&[
         (Fault::HidesNewest, &ask("latest"), "VIOLATION: /events?limit=100: event "),
         (Fault::HidesNewest, &ask("session --sessions 2"), "VIOLATION: /events?session_id=session-00000"),
         (Fault::LeavesOut, &ask("older"), "VIOLATION: /events?before_id=evt_0000000000"),
@@ -498,9 +498,9 @@ fn false_answers_are_noticed() {
 }
 
 #[test]
-fn what_is_broken_among_everything_else_is_noticed() {
+fn broken_promises_are_noticed_under_mixed_traffic() {
     let spike = MIXED.replace("mixed", "spike --spike-seconds 1 --seconds 4");
-    notices_each(&[
+    must_notice_each(&[
         (Fault::SkipsDelivery, MIXED, "VIOLATION: subscriber 0 got event 101 after 99\n"),
         (Fault::IgnoresFilters, MIXED, "VIOLATION: subscriber 2 got "),
         (Fault::HidesNewest, MIXED, "VIOLATION: /events?"),
@@ -512,12 +512,16 @@ fn what_is_broken_among_everything_else_is_noticed() {
 }
 
 #[test]
-fn a_class_that_is_not_shown_as_it_was_is_noticed() {
-    notices(Fault::SkipsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 101 after 99\n");
-    notices(Fault::RepeatsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 100 after 100\n");
-    notices(Fault::AltersDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 100, which is not what comes next of ");
-    notices(Fault::AcknowledgesTwice, CLASSES, "VIOLATION: ");
-    notices(Fault::Loses, OVERVIEW, "VIOLATION: ");
+fn broken_deliveries_of_a_recorded_class_are_noticed() {
+    must_notice(Fault::SkipsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 101 after 99\n");
+    must_notice(Fault::RepeatsDelivery, OVERVIEW, "VIOLATION: subscriber 0 got event 100 after 100\n");
+    must_notice(
+        Fault::AltersDelivery,
+        OVERVIEW,
+        "VIOLATION: subscriber 0 got event 100, which is not what comes next of ",
+    );
+    must_notice(Fault::AcknowledgesTwice, CLASSES, "VIOLATION: ");
+    must_notice(Fault::Loses, OVERVIEW, "VIOLATION: ");
     // A dashboard gets the events of the other class too.
     let output = measure(Fault::IgnoresFilters, CLASSES);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -528,14 +532,14 @@ fn a_class_that_is_not_shown_as_it_was_is_noticed() {
 }
 
 #[test]
-fn what_a_slow_subscriber_does_not_get_is_noticed() {
-    // The last one before may have been on its way.
-    notices(Fault::CutsOff, SLOW, "VIOLATION: slow subscriber 0 was cut off after event 9");
-    notices(Fault::SkipsDelivery, SLOW, "VIOLATION: subscriber 0 got event 101 after 99\n");
+fn broken_deliveries_beside_a_slow_subscriber_are_noticed() {
+    // The event before the cut may have been in flight.
+    must_notice(Fault::CutsOff, SLOW, "VIOLATION: slow subscriber 0 was cut off after event 9");
+    must_notice(Fault::SkipsDelivery, SLOW, "VIOLATION: subscriber 0 got event 101 after 99\n");
 }
 
 #[test]
-fn connections_are_told_and_checked() {
+fn idle_connections_and_churn_are_reported_and_checked() {
     let output = measure(Fault::None, &format!("{IDLE} --storm 3"));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -544,7 +548,7 @@ fn connections_are_told_and_checked() {
     assert_eq!((idle["connections"]["count"].as_u64(), idle["acknowledged"].as_u64()), (Some(20), Some(20)), "{idle}");
     assert!(storm["connections"]["count"].as_u64() > Some(4), "{storm}");
     assert_eq!((&idle["latency_us"]["of"], &storm["latency_us"]["of"]), (&"connection".into(), &"connection".into()));
-    notices(Fault::IgnoresFilters, IDLE, "VIOLATION: subscriber ");
+    must_notice(Fault::IgnoresFilters, IDLE, "VIOLATION: subscriber ");
 }
 
 #[test]
@@ -558,15 +562,19 @@ fn an_overloaded_server_may_refuse_what_it_does_not_store() {
     let output = measure(Fault::StoresAndTurnsAway, OVERLOAD);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && stderr.contains(" are stored\n"), "{stderr}");
-    notices(Fault::IsUnwell, OVERLOAD, "VIOLATION: /health was answered 500 after ");
+    must_notice(Fault::IsUnwell, OVERLOAD, "VIOLATION: /health was answered 500 after ");
 }
 
 #[test]
 fn subscribers_that_are_not_reached_are_noticed() {
-    notices(Fault::DeliversNothing, IDLE, "VIOLATION: 20 of 20 subscribers did not get the event of their session\n");
+    must_notice(
+        Fault::DeliversNothing,
+        IDLE,
+        "VIOLATION: 20 of 20 subscribers did not get the event of their session\n",
+    );
 }
 
 #[test]
 fn subscribers_that_are_not_forgotten_are_noticed() {
-    notices(Fault::NeverForgets, STORM, "VIOLATION: the server counts ");
+    must_notice(Fault::NeverForgets, STORM, "VIOLATION: the server counts ");
 }

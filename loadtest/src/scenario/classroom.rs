@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_next_is_told() {
+    fn an_event_out_of_order_is_reported() {
         let classes = Rc::new(classes(3, false));
         let (own, other) = (5, 72 + 5);
         for session in [Some(own), None] {

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_held_grows_with_whoever_is_connected() {
+    fn the_allowed_memory_grows_with_each_connection() {
         let alone = allowed_bytes(0, 0, 0);
         assert_eq!(allowed_bytes(64 << 20, 2, 0) - alone, 66 << 20);
         assert_eq!(allowed_bytes(0, 0, 10) - alone, 10 * (192 << 10));

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_caught_up_once_it_has_what_was_there_when_it_read_on() {
+    fn a_slow_subscriber_has_caught_up_once_it_has_every_event_from_before_it_read_on() {
         let run = Run::new(Operation::Delivery, 10);
         let slow = slow(&run);
         deliver(&slow, 11..=13);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_it_does_not_get_is_told() {
+    fn every_event_that_a_slow_subscriber_lacks_is_a_violation() {
         let told = |sequences: &[u64], lost: Option<&str>, may_be_cut_off| {
             let run = Run::new(Operation::Delivery, 10);
             let slow = slow(&run);

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_of_memory_is_told() {
+    fn growth_of_memory_is_reported() {
         let growing = growth(&timeline(1_200, |at| 50.0 + at / 60.0));
         assert!(
             growing[0].starts_with("the server's memory grew by ")

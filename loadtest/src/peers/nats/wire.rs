@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told() {
+    fn errors_of_the_server_and_of_the_protocol_are_reported() {
         let check = |bytes: &[u8], fault: &str| {
             let error = operations(bytes, &mut Vec::new(), |_| Ok(())).expect_err(fault);
             assert_eq!(error.to_string(), fault);

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_expected_is_told() {
+    fn an_unexpected_reply_is_an_error() {
         let scalar = |bytes| replies(bytes, |reader| reader.scalar().map(drop)).map_err(|error| error.to_string());
         for bytes in
             [&b"!\r\n"[..], b":x\r\n", b":\r\n", b":1\rx", b"$1\r\nabc", b":1234567890123456789\r\n", b"$-1\r\n"]
