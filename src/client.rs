@@ -22,7 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::wire::frame::{self, Decoder, MESSAGE_BYTES_MAX, Message, OpCode, Role, Violation};
+use crate::wire::decoder::{Decoder, Message};
+use crate::wire::frame::{self, MESSAGE_BYTES_MAX, OpCode, Role, Violation};
 use crate::wire::refusal::Again;
 
 /// One server, and at most one HTTP connection to it, opened when first needed, kept between requests and

@@ -22,7 +22,7 @@ use crate::event::{Field, Seq};
 use crate::feed::{Chunk, Feed};
 use crate::ledger::{Ledger, Limits, MemberId};
 use crate::outbox::{Outbox, Taken};
-use crate::wire::batch::Run;
+use crate::wire::committed::Run;
 use crate::wire::refusal::Ending;
 
 /// A group that has members.

@@ -22,7 +22,7 @@ use crate::event::{Columns, Field, Filter, Seq};
 use crate::outbox::Outbox;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
-use crate::wire::batch::{Commit, Committed, Run};
+use crate::wire::committed::{Commit, Committed, Run};
 
 /// The subscribers of the live stream.
 #[derive(Debug)]

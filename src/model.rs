@@ -32,8 +32,9 @@ use crate::store::{Kept, Parts, Receipt, Store};
 use crate::subscriptions::Subscriptions;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::wire::Batch;
-use crate::wire::batch::Commit;
-use crate::wire::subscription::{Durable, Filters};
+use crate::wire::committed::Commit;
+use crate::wire::filters::Filters;
+use crate::wire::request::Durable;
 
 /// The stack of a thread, large enough for SQLite.
 const STACK_BYTES: usize = 1 << 20;

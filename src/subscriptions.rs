@@ -18,8 +18,9 @@ use crate::hub::Hub;
 use crate::record::Failure;
 use crate::store::{self, Kept, Store};
 use crate::sync::Mutex;
+use crate::wire::filters::Filters;
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{Durable, Filters, Subscribe};
+use crate::wire::request::{Durable, Subscribe};
 
 /// All durable subscriptions.
 #[derive(Debug)]

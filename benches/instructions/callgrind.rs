@@ -1,4 +1,4 @@
-//! Runs stages under callgrind, each in a process of its own, and reads what it counted.
+//! Runs stages under callgrind, each in a process of its own, and reads the counts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::stages::{MAIN, Stage};
 
-/// Tells this program that it is the one being watched.
+/// The argument by which this program knows that callgrind watches it.
 pub const WATCHED: &str = "--watched";
 
-/// Instructions an event, of each of these stages. As many run side by side as there are cores: a count does
-/// not depend on what else goes on.
+/// The instructions of each of these stages, for one event. As many run at one time as there are cores, because a count
+/// does not depend on other processes.
 pub fn count(stages: &[&Stage]) -> Result<Vec<f64>, String> {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -34,16 +34,16 @@ fn watch(stage: &Stage) -> Result<f64, String> {
     let folder: PathBuf = [env!("CARGO_TARGET_TMPDIR"), "instructions"].iter().collect();
     std::fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
     let out = folder.join(format!("{}.out", stage.name));
-    // A watched process leaves its files behind.
+    // A watched process does not delete its files.
     let room = tempfile::tempdir().map_err(|error| format!("create a temporary folder: {error}"))?;
     let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
 
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--quiet"]).arg(format!("--callgrind-out-file={}", out.display()));
-    // Of the thread that runs the stage, only the stage; of a thread of the record, its whole life, since
-    // nothing else keeps it busy.
+    // Of the thread that runs the stage only the stage is counted. Of a thread of the record everything is, because it does
+    // nothing else.
     command.arg(if stage.thread == MAIN { "--toggle-collect=*stages::counted*" } else { "--separate-threads=yes" });
-    // What is in the environment would lie on the stack and shift it.
+    // The environment lies on the stack and would shift it.
     command.arg(program).args([WATCHED, stage.name]).env_clear().env("TMPDIR", room.path());
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     let output = command.output().map_err(|error| format!("run valgrind: {error}"))?;
@@ -71,8 +71,8 @@ fn total(path: &Path) -> Result<u64, String> {
     total.ok_or_else(|| format!("{} holds no total", path.display()))
 }
 
-/// Runs a stage in this process, which is being watched, tells on stdout which thread to look at, and ends at
-/// once, so that nothing of closing down is counted.
+/// Runs a stage in this process, which callgrind watches, and prints the thread that counts. Then it exits at once, so that
+/// closing down is not counted.
 pub fn watched(stage: &Stage) {
     stage.run(&|| {
         if stage.thread != MAIN {
@@ -82,8 +82,8 @@ pub fn watched(stage: &Stage) {
     });
 }
 
-/// The number that callgrind gives a thread of this process: they are counted in the order of their birth,
-/// which is that of their ids.
+/// The number that callgrind gives a thread of this process: it numbers them as they begin, which is the order of their
+/// ids.
 fn number_of(thread: &str) -> Option<usize> {
     let mut threads: Vec<(u32, String)> = std::fs::read_dir("/proc/self/task")
         .ok()?

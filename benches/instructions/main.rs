@@ -1,22 +1,21 @@
-//! Holds the instructions an event costs, stage by stage, against the numbers in `benches/instructions.txt`.
+//! Compares the instructions that an event costs, stage by stage, with the numbers in `benches/instructions.txt`.
 //!
-//! A machine that is busy, slow, or throttled executes the same instructions as a quiet one, so this finds a
-//! regression of a few percent where a stopwatch finds noise. It says nothing of caches, branches, and
-//! system calls: the other bench does.
+//! A busy, slow or throttled machine executes the same instructions as a quiet one. So this finds a regression of a few
+//! percent where a stopwatch finds noise. It says nothing about caches, branches and system calls: the other bench does.
 //!
 //! ```sh
 //! cargo bench --workspace --bench instructions                    # every stage, side by side on all cores
 //! cargo bench --workspace --bench instructions -- store seal      # only these
-//! cargo bench --workspace --bench instructions -- --bless         # these are the numbers from now on
+//! cargo bench --workspace --bench instructions -- --bless         # record the counts as the new numbers
 //! callgrind_annotate target/tmp/instructions/parse.out            # where a stage spends them
 //! ```
 //!
 //! It needs valgrind. Without `--workspace` some dependencies have other features, and what the compiler inlines
 //! differs: by 3 % in one stage.
 //!
-//! More instructions than recorded, beyond the tolerance, fail. So do fewer: a gain that is not recorded would
-//! hide the next loss of the same size. The counts depend on the compilers and the C library too; with others
-//! than those of the record they are shown but not judged, which fails where `CI` is set.
+//! A count beyond the tolerance fails, also if it is lower: a gain that is not recorded would hide the next loss of the same
+//! size. The counts depend on the compilers and the C library, too. With others than those of the recorded numbers they are
+//! shown and not judged; where `CI` is set, that fails.
 //!
 //! The test command runs each stage once, without callgrind.
 
@@ -31,7 +30,7 @@ use std::process::ExitCode;
 use numbers::{Change, Numbers};
 use stages::{STAGES, Stage};
 
-/// What the server allocates with.
+/// The allocator of the server.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
         STAGES.iter().filter(|stage| has(stage.name)).for_each(callgrind::watched);
         Ok(())
     } else if has("--bench") {
-        // What else cargo passes on is meant for the other bench.
+        // Cargo's other arguments are for the other bench.
         let words: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
         guard(&words, has("--bless"))
     } else {
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Counts the stages of these names, all if none is named, and judges or records what comes out.
+/// Counts the named stages, or all of them, and judges or records the counts.
 fn guard(words: &[&str], bless: bool) -> Result<(), String> {
     let stages: Vec<&Stage> = STAGES.iter().filter(|stage| words.is_empty() || words.contains(&stage.name)).collect();
     if stages.is_empty() {

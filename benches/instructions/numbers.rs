@@ -1,23 +1,23 @@
-//! The numbers on record, and what they depend on besides our code.
+//! The recorded numbers, and what they depend on besides our code.
 
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// How far a count may be from the number on record, in either direction. Two runs of one build differ by less
-/// than a tenth of this.
+/// How far a count may differ from the recorded number, in either direction. Two runs of one build differ by less than a
+/// tenth of this.
 const TOLERANCE: f64 = 0.05;
 
 /// `benches/instructions.txt`.
 #[derive(Default)]
 pub struct Numbers {
-    /// What they were counted with.
+    /// The tools that they were counted with.
     pub toolchain: String,
     by_stage: Vec<(String, f64)>,
 }
 
-/// A count against the number on record.
+/// A count and the recorded number.
 pub enum Change {
     By(f64),
     New,
@@ -26,7 +26,7 @@ pub enum Change {
 const COUNTED_WITH: &str = "# Counted with ";
 
 impl Numbers {
-    /// The file, or no numbers if there is none.
+    /// The numbers of the file; none if it does not exist.
     pub fn read() -> Result<Self, String> {
         let text = match std::fs::read_to_string(path()) {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
@@ -101,10 +101,10 @@ fn path() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "benches", "instructions.txt"].iter().collect()
 }
 
-/// Everything outside this repository that the counts depend on: who compiled us and SQLite, the C library
-/// (it copies memory), callgrind, and whether there are the vector instructions that JSON is parsed with.
-/// Other kinds of CPU make no difference: callgrind shows every program one and the same CPU, without
-/// AVX-512, and the C library and simd-json choose by what they are shown.
+/// Everything outside this repository that the counts depend on: the compilers of our code and of SQLite, the C library
+/// (it copies memory), callgrind, and whether there are the vector instructions that parse JSON. Another kind of CPU makes
+/// no difference: callgrind shows every program the same CPU, without AVX-512, and the C library and simd-json choose by
+/// what they see.
 pub fn toolchain() -> Result<String, String> {
     let parts = [
         said("rustc", "--version")?,
@@ -126,7 +126,7 @@ fn has_avx2() -> bool {
     false
 }
 
-/// The first line of what a program says.
+/// The first line of a program's output.
 fn said(program: &str, argument: &str) -> Result<String, String> {
     let output = Command::new(program).arg(argument).output().map_err(|error| format!("run {program}: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);

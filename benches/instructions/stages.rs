@@ -1,4 +1,4 @@
-//! The hot path, stage by stage. Each stage prepares all it needs and then does its work inside [`counted`].
+//! The hot path, stage by stage. Each stage prepares everything, and then does its work inside [`counted`].
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -13,27 +13,28 @@ use event_pipeline::store::Query;
 use event_pipeline::wire::Batch;
 use event_pipeline::wire::answer::{Ack, AnswerWriter, Answered, Answers};
 use event_pipeline::wire::batch::StoredText;
-use event_pipeline::wire::frame::{Decoder, Role};
+use event_pipeline::wire::decoder::Decoder;
+use event_pipeline::wire::frame::Role;
 
 use crate::workload::{self, BATCH_EVENTS, Record};
 
-/// A stage of an event's way.
+/// A stage of an event's path.
 pub struct Stage {
     pub name: &'static str,
-    /// The thread that does it.
+    /// The thread that does the work.
     pub thread: &'static str,
-    /// Events that go through it.
+    /// Events that pass through the stage.
     pub events: usize,
     run: fn(usize, Done<'_>),
 }
 
-/// Called when a stage is through, with everything it uses still there.
+/// Called at the end of a stage, while everything that it uses still exists.
 type Done<'d> = &'d dyn Fn();
 
 /// The thread that runs the stages.
 pub const MAIN: &str = "main";
 
-/// Enough events that what a commit or a batch costs by itself has its real share.
+/// Enough events that the cost of a commit or of a batch has its real share.
 const EVENTS: usize = 10_000;
 const COMMIT_EVENTS: usize = 1_000;
 
@@ -66,18 +67,17 @@ impl Stage {
         (self.run)(self.events, done);
     }
 
-    /// Runs with few events, to see that it works.
+    /// Runs with few events, as a test.
     pub fn run_once(&self) {
         (self.run)(self.events.min(2), &|| {});
     }
 }
 
-/// Does the work of a stage. Callgrind knows this function by its name and counts, in the thread that calls it,
-/// what happens inside.
+/// Does the work of a stage. Callgrind finds this function by its name, and counts what the calling thread does inside.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
     work();
-    // Without something to do after it the call would be a jump, and callgrind would not see it return.
+    // With nothing after it, the call would become a jump, and callgrind would not see the return.
     black_box(());
 }
 
@@ -98,9 +98,9 @@ fn parse(events: usize, done: Done<'_>) {
         let parsed = parser.parse(text, |event| {
             black_box(event);
         });
-        parsed.outcome.expect("an event");
+        parsed.result.expect("an event");
     };
-    // The first parse finds out which vector instructions there are, and makes room.
+    // The first parse detects the vector instructions, and allocates.
     parse(&events[0]);
     counted(&mut || events.iter().for_each(&mut parse));
     done();
@@ -146,7 +146,7 @@ fn store(events: usize, commit_events: usize, done: Done<'_>) {
     done();
 }
 
-/// Fills a segment, and opens the next one, which is what seals it.
+/// Fills a segment and begins the next one, which has the first one sealed.
 fn seal(events: usize, done: Done<'_>) {
     let record = Record::new();
     for chunk in workload::school(events + 1).chunks(COMMIT_EVENTS) {
@@ -160,14 +160,14 @@ fn seal(events: usize, done: Done<'_>) {
 
 fn answer(events: usize, done: Done<'_>) {
     let mut answers = Answers::default();
-    (0..BATCH_EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
+    (0..BATCH_EVENTS).for_each(|_| answers.note(&Parsed { reference: None, result: Ok(None) }));
     let answered = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
     let (mut writer, mut out) = (AnswerWriter::new(Ack::default()), Vec::new());
     let mut answer = |_| {
         out.clear();
         writer.write(&answered, &mut out);
     };
-    // The first answers make room.
+    // The first answers allocate.
     answer(0);
     counted(&mut || (0..events / BATCH_EVENTS).for_each(&mut answer));
     done();
@@ -189,7 +189,7 @@ fn deliver(events: usize, subscribers: u32, filter: fn(u32) -> Filter, done: Don
             taken.clear();
         }
     };
-    // The first commit makes room.
+    // The first commit allocates.
     hub.deliver(&commits[..1], &mut fan_out);
     for commit in &commits {
         take();
@@ -213,7 +213,7 @@ fn read(events: usize, done: Done<'_>) {
         });
         scanned.expect("readable");
     };
-    // The first reading opens the connection.
+    // The first read opens the connection.
     read();
     counted(&mut read);
     done();

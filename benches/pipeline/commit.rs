@@ -9,8 +9,7 @@ use crate::workload::{self, Record};
 /// Events of one transaction.
 const LENS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 
-/// One transaction, from handing it in to its receipt, with the sync; sealing and checkpoints come along as
-/// they come along in the server.
+/// One transaction, from the append to its receipt, with the sync. Sealing and checkpoints happen as often as in the server.
 pub fn commit(c: &mut Criterion) {
     let events = workload::school(10_000);
     let mut group = c.benchmark_group("commit");
@@ -20,14 +19,14 @@ pub fn commit(c: &mut Criterion) {
     }
 }
 
-/// The same with many rows present, at least.
+/// The same in a file with at least this number of rows.
 pub fn commit_filled(c: &mut Criterion) {
     let events = workload::school(1_000);
     for rows in filled::sizes() {
         let mut group = c.benchmark_group(format!("commit to {rows} rows"));
-        // A file that doubles while it is measured would not be what it is called.
+        // Few samples: with more, the file would double while it is measured.
         group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-        // Copied where it is measured, so that nobody copies, or even fills, what was not asked for.
+        // Copied here, so that a bench that is not chosen neither fills nor copies a file.
         let copy = OnceCell::new();
         for len in [1, 1_000] {
             group.throughput(Throughput::Elements(len as u64));
@@ -39,8 +38,7 @@ pub fn commit_filled(c: &mut Criterion) {
     }
 }
 
-/// The same when each event has an idempotency key of its own, which nobody can foresee: what keys cost, by how many
-/// there are already.
+/// The same with a random idempotency key for each event: the cost of keys, by the number of keys in the file.
 pub fn commit_keyed(c: &mut Criterion) {
     let events = workload::school(1_000);
     let mut group = c.benchmark_group("commit with keys");

@@ -11,12 +11,12 @@ use event_pipeline::pipeline::Pipeline;
 use event_pipeline::store::{Receipt, Store};
 use event_pipeline::subscriptions::Subscriptions;
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::batch::Run;
+use event_pipeline::wire::committed::Run;
 use tempfile::TempDir;
 
 use crate::workload;
 
-/// The whole way but for the sockets: text is parsed, stored, synced, and received by a subscriber to everything.
+/// The whole path without the sockets: a text is parsed, stored, synced, and delivered to a subscriber to everything.
 pub fn end_to_end(c: &mut Criterion) {
     let events = workload::school(1_000);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -38,7 +38,7 @@ pub fn end_to_end(c: &mut Criterion) {
     server.stop();
 }
 
-/// Everything of a server but its sockets.
+/// A server without its sockets.
 struct Server {
     pipeline: Arc<Pipeline>,
     threads: Vec<JoinHandle<()>>,
@@ -72,7 +72,7 @@ impl Server {
         let mut batch = Batch::default();
         for text in events {
             let parsed = parser.parse(text, |event| batch.push(&event, &self.pipeline.types));
-            parsed.outcome.expect("an event");
+            parsed.result.expect("an event");
         }
         let (receipt, answer) = Receipt::new();
         self.pipeline.store.append(batch, receipt).await;

@@ -1,4 +1,4 @@
-//! Records with many rows, filled once and kept below the target folder for the next run.
+//! Records with many rows. They are filled once, and stay below the target folder for the next run.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use rusqlite::Connection;
 
 use crate::workload::{self, Record, SEGMENT_EVENTS};
 
-/// How many rows there may be.
+/// Most rows that a run may use.
 const ROWS_MAX: &str = "BENCH_ROWS_MAX";
 const ROWS_MAX_DEFAULT: usize = 10_000_000;
 const ROWS: [usize; 3] = [1_000_000, 10_000_000, 100_000_000];
 
-/// Rows when nothing is measured.
+/// Rows while nothing is measured.
 const ROWS_TESTED: usize = 2_000;
 
-/// Of how many rows there is to be a record.
+/// The numbers of rows for which there is a record.
 pub fn sizes() -> Vec<usize> {
     if !std::env::args().any(|arg| arg == "--bench") {
         return vec![ROWS_TESTED];
@@ -27,7 +27,7 @@ pub fn sizes() -> Vec<usize> {
     ROWS.into_iter().filter(|rows| *rows <= max).collect()
 }
 
-/// The file of a record of so many rows. To be read only.
+/// The file of a record with this number of rows. It must not be written to.
 pub fn file(rows: usize) -> PathBuf {
     let folder: PathBuf = [env!("CARGO_TARGET_TMPDIR"), "filled"].iter().collect();
     std::fs::create_dir_all(&folder).expect("a target folder");
@@ -44,7 +44,7 @@ pub fn file(rows: usize) -> PathBuf {
     path
 }
 
-/// A copy of such a file, to be written to. Gone when dropped.
+/// A copy of such a file, for writing. Dropping it deletes the file.
 pub struct Copy(PathBuf);
 
 impl Copy {
@@ -53,7 +53,7 @@ impl Copy {
         let path = original.with_extension("copy");
         remove(&path);
         std::fs::copy(&original, &path).expect("room for a copy");
-        // Who measures syncs does not want to wait for this one.
+        // Synced now, so that the first measured sync does not wait for the copy.
         File::open(&path).and_then(|copy| copy.sync_all()).expect("a disk that works");
         Self(path)
     }
@@ -93,7 +93,7 @@ fn fill(path: &Path, rows: usize) {
     record.wait_until_sealed((rows - 1) / SEGMENT_EVENTS);
 }
 
-/// What a file of another version would differ in.
+/// What makes a file of another version unusable.
 fn layout(path: &Path) -> (i64, Vec<String>) {
     let connection = Connection::open(path).expect("a database");
     let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a number");
@@ -102,12 +102,12 @@ fn layout(path: &Path) -> (i64, Vec<String>) {
     (version, tables.collect::<Result<_, _>>().expect("text"))
 }
 
-/// Removes a database and what SQLite and the record keep beside it.
+/// Removes a database, SQLite's files beside it, and the sidecar.
 fn remove(path: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let mut file = path.as_os_str().to_owned();
         file.push(suffix);
-        // It is mostly not there.
+        // Most of these files do not exist.
         let _ = std::fs::remove_file(file);
     }
 }

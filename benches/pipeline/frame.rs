@@ -1,11 +1,12 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use event_pipeline::wire::frame::{self, Decoder, OpCode, Role};
+use event_pipeline::wire::decoder::Decoder;
+use event_pipeline::wire::frame::{self, OpCode, Role};
 
 use crate::workload;
 
-/// What the server does with the bytes of a socket.
+/// Decoding the bytes of a socket.
 pub fn decode(c: &mut Criterion) {
     let events = workload::class();
     let stream = workload::frames(&events);
@@ -24,7 +25,7 @@ pub fn decode(c: &mut Criterion) {
     });
 }
 
-/// What the server puts around a payload, and what a client does.
+/// Writing frames, unmasked as the server does and masked as a client does.
 pub fn encode(c: &mut Criterion) {
     let events = workload::class();
     let mut out = workload::frames(&events);

@@ -7,12 +7,12 @@ use event_pipeline::hub::{FanOut, Hub};
 
 use crate::workload;
 
-/// The fan-out of one commit: who gets what of it, into which outbox. That they take it out again is not measured.
+/// The fan-out of one commit into the outboxes of its subscribers. Taking it out of them is not measured.
 pub fn deliver(c: &mut Criterion) {
     const EVENTS: usize = 1_000;
     let commits = [Arc::new(workload::commit(&workload::school(EVENTS)))];
     type FilterOf = fn(u32) -> Filter;
-    // Nobody has 100,000 subscribers to everything: the copying would be all there is to measure.
+    // Not 100,000 subscribers to everything: no deployment has them, and the copying would be all that is measured.
     let audiences: [(&str, FilterOf, &[u32]); 3] = [
         ("everything", |_| Filter::default(), &[1, 1_000]),
         ("a session each", workload::own_session, &[1, 1_000, 100_000]),

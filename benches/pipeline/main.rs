@@ -1,9 +1,9 @@
-//! The stages of an event's way, one by one, and the whole of it. `cargo bench --bench pipeline` measures; words
-//! behind `--` choose (`-- commit`). The test command runs each once, with few events.
+//! The stages of an event's path one by one, and the whole path. `cargo bench --bench pipeline` measures; words after `--`
+//! choose benches (`-- commit`). The test command runs each bench once, with few events.
 //!
-//! `commit` and `query` also measure with a million and ten million rows present. Those are stored once, which
-//! takes half a minute and 1.4 GB below the target folder; `commit` works on a copy, which takes as much again
-//! while it runs. `BENCH_ROWS_MAX` says how many rows there may be; with 100000000 it takes ten times as much.
+//! `commit` and `query` also measure in files with a million and ten million rows. These are filled once, which takes half
+//! a minute and 1.4 GB below the target folder; `commit` works on a copy, which takes as much again while it runs.
+//! `BENCH_ROWS_MAX` limits the rows; 100000000 adds a file that takes ten times as much.
 
 mod commit;
 mod end_to_end;
@@ -20,7 +20,7 @@ mod workload;
 
 use criterion::{criterion_group, criterion_main};
 
-/// What the server allocates with.
+/// The allocator of the server.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

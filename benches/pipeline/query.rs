@@ -8,7 +8,7 @@ use event_pipeline::store::{Order, Query, Store};
 use crate::filled;
 use crate::workload::{self, Record};
 
-/// The reads of HTTP, rendered as it renders them, with many rows present.
+/// The reads of HTTP, rendered as HTTP renders them, in a file with many rows.
 pub fn query(c: &mut Criterion) {
     for rows in filled::sizes() {
         let mut group = c.benchmark_group(format!("query {rows} rows"));
@@ -41,7 +41,7 @@ pub fn query(c: &mut Criterion) {
     }
 }
 
-/// Opened where it is measured, so that nobody fills what was not asked for.
+/// Opened where it is measured, so that a bench that is not chosen fills no file.
 fn open(rows: usize) -> Record {
     Record::at(&filled::file(rows))
 }

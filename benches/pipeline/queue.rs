@@ -6,7 +6,7 @@ use event_pipeline::wire::Batch;
 
 use crate::workload::Record;
 
-/// The way to the writer's thread and back, without events: what a batch costs besides them.
+/// The way to the writer's thread and back, without events: the cost of a batch apart from its events.
 pub fn queue(c: &mut Criterion) {
     let record = Record::new();
     let hand_in = || {
@@ -17,7 +17,7 @@ pub fn queue(c: &mut Criterion) {
     let mut group = c.benchmark_group("queue");
     group.bench_function("hand in", |b| {
         b.iter_custom(|batches| {
-            // As many as fit, so that nobody waits for room.
+            // As many as the queue holds, so that no append waits.
             const ROOM: u64 = 5_000;
             let (mut left, mut took, mut answers) = (batches, Duration::ZERO, Vec::new());
             while left > 0 {

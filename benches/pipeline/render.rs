@@ -10,14 +10,14 @@ use event_pipeline::wire::batch::StoredText;
 
 use crate::workload::{self, Record};
 
-/// What a producer hears of one read's events, once they are committed.
+/// The answers to the events of one read, once they are committed.
 pub fn answers(c: &mut Criterion) {
     const EVENTS: usize = workload::BATCH_EVENTS;
     let mut answers = Answers::default();
-    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: None, outcome: Ok(None) }));
+    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: None, result: Ok(None) }));
     let single = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
     let mut answers = Answers::default();
-    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: Some("12345"), outcome: Ok(None) }));
+    (0..EVENTS).for_each(|_| answers.note(&Parsed { reference: Some("12345"), result: Ok(None) }));
     let referring = Answered { outcomes: Ok(Outcomes::From(Seq(1), AckLevel::Synced)), answers };
 
     let mut out = Vec::new();
@@ -46,7 +46,7 @@ pub fn answers(c: &mut Criterion) {
     });
 }
 
-/// Stored events as a query and as a subscriber reading history get them, with the reading itself.
+/// Stored events as a query gets them, and as a subscriber to history does; the read itself is included.
 pub fn events(c: &mut Criterion) {
     let events = workload::class();
     let record = Record::new();

@@ -4,8 +4,8 @@ use criterion::Criterion;
 
 use crate::workload::{self, Record, SEGMENT_EVENTS};
 
-/// A full segment: from the event that begins the next one until the last row of the index is on disk. The
-/// lists are encoded by the sealer's thread and stored by the writer, which is free for others in between.
+/// Sealing a full segment: from the event that begins the next one until the last row of the index is on disk. The sealer's
+/// thread encodes the lists, and the writer stores them; between the slices the writer is free for other commands.
 pub fn seal(c: &mut Criterion) {
     let school = workload::school(SEGMENT_EVENTS);
     let strangers: Vec<_> = (0..SEGMENT_EVENTS).map(workload::stranger).collect();

@@ -1,4 +1,4 @@
-//! What the benches work on, the same in every run: events, batches, commits, and a record to store them in.
+//! The input of the benches, the same in every run: events, batches, commits, and a record to store them in.
 
 // Each bench is a crate of its own and uses a part of this.
 #![allow(dead_code)]
@@ -12,12 +12,12 @@ use event_pipeline::config::Config;
 use event_pipeline::event::{EventTypes, Field, Filter, Limits, Parser, Seq, Timestamp, TimestampText};
 use event_pipeline::store::{Receipt, Running, Store};
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::batch::Commit;
+use event_pipeline::wire::committed::Commit;
 use event_pipeline::wire::frame::{OpCode, masked};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tempfile::TempDir;
 
-/// Sessions and users of [`school`], as many as the load test has: enough that no two neighbours share one.
+/// Sessions and users of [`school`], as many as the load test has. With so many, two neighbouring events share none.
 pub const SESSIONS: u32 = 2_000;
 pub const USERS: u32 = 5_000;
 
@@ -50,7 +50,7 @@ pub fn school(len: usize) -> Vec<String> {
     (0..len).map(one).collect()
 }
 
-/// An event with a session and a user that no other has.
+/// An event with a session and a user that no other event has.
 pub fn stranger(number: usize) -> String {
     event("quiz_started", &format!("session-{number:08x}"), &format!("user-{number:08x}"), "hello")
 }
@@ -69,12 +69,12 @@ pub fn user_id(number: u32) -> String {
     format!("user-{number:06}")
 }
 
-/// The filter of somebody who watches one of the school's sessions.
+/// The filter of a subscriber to one of the school's sessions.
 pub fn own_session(number: u32) -> Filter {
     Filter::default().with(Field::Session, [session_id(number % SESSIONS)])
 }
 
-/// A plain generator (xorshift).
+/// A random number generator (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -97,7 +97,7 @@ pub fn parser() -> Parser {
 /// A masking key.
 pub const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-/// The events as a socket brings them: one masked frame each.
+/// The events as a client sends them: one masked frame each.
 pub fn frames(events: &[String]) -> Vec<u8> {
     let mut stream = Vec::new();
     events.iter().for_each(|text| masked(&mut stream, OpCode::Text, text.as_bytes(), MASK));
@@ -109,7 +109,7 @@ pub fn batch<'t>(events: impl IntoIterator<Item = &'t String>) -> Batch {
     let (mut parser, mut batch) = (parser(), Batch::default());
     let types = parser.types().clone();
     for text in events {
-        parser.parse(text, |event| batch.push(&event, &types)).outcome.expect("a valid event");
+        parser.parse(text, |event| batch.push(&event, &types)).result.expect("a valid event");
     }
     batch
 }
@@ -125,13 +125,13 @@ pub fn keyed(events: &[String], first: usize) -> Batch {
         key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let key = format!("{:016x}-{:016x}", key ^ (key >> 31), key);
         let (before, text) = (batch.len(), format!("{},\"idempotency_key\":\"{key}\"}}", &text[..text.len() - 1]));
-        parser.parse(&text, |event| batch.push(&event, &types)).outcome.expect("a valid event");
+        parser.parse(&text, |event| batch.push(&event, &types)).result.expect("a valid event");
         batch.end_message(before);
     }
     batch
 }
 
-/// Fills the holes that the record leaves to its writer.
+/// Fills the blanks, as the writer does.
 pub fn stamp(batch: &mut Batch, first: Seq) {
     let mut time = TimestampText::default();
     (0..batch.len())
@@ -151,7 +151,7 @@ pub fn commit(events: &[String]) -> Commit {
     Commit { batches: batches.collect(), through: Seq(events.len() as u64) }
 }
 
-/// An open record nobody subscribes to. Closed in order when dropped.
+/// An open record without subscribers. Dropping it closes it in order.
 pub struct Record {
     pub store: Store,
     threads: Vec<JoinHandle<()>>,
@@ -161,7 +161,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// An empty record, gone when dropped.
+    /// An empty record; dropping it deletes its files.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut record = Self::at(&folder.path().join("events.db"));
@@ -169,13 +169,13 @@ impl Record {
         record
     }
 
-    /// The record in this file, which stays.
+    /// The record in this file. Dropping it does not delete the file.
     pub fn at(path: &Path) -> Self {
         Self::with(Config { database_path: path.to_owned(), ..Config::default() })
     }
 
     pub fn with(config: Config) -> Self {
-        // What runs beside is not what is measured.
+        // The check would run beside the bench and be measured with it.
         let config = Config { check_at_start: false, ..config };
         let (store, Running { commits, mut threads, .. }) = Store::open(&config).expect("a database of ours");
         threads.push(std::thread::spawn(move || commits.iter().for_each(drop)));
@@ -186,14 +186,14 @@ impl Record {
         &self.path
     }
 
-    /// Stores a batch, in a transaction of its own as long as nobody else hands in any.
+    /// Stores a batch, in a transaction of its own unless another thread stores one at the same time.
     pub fn store(&self, batch: Batch) {
         let (receipt, answer) = Receipt::new();
         self.store.try_append(batch, receipt).expect("an empty queue");
         answer.blocking_recv().expect("an answer").expect("stored");
     }
 
-    /// Waits until the index holds so many segments whole.
+    /// Waits until the index has all lists of this number of segments.
     pub fn wait_until_sealed(&self, segments: usize) {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("a database");
         let sealed = || {
@@ -201,7 +201,7 @@ impl Record {
                 connection.query_row("SELECT value FROM meta WHERE key = 'sealed_before'", [], |row| row.get(0));
             noted.optional().expect("a number").unwrap_or(0i64)
         };
-        // Nothing signals it: but for a bench nobody waits for it.
+        // The store has no signal for it, because only benches wait for it.
         while sealed() < segments as i64 {
             std::thread::sleep(Duration::from_millis(1));
         }

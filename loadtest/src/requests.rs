@@ -143,7 +143,8 @@ pub enum Framing {
 mod tests {
     use super::*;
     use crate::events::{session, user};
-    use event_pipeline::wire::frame::{Decoder, Message, Role};
+    use event_pipeline::wire::decoder::{Decoder, Message};
+    use event_pipeline::wire::frame::Role;
     use serde_json::Value;
 
     const EVENTS: Events = Events { sessions: 20, users: 50, payload_bytes: 40 };

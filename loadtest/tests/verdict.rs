@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use event_pipeline::wire::frame::{self, Decoder, Message, OpCode, Role};
+use event_pipeline::wire::decoder::{Decoder, Message};
+use event_pipeline::wire::frame::{self, OpCode, Role};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use serde_json::value::RawValue;

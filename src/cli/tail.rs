@@ -7,7 +7,7 @@ use anyhow::ensure;
 use clap::Args;
 use event_pipeline::client::{Client, Disconnected, Refused, Socket};
 use event_pipeline::event::{EventId, Seq, means_any};
-use event_pipeline::wire::subscription::Note;
+use event_pipeline::wire::note::Note;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 

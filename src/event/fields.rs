@@ -39,7 +39,8 @@ impl<'b> Columns<'b> {
     }
 }
 
-/// A field that filters select by and the record is indexed by. The index stores its number.
+/// A field that filters select by and the record is indexed by. Its number is stored: it is the `kind` of a posting list
+/// in `event_index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
     Type = 0,

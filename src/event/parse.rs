@@ -37,12 +37,12 @@ pub struct Parsed<'t> {
     pub reference: Option<&'t str>,
     /// When every event went to the sink: `None` for a single object, the length of an array. Otherwise all that is
     /// wrong, at least one thing and at most [`REJECTIONS_MAX`].
-    pub outcome: Result<Option<usize>, Vec<Rejection>>,
+    pub result: Result<Option<usize>, Vec<Rejection>>,
 }
 
 impl<'t> Parsed<'t> {
     fn refused(reference: Option<&'t str>, fault: Fault) -> Self {
-        Self { reference, outcome: Err(vec![Rejection { index: None, fault }]) }
+        Self { reference, result: Err(vec![Rejection { index: None, fault }]) }
     }
 }
 
@@ -70,7 +70,7 @@ impl Parser {
         if text.len() > CHUNK_BYTES
             && let Some(elements) = text.trim_start_matches(WHITESPACE).strip_prefix('[')
         {
-            return Parsed { reference: None, outcome: self.parse_in_chunks(elements, CHUNK_BYTES, sink).map(Some) };
+            return Parsed { reference: None, result: self.parse_in_chunks(elements, CHUNK_BYTES, sink).map(Some) };
         }
         self.parse_whole(text, sink)
     }
@@ -99,7 +99,7 @@ impl Parser {
                     sink(event);
                 }
             });
-            match parsed.outcome {
+            match parsed.result {
                 // A text that is not JSON is refused for that alone, whichever chunk shows it.
                 Err(of_all) if of_all.iter().any(|rejection| rejection.index.is_none()) => return Err(of_all),
                 Err(of_chunk) => rejections.extend(of_chunk.into_iter().map(|rejection| {
@@ -137,8 +137,8 @@ impl Parser {
             (Ok(()), Some(&Node::Array { len, .. })) => {
                 let mut cursor = Cursor::new(text, &tape, &self.buffers);
                 let rules = Rules { types: &self.types, limits: self.limits };
-                let outcome = array(&mut cursor, len, &rules, &mut self.compact, &mut sink);
-                Parsed { reference: None, outcome: outcome.map(|()| Some(len)) }
+                let result = array(&mut cursor, len, &rules, &mut self.compact, &mut sink);
+                Parsed { reference: None, result: result.map(|()| Some(len)) }
             }
             (Ok(()), Some(Node::Object { .. })) => {
                 let whole = || Cursor::new(text, &tape, &self.buffers);
@@ -148,11 +148,11 @@ impl Parser {
                 match rules.check(fields, &mut self.compact) {
                     None => Parsed {
                         reference: reference.filter(|raw| raw.len() <= REF_BYTES_MAX),
-                        outcome: Err(rules.rejections(None, whole())),
+                        result: Err(rules.rejections(None, whole())),
                     },
                     Some(event) => {
                         sink(event);
-                        Parsed { reference, outcome: Ok(None) }
+                        Parsed { reference, result: Ok(None) }
                     }
                 }
             }
@@ -276,7 +276,7 @@ mod tests {
                 e.payload.to_owned(),
             ));
         });
-        (parsed.outcome.map(|_| events), parsed.reference.map(str::to_owned))
+        (parsed.result.map(|_| events), parsed.reference.map(str::to_owned))
     }
 
     fn payload(json: &str) -> Result<String, Fault> {
@@ -460,8 +460,8 @@ mod tests {
         for value in ["null", "[]", "1", "\"{}\""] {
             assert_eq!(payload(value), Err(Fault::WrongType { field: "payload", expected: "an object" }));
         }
-        let (outcome, reference) = parse(r#"{"event_type":"nope","ref":"r1"}"#);
-        assert_eq!((outcome.is_err(), reference.as_deref()), (true, Some(r#""r1""#)));
+        let (result, reference) = parse(r#"{"event_type":"nope","ref":"r1"}"#);
+        assert_eq!((result.is_err(), reference.as_deref()), (true, Some(r#""r1""#)));
     }
 
     /// JSON as serde_json spells it, which simd-json must agree with.
@@ -510,11 +510,11 @@ mod tests {
         let types = Arc::new(EventTypes::builtin());
         let (mut parser, mut events) = (Parser::new(types, LIMITS), Vec::new());
         let sink = |event: Event<'_>| events.push(format!("{event:?}"));
-        let outcome = match chunk_bytes {
-            None => parser.parse_whole(text, sink).outcome,
+        let result = match chunk_bytes {
+            None => parser.parse_whole(text, sink).result,
             Some(bytes) => parser.parse_in_chunks(text.strip_prefix('[').expect("an array"), bytes, sink).map(Some),
         };
-        let outcome = outcome.map_err(|mut rejections| {
+        let result = result.map_err(|mut rejections| {
             for rejection in &mut rejections {
                 if let Fault::NotJson(why) = &mut rejection.fault {
                     *why = "";
@@ -522,8 +522,8 @@ mod tests {
             }
             rejections
         });
-        let events = if outcome.is_ok() { events } else { Vec::new() };
-        (outcome, events)
+        let events = if result.is_ok() { events } else { Vec::new() };
+        (result, events)
     }
 
     #[test]

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use jiff::SignedDuration;
 use jiff::civil::{DateTime, date};
 use jiff::tz::Offset;
+
+const YEAR_0: DateTime = date(0, 1, 1).at(0, 0, 0, 0);
+const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
 
 /// A point in time, in microseconds since 1970-01-01T00:00:00Z: the resolution in which events are stamped.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +80,6 @@ fn nanoseconds(text: &str) -> Result<i128, NotATime> {
     }
     // As a local time, because jiff's `Timestamp` does not cover all of the years 0000 and 9999.
     let local: DateTime = text[..end].replace([' ', 't'], "T").parse().map_err(|_| NotATime)?;
-    const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
     let east_seconds = match &b[end..] {
         [] | [b'Z' | b'z'] => 0,
         [b'+', offset @ ..] => seconds_of(offset)?,
@@ -123,8 +126,7 @@ impl Default for TimestampText {
 }
 
 impl TimestampText {
-    /// The 27 bytes of this time. A time outside the years 0 to 9999, or on the last day of these, has the spelling of the
-    /// nearest time that jiff knows.
+    /// The 27 bytes of this time. A time outside the years 0 to 9999 has the date of the nearest time within them.
     #[inline]
     pub fn render(&mut self, time: Timestamp) -> [u8; Timestamp::LEN] {
         let (second, mut micros) = (time.0.div_euclid(1_000_000), time.0.rem_euclid(1_000_000));
@@ -141,9 +143,12 @@ impl TimestampText {
     #[cold]
     fn render_second(&mut self, second: i64) {
         self.second = second;
-        let nearest = if second < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
-        let time = Offset::UTC.to_datetime(jiff::Timestamp::from_second(second).unwrap_or(nearest));
-        let time = time.max(date(0, 1, 1).at(0, 0, 0, 0));
+        let time = match jiff::Timestamp::from_second(second) {
+            Ok(time) => Offset::UTC.to_datetime(time),
+            // It does not cover the last day of 9999. This costs more, and ends at the calendar's last second.
+            Err(_) => EPOCH.saturating_add(SignedDuration::from_secs(second)),
+        };
+        let time = time.max(YEAR_0);
         let mut put = |at: usize, digits: usize, mut value: i16| {
             for digit in self.text[at..at + digits].iter_mut().rev() {
                 *digit = b'0' + (value % 10) as u8;
@@ -175,7 +180,8 @@ mod tests {
         check(-62_167_219_200_000_001, "0000-01-01T00:00:00.999999Z");
         check(i64::MIN, "0000-01-01T00:00:00.224192Z");
         check(253_402_207_200_999_999, "9999-12-30T22:00:00.999999Z");
-        check(i64::MAX, "9999-12-30T22:00:00.775807Z");
+        check(253_402_300_799_999_999, "9999-12-31T23:59:59.999999Z");
+        check(i64::MAX, "9999-12-31T23:59:59.775807Z");
     }
 
     #[test]
@@ -242,7 +248,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_time_reads_back_as_it_was_spelled(micros in -62_167_219_200_000_000i64..253_402_207_200_000_000) {
+        fn a_time_reads_back_as_it_was_spelled(micros in -62_167_219_200_000_000i64..253_402_300_800_000_000) {
             let time = Timestamp(micros);
             prop_assert_eq!(Timestamp::parse_floor(&time.to_string()), Ok(time));
         }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::wire::batch::Run;
-use crate::wire::subscription::Conflate;
+use crate::wire::committed::Run;
+use crate::wire::request::Conflate;
 
 /// Holds back the latest event of each type and key until the interval is over. What a newer one replaces
 /// is never sent; the last one always is.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::event::Timestamp;
-use crate::wire::batch::Run;
+use crate::wire::committed::Run;
 
 /// Hands out events as far apart as they were stored, divided by the speed. Once it has come to the
 /// present everything is due at once.

@@ -25,8 +25,9 @@ use crate::hub::{Delivery, Hub, Registration};
 use crate::outbox::Taken;
 use crate::store::{self, Order, Query, Reader, Reading, Store};
 use crate::wire::Batch;
-use crate::wire::batch::{Committed, Run, StoredText};
-use crate::wire::subscription::OnLag;
+use crate::wire::batch::StoredText;
+use crate::wire::committed::{Committed, Run};
+use crate::wire::request::OnLag;
 
 /// A page ends with the event that brings it to this size: large enough that a read's fixed cost does
 /// not count, small enough that no reader keeps the log from starting over for long.

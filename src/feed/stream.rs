@@ -15,9 +15,10 @@ use crate::event::{Filter, Seq, Timestamp};
 use crate::hub::Hub;
 use crate::record::Gap;
 use crate::store::{self, Order, Query, Reader, Store};
-use crate::wire::batch::Run;
+use crate::wire::committed::Run;
+use crate::wire::note::{Note, Opening};
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{Note, Opening, Start, Subscribe};
+use crate::wire::request::{Start, Subscribe};
 
 /// What one subscriber gets, whatever it is sent through.
 #[derive(Debug)]
@@ -193,7 +194,7 @@ fn place(reader: &Reader, request: &Subscribe) -> store::Result<Result<Place, St
         Start::Now => newest,
         Start::Since(time) => reader.before_time(*time)?,
         Start::Last(count) => reader.before_last(filter, *count, newest)?,
-        Start::Place(confirmed) => {
+        Start::Position(confirmed) => {
             gap = Gap::deleted_after(*confirmed, &extent);
             *confirmed
         }

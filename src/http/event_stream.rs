@@ -19,8 +19,8 @@ use super::request::Request;
 use super::response::{self, BrokenOff, streamed};
 use crate::feed::{Said, Stream};
 use crate::pipeline::{Pipeline, Shutdown, Subscriber, SubscriberSlot};
+use crate::wire::note::{Note, subscribed};
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{Note, subscribed};
 use crate::wire::{Refusal, frame};
 
 /// After this many milliseconds a browser connects again: a server that restarts is back by then.

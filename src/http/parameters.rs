@@ -11,8 +11,8 @@ use serde_json::{Map, Number, Value};
 use super::route::{FILTER, PAYLOAD_PREFIX, STREAM, is_known};
 use crate::event::{EventId, Filter, Object, Timestamp};
 use crate::wire::Refusal;
-use crate::wire::refusal::Place;
-use crate::wire::subscription::{LAST_MAX, Subscribe};
+use crate::wire::refusal::Step;
+use crate::wire::request::{LAST_MAX, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts, and names that mean nothing
 /// are ignored. Both are as in the service that this one replaces.
@@ -109,7 +109,7 @@ impl<'u> Parameters<'u> {
     /// # Errors
     /// `BadRequest` for what is no time; `Invalid` for the rest.
     pub fn subscription(&self, last_event_id: Option<&str>) -> Result<Subscribe, Refusal> {
-        let invalid = |why| Refusal::invalid(vec![Place::Name("query")], why, "invalid");
+        let invalid = |why| Refusal::invalid(vec![Step::Name("query")], why, "invalid");
         // Browsers send an empty one for none.
         let last_event_id = last_event_id.filter(|id| !id.is_empty());
         let mut asked = self.asked()?;
@@ -239,7 +239,7 @@ mod tests {
     use super::super::route::STREAM_OPTIONS_IN_URLS;
     use super::*;
     use crate::event::Seq;
-    use crate::wire::subscription::STREAM_OPTIONS;
+    use crate::wire::request::STREAM_OPTIONS;
 
     fn uri(query: &str) -> Uri {
         format!("/events?{query}").parse().unwrap()

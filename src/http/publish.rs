@@ -18,8 +18,8 @@ use crate::pipeline::PARSED_IN_PLACE_BYTES_MAX;
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{key_reused, write_ids};
-use crate::wire::cloud_event::InOurWords;
-use crate::wire::refusal::{Place, Problem};
+use crate::wire::cloud_event::Translation;
+use crate::wire::refusal::{Problem, Step};
 use crate::wire::{Batch, Refusal, cloud_event};
 
 /// What a body holds, by its content type.
@@ -53,7 +53,7 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
     if let Some(key) = key {
         if !batch.keyed().is_empty() {
             let why = "A request has an Idempotency-Key or its events have keys of their own, not both";
-            return Err(bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why.to_owned()));
+            return Err(bad_key(vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], why.to_owned()));
         }
         batch.set_key(key);
     }
@@ -115,10 +115,10 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
     let why = || format!("{IDEMPOTENCY_KEY} must be 1 to {KEY_CHARS_MAX} characters");
-    valid.map(Some).ok_or_else(|| bad_key(vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], why()))
+    valid.map(Some).ok_or_else(|| bad_key(vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], why()))
 }
 
-fn bad_key(loc: Vec<Place>, msg: String) -> Refusal {
+fn bad_key(loc: Vec<Step>, msg: String) -> Refusal {
     Refusal::invalid(loc, msg, "idempotency_key")
 }
 
@@ -137,11 +137,11 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
         match outcome {
             Outcome::Stored(seq) | Outcome::Replayed(seq) => seqs.push(*seq),
             Outcome::Refused(place) => {
-                let of = |place| vec![Place::Name("body"), Place::Index(place), Place::Name("idempotency_key")];
+                let of = |place| vec![Step::Name("body"), Step::Index(place), Step::Name("idempotency_key")];
                 let (loc, index) = match (key_of_all, many) {
-                    (true, _) => (vec![Place::Name("header"), Place::Name(IDEMPOTENCY_KEY)], None),
+                    (true, _) => (vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], None),
                     (false, true) => (of(*place), Some(*place)),
-                    (false, false) => (vec![Place::Name("body"), Place::Name("idempotency_key")], None),
+                    (false, false) => (vec![Step::Name("body"), Step::Name("idempotency_key")], None),
                 };
                 return Err(bad_key(loc, key_reused(index)));
             }
@@ -193,13 +193,13 @@ impl Form {
         let many = match self {
             Self::Json => {
                 let parsed = parser.parse(text, |event| batch.push(&event, &types));
-                parsed.outcome.map_err(|rejections| Refusal::of(&rejections))?.is_some()
+                parsed.result.map_err(|rejections| Refusal::of(&rejections))?.is_some()
             }
             Self::CloudEvent | Self::CloudEvents | Self::BinaryCloudEvent => {
                 let (header_value, mut problems) = (of_header(headers)?, Vec::new());
                 // Returns whether more problems can be listed.
                 let mut add = |cloud_event| {
-                    let parse = |event: &str| parser.parse(event, |event| batch.push(&event, &types)).outcome;
+                    let parse = |event: &str| parser.parse(event, |event| batch.push(&event, &types)).result;
                     problems.extend(problems_of(cloud_event, parse));
                     problems.len() < REJECTIONS_MAX
                 };
@@ -226,7 +226,7 @@ impl Form {
                 let mut rejections = Vec::new();
                 for (index, line) in text.lines().filter(|line| !line.trim_ascii().is_empty()).enumerate() {
                     let parsed = parser.parse(line, |event| batch.push(&event, &types));
-                    let of_line = match parsed.outcome {
+                    let of_line = match parsed.result {
                         Ok(None) => continue,
                         Err(of_line) if of_line.iter().all(|rejection| rejection.index.is_none()) => of_line,
                         // Each line is one event; an array of them is none.
@@ -246,7 +246,7 @@ impl Form {
             }
         };
         if batch.is_empty() {
-            return Err(Refusal::invalid(vec![Place::Name("body")], "The body holds no event", "too_short"));
+            return Err(Refusal::invalid(vec![Step::Name("body")], "The body holds no event", "too_short"));
         }
         Ok((batch, many))
     }
@@ -254,14 +254,14 @@ impl Form {
 
 /// All that is wrong with a CloudEvent: what breaks the rules of CloudEvents, then what breaks ours.
 fn problems_of(
-    InOurWords { index, event, wrong }: InOurWords,
+    Translation { index, event, rejections }: Translation,
     parse: impl FnOnce(&str) -> Result<Option<usize>, Vec<Rejection>>,
 ) -> Vec<Problem> {
-    let rejections = event.and_then(|event| parse(&event).err()).unwrap_or_default();
+    let of_event = event.and_then(|event| parse(&event).err()).unwrap_or_default();
     // A field is missing from the event only where its attribute is missing or wrong, and that is a problem already.
-    let ours = rejections.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
+    let ours = of_event.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
     let ours = ours.map(|rejection| Problem::from(&Rejection { index, ..rejection }));
-    wrong.iter().map(Problem::from).chain(ours).collect()
+    rejections.iter().map(Problem::from).chain(ours).collect()
 }
 
 /// Looks up the headers of a CloudEvent by name.

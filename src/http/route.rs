@@ -5,7 +5,7 @@ use hyper::Method;
 
 use crate::auth::Class;
 use crate::wire::cloud_event;
-use crate::wire::subscription::STREAM_OPTIONS;
+use crate::wire::request::STREAM_OPTIONS;
 
 /// One method of one path.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::event::{Columns, Filter, Seq};
 use crate::store::{self, Reader};
 use crate::subscriptions::Listed;
 use crate::wire::Refusal;
-use crate::wire::subscription::subscriber_id;
+use crate::wire::note::subscriber_id;
 
 /// `GET /subscriptions`: the durable ones, with how far behind each is.
 pub(super) async fn list(request: &Request<'_>) -> response::Result {

@@ -5,7 +5,7 @@ use super::group::Group;
 use super::subscriber::{Over, Request, Subscriber};
 use super::world::World;
 use crate::event::Seq;
-use crate::wire::subscription::OnLag;
+use crate::wire::request::OnLag;
 
 const SUBSCRIBERS_MAX: usize = 6;
 /// Names of durable subscriptions that are no groups.

@@ -10,9 +10,9 @@ use super::server::Server;
 use crate::event::{EventId, Seq};
 use crate::feed::{Chunk, Feed, PAGE_BYTES};
 use crate::store::Store;
-use crate::wire::batch::Run;
+use crate::wire::committed::Run;
 use crate::wire::frame;
-use crate::wire::subscription::OnLag;
+use crate::wire::request::OnLag;
 
 /// Most events of a round: three commits of eight, each with up to four more of the last message. An empty outbox takes
 /// that whatever its bound.

@@ -14,7 +14,7 @@ use super::server::Server;
 use crate::event::Seq;
 use crate::record::Failure;
 use crate::store::{Order, Query, Store, Stored};
-use crate::wire::batch::Commit;
+use crate::wire::committed::Commit;
 
 /// A batch in the queue, with what waits for its answer.
 pub struct Unanswered {

@@ -8,7 +8,7 @@ use crate::doorbell::{Home, Wakes};
 use crate::outbox::Outbox;
 use crate::record::{AckLevel, Failure, Outcomes};
 use crate::wire::answer::{Answered, Answers, ToPublisher};
-use crate::wire::batch::Committed;
+use crate::wire::committed::Committed;
 
 /// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
 /// whoever held it died, as unavailable. Nobody waits for ever.

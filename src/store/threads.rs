@@ -15,7 +15,7 @@ use super::error::Error;
 use super::segments::Segment;
 use super::writer::{Command, Writer};
 use super::{Shared, holes};
-use crate::wire::batch::Commit;
+use crate::wire::committed::Commit;
 
 /// The threads of an open store, and what they hand on.
 #[derive(Debug)]

@@ -28,7 +28,8 @@ use crate::doorbell::Wakes;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::record::{AckLevel, Failure, Outcome as Fate, Outcomes as Outcome};
 use crate::sync::atomic::Ordering;
-use crate::wire::batch::{Batch, Commit, Keyed};
+use crate::wire::batch::{Batch, Keyed};
+use crate::wire::committed::Commit;
 
 /// What the writer is asked to do.
 pub(super) enum Command {

@@ -9,20 +9,19 @@ use super::refusal::{self, Ending};
 use crate::event::{EventId, Parsed, Seq};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 
-/// What a publisher wants to hear (`?ack=` of its URL).
+/// How a publisher's messages are answered (`?ack=` of its URL).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AckMode {
-    /// One answer a message.
+    /// One answer for each message.
     #[default]
     Each,
-    /// One answer for all that was committed since the last; errors still one by one.
+    /// One answer for all events committed since the last answer, and one for each error.
     Batch,
-    /// No answer at all, not even to what is refused.
+    /// No answer, not even an error.
     None,
 }
 
-/// What a publisher asks of its acknowledgements: the words of `?ack=`, separated by commas, at most one of each
-/// kind.
+/// The words of `?ack=`, separated by commas: at most one mode and at most one level.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ack {
     pub mode: AckMode,
@@ -53,13 +52,13 @@ impl Ack {
     }
 }
 
-/// What the messages of one read will be answered once their batch is committed, in their order.
+/// The answers to the messages of one read, in their order. They are written once the outcomes of the batch are known.
 #[derive(Debug, Default)]
 pub struct Answers(Vec<Answer>);
 
 #[derive(Debug)]
 enum Answer {
-    /// So many single events without a `ref`, one after the other: the common case, kept short.
+    /// The count of neighbouring messages with one event and no `ref`. This is the common case, so it takes 4 bytes.
     Events(u32),
     Event {
         reference: Box<str>,
@@ -73,20 +72,20 @@ enum Answer {
     },
 }
 
-/// Answers whose outcome is known.
+/// Answers, and the outcomes of their events.
 #[derive(Debug)]
 pub struct Answered {
     pub outcomes: Result<Outcomes, Failure>,
     pub answers: Answers,
 }
 
-/// What waits to leave a publisher's socket.
+/// What waits to be sent on a publisher's socket.
 #[derive(Debug)]
 pub enum ToPublisher {
     Answered(Answered),
-    /// A frame as it is: a ping or a pong.
+    /// A whole frame: a ping or a pong.
     Frame(Vec<u8>),
-    /// Nothing more will be read; once everything is answered the socket ends so.
+    /// Nothing more is read. The socket is closed for this reason once everything is answered.
     End(Ending),
 }
 
@@ -95,7 +94,7 @@ impl Answers {
         self.0.is_empty()
     }
 
-    /// What is in flight: events, and messages that hold none.
+    /// Events in flight, and messages without an event, which count as one.
     pub fn in_flight(&self) -> usize {
         let count = |answer: &Answer| match answer {
             Answer::Events(len) | Answer::Array { len } => *len as usize,
@@ -104,7 +103,7 @@ impl Answers {
         self.0.iter().map(count).sum()
     }
 
-    /// Bytes kept until the answers leave.
+    /// Memory that the answers take until they are sent.
     pub fn bytes(&self) -> usize {
         let text = |answer: &Answer| match answer {
             Answer::Events(_) | Answer::Array { .. } => 0,
@@ -114,10 +113,10 @@ impl Answers {
         self.0.iter().map(|answer| size_of::<Answer>() + text(answer)).sum()
     }
 
-    /// Notes how a message was read: its events are in the batch, or it is refused.
+    /// Adds the answer to a parsed message: its events are in the batch, or it is refused.
     #[inline]
     pub fn note(&mut self, parsed: &Parsed<'_>) {
-        match (&parsed.outcome, parsed.reference) {
+        match (&parsed.result, parsed.reference) {
             (Ok(None), None) => match self.0.last_mut() {
                 Some(Answer::Events(n)) => *n += 1,
                 _ => self.0.push(Answer::Events(1)),
@@ -125,24 +124,24 @@ impl Answers {
             (Ok(None), Some(reference)) => self.0.push(Answer::Event { reference: reference.into() }),
             (Ok(Some(len)), _) => self.0.push(Answer::Array { len: *len as u32 }),
             (Err(rejections), reference) => {
-                let first = rejections.first().expect("what is refused is refused for a reason");
+                let first = rejections.first().expect("a refused message has a rejection");
                 self.error(refusal::sentence(first), reference);
             }
         }
     }
 
-    /// Notes a message that held no events.
+    /// Adds the answer to a message without an event.
     pub fn error(&mut self, message: impl Into<Box<str>>, reference: Option<&str>) {
         self.0.push(Answer::Error { message: message.into(), reference: reference.map(Into::into) });
     }
 }
 
-/// Renders answers as WebSocket frames, one after the other, ready for one write.
+/// Renders answers as WebSocket frames, one after the other, for one write.
 #[derive(Debug, Default)]
 pub struct AnswerWriter {
     ack: Ack,
-    /// In `AckMode::Batch`: events acknowledged but not yet told, the last of them, and how safe all are.
-    untold: u64,
+    /// In `AckMode::Batch`: how many events the next answer acknowledges, the last of them, and the lowest of their levels.
+    pending: u64,
     last: Seq,
     level: Option<AckLevel>,
     text: Vec<u8>,
@@ -158,7 +157,7 @@ impl AnswerWriter {
         if self.ack.mode == AckMode::None {
             return;
         }
-        let mut place = 0;
+        let mut next = 0;
         for answer in &answered.answers.0 {
             let (len, reference) = match answer {
                 Answer::Error { message, reference } => {
@@ -169,8 +168,8 @@ impl AnswerWriter {
                 Answer::Event { reference } => (1, Some(&**reference)),
                 Answer::Array { len } => (*len as usize, None),
             };
-            let events = place..place + len;
-            place += len;
+            let events = next..next + len;
+            next += len;
             match (&answered.outcomes, answer) {
                 (Err(failure), Answer::Events(_)) => {
                     events.for_each(|_| self.error(&failure.to_string(), None, out));
@@ -189,35 +188,35 @@ impl AnswerWriter {
         }
     }
 
-    /// Appends what is still untold; call it once what was taken together is written.
+    /// Appends the answer to the events that are pending. Call it once everything that was taken together is written.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        if self.untold > 0 {
-            let count = self.untold;
+        if self.pending > 0 {
+            let count = self.pending;
             let last = (self.last > Seq::ZERO).then(|| format!(r#","last_event_id":"{}""#, self.last.id()));
             let level = self.level.take();
             let ack = self.named(level);
             let text = format!(r#"{{"status":"ok","count":{count}{}{ack}}}"#, last.unwrap_or_default());
             frame::text(out, text.as_bytes());
-            (self.untold, self.last) = (0, Seq::ZERO);
+            (self.pending, self.last) = (0, Seq::ZERO);
         }
     }
 
-    /// The level that was reached, for whoever asked for one.
+    /// The JSON of the level that was reached, if the publisher asked for a level.
     fn named(&self, level: Option<AckLevel>) -> String {
         let level = level.filter(|_| self.ack.level.is_some());
         level.map_or(String::new(), |level| format!(r#","ack":"{}""#, level.name()))
     }
 
-    /// Adds the events of a message to what is told at once; what is refused is told now.
+    /// Adds the events of a message to those that are pending. Refused ones are answered now.
     fn gather(&mut self, outcomes: &Outcomes, answer: &Answer, events: Range<usize>, out: &mut Vec<u8>) {
         let (is_array, first) = (matches!(answer, Answer::Array { .. }), events.start);
         for event in events {
             match outcomes.of(event) {
-                Some(Outcome::Refused(place)) => {
+                Some(Outcome::Refused(index)) => {
                     let is_first_of_message =
-                        !is_array || event == 0 || outcomes.of(event - 1) != Some(Outcome::Refused(place));
+                        !is_array || event == 0 || outcomes.of(event - 1) != Some(Outcome::Refused(index));
                     if is_first_of_message {
-                        self.error(&key_reused(is_array.then_some(place)), None, out);
+                        self.error(&key_reused(is_array.then_some(index)), None, out);
                     }
                     continue;
                 }
@@ -230,7 +229,7 @@ impl AnswerWriter {
                 Some(Outcome::Stored(seq) | Outcome::Replayed(seq)) => self.last = self.last.max(seq),
                 None => {}
             }
-            self.untold += 1;
+            self.pending += 1;
             let level = outcomes.level();
             self.level = Some(self.level.map_or(level, |least| least.min(level)));
         }
@@ -252,7 +251,7 @@ impl AnswerWriter {
     fn many(&mut self, outcomes: &Outcomes, events: Range<usize>, out: &mut Vec<u8>) {
         let each = events.clone().map(|event| outcomes.of(event));
         match each.clone().next().flatten() {
-            Some(Outcome::Refused(place)) => return self.error(&key_reused(Some(place)), None, out),
+            Some(Outcome::Refused(index)) => return self.error(&key_reused(Some(index)), None, out),
             Some(Outcome::Damaged) => return self.error(&Failure::Damaged.to_string(), None, out),
             Some(Outcome::Stored(_) | Outcome::Replayed(_)) | None => {}
         }
@@ -281,13 +280,13 @@ impl AnswerWriter {
     }
 
     fn error(&mut self, message: &str, reference: Option<&str>, out: &mut Vec<u8>) {
-        // Answers stay in the order of their messages.
+        // Answers stay in the order of their messages, so the pending events come first.
         self.finish(out);
         frame::text(out, error(message, reference).as_bytes());
     }
 }
 
-/// The common case: events without anything to be said of them but their ids.
+/// The common case: nothing but the id has to be said of each event.
 fn stored_in_a_row(first: Seq, len: usize, out: &mut Vec<u8>) {
     let mut template = OK_FRAME;
     for i in 0..len {
@@ -296,7 +295,7 @@ fn stored_in_a_row(first: Seq, len: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// The text for a client whose key says something else than before; in an array it names the index.
+/// The text for a client that used an idempotency key for another event; in an array it names the index.
 pub fn key_reused(index: Option<usize>) -> String {
     let of = index.map_or(String::new(), |index| format!("Event {index}: "));
     format!("{of}The idempotency key was used for another event")
@@ -347,11 +346,11 @@ mod tests {
         let refused = vec![Rejection { index: None, fault: Fault::BadSource }];
         let mut answers = Answers::default();
         for parsed in [
-            Parsed { reference: None, outcome: Ok(None) },
-            Parsed { reference: None, outcome: Ok(None) },
-            Parsed { reference: None, outcome: Err(refused) },
-            Parsed { reference: Some("7"), outcome: Ok(None) },
-            Parsed { reference: None, outcome: Ok(Some(2)) },
+            Parsed { reference: None, result: Ok(None) },
+            Parsed { reference: None, result: Ok(None) },
+            Parsed { reference: None, result: Err(refused) },
+            Parsed { reference: Some("7"), result: Ok(None) },
+            Parsed { reference: None, result: Ok(Some(2)) },
         ] {
             answers.note(&parsed);
         }
@@ -372,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_gets_its_answer_in_its_place() {
+    fn answers_come_in_the_order_of_their_messages() {
         let each = written(AckMode::Each, Ok(Seq(10)));
         assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a"}"#);
         assert_eq!(each[1], r#"{"status":"ok","event_id":"evt_00000000000b"}"#);
@@ -387,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_acknowledged_at_once_but_for_its_errors() {
+    fn in_batch_mode_events_share_an_answer_and_each_error_has_its_own() {
         let batch = written(AckMode::Batch, Ok(Seq(10)));
         assert_eq!(batch[0], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000b"}"#);
         assert!(batch[1].starts_with(r#"{"status":"error""#));
@@ -395,7 +394,7 @@ mod tests {
         assert_eq!(batch.len(), 3);
     }
 
-    fn told(ack: &str, outcomes: Outcomes) -> Vec<String> {
+    fn texts_for(ack: &str, outcomes: Outcomes) -> Vec<String> {
         let ack = Ack::parse(ack).expect("words");
         let (mut writer, mut out) = (AnswerWriter::new(ack), Vec::new());
         writer.write(&Answered { outcomes: Ok(outcomes), answers: answers() }, &mut out);
@@ -404,42 +403,42 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_a_level_hears_which_was_reached() {
-        let each = told("stored", Outcomes::From(Seq(10), AckLevel::Synced));
+    fn a_publisher_that_asks_for_a_level_is_told_the_level_reached() {
+        let each = texts_for("stored", Outcomes::From(Seq(10), AckLevel::Synced));
         assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a","ack":"synced"}"#);
         assert_eq!(each[3], r#"{"status":"ok","event_id":"evt_00000000000c","ack":"synced","ref":7}"#);
         assert!(each[4].ends_with(r#""],"ack":"synced"}"#), "{}", each[4]);
-        let queued = told("queued,each", Outcomes::Queued);
+        let queued = texts_for("queued,each", Outcomes::Queued);
         assert_eq!(queued[0], r#"{"status":"ok","ack":"queued"}"#);
         assert_eq!(queued[3], r#"{"status":"ok","ack":"queued","ref":7}"#);
         assert_eq!(queued[4], r#"{"status":"ok","count":2,"ack":"queued"}"#);
-        let batch = told("batch,queued", Outcomes::Queued);
+        let batch = texts_for("batch,queued", Outcomes::Queued);
         assert_eq!(batch[0], r#"{"status":"ok","count":2,"ack":"queued"}"#);
     }
 
     #[test]
-    fn repeats_are_told_apart() {
+    fn a_replayed_event_is_acknowledged_as_replayed() {
         let (stored, replayed, refused) =
             (|n| Outcome::Stored(Seq(n)), |n| Outcome::Replayed(Seq(n)), Outcome::Refused(1));
         let outcomes = |each: [Outcome; 5]| Outcomes::Each(each.into(), AckLevel::Synced);
-        let each = told("each", outcomes([stored(10), replayed(3), refused, replayed(2), stored(11)]));
+        let each = texts_for("each", outcomes([stored(10), replayed(3), refused, replayed(2), stored(11)]));
         assert_eq!(each[0], r#"{"status":"ok","event_id":"evt_00000000000a"}"#);
         assert_eq!(each[1], r#"{"status":"ok","event_id":"evt_000000000003","replayed":true}"#);
         assert_eq!(each[3], r#"{"status":"error","message":"The idempotency key was used for another event","ref":7}"#);
         assert_eq!(each[4], r#"{"status":"ok","event_ids":["evt_000000000002","evt_00000000000b"],"replayed":1}"#);
-        let each = told("each", outcomes([stored(10), stored(11), stored(12), refused, refused]));
+        let each = texts_for("each", outcomes([stored(10), stored(11), stored(12), refused, refused]));
         assert_eq!(
             each[4],
             r#"{"status":"error","message":"Event 1: The idempotency key was used for another event"}"#
         );
-        let batch = told("batch", outcomes([stored(10), replayed(3), refused, stored(11), stored(12)]));
+        let batch = texts_for("batch", outcomes([stored(10), replayed(3), refused, stored(11), stored(12)]));
         assert_eq!(batch[0], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000a"}"#);
         assert!(batch[1].contains("Field 'source'") && batch[2].contains("idempotency key"), "{batch:?}");
         assert_eq!(batch[3], r#"{"status":"ok","count":2,"last_event_id":"evt_00000000000c"}"#);
     }
 
     #[test]
-    fn words_of_an_acknowledgement() {
+    fn only_the_words_of_acknowledgements_are_accepted() {
         let ack = |mode, level| Ok(Ack { mode, level });
         assert_eq!(Ack::parse("each"), ack(AckMode::Each, None));
         assert_eq!(Ack::parse("stored,batch"), ack(AckMode::Batch, Some(AckLevel::Stored)));

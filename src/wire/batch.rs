@@ -1,68 +1,34 @@
-//! Events encoded once. The thread that read an event renders the whole WebSocket frame of its
-//! delivery, with two holes of fixed width; the writer fills in 12 digits of id and 27 bytes of time.
-//! From then on the bytes are shared: by the 201 body, by every subscriber's socket, by everyone.
+//! Events encoded once. The thread that read an event renders the whole WebSocket frame of its delivery, with two blanks of
+//! fixed width; the writer fills them with 12 digits of id and 27 bytes of time. After that the bytes are shared: by the
+//! answer of the producer and by the sockets of all subscribers.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::committed::Committed;
+use super::event_json::{JsonString, NULL, SKELETON, SKELETON_LEN, StoredEvent};
 use super::frame::{self, OpCode};
+use super::row::{Row, Span};
 use crate::event::{Columns, Event, EventId, EventTypes, Seq, Timestamp, TimestampText};
 
-/// Events of one read or one request, encoded but neither numbered nor stored. Frames lie in one run
-/// without gaps, so an unfiltered subscriber costs one slice a batch.
+/// Events of one read or one request, encoded but neither numbered nor stored. Their frames follow each other without a
+/// gap, so an unfiltered subscriber costs one slice a batch.
 #[derive(Debug, Default)]
 pub struct Batch {
     frames: Vec<u8>,
-    /// Strings whose JSON spelling has escapes, as they are stored: without.
+    /// Strings whose JSON has escapes, without these: as they are stored.
     decoded: Vec<u8>,
     rows: Vec<Row>,
     keyed: Vec<Keyed>,
 }
 
-/// Events that are stored once under an idempotency key. Hardly any batch has one.
+/// The events of an idempotency key, which are stored once. Few batches have keys.
 #[derive(Debug, Clone)]
 pub struct Keyed {
     pub key: Box<str>,
-    /// Their places in the batch.
+    /// Their indexes in the batch.
     pub events: Range<usize>,
-    /// The places of all events that are stored with them or not at all.
+    /// The indexes of all events of their message, which is stored as a whole or not at all.
     pub message: Range<usize>,
-}
-
-/// Where the parts of one event lie. Its frame begins where the one before it ends.
-#[derive(Debug, Clone, Copy)]
-struct Row {
-    json: u32,
-    end: u32,
-    event_type: Span,
-    source: Span,
-    session_id: Span,
-    user_id: Span,
-    payload: Span,
-}
-
-/// A string within `frames`, or within `decoded` if `DECODED` is set.
-#[derive(Debug, Clone, Copy)]
-struct Span {
-    start: u32,
-    len: u32,
-}
-
-impl Span {
-    const NULL: Span = Span { start: u32::MAX, len: 0 };
-    const DECODED: u32 = 1 << 31;
-
-    #[inline]
-    fn text<'b>(self, frames: &'b [u8], decoded: &'b [u8]) -> Option<&'b [u8]> {
-        if self.start == u32::MAX {
-            return None;
-        }
-        let home = if self.start & Self::DECODED == 0 { frames } else { decoded };
-        let start = (self.start & !Self::DECODED) as usize;
-        Some(&home[start..start + self.len as usize])
-    }
 }
 
 impl Batch {
@@ -79,7 +45,7 @@ impl Batch {
         self.frames.len() + self.decoded.len() + self.rows.len() * size_of::<Row>()
     }
 
-    /// Undoes every push after the first `len`.
+    /// Removes the events after the first `len`.
     pub fn truncate(&mut self, len: usize) {
         if len < self.rows.len() {
             self.frames.truncate(len.checked_sub(1).map_or(0, |last| self.rows[last].end as usize));
@@ -88,12 +54,12 @@ impl Batch {
         }
     }
 
-    /// The events with idempotency keys, in order.
+    /// The idempotency keys of its events, in order.
     pub fn keyed(&self) -> &[Keyed] {
         &self.keyed
     }
 
-    /// The events from `first` on came in one message: they are stored together or not at all.
+    /// Notes that the events from `first` on came in one message, which is stored as a whole or not at all.
     #[inline]
     pub fn end_message(&mut self, first: usize) {
         if !self.keyed.is_empty() {
@@ -109,14 +75,14 @@ impl Batch {
         self.keyed = vec![Keyed { key: key.into(), events: all.clone(), message: all }];
     }
 
-    /// Keeps only the events in places that pass.
-    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+    /// Removes all events but those whose index passes.
+    pub fn retain(&mut self, passes: impl Fn(usize) -> bool) {
         let mut frames = Vec::with_capacity(self.frames.len());
         let mut rows = Vec::with_capacity(self.rows.len());
         let mut start = 0;
         for (index, row) in self.rows.iter().enumerate() {
             let end = row.end as usize;
-            if keep(index) {
+            if passes(index) {
                 rows.push(row.moved(start as u32, frames.len() as u32));
                 frames.extend_from_slice(&self.frames[start..end]);
             }
@@ -125,17 +91,17 @@ impl Batch {
         (self.frames, self.rows, self.keyed) = (frames, rows, Vec::new());
     }
 
-    /// Encodes one event at the end.
+    /// Encodes one event and appends it.
     #[inline]
     pub fn push(&mut self, event: &Event<'_>, types: &EventTypes) {
         let event_type: &str = types.name(event.event_type);
-        let session_id = event.session_id.map(Json::of);
-        let user_id = event.user_id.map(Json::of);
+        let session_id = event.session_id.map(JsonString::of);
+        let user_id = event.user_id.map(JsonString::of);
         let json_len = SKELETON_LEN
             + event_type.len()
             + event.source.len()
-            + session_id.as_ref().map_or(NULL.len(), Json::len)
-            + user_id.as_ref().map_or(NULL.len(), Json::len)
+            + session_id.as_ref().map_or(NULL.len(), JsonString::len)
+            + user_id.as_ref().map_or(NULL.len(), JsonString::len)
             + event.payload.len();
         self.frames.reserve(frame::head_len(json_len) + json_len);
         frame::write_head(&mut self.frames, OpCode::Text, json_len);
@@ -164,7 +130,7 @@ impl Batch {
         self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
     }
 
-    /// Encodes an event that was read back, complete, at the end. Returns the bytes of its frame.
+    /// Appends an event that was read back, with its number and time. Returns the bytes of its frame.
     pub fn push_stored(&mut self, event: &StoredEvent<'_>, text: &mut StoredText) -> usize {
         text.json.clear();
         event.write_json(&mut text.json, &mut text.time);
@@ -196,13 +162,13 @@ impl Batch {
     }
 
     #[inline]
-    fn string(&mut self, json: Option<Json<'_>>) -> Span {
+    fn string(&mut self, json: Option<JsonString<'_>>) -> Span {
         match json {
             None => {
                 self.frames.extend_from_slice(NULL);
                 Span::NULL
             }
-            Some(Json { text, escapes: 0 }) => {
+            Some(JsonString { text, escapes: 0 }) => {
                 self.frames.push(b'"');
                 let span = self.plain(text);
                 self.frames.push(b'"');
@@ -217,7 +183,7 @@ impl Batch {
         }
     }
 
-    /// Fills the holes of event number `index`.
+    /// Fills the blanks of an event.
     #[inline]
     pub fn stamp(&mut self, index: usize, seq: Seq, time: &[u8; Timestamp::LEN]) {
         let row = &self.rows[index];
@@ -232,331 +198,24 @@ impl Batch {
         self.rows[index].columns(&self.frames, &self.decoded)
     }
 
-    /// The batch after its commit, for sharing. Every event must have been stamped, with `first` and
-    /// the numbers that follow it.
+    /// The batch after its commit, for sharing. Its events must have been stamped with `first` and the numbers that
+    /// follow it.
     pub fn committed(self, first: Seq) -> Committed {
-        self.shared(Seqs::From(first))
+        Committed::new(first, self.frames.into(), self.decoded, self.rows)
     }
 
-    /// The batch for sharing, when its events were read back: those of these numbers.
+    /// The batch for sharing, if its events were read back and have these numbers.
     pub fn read_back(self, seqs: Vec<Seq>) -> Committed {
         assert_eq!(seqs.len(), self.len(), "each event has its number");
-        self.shared(Seqs::Each(seqs))
-    }
-
-    fn shared(self, seqs: Seqs) -> Committed {
-        Committed { seqs, frames: self.frames.into(), decoded: self.decoded, rows: self.rows }
+        Committed::read_back(seqs, self.frames.into(), self.decoded, self.rows)
     }
 }
 
-/// Room to work in for [`Batch::push_stored`].
+/// Buffers that [`Batch::push_stored`] uses again for each event.
 #[derive(Debug, Default)]
 pub struct StoredText {
     json: Vec<u8>,
     time: TimestampText,
-}
-
-impl Row {
-    /// The same row when its frame begins elsewhere.
-    fn moved(&self, from: u32, to: u32) -> Self {
-        let place = |at: u32| at - from + to;
-        let span = |span: Span| {
-            let is_in_frame = span.start & Span::DECODED == 0;
-            if is_in_frame { Span { start: place(span.start), ..span } } else { span }
-        };
-        Self {
-            json: place(self.json),
-            end: place(self.end),
-            event_type: span(self.event_type),
-            source: span(self.source),
-            session_id: span(self.session_id),
-            user_id: span(self.user_id),
-            payload: span(self.payload),
-        }
-    }
-
-    // Left to the compiler, an edit anywhere else may have the fan-out call it: 20 instructions more an event (2 %).
-    #[inline(always)]
-    fn columns<'b>(&self, frames: &'b [u8], decoded: &'b [u8]) -> Columns<'b> {
-        let text = |span: Span| span.text(frames, decoded);
-        Columns {
-            event_type: text(self.event_type).expect("every event has a type"),
-            source: text(self.source).expect("every event has a source"),
-            session_id: text(self.session_id),
-            user_id: text(self.user_id),
-            payload: text(self.payload).expect("every event has a payload"),
-        }
-    }
-}
-
-/// A batch that is on disk: numbered, immutable, its bytes shared by all who deliver it.
-#[derive(Debug)]
-pub struct Committed {
-    seqs: Seqs,
-    frames: Bytes,
-    decoded: Vec<u8>,
-    rows: Vec<Row>,
-}
-
-/// The numbers of a batch's events.
-#[derive(Debug)]
-enum Seqs {
-    /// Just committed: this one and those that follow it.
-    From(Seq),
-    /// Read back through a filter.
-    Each(Vec<Seq>),
-}
-
-impl Committed {
-    /// The number of the first event; there must be one, or the batch be just committed.
-    pub fn first(&self) -> Seq {
-        self.seq(0)
-    }
-
-    /// The number of an event. Those of a batch just committed follow each other without gap.
-    pub fn seq(&self, index: usize) -> Seq {
-        match &self.seqs {
-            Seqs::From(first) => first.plus(index),
-            Seqs::Each(seqs) => seqs[index],
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// The WebSocket frames of all events, one after the other.
-    pub fn frames(&self) -> Bytes {
-        self.frames.clone()
-    }
-
-    /// The WebSocket frames of the events `from..to`.
-    pub fn frames_between(&self, from: usize, to: usize) -> Bytes {
-        self.frames.slice(self.frames_range(from, to))
-    }
-
-    fn frames_range(&self, from: usize, to: usize) -> Range<usize> {
-        let start = from.checked_sub(1).map_or(0, |before| self.rows[before].end as usize);
-        start..self.rows[to - 1].end as usize
-    }
-
-    /// The event itself, as JSON.
-    pub fn json(&self, index: usize) -> Bytes {
-        let row = &self.rows[index];
-        self.frames.slice(row.json as usize..row.end as usize)
-    }
-
-    /// When the event was stored.
-    pub fn time(&self, index: usize) -> Timestamp {
-        let end = self.rows[index].end as usize - SKELETON[7].len();
-        let text = std::str::from_utf8(&self.frames[end - Timestamp::LEN..end]).expect("digits are ASCII");
-        Timestamp::parse_floor(text).expect("the writer spells times")
-    }
-
-    #[inline]
-    pub fn columns(&self, index: usize) -> Columns<'_> {
-        self.rows[index].columns(&self.frames, &self.decoded)
-    }
-}
-
-/// Neighbouring events of a batch, shared.
-#[derive(Debug, Clone)]
-pub struct Run {
-    batch: Arc<Committed>,
-    from: u32,
-    to: u32,
-}
-
-impl Run {
-    /// The events `from..to`, at least one.
-    pub fn new(batch: Arc<Committed>, from: usize, to: usize) -> Self {
-        debug_assert!(from < to && to <= batch.len());
-        Self { batch, from: from as u32, to: to as u32 }
-    }
-
-    /// All events of a batch that has any.
-    pub fn whole(batch: Arc<Committed>) -> Self {
-        let len = batch.len();
-        Self::new(batch, 0, len)
-    }
-
-    /// Their WebSocket frames.
-    pub fn frames(&self) -> Bytes {
-        self.batch.frames_between(self.from as usize, self.to as usize)
-    }
-
-    pub fn batch(&self) -> &Arc<Committed> {
-        &self.batch
-    }
-
-    /// Their places in the batch.
-    pub fn range(&self) -> Range<usize> {
-        self.from as usize..self.to as usize
-    }
-
-    /// Bytes of their frames.
-    pub fn bytes(&self) -> usize {
-        self.batch.frames_range(self.from as usize, self.to as usize).len()
-    }
-
-    /// Whether the event `next` of `batch` follows the last of these.
-    pub fn is_before(&self, batch: &Arc<Committed>, next: usize) -> bool {
-        Arc::ptr_eq(&self.batch, batch) && self.to as usize == next
-    }
-
-    /// Makes the run longer, up to the event before `to`.
-    pub fn extend(&mut self, to: usize) {
-        debug_assert!((self.to as usize) < to && to <= self.batch.len());
-        self.to = to as u32;
-    }
-}
-
-/// All that one transaction stored, in order: what the store hands on.
-#[derive(Debug)]
-pub struct Commit {
-    pub batches: Vec<Arc<Committed>>,
-    /// The number of the last event: after this commit everything up to it is stored.
-    pub through: Seq,
-}
-
-impl Commit {
-    /// Bytes of its events' frames.
-    pub fn bytes(&self) -> usize {
-        self.batches.iter().map(|batch| batch.frames.len()).sum()
-    }
-}
-
-/// An event read back from storage.
-#[derive(Debug, Clone, Copy)]
-pub struct StoredEvent<'r> {
-    pub seq: Seq,
-    pub time: Timestamp,
-    pub event_type: &'r str,
-    pub source: &'r str,
-    pub session_id: Option<&'r str>,
-    pub user_id: Option<&'r str>,
-    pub payload: &'r str,
-    /// The id it had in the service this one replaces, if it came from there.
-    pub legacy_id: Option<&'r str>,
-}
-
-impl StoredEvent<'_> {
-    pub fn columns(&self) -> Columns<'_> {
-        Columns {
-            event_type: self.event_type.as_bytes(),
-            source: self.source.as_bytes(),
-            session_id: self.session_id.map(str::as_bytes),
-            user_id: self.user_id.map(str::as_bytes),
-            payload: self.payload.as_bytes(),
-        }
-    }
-
-    /// Appends the delivered JSON: the bytes a live subscriber got.
-    pub fn write_json(&self, out: &mut Vec<u8>, time: &mut TimestampText) {
-        match self.legacy_id {
-            None => {
-                out.extend_from_slice(SKELETON[0]);
-                out.extend_from_slice(&self.seq.id().digits());
-            }
-            Some(id) => {
-                out.extend_from_slice(SKELETON[0].strip_suffix(b"\"evt_").expect("the skeleton begins with an id"));
-                let quoted = Json::of(id);
-                let mut text = Vec::with_capacity(quoted.len());
-                quoted.write(&mut text);
-                out.extend_from_slice(&text[..text.len() - 1]);
-            }
-        }
-        out.extend_from_slice(SKELETON[1]);
-        Json::of(self.event_type).write_inside(out);
-        out.extend_from_slice(SKELETON[2]);
-        Json::of(self.source).write_inside(out);
-        for (label, value) in [(SKELETON[3], self.session_id), (SKELETON[4], self.user_id)] {
-            out.extend_from_slice(label);
-            match value {
-                Some(text) => Json::of(text).write(out),
-                None => out.extend_from_slice(NULL),
-            }
-        }
-        out.extend_from_slice(SKELETON[5]);
-        out.extend_from_slice(self.payload.as_bytes());
-        out.extend_from_slice(SKELETON[6]);
-        out.extend_from_slice(&time.render(self.time));
-        out.extend_from_slice(SKELETON[7]);
-    }
-}
-
-const NULL: &[u8] = b"null";
-
-/// What stands between the parts of a delivered event. Keys and their order are the contract's.
-const SKELETON: [&[u8]; 8] = [
-    br#"{"id":"evt_"#,
-    br#"","event_type":""#,
-    br#"","source":""#,
-    br#"","session_id":"#,
-    br#","user_id":"#,
-    br#","payload":"#,
-    br#","timestamp":""#,
-    br#""}"#,
-];
-
-/// Bytes of a delivered event besides its own strings.
-const SKELETON_LEN: usize = {
-    let (mut len, mut i) = (EventId::DIGITS + Timestamp::LEN, 0);
-    while i < SKELETON.len() {
-        len += SKELETON[i].len();
-        i += 1;
-    }
-    len
-};
-
-/// A string on its way into JSON.
-struct Json<'t> {
-    text: &'t str,
-    /// Bytes that its escapes add.
-    escapes: usize,
-}
-
-impl<'t> Json<'t> {
-    #[inline]
-    fn of(text: &'t str) -> Self {
-        let extra = |b: u8| match b {
-            b'"' | b'\\' => 1,
-            0..0x20 => 5,
-            _ => 0,
-        };
-        Self { text, escapes: text.bytes().map(extra).sum() }
-    }
-
-    /// Bytes of the JSON string with its quotes.
-    fn len(&self) -> usize {
-        self.text.len() + self.escapes + 2
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        out.push(b'"');
-        self.write_inside(out);
-        out.push(b'"');
-    }
-
-    fn write_inside(&self, out: &mut Vec<u8>) {
-        if self.escapes == 0 {
-            return out.extend_from_slice(self.text.as_bytes());
-        }
-        for &byte in self.text.as_bytes() {
-            match byte {
-                b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-                0..0x20 => {
-                    let digit = |n: u8| b"0123456789abcdef"[n as usize];
-                    out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
-                }
-                _ => out.push(byte),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -573,14 +232,14 @@ mod tests {
         let mut batch = Batch::default();
         events.iter().for_each(|e| batch.push(e, types));
         for i in 0..batch.len() {
-            let time = crate::event::TimestampText::default().render(Timestamp(i as i64));
+            let time = TimestampText::default().render(Timestamp(i as i64));
             batch.stamp(i, Seq(7).plus(i), &time);
         }
         batch.committed(Seq(7))
     }
 
     #[test]
-    fn live_and_stored_bytes_are_the_same() {
+    fn an_event_has_the_same_bytes_live_and_read_back() {
         let types = EventTypes::builtin();
         let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(70_000));
         let sessions = [None, Some("plain é"), Some("quote \" slash \\ control \u{1}\n"), Some("")];
@@ -630,24 +289,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays_as_it_was() {
+    fn events_that_are_retained_stay_as_they_were() {
         let types = EventTypes::builtin();
         let events: Vec<_> = [Some("a"), Some("\n"), None, Some("b\"")].map(|s| event(&types, s, "{}")).into();
         let mut batch = Batch::default();
         events.iter().for_each(|e| batch.push(e, &types));
         batch.retain(|i| i % 2 == 1);
-        let kept = [events[1], events[3]];
+        let retained = [events[1], events[3]];
         let mut expected = Batch::default();
-        kept.iter().for_each(|e| expected.push(e, &types));
+        retained.iter().for_each(|e| expected.push(e, &types));
         assert_eq!(batch.frames, expected.frames);
-        for (i, event) in kept.iter().enumerate() {
+        for (i, event) in retained.iter().enumerate() {
             assert_eq!(batch.columns(i).session_id, event.session_id.map(str::as_bytes));
             assert_eq!((batch.columns(i).event_type, batch.columns(i).payload), (&b"timer_tick"[..], &b"{}"[..]));
         }
     }
 
     #[test]
-    fn truncate_undoes_pushes() {
+    fn truncating_removes_the_last_events() {
         let types = EventTypes::builtin();
         let mut batch = Batch::default();
         batch.push(&event(&types, Some("a"), "{}"), &types);
@@ -659,12 +318,12 @@ mod tests {
         assert!(batch.is_empty() && batch.frames.is_empty());
     }
 
-    /// An event's session, user, one text of its payload, and whether it is kept.
+    /// An event's session, user, one text of its payload, and whether it is retained.
     type Drawn = (Option<String>, Option<String>, String, bool);
 
     proptest! {
         #[test]
-        fn any_event_is_delivered_as_it_came(
+        fn any_event_is_delivered_as_it_was_published(
             drawn in prop::collection::vec(any::<Drawn>(), 1..8),
             first in 1..1u64 << 40,
         ) {
@@ -679,14 +338,14 @@ mod tests {
                 batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key }, &types);
             }
             batch.retain(|index| drawn[index].3);
-            let kept: Vec<_> = drawn.iter().zip(&payloads).filter(|((.., is_kept), _)| *is_kept).collect();
-            prop_assert_eq!(batch.len(), kept.len());
+            let retained: Vec<_> = drawn.iter().zip(&payloads).filter(|((.., is_retained), _)| *is_retained).collect();
+            prop_assert_eq!(batch.len(), retained.len());
             for index in 0..batch.len() {
                 let time = TimestampText::default().render(Timestamp(first as i64 + index as i64));
                 batch.stamp(index, Seq(first).plus(index), &time);
             }
             let committed = batch.committed(Seq(first));
-            for (index, ((session_id, user_id, ..), payload)) in kept.into_iter().enumerate() {
+            for (index, ((session_id, user_id, ..), payload)) in retained.into_iter().enumerate() {
                 let (columns, id) = (committed.columns(index), Seq(first).plus(index).id().to_string());
                 prop_assert_eq!(columns.session_id, session_id.as_ref().map(String::as_bytes));
                 prop_assert_eq!(columns.user_id, user_id.as_ref().map(String::as_bytes));

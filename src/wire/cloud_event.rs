@@ -1,5 +1,5 @@
-//! CloudEvents 1.0 and what they are here: the JSON format one by one (*structured*) and many (*batch*),
-//! and the headers of HTTP's *binary* mode. No input or output.
+//! From CloudEvents 1.0 to events and back: one in JSON (*structured* mode), an array of them (*batch*), and one in HTTP
+//! headers (*binary* mode). No input or output.
 //!
 //! | CloudEvent | here | on the way in | on the way out |
 //! |---|---|---|---|
@@ -14,12 +14,12 @@
 //! | `time` | `timestamp` | not kept | the time of the commit |
 //! | all others | | not kept | |
 //!
-//! `source` and `id` identify a CloudEvent, so the same pair again is a duplicate. Our ids number events in
-//! commit order, so a producer cannot choose them; nor its `time`, because timestamps follow that order too
-//! and a cursor would miss an event dated back. A producer that needs its own time puts it into `data`.
+//! `source` and `id` identify a CloudEvent, so the same pair again is a duplicate. A producer cannot choose our ids, because
+//! they number the events in commit order. It cannot choose our timestamps either: they follow the same order, and a cursor
+//! would miss an event with an earlier one. A producer that needs its own time puts it into `data`.
 //!
-//! Only the rules of CloudEvents are checked here. What comes out is the text of an event, and
-//! [`Parser`](crate::event::Parser) checks it as it checks all others.
+//! Only the rules of CloudEvents are checked here. The result is the text of an event, which
+//! [`Parser`](crate::event::Parser) checks like every other one.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -38,22 +38,22 @@ pub const BATCH_MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 const SPEC_VERSION: &str = "1.0";
 const DATA_CONTENT_TYPE: &str = "application/json";
 
-/// A CloudEvent in our own words.
+/// A CloudEvent translated into the JSON of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InOurWords {
-    /// The place in a batch, from 0.
+pub struct Translation {
+    /// The index in a batch.
     pub index: Option<usize>,
-    /// The event as JSON, without what is wrong; `None` if nothing could be read.
+    /// The event as JSON, without the invalid attributes; `None` if the text is not a JSON object.
     pub event: Option<String>,
-    /// All that breaks a rule of CloudEvents.
-    pub wrong: Vec<NotACloudEvent>,
+    /// Every rule of CloudEvents that it breaks.
+    pub rejections: Vec<NotACloudEvent>,
 }
 
-/// A structured CloudEvent, at this place of a batch if it is in one.
-pub fn of_json(json: &str, index: Option<usize>) -> InOurWords {
+/// Translates a structured CloudEvent; `index` is that in a batch.
+pub fn of_json(json: &str, index: Option<usize>) -> Translation {
     let (event, faults) = structured(json);
     let refused = |fault| NotACloudEvent { part: Part::Body, index, fault };
-    InOurWords { index, event, wrong: faults.into_iter().map(refused).collect() }
+    Translation { index, event, rejections: faults.into_iter().map(refused).collect() }
 }
 
 /// The CloudEvents of a batch.
@@ -62,20 +62,19 @@ pub fn items(json: &str) -> Result<Vec<&RawValue>, NotACloudEvent> {
     serde_json::from_str(json).map_err(|error| refused(Fault::reading(&error, Fault::NotAnArray)))
 }
 
-/// The CloudEvent that a binary-mode request is: `get` gives the value of a header by its lower-case name, `body` is the
-/// data.
-pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> InOurWords {
+/// Translates a request in binary mode: `get` gives the value of a header by its lower-case name, `body` is the data.
+pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Translation {
     let (event, faults) = binary(get, body);
     let refused = |fault: Fault| {
         let part = if fault.field().is_some() { Part::Header } else { Part::Body };
         NotACloudEvent { part, index: None, fault }
     };
-    InOurWords { index: None, event: Some(event), wrong: faults.into_iter().map(refused).collect() }
+    Translation { index: None, event: Some(event), rejections: faults.into_iter().map(refused).collect() }
 }
 
 /// Appends the structured CloudEvent of a delivered event's JSON.
 pub fn of_event(json: &[u8], out: &mut Vec<u8>) {
-    let event: Delivered<'_> = serde_json::from_slice(json).expect("delivered events are JSON of our own making");
+    let event: Delivered<'_> = serde_json::from_slice(json).expect("a delivered event is JSON");
     let cloud_event = CloudEvent {
         specversion: SPEC_VERSION,
         id: event.id,
@@ -87,15 +86,15 @@ pub fn of_event(json: &[u8], out: &mut Vec<u8>) {
         datacontenttype: DATA_CONTENT_TYPE,
         data: event.payload,
     };
-    serde_json::to_writer(out, &cloud_event).expect("JSON goes into memory as it is");
+    serde_json::to_writer(out, &cloud_event).expect("writing JSON into memory cannot fail");
 }
 
-/// Why something is not a CloudEvent we take, and where.
+/// Why a text or a request is not a CloudEvent that the server accepts, and the part at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{fault}", .index.map(|index| format!("Event {index}: ")).unwrap_or_default())]
 pub struct NotACloudEvent {
     pub part: Part,
-    /// The place in a batch, from 0.
+    /// The index in a batch.
     pub index: Option<usize>,
     pub fault: Fault,
 }
@@ -133,12 +132,12 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What serde_json found: text that is no JSON, or JSON of another shape than the `expected` one.
+    /// What serde_json's error means: `expected` if the JSON has another shape, otherwise that the text is not JSON.
     fn reading(error: &serde_json::Error, expected: Fault) -> Self {
         if error.is_data() { expected } else { Self::NotJson(error.to_string()) }
     }
 
-    /// The attribute at fault, if it is one.
+    /// The attribute at fault; `None` if the fault is not that of one attribute.
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Missing(name) | Self::Empty(name) | Self::NotAString(name) | Self::NotUtf8(name) => Some(name),
@@ -149,7 +148,7 @@ impl Fault {
         }
     }
 
-    /// A stable word for programs; those that events have too are the same.
+    /// A word for programs; it does not change. Faults that events have, too, have the same word there.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "json_invalid",
@@ -176,7 +175,7 @@ impl From<&NotACloudEvent> for Problem {
     }
 }
 
-/// An event as it is published, as far as it is one.
+/// An event as a producer publishes it, without the attributes that are invalid.
 #[derive(Serialize)]
 struct Published<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,7 +192,7 @@ struct Published<'a> {
     idempotency_key: Option<String>,
 }
 
-/// An event as it is delivered. Nothing in it is decoded, so nothing can come out spelled otherwise.
+/// An event as it is delivered. Its values are not decoded, so they keep their spelling.
 #[derive(Deserialize)]
 struct Delivered<'a> {
     #[serde(borrow)]
@@ -224,7 +223,7 @@ struct CloudEvent<'a> {
 }
 
 fn structured(json: &str) -> (Option<String>, Vec<Fault>) {
-    // A map, because of two equal keys the last wins, as in every event; a derived struct would refuse them.
+    // A map, because of two equal keys the last counts, as in every event; a derived struct would refuse them.
     let members: BTreeMap<String, &RawValue> = match serde_json::from_str(json) {
         Ok(members) => members,
         Err(error) => return (None, vec![Fault::reading(&error, Fault::NotAnObject)]),
@@ -246,11 +245,11 @@ fn structured(json: &str) -> (Option<String>, Vec<Fault>) {
 
 fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (String, Vec<Fault>) {
     let attribute = |name| match name {
-        // The one attribute that is a header of HTTP itself, and spelled as HTTP says.
+        // This attribute is HTTP's own header, and has HTTP's spelling.
         "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
         _ => get(&format!("ce-{name}")).map(|value| decoded(value).ok_or(Fault::NotUtf8(name))).transpose(),
     };
-    // The body has to be one whole value: text that ends the object it is put into could add fields to it.
+    // The body is put into an object, so it has to be one whole value: other text could end the object and add fields.
     let data: Result<Option<&RawValue>, Fault> = match body.trim_ascii() {
         "" | "null" => Ok(None),
         _ => serde_json::from_str(body).map(Some).map_err(|error| Fault::NotJson(error.to_string())),
@@ -259,8 +258,8 @@ fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (String, Vec
     translate(attribute, data, fault)
 }
 
-/// A header's value: first out of its double quotes, which senders of before percent-encoding use, then out of
-/// its percent-encoding. `None` if no UTF-8 comes out.
+/// The text of a header's value: without its double quotes, which older senders use, and percent-decoded. `None` if the
+/// result is not UTF-8.
 fn decoded(value: &str) -> Option<Cow<'_, str>> {
     let Some(quoted) = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
         return percent_decode_str(value).decode_utf8().ok();
@@ -273,14 +272,14 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(&plain).decode_utf8().ok().map(|text| text.into_owned().into())
 }
 
-/// The mapping itself, wherever the attributes come from; `fault` is what was wrong with the data.
+/// The translation of attributes, from JSON or headers; `fault` is that of the data.
 fn translate<'a>(
     attribute: impl Fn(&'static str) -> Result<Option<Cow<'a, str>>, Fault>,
     data: Option<&RawValue>,
     fault: Option<Fault>,
 ) -> (String, Vec<Fault>) {
     let mut faults: Vec<_> = fault.into_iter().collect();
-    let mut or_noted = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
+    let mut or_none = |attribute: Result<Option<Cow<'a, str>>, Fault>| {
         attribute.unwrap_or_else(|fault| {
             faults.push(fault);
             None
@@ -292,30 +291,30 @@ fn translate<'a>(
     };
     let required = |name| filled(name)?.ok_or(Fault::Missing(name)).map(Some);
     let version = required("specversion");
-    or_noted(version.and_then(|version| match version.as_deref() == Some(SPEC_VERSION) {
+    or_none(version.and_then(|version| match version.as_deref() == Some(SPEC_VERSION) {
         true => Ok(version),
         false => Err(Fault::OtherVersion),
     }));
-    let (id, source, event_type) = (or_noted(required("id")), or_noted(required("source")), or_noted(required("type")));
-    or_noted(attribute("datacontenttype").and_then(|media_type| match media_type.as_deref().is_none_or(is_json) {
+    let (id, source, event_type) = (or_none(required("id")), or_none(required("source")), or_none(required("type")));
+    or_none(attribute("datacontenttype").and_then(|media_type| match media_type.as_deref().is_none_or(is_json) {
         true => Ok(media_type),
         false => Err(Fault::DataNotJson),
     }));
     for not_kept in ["time", "dataschema"] {
-        or_noted(filled(not_kept));
+        or_none(filled(not_kept));
     }
-    let subject = or_noted(filled("subject"));
-    let (session_id, user_id) = (or_noted(attribute("sessionid")).or(subject), or_noted(attribute("userid")));
+    let subject = or_none(filled("subject"));
+    let (session_id, user_id) = (or_none(attribute("sessionid")).or(subject), or_none(attribute("userid")));
     let event = Published {
         event_type: event_type.as_deref(),
         source: source.as_deref(),
         session_id: session_id.as_deref(),
         user_id: user_id.as_deref(),
         payload: data,
-        // No two pairs share a key: a source that is an event's has no '/', others are refused later.
+        // No two pairs have the same key: the source of an event has no '/', and other sources are refused later.
         idempotency_key: source.as_deref().zip(id.as_deref()).map(|(source, id)| format!("{source}/{id}")),
     };
-    (serde_json::to_string(&event).expect("strings and JSON have a spelling in JSON"), faults)
+    (serde_json::to_string(&event).expect("strings and raw JSON can be serialized"), faults)
 }
 
 /// Whether data of this content type, whatever its parameters, is JSON.
@@ -335,8 +334,12 @@ mod tests {
 
     const MINIMAL: &str = r#""specversion":"1.0","id":"1","source":"s","type":"timer_tick""#;
 
-    fn well(translated: InOurWords) -> Result<String, Vec<NotACloudEvent>> {
-        if translated.wrong.is_empty() { Ok(translated.event.expect("an event")) } else { Err(translated.wrong) }
+    fn well(translated: Translation) -> Result<String, Vec<NotACloudEvent>> {
+        if translated.rejections.is_empty() {
+            Ok(translated.event.expect("an event"))
+        } else {
+            Err(translated.rejections)
+        }
     }
 
     fn to_event(json: &str) -> Result<String, Vec<NotACloudEvent>> {
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_of_cloud_events_is_refused() {
+    fn a_cloud_event_that_breaks_a_rule_is_refused() {
         for text in ["[]", "1", "null", "\"x\""] {
             check_refused(text, Fault::NotAnObject);
         }
@@ -445,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_every_cloud_event_is_told() {
+    fn every_fault_of_every_cloud_event_is_reported() {
         let faults = |refused: Vec<NotACloudEvent>| -> Vec<_> {
             refused.into_iter().map(|refused| (refused.index, refused.fault)).collect()
         };
@@ -465,7 +468,7 @@ mod tests {
         let batch = to_events(&format!("[{bad},{{{MINIMAL}}},7,{bad}]"));
         let told: Vec<_> = batch.into_iter().filter_map(Result::err).flat_map(faults).collect();
         assert_eq!(told, [&of_it(Some(0))[..], &[(Some(2), Fault::NotAnObject)], &of_it(Some(3))].concat());
-        // What is well can be held against the rules of events all the same.
+        // The valid attributes can still be checked against the rules of events.
         let bad = r#"{"source":"a b","type":7,"sessionid":"s","data":[1]}"#;
         let event = r#"{"source":"a b","session_id":"s","payload":[1]}"#;
         assert_eq!(of_json(bad, None).event.as_deref(), Some(event));
@@ -514,9 +517,9 @@ mod tests {
         check(&[("ce-time", "%ff")], Fault::NotUtf8("time"));
         check(&[("content-type", "text/plain")], Fault::DataNotJson);
         let missing = |name| NotACloudEvent { part: Part::Header, index: None, fault: Fault::Missing(name) };
-        let wrong = ["specversion", "id", "source", "type"].map(missing).to_vec();
+        let rejections = ["specversion", "id", "source", "type"].map(missing).to_vec();
         let event = Some(r#"{"payload":{}}"#.to_owned());
-        assert_eq!(of_headers(|_| None, "{}"), InOurWords { index: None, event, wrong });
+        assert_eq!(of_headers(|_| None, "{}"), Translation { index: None, event, rejections });
         for body in [r#"{},"event_type":"quiz_started""#, "{", "NaN", "{} {}"] {
             let refused = binary_mode(&[], body).expect_err(body);
             assert!(
@@ -548,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_out_can_come_in_again() {
+    fn a_delivered_cloud_event_can_be_published_again() {
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
         let payloads =
             ["{}", r#"{"n":1e400,"f":0.10,"b":1,"a":2}"#, r#"{"b":1,"b":2,"\u0062":"\/\ud83d\ude00"}"#, &deep];
@@ -572,14 +575,14 @@ mod tests {
                     assert_eq!(event.source, "quiz.web-1");
                     assert_eq!((event.session_id, event.user_id, event.payload), (session_id, user_id, payload));
                 });
-                assert_eq!((parsed.outcome, count), (Ok(None), 1));
+                assert_eq!((parsed.result, count), (Ok(None), 1));
                 assert!(event.ends_with(r#""idempotency_key":"quiz.web-1/evt_000000000001"}"#), "{event}");
             }
         }
     }
 
     #[test]
-    fn a_refusal_says_what_and_where() {
+    fn a_problem_names_the_fault_and_its_part_of_the_request() {
         let check = |part, index, fault, problem: serde_json::Value| {
             assert_eq!(serde_json::json!(Problem::from(&NotACloudEvent { part, index, fault })), problem);
         };
@@ -609,7 +612,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn texts_and_data_come_through_both_ways(
+        fn texts_and_data_are_translated_unchanged_both_ways(
             id in ".{1,20}", session in prop::option::of(".{0,20}"), user in prop::option::of(".{0,20}"), data in ".{0,40}",
         ) {
             let data = serde_json::json!({ "text": data });

@@ -1,7 +1,9 @@
-//! Every reason a client can be given, in one table: HTTP status, text, and whether to try again.
-//! What an operator needs to know is logged where it happens and never gets in here.
+//! Every reason that a client can be given, in one table: HTTP status, text, and whether to try again. What an operator
+//! needs to know is logged where it happens, and is not part of it.
 
 use std::time::Duration;
+
+use hyper::StatusCode;
 
 use super::frame::Violation;
 use crate::event::Rejection;
@@ -28,7 +30,7 @@ pub enum Refusal {
     UnsupportedMediaType,
     #[error("The body must not be compressed: a Content-Encoding is not understood")]
     UnsupportedCoding,
-    /// With all that is wrong, which is at least one thing.
+    /// With every problem found, at least one.
     #[error("{}", .0.first().map_or("", |problem| &*problem.msg))]
     Invalid(Vec<Problem>),
     #[error("This path is a WebSocket: connect over HTTP/1.1 with an Upgrade request")]
@@ -53,17 +55,17 @@ pub enum Refusal {
     TooManySubscribers,
 }
 
-/// What is wrong with a request that was understood, and where; an item of a 422's `detail`.
+/// What is wrong with a valid request, and in which part of it: an item of the `detail` of a 422.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    pub loc: Vec<Place>,
+    pub loc: Vec<Step>,
     pub msg: String,
     #[serde(rename = "type")]
     pub kind: &'static str,
 }
 
 impl Problem {
-    /// In a part of a request: of this item, if it holds many, and of this field, if one is at fault.
+    /// A problem in a part of a request: with the index of the item, if the part has many, and the field, if one is at fault.
     pub(super) fn at(
         part: &'static str,
         index: Option<usize>,
@@ -71,9 +73,9 @@ impl Problem {
         msg: String,
         kind: &'static str,
     ) -> Self {
-        let mut loc = vec![Place::Name(part)];
-        loc.extend(index.map(Place::Index));
-        loc.extend(field.map(Place::Name));
+        let mut loc = vec![Step::Name(part)];
+        loc.extend(index.map(Step::Index));
+        loc.extend(field.map(Step::Name));
         Self { loc, msg, kind }
     }
 }
@@ -85,28 +87,28 @@ impl From<&Rejection> for Problem {
     }
 }
 
-/// A step on the way to what is wrong: a name or the index of an array.
+/// A step on the path to a problem: a name, or the index in an array.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
-pub enum Place {
+pub enum Step {
     Name(&'static str),
     Index(usize),
 }
 
 impl Refusal {
-    /// Refused events, in a body with one object or with many.
+    /// The refusal of events, one or many of a body.
     pub fn of(rejections: &[Rejection]) -> Self {
         Self::Invalid(rejections.iter().map(Problem::from).collect())
     }
 
     /// A refusal with one problem.
-    pub fn invalid(loc: Vec<Place>, msg: impl Into<String>, kind: &'static str) -> Self {
+    pub fn invalid(loc: Vec<Step>, msg: impl Into<String>, kind: &'static str) -> Self {
         Self::Invalid(vec![Problem { loc, msg: msg.into(), kind }])
     }
 
-    /// A refused query parameter.
+    /// The refusal of a query parameter.
     pub fn parameter(name: &'static str, msg: impl Into<String>, kind: &'static str) -> Self {
-        Self::invalid(vec![Place::Name("query"), Place::Name(name)], msg, kind)
+        Self::invalid(vec![Step::Name("query"), Step::Name(name)], msg, kind)
     }
 
     pub fn status(&self) -> u16 {
@@ -134,27 +136,7 @@ impl Refusal {
         }
     }
 
-    /// The standard name of the status.
-    pub fn title(&self) -> &'static str {
-        match self.status() {
-            400 => "Bad Request",
-            401 => "Unauthorized",
-            403 => "Forbidden",
-            404 => "Not Found",
-            405 => "Method Not Allowed",
-            408 => "Request Timeout",
-            413 => "Content Too Large",
-            415 => "Unsupported Media Type",
-            422 => "Unprocessable Content",
-            426 => "Upgrade Required",
-            429 => "Too Many Requests",
-            500 => "Internal Server Error",
-            507 => "Insufficient Storage",
-            _ => "Service Unavailable",
-        }
-    }
-
-    /// When the same request may succeed; `None` when it never will.
+    /// The time after which the same request may succeed; `None` if it never will.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited(wait) => Some(*wait),
@@ -165,20 +147,21 @@ impl Refusal {
         }
     }
 
-    /// The body, as `application/problem+json` (RFC 9457). `detail` is a list for a 422, as clients of
-    /// the service this one replaces expect.
+    /// The body, as `application/problem+json` (RFC 9457). The `detail` of a 422 is a list, because clients of the former
+    /// service expect one.
     pub fn problem(&self) -> Vec<u8> {
         let detail = match self {
             Self::Invalid(problems) => serde_json::json!(problems),
             _ => self.to_string().into(),
         };
-        serde_json::json!({ "type": "about:blank", "title": self.title(), "status": self.status(), "detail": detail })
+        let title = StatusCode::from_u16(self.status()).ok().and_then(|status| status.canonical_reason());
+        serde_json::json!({ "type": "about:blank", "title": title, "status": self.status(), "detail": detail })
             .to_string()
             .into_bytes()
     }
 }
 
-/// The text for a client: in an array it names the index.
+/// The text for a client; in an array it names the index of the event.
 pub fn sentence(rejection: &Rejection) -> String {
     match rejection.index {
         Some(index) => format!("Event {index}: {}", rejection.fault),
@@ -207,37 +190,37 @@ pub const CLOSE_CODES: [(u16, Again); 12] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     Yes,
-    /// The same would happen again, or another client's takeover or deletion would be undone.
+    /// The same would happen again, or it would undo the takeover or the deletion by another client.
     No,
 }
 
 impl Again {
-    /// After a code that is not ours, of a proxy for instance, it is worth a try.
+    /// Whether to connect again after this code. After a code that is not ours, such as that of a proxy, it is worth a try.
     pub fn after(code: u16) -> Self {
         CLOSE_CODES.iter().find(|(known, _)| *known == code).map_or(Self::Yes, |(_, again)| *again)
     }
 }
 
-/// Why a WebSocket ends: the code and the reason in its Close frame.
+/// Why a WebSocket is closed; it decides the code and the reason of the Close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The peer asked for it, with this code if it gave one.
+    /// The peer closed it, with this code if it gave one.
     Asked(Option<u16>),
-    /// The peer is gone: there is nobody to say goodbye to.
+    /// The connection is broken, so no Close frame can be sent.
     Gone,
     /// The peer broke a rule of the protocol.
     Violated(Violation),
     GoingAway,
     NoFirstMessage,
-    /// The peer says nothing, not even to pings.
+    /// The peer sends nothing, not even an answer to pings.
     Silent,
-    /// The first message, or new filters, cannot be understood.
+    /// The first message cannot be served: it is invalid, or its start takes too long to find.
     NotUnderstood,
     Capacity,
     TooManyConnections,
-    /// Everything that was asked for was sent.
+    /// The stream has an end, and everything up to it was sent.
     Complete,
-    /// The subscriber asked for this when it is too slow.
+    /// The subscriber was too slow, and had asked for this with `on_lag`.
     TooSlow,
     /// Another connection goes on with the durable subscription.
     TakenOver,
@@ -247,7 +230,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The code of the Close frame, or `None` when none is sent.
+    /// The code of the Close frame; `None` if no such frame is sent.
     pub fn code(self) -> Option<u16> {
         match self {
             Self::Gone => None,
@@ -255,7 +238,7 @@ impl Ending {
             Self::Violated(violation) => Some(violation.close_code()),
             Self::GoingAway => Some(1001),
             Self::NoFirstMessage | Self::NotUnderstood => Some(1008),
-            // What it means is that the connection is of no use; a peer that comes to itself connects again.
+            // An internal error, for a silent peer too: so it connects again once it works again.
             Self::Silent | Self::Failed => Some(1011),
             Self::Capacity => Some(1013),
             Self::Complete => Some(1000),

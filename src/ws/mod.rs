@@ -33,7 +33,8 @@ mod tests {
     use crate::subscriptions::Subscriptions;
     use crate::transport::{Listener, Transport};
     use crate::wire::answer::Ack;
-    use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
+    use crate::wire::decoder::{Decoder, Message};
+    use crate::wire::frame::{self, OpCode, Role};
     use crate::wire::refusal::Ending;
 
     const CALLER: Caller = Caller { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), principal: Principal::Everything };

@@ -20,7 +20,8 @@ use crate::store::Receipt;
 use crate::transport::{Transport, WriteHalf};
 use crate::wire::Batch;
 use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher};
-use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
+use crate::wire::decoder::{Decoder, Message};
+use crate::wire::frame::{self, OpCode, Role};
 use crate::wire::refusal::Ending;
 
 /// Bytes of answers that may wait for a publisher that does not read them. `MAX_IN_FLIGHT` bounds almost all of them; this is
@@ -79,7 +80,7 @@ enum Stop {
 fn take_in(text: &str, parser: &mut Parser, types: &EventTypes, batch: &mut Batch, answers: &mut Answers) {
     let before = batch.len();
     let parsed = parser.parse(text, |event| batch.push(&event, types));
-    if parsed.outcome.is_err() {
+    if parsed.result.is_err() {
         batch.truncate(before);
     }
     batch.end_message(before);

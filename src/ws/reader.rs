@@ -4,7 +4,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{self, Budget, Share};
 use crate::transport::ReadHalf;
-use crate::wire::frame::{Decoder, Message, Violation};
+use crate::wire::decoder::{Decoder, Message};
+use crate::wire::frame::Violation;
 use crate::wire::refusal::Ending;
 
 /// Reads the messages of one WebSocket.

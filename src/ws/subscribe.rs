@@ -25,16 +25,19 @@ use crate::subscriptions::{Denied, Subscription};
 use crate::transport::{Transport, WriteHalf};
 use crate::wire::Refusal;
 use crate::wire::answer::error;
-use crate::wire::frame::{self, Decoder, Message, OpCode, Role};
+use crate::wire::decoder::{Decoder, Message};
+use crate::wire::filters::{FILTERS_BYTES_MAX, Filters};
+use crate::wire::frame::{self, OpCode, Role};
+use crate::wire::note::{self, Opening};
 use crate::wire::refusal::Ending;
-use crate::wire::subscription::{self, Filters, FromSubscriber, Opening, Start, Subscribe};
+use crate::wire::request::{FromSubscriber, Start, Subscribe};
 
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// Memory of the filters that a subscriber has sent and that are not in force yet: two of the largest. Beyond it the socket is
 /// not read.
-const CHANGING_BYTES_MAX: usize = 2 * subscription::FILTERS_BYTES_MAX;
+const CHANGING_BYTES_MAX: usize = 2 * FILTERS_BYTES_MAX;
 
 /// After one read with more bytes of messages than this, the other connections of the thread are served first.
 const READ_BYTES_MAX: usize = 4 << 10;
@@ -101,7 +104,7 @@ impl SubscriberSocket<'_> {
             }
             Err(Declined::Ended(ending)) => return Ok(ending),
         };
-        write.write_all(&text(&subscription::subscribed(slot.id(), &filters, &opening))).await?;
+        write.write_all(&text(&note::subscribed(slot.id(), &filters, &opening))).await?;
         let durable = served.durable.clone();
         let member = match &served.source {
             Source::Stream(_) => None,
@@ -152,7 +155,7 @@ impl SubscriberSocket<'_> {
         let Pipeline { store, hub, subscriptions, config, searches, .. } = &**self.pipeline;
         let known = request.durable.as_ref().and_then(|durable| subscriptions.find(durable));
         if let Some(known) = &known {
-            request.start = Start::Place(known.position());
+            request.start = Start::Position(known.position());
             if request.filters.asked().is_empty() {
                 request.filters = known.filters();
             }
@@ -264,7 +267,7 @@ impl SubscriberSocket<'_> {
                     Err(why) => Err(why),
                 };
                 match request {
-                    Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(subscription::PONG))),
+                    Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(note::PONG))),
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         reader.done();
                         match (self.pipeline.access.rates.check(Class::Query, self.caller.ip), filters) {
@@ -371,7 +374,7 @@ impl SubscriberSocket<'_> {
                     Ok(Said::Note(note)) => write.write_all(&text(&note.json())).await?,
                     Ok(Said::FilterChanged) => {
                         let filters = changing.pop_front().expect("one change is announced for each asked for");
-                        write.write_all(&text(&subscription::filters_updated(&filters))).await?;
+                        write.write_all(&text(&note::filters_updated(&filters))).await?;
                         self.changing_bytes.fetch_sub(filters.bytes(), Ordering::Relaxed);
                         self.changed.notify_one();
                         let name = durable.as_ref().map(|durable| durable.name().to_owned());
@@ -389,7 +392,7 @@ impl SubscriberSocket<'_> {
                 // Only a peer to which nothing is sent gets pings. Whether another one is there shows in what it takes, and a
                 // ping would wait behind that.
                 () = &mut interval_over => {
-                    let mut frames = text(subscription::KEEPALIVE);
+                    let mut frames = text(note::KEEPALIVE);
                     match self.keepalive.interval_over() {
                         Due::Nothing => {}
                         Due::Ping => frame::unmasked(&mut frames, OpCode::Ping, b""),

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 
-use event_pipeline::wire::frame::{self, Decoder, MESSAGE_BYTES_MAX, Message, OpCode, Role};
+use event_pipeline::wire::decoder::{Decoder, Message};
+use event_pipeline::wire::frame::{self, MESSAGE_BYTES_MAX, OpCode, Role};
 use event_pipeline::wire::refusal::Ending;
 use hyper::Request;
 use hyper::body::Incoming;

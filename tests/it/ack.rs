@@ -1,4 +1,4 @@
-//! Acknowledgement levels: what an acknowledgement waits for, what it says, what is counted.
+//! Acknowledgement levels: what an acknowledgement waits for and says, and the counts of each level.
 
 use serde_json::{Value, json};
 
@@ -9,8 +9,8 @@ fn acknowledged_at(server: &Server, level: &str) -> u64 {
 }
 
 #[test]
-fn a_request_hears_the_level_it_reached() {
-    // What is configured, asked for, and reached.
+fn an_http_answer_names_the_level_that_was_reached() {
+    // The configured durability, the level asked for, and the level reached.
     let table = [
         ("full", None, 201, None, "synced"),
         ("full", Some("synced"), 201, Some("synced"), "synced"),
@@ -20,7 +20,7 @@ fn a_request_hears_the_level_it_reached() {
         ("normal", Some("stored"), 201, Some("stored"), "stored"),
         ("normal", Some("synced"), 201, Some("synced"), "synced"),
         ("off", None, 201, None, "stored"),
-        // Where nothing is ever synced it cannot be reached, and the answer says so.
+        // A server that never syncs cannot reach `synced`, and its answer says so.
         ("off", Some("synced"), 201, Some("stored"), "stored"),
     ];
     for (durability, asked, status, told, counted) in table {
@@ -40,7 +40,7 @@ fn a_request_hears_the_level_it_reached() {
 }
 
 #[test]
-fn what_is_no_level_is_refused() {
+fn an_unknown_level_is_refused() {
     let server = Server::start();
     for word in ["", "soon", "each", "none", "Stored", "stored,synced"] {
         let refused = server.call("POST", &format!("/events?ack={word}"), &[JSON], tick("s", 0).as_bytes());
@@ -53,7 +53,7 @@ fn what_is_no_level_is_refused() {
 }
 
 #[test]
-fn a_socket_hears_the_level_if_it_asked() {
+fn a_websocket_is_told_the_level_if_it_asked_for_one() {
     let server = Server::start();
     let ask = |ack: &str, message: &str| Socket::open(server.addr, &format!("/ws/publish?ack={ack}")).ask(message);
     let with_ref = tick("s", 0).replace("\"source\"", "\"ref\":5,\"source\"");
@@ -75,7 +75,7 @@ fn a_socket_hears_the_level_if_it_asked() {
 }
 
 #[test]
-fn what_is_stored_survives_a_kill() {
+fn events_acknowledged_as_stored_survive_a_kill() {
     let mut server = Server::start();
     let mut heard = 0;
     for level in ["stored", "synced"] {
@@ -88,14 +88,14 @@ fn what_is_stored_survives_a_kill() {
 }
 
 #[test]
-fn producers_of_both_levels_share_commits() {
+fn producers_that_ask_for_stored_and_synced_share_commits() {
     let server = Server::start();
     in_parallel(4, |n| {
         let level = ["stored", "synced", "queued", "each"][n];
         let mut socket = Socket::open(server.addr, &format!("/ws/publish?ack={level}"));
         let answers = socket.pipeline(&ticks(level, 500));
         assert!(answers.iter().all(|answer| answer["status"] == "ok"));
-        // A commit that one of them wants synced is synced for all.
+        // A commit is synced for all of its producers if one asks for it.
         let told = |answer: &Value| answer["ack"].as_str().map(str::to_owned);
         let expected: &[Option<&str>] =
             [&[Some("stored"), Some("synced")][..], &[Some("synced")], &[Some("queued")], &[None]][n];

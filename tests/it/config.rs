@@ -1,4 +1,4 @@
-//! Settings: what overrides what, and one line that names what cannot be used.
+//! Settings: their precedence, and one line that names an invalid one.
 
 use std::path::Path;
 
@@ -51,7 +51,7 @@ const BAD: [(&str, &[&str]); 22] = [
 ];
 
 #[test]
-fn a_bad_environment_variable_stops_the_start() {
+fn an_invalid_environment_variable_stops_the_start() {
     for (setting, values) in BAD {
         for value in values {
             refuse(&format!("{setting}={value}"), setting, &[(setting, value)], &[], None);
@@ -60,7 +60,7 @@ fn a_bad_environment_variable_stops_the_start() {
 }
 
 #[test]
-fn a_bad_flag_stops_the_start() {
+fn an_invalid_flag_stops_the_start() {
     for (setting, values) in BAD.iter().filter(|(setting, _)| *setting != "EVENT_TYPES") {
         let flag = format!("--{}={}", setting.to_lowercase().replace('_', "-"), values[0]);
         refuse(&flag, setting, &[], &[&flag], None);
@@ -68,7 +68,7 @@ fn a_bad_flag_stops_the_start() {
 }
 
 #[test]
-fn a_bad_file_stops_the_start() {
+fn an_invalid_file_stops_the_start() {
     for (setting, values) in BAD.iter().filter(|(setting, _)| *setting != "EVENT_TYPES") {
         let toml = format!("{} = {}\n", setting.to_lowercase(), json!(values[0]));
         refuse(&toml, setting, &[], &[], Some(&toml));
@@ -81,12 +81,12 @@ fn a_bad_file_stops_the_start() {
     refuse("a missing file", "absent.toml", &[("CONFIG_FILE", "absent.toml")], &[], None);
 }
 
-/// The number of payload keys that a server started so accepts.
+/// The number of payload keys that a server accepts with this configuration.
 fn keys_allowed(file: Option<&str>, environment: Option<&str>, flag: Option<&str>) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = Vec::new();
     if let Some(keys) = file {
-        // Under this name it is found without being asked for.
+        // A file with this name is read without a flag.
         std::fs::write(folder.path().join("event-pipeline.toml"), format!("max_payload_keys = {keys}\n")).unwrap();
     }
     if let Some(keys) = environment {
@@ -129,7 +129,7 @@ fn the_file_can_add_event_types() {
 }
 
 #[test]
-fn spellings_of_the_old_service_are_understood() {
+fn spellings_of_the_former_service_are_understood() {
     let server = Server::with(&[
         ("REQUIRE_AUTH", "True"),
         ("API_KEY", "k"),
@@ -140,7 +140,7 @@ fn spellings_of_the_old_service_are_understood() {
     assert_eq!(server.call("GET", "/stats", &[("X-API-Key", "k")], b"").status, 200);
 }
 
-/// Runs `serve` to its end, which must be a failure, and returns what it said.
+/// Runs `serve`, which must fail, and returns its output.
 fn failure(folder: &Path, environment: &[(&str, &str)]) -> String {
     let serve = Run::start(command(folder).arg("serve").envs(environment.iter().copied()), "").finish();
     assert!(serve.code.is_some_and(|code| code > 0), "{environment:?}: {:?}", serve.code);
@@ -149,7 +149,7 @@ fn failure(folder: &Path, environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn a_port_in_use_stops_the_start_and_is_named() {
     let server = Server::start();
     let folder = tempfile::tempdir().unwrap();
     let words = failure(folder.path(), &[("PORT", &server.addr.port().to_string())]);
@@ -157,7 +157,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn a_database_that_cannot_be_made_is_named() {
+fn a_database_that_cannot_be_created_stops_the_start_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("plain-file"), "").unwrap();
     let words = failure(folder.path(), &[("DATABASE_PATH", "plain-file/events.db")]);

@@ -1,4 +1,4 @@
-//! What an event may be: payloads that survive byte for byte, words that are refused, limits at their edges.
+//! What an event may be: payloads are returned byte for byte, invalid events are refused with a reason, limits are exact.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -19,17 +19,17 @@ fn with_field(name: &str, value: &str) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-/// An object of so many levels: `{"a":{"a":…{}}}`.
+/// An object with this number of levels: `{"a":{"a":…{}}}`.
 fn nested(levels: usize) -> String {
     format!("{}{{}}{}", r#"{"a":"#.repeat(levels - 1), "}".repeat(levels - 1))
 }
 
-/// An object whose single key holds arrays, of so many levels in all.
+/// An object whose single key holds arrays, with this number of levels in all.
 fn nested_arrays(levels: usize) -> String {
     format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1))
 }
 
-/// An object of exactly so many bytes, made of two-byte characters as far as they go.
+/// An object of exactly this number of bytes, most of them in two-byte characters.
 fn payload_of(bytes: usize) -> String {
     let text = bytes - r#"{"k":""}"#.len();
     format!(r#"{{"k":"{}{}"}}"#, "ü".repeat(text / 2), "x".repeat(text % 2))
@@ -41,7 +41,7 @@ fn payload_with_keys(keys: usize) -> String {
 }
 
 #[test]
-fn payloads_survive_byte_for_byte() {
+fn a_payload_is_returned_byte_for_byte() {
     let payloads = [
         r#"{}"#.to_string(),
         r#"{"name":"Chloé Žluťoučký 学生 😀 עברית"}"#.to_string(),
@@ -81,7 +81,7 @@ fn payloads_survive_byte_for_byte() {
 }
 
 #[test]
-fn only_insignificant_whitespace_may_go() {
+fn only_insignificant_whitespace_of_a_payload_may_be_removed() {
     let server = Server::start();
     let payload = "{ \"a b\" :\t[ 1 , \"two  spaces\" ,\r\n{ } ] ,\n \"c\" : \" {  } \" }";
     let response = server.post(with_payload(payload));
@@ -90,7 +90,7 @@ fn only_insignificant_whitespace_may_go() {
 }
 
 #[test]
-fn what_is_no_json_is_refused_in_words() {
+fn a_body_that_is_not_json_is_refused_with_a_reason() {
     let values = [
         "NaN",
         "Infinity",
@@ -159,16 +159,16 @@ fn what_is_no_json_is_refused_in_words() {
 }
 
 #[test]
-fn depth_ends_at_128_levels() {
+fn a_payload_may_nest_128_levels_deep() {
     let server = Server::start();
     let mut publisher = server.publisher();
-    // Whether the event around the payload is counted among the 128 is left open; up to 126 it makes no difference.
+    // The contract does not say whether the event around the payload is one of the 128 levels; up to 126 it does not matter.
     for payload in [nested(126), nested_arrays(126)] {
         assert_eq!(server.post(with_payload(&payload)).status, 201);
         assert_eq!(publisher.ask(&with_payload(&payload))["status"], "ok");
     }
     for levels in [129, 130, 1000, 100_000] {
-        // The deepest fit no payload limit: they are refused for whichever reason is met first.
+        // The deepest payloads are too long as well, and are refused for one of the two reasons.
         let payloads = [nested(levels), nested_arrays(levels)].map(|payload| with_payload(&payload));
         let wholes = [nested(levels), "[".repeat(levels), r#"{"a":"#.repeat(levels)];
         for body in payloads.iter().chain(&wholes) {
@@ -176,7 +176,7 @@ fn depth_ends_at_128_levels() {
             assert_eq!(publisher.ask(body)["status"], "error");
         }
     }
-    // What is ignored may be a little deeper, for the limit is the payload's, but not without end.
+    // An ignored field may be a little deeper, because the limit is the payload's, but not without bound.
     for levels in [1000, 100_000] {
         let body = with_field("ignored", &nested(levels));
         server.post(&body).refusal(422);
@@ -203,7 +203,7 @@ fn a_body_that_is_not_utf8_is_400() {
 }
 
 #[test]
-fn types_are_strict() {
+fn a_field_of_the_wrong_type_is_refused() {
     let strings = ["5", "1.5", "true", "[]", "{}", r#"["x"]"#];
     let server = Server::start();
     let mut publisher = server.publisher();
@@ -222,7 +222,7 @@ fn types_are_strict() {
 }
 
 #[test]
-fn types_are_registered_by_exact_name() {
+fn an_event_type_must_be_registered_by_exactly_its_name() {
     let server = Server::start();
     let mut publisher = server.publisher();
     for name in ["quiz_exploded", "Quiz_Started", "quiz_started ", " quiz_started", "quiz", ""] {
@@ -236,7 +236,7 @@ fn types_are_registered_by_exact_name() {
 }
 
 #[test]
-fn every_problem_of_a_body_is_told_at_once() {
+fn every_problem_of_a_body_is_in_one_answer() {
     let server = Server::start();
     let many_faults = json!({"event_type": "quiz_exploded", "source": "a b", "session_id": 7, "user_id": "u".repeat(201),
         "payload": [], "idempotency_key": ""});
@@ -250,7 +250,7 @@ fn every_problem_of_a_body_is_told_at_once() {
         assert!(text_of(&detail[0]["msg"]).contains(known), "{detail} does not name {known}");
     }
 
-    // In an array and in lines each is named by its place; what is well among them is not stored.
+    // In an array and in lines each problem has the index of its event; the valid events among them are not stored.
     let well = tick("s", 0);
     let items = [&well, &many_faults.to_string(), "7", &well, "{}"];
     let mut expected = all.map(|field| json!(["body", 1, field])).to_vec();
@@ -260,19 +260,19 @@ fn every_problem_of_a_body_is_told_at_once() {
     assert_eq!(places(&lines.refusal(422)), expected);
     assert_eq!(server.get_json("/stats")["total_events"], 0);
 
-    // Of very many the first are told.
+    // The answer has the first 100 problems.
     for body in [format!("[{}]", ["{}"; 1_000].join(",")), ["{}"; 1_000].join("\n")] {
         let headers = if body.starts_with('[') { &[JSON][..] } else { &[NDJSON] };
         let detail = server.call("POST", "/events", headers, body.as_bytes()).refusal(422);
         assert_eq!(places(&detail).len(), 100);
         assert_eq!(detail[99]["loc"], json!(["body", 49, "source"]));
     }
-    // A WebSocket has one sentence, about the first.
+    // A WebSocket gets one sentence, about the first problem.
     let answer = server.publisher().ask(&many_faults.to_string());
     assert!(text_of(&answer["message"]).starts_with("Unknown event type 'quiz_exploded'"), "{answer}");
 }
 
-/// Sends the body over both ways in and checks that both agree.
+/// Sends the body over HTTP and over a WebSocket, and checks that both answer the same.
 fn check(server: &Server, publisher: &mut Socket, what: &str, body: &str, accepted: bool) {
     let response = server.post(body);
     assert_eq!(response.status, if accepted { 201 } else { 422 }, "{what}: {}", response.text());
@@ -284,7 +284,7 @@ fn check(server: &Server, publisher: &mut Socket, what: &str, body: &str, accept
 }
 
 #[test]
-fn limits_hold_at_their_edge_and_one_beyond() {
+fn each_limit_allows_its_maximum_and_refuses_one_more() {
     let server = Server::start();
     let mut publisher = server.publisher();
     let mut check = |what: &str, body: &str, accepted| check(&server, &mut publisher, what, body, accepted);
@@ -327,7 +327,7 @@ fn payload_limits_are_configurable() {
 }
 
 #[test]
-fn ids_survive_every_character() {
+fn session_and_user_ids_may_have_every_character() {
     let server = Server::start();
     let ids = [
         "x",
@@ -348,7 +348,7 @@ fn ids_survive_every_character() {
             .publish(&json!({"event_type": "timer_tick", "source": "it", "session_id": id, "user_id": id}).to_string());
         assert_eq!((&stored["session_id"], &stored["user_id"]), (&json!(id), &json!(id)));
         if id.is_empty() {
-            // An empty filter means "any", so the empty id cannot be asked for.
+            // An empty condition means "any", so no filter selects the empty id.
             continue;
         }
         for field in ["session_id", "user_id"] {
@@ -356,14 +356,14 @@ fn ids_survive_every_character() {
             assert_eq!(found, std::slice::from_ref(&stored), "{field} {id:?}");
         }
     }
-    // One character written in two ways is one id.
+    // One character spelled in two ways is the same id.
     let escaped = server.publish(&with_field("session_id", r#""\u5b66\u751f""#));
     let plain = server.publish(&with_field("session_id", r#""学生""#));
     assert_eq!(server.stored(&format!("session_id={}", encode("学生"))), [escaped, plain]);
 }
 
 #[test]
-fn other_fields_are_ignored() {
+fn unknown_fields_of_an_event_are_ignored() {
     let server = Server::start();
     let body = r#"{"id":"evt_ffffffffffff","timestamp":"1999-01-01T00:00:00Z","event_type":"timer_tick","processed":true,
         "source":"it","extra":{"deep":[1,2,{"x":null}]},"sequence":99,"Payload":5}"#;
@@ -375,7 +375,7 @@ fn other_fields_are_ignored() {
     assert_eq!(keys, ["id", "event_type", "source", "session_id", "user_id", "payload", "timestamp"]);
 }
 
-/// JSON text in spellings that a parser could be tempted to tidy up.
+/// JSON in spellings that a parser might normalize.
 fn any_json() -> impl Strategy<Value = String> {
     let number = "-?(0|[1-9][0-9]{0,24})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?";
     let text = "\"([a-zé学😀 /<>&']|\\\\[\"\\\\/bfnrt]|\\\\u00[0-9a-fA-F]{2}|\\\\ud83d\\\\ude[0-7][0-9a-f]){0,12}\"";
@@ -390,7 +390,7 @@ fn any_json() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn any_payload_survives() {
+fn any_payload_is_returned_as_it_was_sent() {
     let mut runner = TestRunner::deterministic();
     let payloads: Vec<_> =
         (0..2000).map(|_| format!("{{\"any\":{}}}", any_json().new_tree(&mut runner).unwrap().current())).collect();

@@ -1,4 +1,4 @@
-//! One language for what somebody wants: queries, exports, streams, subscriptions and deletions agree on it.
+//! Filters: queries, exports, streams, subscriptions and deletions select the same events by them.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ const TYPES: [&str; 4] = ["timer_tick", "quiz_started", "error_occurred", "answe
 const SOURCES: [&str; 3] = ["web", "app.v-2", "timer"];
 const SESSIONS: [Option<&str>; 5] = [None, Some("s1"), Some("s,1"), Some("é \"q\"&+%"), Some("s1,s,1")];
 const USERS: [Option<&str>; 4] = [Some("u1"), None, Some("u,2"), Some("ü")];
-/// Spelled in every way that a producer may.
+/// Payloads in every spelling that a producer may use.
 const PAYLOADS: [&str; 16] = [
     "{}",
     r#"{"quiz_id":"demo","n":1}"#,
@@ -28,7 +28,7 @@ const PAYLOADS: [&str; 16] = [
     r#"{"z":-0.0,"":"empty key","on":""}"#,
 ];
 
-/// A mixture in which every two fields go together in several ways.
+/// Events in which the values of any two fields are combined in several ways.
 fn varied(count: usize) -> Vec<String> {
     (0..count)
         .map(|n| {
@@ -42,7 +42,7 @@ fn varied(count: usize) -> Vec<String> {
         .collect()
 }
 
-/// What a filter means, in the plainest words.
+/// The meaning of a filter, in the simplest code.
 fn passes(filter: &Value, event: &Value) -> bool {
     const FIELDS: [(&str, &str); 4] =
         [("event_types", "event_type"), ("source", "source"), ("session_id", "session_id"), ("user_id", "user_id")];
@@ -51,7 +51,7 @@ fn passes(filter: &Value, event: &Value) -> bool {
         let fields = FIELDS.iter().map(|(key, field)| (filter[*key].clone(), event[*field].clone()));
         let mut asked: Vec<_> = fields.filter(|(asked, _)| !says_nothing(asked)).collect();
         for (key, asked_of_it) in filter["payload"].as_object().into_iter().flatten() {
-            // Null is a value, and not the same as no such key.
+            // Null is a value; an absent key is not equal to it.
             let own = event["payload"].get(key).cloned().unwrap_or(json!({"no": "such key"}));
             asked.push((asked_of_it.clone(), own));
         }
@@ -69,7 +69,7 @@ fn is_one_of(asked: &Value, own: &Value) -> bool {
     asked.as_array().map_or_else(|| is_equal(asked), |list| list.iter().any(is_equal))
 }
 
-/// Filters, and the parameters of a URL that say the same if there are any.
+/// Filters, and the parameters of a URL that mean the same, if there are any.
 fn table() -> Vec<(Value, Option<String>)> {
     let in_json = [
         json!({"event_types": ["timer_tick"]}),
@@ -108,7 +108,7 @@ fn table() -> Vec<(Value, Option<String>)> {
         (json!({"event_types": ["timer_tick", "error_occurred"]}), plain("event_type=error_occurred,timer_tick")),
         (json!({"source": ["web", "app.v-2"]}), plain("source=web,app.v-2")),
         (json!({"session_id": "s1"}), plain("session_id=s1")),
-        // An id may hold a comma: it is one value, as it always was.
+        // An id may have a comma; it is still one value.
         (json!({"session_id": "s,1"}), plain("session_id=s,1")),
         (json!({"session_id": "s1,s,1"}), plain("session_id=s1%2Cs%2C1")),
         (json!({"user_id": "u,2"}), plain("user_id=u,2")),
@@ -127,7 +127,7 @@ fn table() -> Vec<(Value, Option<String>)> {
         (json!({"payload": {"quiz_id": "7"}}), plain("payload.quiz_id=7")),
         (json!({"payload": {"quiz_id": "exam, demo"}}), plain("payload.quiz_id=exam,+demo")),
         (json!({"payload": {"": "empty key"}}), plain("payload.=empty%20key")),
-        // Of a payload an empty text is a value, and so is null.
+        // In a payload, an empty text and null are values.
         (json!({"payload": {"on": ""}}), plain("payload.on=")),
         (
             json!({"payload": {"on": ["", true], "z": [null, 0]}}),
@@ -146,18 +146,18 @@ fn table() -> Vec<(Value, Option<String>)> {
     in_json.chain(in_both.map(|(filter, query)| (filter, Some(query)))).collect()
 }
 
-/// What a subscriber with a beginning and an end is sent, up to the Close frame.
+/// The messages to a subscriber whose stream has a start and an end, up to the Close frame.
 fn history(server: &Server, first: &Value) -> Vec<u64> {
     let (words, code) = server.subscriber(first).last_words();
     assert_eq!(code, 1000, "{first}");
     sequences(&words.iter().map(|text| serde_json::from_str(text).unwrap()).collect::<Vec<Value>>())
 }
 
-/// Later than anything here.
+/// A time later than all events here.
 const LATER: &str = "9999-01-01T00:00:00Z";
 
 #[test]
-fn every_way_to_read_lets_the_same_events_through() {
+fn every_interface_passes_the_same_events_through_a_filter() {
     let server = Server::start();
     let table = table();
     let mut live: Vec<_> = table.iter().map(|(filter, _)| server.subscriber(filter)).collect();
@@ -182,17 +182,17 @@ fn every_way_to_read_lets_the_same_events_through() {
         first["until"] = json!(LATER);
         assert_eq!(history(&server, &first), expected, "{filter} as history");
         assert_eq!(sequences(&live.collect(expected.len())), expected, "{filter} live");
-        // Had more been on its way, it would come before the answer.
+        // Further events would have come before this answer.
         let answer = live.ask(r#"{"type":"update_filters","filters":{}}"#);
         assert_eq!(answer, json!({"status": "filters_updated", "filters": {}}), "{filter}");
     }
-    // A table in which everything passes, or nothing, would hold whatever the server does.
+    // If all or none of the events passed each filter, the test would not notice a wrong server.
     let telling = sizes.iter().filter(|size| (1..240).contains(*size)).count();
     assert_eq!((telling, sizes.len()), (sizes.len() - 4, table.len()), "{sizes:?}");
 }
 
 #[test]
-fn deleting_takes_exactly_what_passes() {
+fn a_deletion_deletes_exactly_the_events_that_pass() {
     let mut server = Server::start();
     let mut last = 0;
     for (n, (filter, plain)) in table().into_iter().enumerate() {
@@ -200,12 +200,12 @@ fn deleting_takes_exactly_what_passes() {
         server.publish_lines(&varied(160));
         last += 160;
         let stored = server.stored("");
-        // What an empty condition means is not deleted: see below.
+        // A deletion refuses an empty condition; another test has that.
         let is_empty = |query: &String| query.ends_with("user_id=");
         if plain.as_ref().is_some_and(is_empty) || stored.iter().all(|event| passes(&filter, event)) {
             continue;
         }
-        // Half of them are told apart by time besides.
+        // Half of the deletions have a time, too.
         let before = (n % 2 == 1).then(|| timestamp(&stored[97]));
         let is_meant =
             |event: &Value| passes(&filter, event) && before.as_ref().is_none_or(|before| timestamp(event) < *before);
@@ -228,7 +228,7 @@ fn deleting_takes_exactly_what_passes() {
     }
 }
 
-/// Holds all that is told of the record against the events that must be left in it.
+/// Compares every answer about the record with the events that must be left in it.
 fn check_rest(server: &Server, left: &[Value], when: &str) {
     assert_eq!(server.stored(""), left, "{when}");
     assert_eq!(told_statistics(server), (left.len() as u64, statistics(left)), "{when}");
@@ -248,7 +248,7 @@ fn delete(server: &Server, query: &str) -> Response {
 }
 
 #[test]
-fn the_newest_events_can_be_deleted_and_what_follows_goes_on() {
+fn after_the_newest_events_are_deleted_storing_goes_on() {
     let mut server = Server::start();
     server.publish_lines(&(0..30).map(|n| tick(if n < 20 { "old" } else { "new" }, n)).collect::<Vec<_>>());
     let middle = encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(18)))));
@@ -262,7 +262,7 @@ fn the_newest_events_can_be_deleted_and_what_follows_goes_on() {
     assert_eq!(server.get_json("/stats")["by_type"][0]["last_seen"], last_kept["timestamp"]);
     server.get(&format!("/events/{}", id_of(30))).refusal(404);
     assert_eq!(server.get_json("/events?limit=1")[0], last_kept);
-    // Nothing is stored where the record ends now, and times are looked for all the same.
+    // The end of the record has no events now, and times are still found.
     assert_eq!(delete(&server, &format!("before={middle}")).json(), json!({"deleted": 17}));
     assert_eq!(sequences(&server.stored(&format!("since={middle}"))), (19..=20).collect::<Vec<_>>());
     server.kill();
@@ -283,7 +283,7 @@ fn the_newest_events_can_be_deleted_and_what_follows_goes_on() {
 }
 
 #[test]
-fn statistics_stay_true_while_events_come_and_go() {
+fn statistics_stay_correct_while_events_are_stored_and_deleted() {
     let server = Server::start();
     for round in 0..40 {
         server.publish_lines(&ticks(&format!("doomed-{round}"), 20));
@@ -298,7 +298,7 @@ fn statistics_stay_true_while_events_come_and_go() {
 }
 
 #[test]
-fn what_is_no_filter_is_refused_everywhere() {
+fn an_invalid_filter_is_refused_in_every_interface() {
     let server = Server::start();
     server.publish_lines(&varied(10));
     let many: Vec<_> = (0..=1000).map(|n| n.to_string()).collect();
@@ -339,7 +339,7 @@ fn what_is_no_filter_is_refused_everywhere() {
     for filter in [json!({"payload": {"quiz_id": []}}), json!({"exclude": []})] {
         server.get(&format!("/events?filter={}", encode(&filter.to_string()))).refusal(422);
     }
-    // What only a URL can say wrongly.
+    // Mistakes that only a URL can have.
     for text in ["x", "[]", "7", "null", "\"s1\"", "{", r#"{"sesion_id":"s1"}"#, r#"{"event_type":["timer_tick"]}"#] {
         check_no_filter(&server, &format!("filter={}", encode(text)));
     }
@@ -376,7 +376,7 @@ fn check_not_read(server: &Server, query: &str) {
 }
 
 #[test]
-fn a_deletion_that_may_mean_more_than_it_says_is_refused() {
+fn a_deletion_with_unclear_parameters_is_refused() {
     let server = Server::start();
     server.publish_lines(&varied(10));
     for unclear in [
@@ -491,7 +491,7 @@ fn an_empty_condition_means_any_event_in_every_interface() {
 }
 
 #[test]
-fn an_empty_item_of_a_list_is_refused() {
+fn an_empty_value_in_a_list_is_refused() {
     let server = Server::start();
     for query in ["event_type=,", "event_type=timer_tick,,quiz_started", "source=web,", "exclude_source=,web"] {
         server.get(&format!("/events?{query}")).refusal(422);
@@ -510,7 +510,7 @@ fn an_empty_item_of_a_list_is_refused() {
 }
 
 #[test]
-fn numbers_of_a_payload_are_told_apart_digit_by_digit() {
+fn numbers_of_a_payload_are_compared_digit_by_digit() {
     let server = Server::start();
     let numbers = ["18446744073709551615", "18446744073709551616", "1e-400", "0", "1e400", "10e399", "1e401", "0.10"];
     let event = |number: &&str| format!(r#"{{"event_type":"timer_tick","source":"it","payload":{{"n":{number}}}}}"#);
@@ -536,15 +536,15 @@ fn numbers_of_a_payload_are_told_apart_digit_by_digit() {
     assert_eq!(delete(&server, &asked("18446744073709551615")).json(), json!({"deleted": 1}));
     assert_eq!(delete(&server, &asked("0")).json(), json!({"deleted": 1}));
     assert_eq!(sequences(&server.stored("")), [2, 3, 5, 6, 7, 8]);
-    // The exponent is read, not counted out.
+    // A large exponent costs no time.
     let beyond = asked(&format!("1e{}", "9".repeat(1_000)));
     server.get(&format!("/events?{beyond}")).refusal(422);
 }
 
 #[test]
-fn a_filter_that_hardly_anything_passes_finds_it_wherever_it_is() {
+fn a_filter_finds_a_single_event_anywhere_in_the_record() {
     let server = Server::start();
-    // More than one read looks at, and more than one segment holds.
+    // More events than one read looks at, and more than one segment has.
     let (count, rare) = (71_000, [11, 65_537, 70_999]);
     let event = |n: usize| {
         let is_rare = rare.contains(&(n as u64 + 1));

@@ -1,4 +1,5 @@
-//! Exactly-once publishing: keys in headers and in events, over HTTP and WebSockets, repeats and what is none.
+//! Exactly-once publishing: keys in headers and in events, over HTTP and WebSockets; repeats, and other events under the
+//! same key.
 
 use std::sync::Mutex;
 
@@ -20,7 +21,7 @@ fn with_key(server: &Server, key: &str, body: &str) -> Response {
 }
 
 #[test]
-fn a_repeat_is_answered_as_the_first_time_and_stores_nothing() {
+fn a_repeat_gets_the_first_answer_and_stores_nothing() {
     let mut server = Server::start();
     let first = with_key(&server, "order-1", &tick("s", 1));
     assert_eq!((first.status, first.header("idempotent-replayed")), (201, None));
@@ -29,7 +30,7 @@ fn a_repeat_is_answered_as_the_first_time_and_stores_nothing() {
         let again = with_key(&server, "order-1", &tick("s", 1));
         assert_eq!((again.status, again.header("idempotent-replayed")), (200, Some("true")), "life {life}");
         assert_eq!(again.text(), first.text());
-        // The same by the field: where a key is written makes no other key of it.
+        // The same key in the field: a header and a field with equal texts are one key.
         let field = server.call("POST", "/events", &[JSON], keyed("order-1", 1).as_bytes());
         assert_eq!((field.status, field.text()), (200, first.text()));
         assert_eq!(total(&server), 2);
@@ -86,13 +87,13 @@ fn in_an_array_each_event_may_have_its_key() {
     let post = |events: &[String]| server.post(format!("[{}]", events.join(",")));
     let first = post(&[keyed("a", 1), tick("s", 2), keyed("c", 3)]).json();
     assert_eq!(first["ids"], json!([id_of(1), id_of(2), id_of(3)]));
-    // Some are known, others are new, and one has no key.
+    // Some of the keys are known, others are new, and one event has no key.
     let mixed = post(&[keyed("b", 4), keyed("a", 1), tick("s", 5), keyed("c", 3), keyed("b", 4)]);
     assert_eq!((mixed.status, mixed.header("idempotent-replayed")), (201, None));
     let mixed = mixed.json();
     assert_eq!(mixed["ids"], json!([id_of(4), id_of(1), id_of(5), id_of(3), id_of(4)]));
     assert_eq!(mixed["count"], 5);
-    // One that contradicts its key spoils all of them.
+    // One event that differs from the one under its key has the whole array refused.
     let refused = post(&[keyed("new", 6), keyed("a", 7)]);
     assert_eq!(refused.status, 422);
     assert_eq!(refused.json()["detail"][0]["loc"], json!(["body", 1, "idempotency_key"]));
@@ -104,7 +105,7 @@ fn in_an_array_each_event_may_have_its_key() {
 }
 
 #[test]
-fn keys_have_a_rule() {
+fn an_invalid_key_is_refused() {
     let server = Server::start();
     for (key, status) in [("x".repeat(200), 201), ("x".repeat(201), 422), ("ü".repeat(200), 201), (String::new(), 422)]
     {
@@ -121,7 +122,7 @@ fn keys_have_a_rule() {
 }
 
 #[test]
-fn on_a_socket_each_message_is_answered_in_its_place() {
+fn on_a_websocket_repeats_are_answered_in_the_order_of_messages() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     let mut socket = server.publisher();
@@ -145,7 +146,7 @@ fn on_a_socket_each_message_is_answered_in_its_place() {
     assert_eq!(answers[5], json!({"status": "error", "message": format!("Event 1: {used}")}));
     assert_eq!(answers[6], json!({"status": "ok", "event_id": id_of(4), "ref": "r"}));
     assert_eq!(answers[7], json!({"status": "error", "message": used, "ref": "r"}));
-    // Only what is new is delivered, and its bytes are those that are stored.
+    // Only new events are delivered, and their bytes are the stored ones.
     for n in 1..=4 {
         let delivered = subscriber.text();
         assert_eq!(delivered, server.get(&format!("/events/{}", id_of(n))).text());
@@ -155,7 +156,7 @@ fn on_a_socket_each_message_is_answered_in_its_place() {
 }
 
 #[test]
-fn of_many_at_once_one_is_stored() {
+fn of_many_simultaneous_repeats_one_is_stored() {
     let server = Server::start();
     let answers = Mutex::new(Vec::new());
     in_parallel(8, |_| {
@@ -169,7 +170,7 @@ fn of_many_at_once_one_is_stored() {
 }
 
 #[test]
-fn a_key_is_kept_as_long_as_its_event() {
+fn a_key_is_stored_as_long_as_its_event() {
     let mut server = Server::start();
     let ids = |body: &str, server: &Server| server.post(body).json()["ids"].clone();
     for n in 0..6 {
@@ -197,7 +198,7 @@ fn delete_number(server: &Server, n: usize) {
 }
 
 #[test]
-fn the_key_of_a_request_is_kept_until_the_last_of_its_events_is_deleted() {
+fn the_key_of_a_request_is_stored_until_the_last_of_its_events_is_deleted() {
     let mut server = Server::start();
     let publish = |server: &Server, lines: &[String]| {
         server.call("POST", "/events", &[NDJSON, ("Idempotency-Key", "batch")], lines.join("\n").as_bytes())
@@ -217,7 +218,7 @@ fn the_key_of_a_request_is_kept_until_the_last_of_its_events_is_deleted() {
     is_known(&server);
     delete_number(&server, 3);
     is_known(&server);
-    // One goes as the oldest.
+    // One is deleted as the oldest event.
     let last = text_of(&server.get_json(&format!("/events/{}", id_of(3)))["timestamp"]);
     assert_eq!(server.call("DELETE", &format!("/events?before={last}"), &[], b"").json(), json!({"deleted": 1}));
     is_known(&server);
@@ -231,11 +232,11 @@ fn the_key_of_a_request_is_kept_until_the_last_of_its_events_is_deleted() {
 }
 
 #[test]
-fn a_crash_between_two_tries_stores_once() {
+fn an_event_repeated_after_a_crash_is_stored_once() {
     let mut server = Server::start();
     let mut dice = Dice::thrown();
     for round in 0..6 {
-        // The connection breaks before the answer is read: the producer cannot know.
+        // The connection breaks before the answer is read, so the producer does not know the outcome.
         let mut socket = server.publisher();
         let events: Vec<_> = (0..200).map(|n| keyed(&format!("r{round}-{n}"), n)).collect();
         send_all(socket.stream(), &events);
@@ -253,7 +254,7 @@ fn a_crash_between_two_tries_stores_once() {
 }
 
 #[test]
-fn a_cloud_event_is_stored_once() {
+fn a_repeated_cloud_event_is_stored_once() {
     let server = Server::start();
     let event = json!({"specversion": "1.0", "id": "7", "source": "it", "type": "timer_tick", "data": {"n": 1}});
     let publish = |event: &Value| {

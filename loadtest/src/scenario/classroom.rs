@@ -253,7 +253,8 @@ impl Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_pipeline::wire::frame::{Decoder, Message, Role};
+    use event_pipeline::wire::decoder::{Decoder, Message};
+    use event_pipeline::wire::frame::Role;
     use std::collections::HashSet;
     use std::time::Duration;
 

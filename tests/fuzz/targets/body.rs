@@ -1,5 +1,5 @@
-//! Bodies of `POST /events` in every form, as a request has them: headers, an empty line, the body. Each form is
-//! taken apart by hand and its events are held against the contract one by one.
+//! Bodies of `POST /events` in every form. The input is headers, an empty line and the body. Each form is parsed by hand,
+//! and its events are compared with the contract one by one.
 
 use event_pipeline::event::{PAYLOAD_DEPTH_MAX, Parser};
 use event_pipeline::http::Form;
@@ -29,7 +29,7 @@ pub fn body(data: &[u8]) {
     check(read.as_ref().err());
     let Ok(text) = str::from_utf8(body) else { return assert!(read.is_err()) };
 
-    // Each event as it should be in our own words; none if that cannot be.
+    // The JSON that each event should be translated into; none if it has to be refused.
     let events: Option<Vec<String>> = match form {
         Form::Json => match Json::read(text) {
             Ok(Json { value: Value::List(items), .. }) => Some(items.iter().map(|item| item.raw.to_owned()).collect()),
@@ -46,7 +46,7 @@ pub fn body(data: &[u8]) {
             _ => None,
         },
         Form::BinaryCloudEvent => {
-            // What the headers say is checked by the unit tests; here it must at least be an event.
+            // The unit tests check the translation of headers; here the result must at least be an event.
             let Ok((batch, false)) = &read else { return assert!(read.is_err()) };
             assert_eq!((batch.len(), batch.keyed().len()), (1, 1));
             let payload = str::from_utf8(batch.columns(0).payload).unwrap();
@@ -76,11 +76,11 @@ pub fn body(data: &[u8]) {
     }
 }
 
-/// The event that a structured CloudEvent is, by the table in the contract.
+/// The event of a structured CloudEvent, by the table in the contract.
 fn of_cloud_event(json: &Json<'_>) -> Option<String> {
     let Value::Object(_) = json.value else { return None };
     let set = |name| json.get(name).filter(|value| !matches!(value.value, Value::Null));
-    // Set and a text, or not set at all.
+    // Either a text or absent.
     let text = |name| set(name).map_or(Some(None), |value| value.text().map(Some));
     let filled = |name| text(name).filter(|text| text.is_none_or(|text| !text.is_empty()));
     if set("data_base64").is_some() || filled("specversion")?? != "1.0" {
@@ -104,7 +104,7 @@ fn of_cloud_event(json: &Json<'_>) -> Option<String> {
     Some(format!(r#"{event},"idempotency_key":{}}}"#, spelled(&format!("{source}/{id}"))))
 }
 
-/// What is accepted is delivered as a CloudEvent, which is accepted and says the same.
+/// An accepted event is delivered as a CloudEvent, which is accepted again as the same event.
 fn goes_out_and_comes_in_again(batch: &mut event_pipeline::wire::Batch) {
     use event_pipeline::event::{Seq, Timestamp, TimestampText};
     for index in 0..batch.len() {

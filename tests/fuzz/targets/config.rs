@@ -1,5 +1,5 @@
-//! Configuration files: what is accepted shows as text that says the same, and some of it is worked out a second
-//! time; what is not is told in one line that gives no secret away.
+//! Configuration files: an accepted one is shown as text that reads back as the same, and some values are computed a second
+//! time. A refused one gives one line that shows no secret.
 
 use std::time::Duration;
 

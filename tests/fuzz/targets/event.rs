@@ -1,6 +1,5 @@
-//! Events as producers send them, one or an array: the reader of the server against one that follows the contract
-//! word by word over serde_json. What is accepted is then rendered, delivered, stored and acknowledged, and each
-//! time says what was sent.
+//! Events as producers send them, one or an array: the server's parser is compared with one over serde_json that follows
+//! the contract word by word. Accepted events are rendered, delivered, read back and acknowledged, and stay the same.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,14 +9,15 @@ use event_pipeline::event::{
 };
 use event_pipeline::record::{AckLevel, Failure, Outcomes};
 use event_pipeline::wire::answer::{Ack, AckMode, AnswerWriter, Answered, Answers};
-use event_pipeline::wire::batch::{Batch, StoredEvent, StoredText};
+use event_pipeline::wire::batch::{Batch, StoredText};
+use event_pipeline::wire::event_json::StoredEvent;
 use event_pipeline::wire::frame;
 
 use super::json::{Json, NotRead, Value};
 
 pub static TYPES: LazyLock<Arc<EventTypes>> = LazyLock::new(|| Arc::new(EventTypes::builtin()));
 
-/// So low that small inputs come to both edges.
+/// So low that small inputs reach both limits.
 pub const LIMITS: Limits = Limits { payload_keys_max: 4, payload_bytes_max: 300 };
 
 const REF_BYTES_MAX: usize = 256;
@@ -33,7 +33,7 @@ pub struct Expected<'t> {
     pub idempotency_key: Option<&'t str>,
 }
 
-/// An event by the letter of the contract, or every field that keeps it from being one; none is the whole.
+/// The event that a value is by the contract, or every invalid field; a field that is `None` is the whole value.
 pub fn expected<'t>(json: &'t Json<'t>) -> Result<Expected<'t>, Vec<Option<&'static str>>> {
     let Value::Object(members) = &json.value else { return Err(vec![None]) };
     let mut faults = Vec::new();
@@ -71,7 +71,7 @@ pub fn expected<'t>(json: &'t Json<'t>) -> Result<Expected<'t>, Vec<Option<&'sta
     Ok(Expected { event_type, source, session_id, user_id, payload, idempotency_key })
 }
 
-/// Holds an event's columns against what was expected.
+/// Compares an event's columns with the expected ones.
 pub fn check_columns(columns: &Columns<'_>, expected: &Expected<'_>) {
     assert_eq!(columns.event_type, expected.event_type.as_bytes());
     assert_eq!(columns.source, expected.source.as_bytes());
@@ -94,7 +94,7 @@ pub fn event(data: &[u8]) {
     let mut read = || {
         let mut batch = Batch::default();
         let parsed = parser.parse(text, |event| batch.push(&event, &TYPES));
-        if parsed.outcome.is_err() {
+        if parsed.result.is_err() {
             batch.truncate(0);
         }
         (parsed, batch)
@@ -106,10 +106,10 @@ pub fn event(data: &[u8]) {
 
     acknowledge(&parsed);
     let json = match Json::read(text) {
-        Err(NotRead::Invalid) => return assert!(parsed.outcome.is_err(), "{:?}", parsed.outcome),
-        Err(NotRead::Deep) => return assert!(parsed.outcome.is_err()),
+        Err(NotRead::Invalid) => return assert!(parsed.result.is_err(), "{:?}", parsed.result),
+        Err(NotRead::Deep) => return assert!(parsed.result.is_err()),
         Ok(json) if json.depth() > PAYLOAD_DEPTH_MAX + 2 => {
-            return assert_eq!(parsed.outcome.unwrap_err()[0].fault, Fault::TooDeep);
+            return assert_eq!(parsed.result.unwrap_err()[0].fault, Fault::TooDeep);
         }
         Ok(json) => json,
     };
@@ -125,7 +125,7 @@ pub fn event(data: &[u8]) {
     };
     let mut refused: Vec<_> = items.iter().enumerate().flat_map(faults_of).collect();
     refused.extend(items.is_empty().then_some((None, None)));
-    match &parsed.outcome {
+    match &parsed.result {
         Ok(count) => assert_eq!((*count, refused), (is_array.then_some(items.len()), Vec::new())),
         Err(rejections) => {
             assert!(!rejections.iter().any(|rejection| matches!(rejection.fault, Fault::NotJson(_))), "{rejections:?}");
@@ -145,7 +145,7 @@ pub fn event(data: &[u8]) {
     deliver(batch, &expected);
 }
 
-/// Numbers a batch, and looks at what its subscribers get and at what they get who read it back.
+/// Numbers a batch, and checks its deliveries to live subscribers and to those that read it back.
 fn deliver(mut batch: Batch, expected: &[Expected<'_>]) {
     let (first, start) = (Seq(0xfff), Timestamp(1_768_473_000_999_999));
     let mut text = TimestampText::default();
@@ -186,13 +186,13 @@ fn deliver(mut batch: Batch, expected: &[Expected<'_>]) {
     assert_eq!(payloads, (0..expected.len()).map(|index| stored.json(index)).collect::<Vec<_>>());
 }
 
-/// Whatever became of a message, its answer is JSON with the producer's `ref` in it.
+/// Every answer to a message is JSON with the producer's `ref`.
 fn acknowledge(parsed: &event_pipeline::event::Parsed<'_>) {
     for level in [None, Some(AckLevel::Stored)] {
         for outcomes in [Ok(Outcomes::From(Seq(7), AckLevel::Synced)), Ok(Outcomes::Queued), Err(Failure::QueueFull)] {
             let mut answers = Answers::default();
             answers.note(parsed);
-            let is_well = parsed.outcome.is_ok() && outcomes.is_ok();
+            let is_well = parsed.result.is_ok() && outcomes.is_ok();
             let mut frames = Vec::new();
             let mut writer = AnswerWriter::new(Ack { mode: AckMode::Each, level });
             writer.write(&Answered { outcomes, answers }, &mut frames);

@@ -1,5 +1,5 @@
-//! Filters: whether an event passes is worked out in words, then asked of the filter itself, of the index of a
-//! segment, of the hub that delivers, and of the same filter in a URL.
+//! Filters: whether an event passes is computed from the contract, and compared with the filter itself, the index of a
+//! segment, the hub that delivers, and the same filter in a URL.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use event_pipeline::http::Parameters;
 use event_pipeline::hub::{FanOut, Hub};
 use event_pipeline::store::segments::{Recent, Segment};
 use event_pipeline::wire::Batch;
-use event_pipeline::wire::batch::Commit;
+use event_pipeline::wire::committed::Commit;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
@@ -33,7 +33,7 @@ pub fn filter(data: &[u8]) {
     let mut batch = Batch::default();
     for line in lines {
         let before = batch.len();
-        if parser.parse(line, |event| batch.push(&event, &TYPES)).outcome.is_err() {
+        if parser.parse(line, |event| batch.push(&event, &TYPES)).result.is_err() {
             batch.truncate(before);
         }
     }
@@ -86,7 +86,7 @@ fn by_url(mut asked: Map<String, Value>, filter: &Filter) {
     asked.retain(|key, _| Filter::is_key(key));
     let text = Value::Object(asked).to_string();
     let url = format!("/events?filter={}", utf8_percent_encode(&text, NON_ALPHANUMERIC));
-    // A URL has an end.
+    // Longer filters do not fit into a URL.
     if let Ok(url) = url.parse() {
         assert_eq!(Parameters::of(&url).filter().as_ref(), Ok(filter));
     }
@@ -97,7 +97,7 @@ fn fits(field: Field, value: &str) -> bool {
     value.chars().count() <= [64, 100, 200, 200][field as usize]
 }
 
-/// Whether the contract takes it for a filter.
+/// Whether it is a filter by the contract.
 fn is_filter(asked: &Map<String, Value>) -> bool {
     let values_are_well = |object: &Map<String, Value>| {
         Field::ALL.into_iter().all(|field| match object.get(field.name()) {
@@ -114,7 +114,7 @@ fn is_filter(asked: &Map<String, Value>) -> bool {
         Value::Array(_) | Value::Object(_) => false,
         Value::Number(number) => {
             number_of(number.as_str()).is_some_and(|(digits, exponent)| {
-                // Where the point stands before the first digit.
+                // The number of digits before the decimal point.
                 let place = exponent + digits.trim_start_matches('-').len() as i128;
                 place.unsigned_abs() <= 1_000_000_000_000_000_000
             })
@@ -166,7 +166,7 @@ fn passes(asked: &Map<String, Value>, event: &Columns<'_>) -> bool {
         && !keys(exclude).iter().any(has)
 }
 
-/// The values of one condition; none is no condition.
+/// The values of one condition; `None` if there is no condition.
 fn values(asked: Option<&Value>) -> BTreeSet<&[u8]> {
     match asked {
         Some(Value::String(one)) if !one.is_empty() => [one.as_bytes()].into(),
@@ -187,7 +187,7 @@ fn is_equal(asked: &Value, value: &Json<'_>) -> bool {
     }
 }
 
-/// A number as a whole one without zeros at its end, times ten to some power; `None` if the power is beyond counting.
+/// A number as an integer without trailing zeros, times a power of ten; `None` if the exponent is out of range.
 fn number_of(text: &str) -> Option<(String, i128)> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let fraction = mantissa.split_once('.').map_or(0, |(_, fraction)| fraction.len());

@@ -1,10 +1,11 @@
-//! What a socket sends: the decoder of the server against one that reads RFC 6455 from a whole buffer, in one piece
-//! and in pieces of any size.
+//! Bytes of a socket: the server's decoder is compared with one that follows RFC 6455 over the whole buffer, in one read and
+//! in reads of any size.
 
 use bytes::BufMut;
-use event_pipeline::wire::frame::{self, Decoder, MESSAGE_BYTES_MAX, Message, OpCode, Role};
+use event_pipeline::wire::decoder::{Decoder, Message};
+use event_pipeline::wire::frame::{self, MESSAGE_BYTES_MAX, OpCode, Role};
 
-/// The first byte says who listens and how much it takes, the second how the reads fall; the frames follow.
+/// The first byte chooses the role and the message limit, the second the sizes of the reads; the frames follow.
 pub fn frame(data: &[u8]) {
     let [how, sizes, frames @ ..] = data else { return };
     let role = if how & 1 == 0 { Role::Server } else { Role::Client };
@@ -21,7 +22,7 @@ pub fn frame(data: &[u8]) {
     what_is_written_is_read(frames);
 }
 
-/// What a message said, or the code that ends the socket.
+/// A message, or the code that the socket is closed with.
 type Said = (&'static str, Vec<u8>, u16);
 
 fn said(mut bytes: &[u8], role: Role, limit: usize, mut sizes: impl Iterator<Item = usize>) -> Vec<Said> {
@@ -52,7 +53,7 @@ fn said(mut bytes: &[u8], role: Role, limit: usize, mut sizes: impl Iterator<Ite
     }
 }
 
-/// A message whose last frame has not come.
+/// A message whose last frame has not arrived.
 struct Open {
     opcode: u8,
     announced: usize,
@@ -67,7 +68,7 @@ fn by_the_rfc(bytes: &[u8], role: Role, limit: usize) -> Vec<Said> {
     said
 }
 
-/// Fails with the code to close with; ends well where more would have to come.
+/// Fails with the code to close with; succeeds where more bytes are needed.
 fn go_through(mut rest: &[u8], role: Role, limit: usize, said: &mut Vec<Said>) -> Result<(), u16> {
     fn take<'b>(rest: &mut &'b [u8], count: usize) -> Option<&'b [u8]> {
         rest.split_off(..count)
@@ -153,7 +154,7 @@ fn close(payload: &[u8]) -> Result<Said, u16> {
         [] => Ok(("close", Vec::new(), 0)),
         [_] => Err(1002),
         [high, low, reason @ ..] => match u16::from(*high) << 8 | u16::from(*low) {
-            // Those of the RFC and of its registry that may be sent, and those of libraries and applications.
+            // The codes of the RFC and its registry that may be sent, and those for libraries and applications.
             code @ (1000..1004 | 1007..1015 | 3000..5000) => {
                 str::from_utf8(reason).map_err(|_| 1007u16)?;
                 Ok(("close", reason.into(), code))
@@ -163,7 +164,7 @@ fn close(payload: &[u8]) -> Result<Said, u16> {
     }
 }
 
-/// What one end writes, the other reads.
+/// Frames of one end are read by the other.
 fn what_is_written_is_read(payload: &[u8]) {
     let is_text = str::from_utf8(payload).is_ok();
     let (opcode, name) = if is_text { (OpCode::Text, "text") } else { (OpCode::Binary, "binary") };

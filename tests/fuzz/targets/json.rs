@@ -1,5 +1,5 @@
-//! JSON as serde_json reads it, but with numbers of any size and with every value's own spelling: what the reader
-//! of events is held against.
+//! JSON as serde_json reads it, but with numbers of any size and the spelling of every value. The parser of events is
+//! compared with this.
 
 use std::fmt;
 
@@ -17,22 +17,22 @@ pub struct Json<'t> {
 pub enum Value<'t> {
     Null,
     Bool(bool),
-    /// As it is spelled.
+    /// The text that spells it.
     Number(&'t str),
     Text(String),
     List(Vec<Json<'t>>),
-    /// In order, with keys that come twice.
+    /// In order, with repeated keys.
     Object(Vec<(String, Json<'t>)>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRead {
     Invalid,
-    /// Well-formed as far as this reader went.
+    /// Well-formed up to where the depth ended it.
     Deep,
 }
 
-/// Deeper than anything that is accepted.
+/// More levels than any accepted text has.
 const DEPTH_MAX: usize = 160;
 
 struct Members<'t>(Vec<(String, &'t RawValue)>);
@@ -90,7 +90,7 @@ impl<'t> Json<'t> {
         Ok(Self { raw, value })
     }
 
-    /// How many arrays and objects lie in each other.
+    /// The levels of nested arrays and objects.
     pub fn depth(&self) -> usize {
         match &self.value {
             Value::List(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
@@ -112,7 +112,7 @@ impl<'t> Json<'t> {
         }
     }
 
-    /// Whether both say the same, however they are laid out.
+    /// Whether both are equal apart from whitespace.
     pub fn says_the_same(&self, other: &Json<'_>) -> bool {
         match (&self.value, &other.value) {
             (Value::Null, Value::Null) => true,

@@ -1,5 +1,5 @@
-//! What cargo-fuzz feeds with noise, and the tests with what it found: one function a target, each with an oracle
-//! beside it, a second and plainer way to the same result. Nobody may panic, and both must agree.
+//! The fuzz targets, one function each. The fuzzer feeds them with noise, and the tests with its findings. Each has an
+//! oracle: a second, simpler way to the same result. Neither may panic, and both must agree.
 
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
 
@@ -24,10 +24,10 @@ pub use subscribe::subscribe;
 pub use time::time;
 pub use url::url;
 
-/// A name that cargo-fuzz and a folder of seeds have, and what it stands for.
+/// The name of a target, which its folder of seeds has too, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const ALL: [Target; 9] = [
     ("body", body),
     ("config", config),

@@ -2,8 +2,8 @@
 
 use event_pipeline::store::segments::{decode, encode};
 
-/// The bytes of a list; or, after three that say what is to be damaged, its runs: where each starts, how long it is and
-/// how wide its gaps are.
+/// The bytes of a list; or three bytes that choose a damage, and then the runs of a list: the start, the length and the
+/// gaps of each.
 pub fn postings(data: &[u8]) {
     if let Some(offsets) = decode(data) {
         assert!(offsets.is_sorted_by(|one, next| one < next), "{offsets:?}");
@@ -14,7 +14,7 @@ pub fn postings(data: &[u8]) {
         let (start, len) = (u16::from_be_bytes([run[0], run[1]]), 1 << (run[2] >> 4));
         (start..=u16::MAX).step_by(1 + usize::from(run[2] & 15)).take(len)
     });
-    // Enough for a bitmap.
+    // So many that the list is stored as a bitmap.
     let mut offsets: Vec<_> = runs.take(10_000).collect();
     offsets.sort_unstable();
     offsets.dedup();

@@ -1,13 +1,13 @@
-//! What subscribers say, first and later: the order of keys, keys that mean nothing, and null instead of nothing
-//! change nothing, and what is echoed asks for the same.
+//! The messages of subscribers, first and later ones: the order of keys, unknown keys and null for an absent key make no
+//! difference, and the filters in the answer ask for the same.
 
 use std::time::Duration;
 
 use event_pipeline::event::{Seq, Timestamp};
 use event_pipeline::record::{Epoch, Gap, Retained};
-use event_pipeline::wire::subscription::{
-    Filters, FromSubscriber, Opening, Start, Subscribe, filters_updated, subscribed,
-};
+use event_pipeline::wire::filters::Filters;
+use event_pipeline::wire::note::{Opening, filters_updated, subscribed};
+use event_pipeline::wire::request::{FromSubscriber, Start, Subscribe};
 use serde_json::{Map, Value};
 
 use super::json::{self, Json};
@@ -46,7 +46,7 @@ fn first(data: &[u8]) {
         Start::Since(since) => assert_eq!(time("since", Timestamp::parse_floor), Some(*since)),
         Start::Last(count) => assert_eq!(said("last").unwrap().as_u64(), Some(*count as u64)),
         Start::Now => assert!(said_place("after").is_none() && said_place("since").is_none() && said("last").is_none()),
-        Start::Place(place) => panic!("nobody can ask for {place:?}"),
+        Start::Position(place) => panic!("nobody can ask for {place:?}"),
     }
     assert_eq!(asked.until, time("until", Timestamp::parse_ceil));
     assert!(asked.speed.is_none_or(|speed| (0.01..=10_000.0).contains(&speed)));
@@ -101,7 +101,7 @@ fn later(data: &[u8]) {
     }
 }
 
-/// Anywhere: a map keeps the last of two and does not tell.
+/// Whether a key is repeated anywhere: a map has only the last of two equal keys.
 fn has_a_key_twice(json: &Json<'_>) -> bool {
     match &json.value {
         json::Value::List(items) => items.iter().any(has_a_key_twice),
@@ -113,7 +113,7 @@ fn has_a_key_twice(json: &Json<'_>) -> bool {
     }
 }
 
-/// Filters that are told back ask for the same.
+/// The filters in an answer ask for the same.
 fn echoes(answer: &Value, filters: &Filters) {
     let echoed = answer["filters"].as_object().unwrap();
     assert_eq!(echoed, filters.asked());

@@ -1,8 +1,8 @@
-//! Times and ids in text: ours against jiff's.
+//! Times and ids as text, compared with jiff's.
 
 use event_pipeline::event::{EventId, Timestamp, TimestampText};
 
-/// A text that may be a time or an id; its bytes, taken as a number, are a time too.
+/// A text that may be a time or an id; its bytes as a number are a time, too.
 pub fn time(data: &[u8]) {
     if let Ok(text) = str::from_utf8(data) {
         read(text);
@@ -13,7 +13,7 @@ pub fn time(data: &[u8]) {
 
 fn read(text: &str) {
     let (floor, ceil) = (Timestamp::parse_floor(text), Timestamp::parse_ceil(text));
-    // A date alone begins there, and what has no offset is in UTC.
+    // A date alone is its beginning, and a time without an offset is in UTC.
     let spelled = match text.split_at_checked(10) {
         Some((date, "")) => format!("{date}T00:00:00Z"),
         Some((_, rest)) if rest.starts_with(['T', 't', ' ']) && !rest.contains(['Z', 'z', '+', '-']) => {
@@ -30,7 +30,7 @@ fn read(text: &str) {
             let between = i64::from(known.as_nanosecond().rem_euclid(1_000) > 0);
             assert_eq!((floor, ceil), (Timestamp(micros), Ok(Timestamp(micros + between))), "{text}");
         }
-        // Beyond the end of jiff's time line, which is some hours short of ours.
+        // Beyond the end of jiff's `Timestamp`, which is some hours before ours.
         (Ok(floor), None) => {
             assert!(is_rfc_3339(text) && floor.0 >= jiff::Timestamp::MAX.as_microsecond(), "{text}");
             assert!(ceil.is_ok_and(|ceil| (0..=1).contains(&(ceil.0 - floor.0))));
@@ -39,7 +39,7 @@ fn read(text: &str) {
     }
 }
 
-/// The grammar alone, with at most nine digits of a fraction, once nothing is left out.
+/// Whether a text has the full form, with at most nine digits of a fraction.
 fn is_rfc_3339(text: &str) -> bool {
     let Some((date, rest)) = text.split_at_checked(10) else { return false };
     let has_shape = |text: &str, shape: &str| {
@@ -56,7 +56,7 @@ fn is_rfc_3339(text: &str) -> bool {
         && (matches!(zone, "Z" | "z") || is_offset(zone))
 }
 
-/// With seconds too, as Python writes them.
+/// Whether a text is an offset; one with seconds is too, as Python writes them.
 fn is_offset(zone: &str) -> bool {
     let Some(offset) = zone.strip_prefix(['+', '-']) else { return false };
     let parts: Vec<_> = offset.split(':').collect();

@@ -1,11 +1,11 @@
-//! What stands behind the `?` of a URL: decoded a second time, and refused in words that are JSON.
+//! The query of a URL: it is decoded a second time, and a refusal is valid JSON.
 
 use event_pipeline::http::Parameters;
 use event_pipeline::wire::Refusal;
-use event_pipeline::wire::subscription::{Start, Subscribe};
+use event_pipeline::wire::request::{Start, Subscribe};
 use hyper::Uri;
 
-/// The query, and in a second line the id a browser came to.
+/// The query, and in a second line the `Last-Event-ID` of a browser.
 pub fn url(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let (query, last_event_id) = text.split_once('\n').map_or((text, None), |(query, id)| (query, Some(id)));
@@ -34,7 +34,7 @@ pub fn url(data: &[u8]) {
         let resumed = parameters.subscription(Some(id));
         check(resumed.as_ref().err());
         match resumed {
-            // An empty one is none.
+            // An empty `Last-Event-ID` is none.
             Ok(resumed) if id.is_empty() => assert_eq!(Some(resumed), subscribe.ok()),
             Ok(Subscribe { start, snapshot, .. }) => {
                 assert_eq!((start, snapshot), (Start::After(id.to_owned()), None));
@@ -44,7 +44,7 @@ pub fn url(data: &[u8]) {
     }
 }
 
-/// A refusal is one of the client's faults, told as a problem.
+/// A refusal is a 4xx with a problem as its body.
 pub fn check(refusal: Option<&Refusal>) {
     let Some(refusal) = refusal else { return };
     assert!((400..500).contains(&refusal.status()), "{refusal:?}");

@@ -1,40 +1,33 @@
-//! What a subscriber asks for and what it is told besides events, as values and as JSON.
+//! What a subscriber asks for: its first message, or the parameters of an event stream's URL, and its later messages.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::filters::{Filters, no_repeats};
 use crate::event::{Field, Filter, Object, Seq, Timestamp, means_any, only_known};
-use crate::record::{Gap, Retained};
 
 /// A subscriber's first message, or the parameters of an event stream's URL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subscribe {
     pub filters: Filters,
     pub start: Start,
-    /// The epoch that the id of `start` comes from, if the client says so.
+    /// The epoch of the id in `start`, if the client says it.
     pub epoch: Option<String>,
-    /// The stream ends with what is stored before this time.
+    /// The stream ends with the last event stored before this time.
     pub until: Option<Timestamp>,
-    /// Events come in their recorded rhythm, so many times faster.
+    /// Paced replay: events come in the rhythm in which they were stored, this many times faster.
     pub speed: Option<f64>,
     pub on_lag: OnLag,
-    /// Whether the client understands notes on how its stream is served.
+    /// Whether the client wants notes on how its stream is served.
     pub signals: bool,
     pub conflate: Option<Conflate>,
-    /// First the latest event of each value of this field.
+    /// The stream begins with the latest event of each value of this field.
     pub snapshot: Option<Field>,
     pub durable: Option<Durable>,
-    /// Keys that mean nothing are refused, here and in later filters.
+    /// Unknown keys are refused, here and in later filters.
     pub strict: bool,
-}
-
-/// Filters, and how they were asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Filters {
-    pub filter: Filter,
-    asked: Map<String, Value>,
 }
 
 /// Where a subscription begins.
@@ -43,27 +36,27 @@ pub enum Start {
     Now,
     /// After the event of this id.
     After(String),
-    /// After this place, which a durable subscription has come to.
-    Place(Seq),
+    /// After this position, the confirmed one of a durable subscription.
+    Position(Seq),
     /// After this time.
     Since(Timestamp),
-    /// With the last so many events that pass.
+    /// With the last passing events, this many of them.
     Last(usize),
 }
 
-/// What becomes of a subscriber that is too slow for the live stream.
+/// What happens to a subscriber that is too slow for the live stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnLag {
     /// It gets everything, from storage until it has caught up.
     #[default]
     CatchUp,
-    /// It goes on live, and is told how many events it missed.
+    /// It stays live, and is told how many events it missed.
     Skip,
     /// It is disconnected, with close code 4008.
     Disconnect,
 }
 
-/// Only the latest event of each type and value of a field, once an interval.
+/// Conflation: once an interval, only the latest event of each type and value of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflate {
     pub key: Field,
@@ -72,51 +65,50 @@ pub struct Conflate {
     pub tells_skipped: bool,
 }
 
-/// A subscription that is remembered under a name.
+/// A durable subscription or a consumer group, stored under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Durable {
     pub name: String,
-    /// Its members share the stream: each event goes to one of them.
+    /// Whether its members share the stream: each event goes to one of them.
     pub is_group: bool,
-    /// An event that is not confirmed so long after it was sent goes to another member.
+    /// If a member does not confirm an event for this long, the event goes to another one.
     pub ack_wait: Duration,
 }
 
-/// What a subscriber says later.
+/// A later message of a subscriber.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FromSubscriber {
     Ping,
-    /// New filters, or a sentence for the client why what it asked for are none.
+    /// New filters, or a sentence for the client that says why they are refused.
     UpdateFilters(Result<Filters, String>),
-    /// Everything up to the event of this id is done with.
+    /// The subscriber has processed everything up to the event with this id.
     Confirm(String),
-    /// Not understood, and therefore without effect.
+    /// A message without a meaning; it is ignored.
     Other,
 }
 
-/// Most events of the past that `last` can ask for: they are looked for before the first is sent.
+/// Most stored events that `last` can ask for: all of them are searched for before the first is sent.
 pub const LAST_MAX: u64 = 100_000;
 
-/// Shorter intervals are no rest for a server, longer ones no live stream.
+/// Allowed intervals of conflation: with less than 10 ms the server saves nothing, with more than a minute the stream is
+/// not live.
 const CONFLATE_MS: RangeInclusive<u64> = 10..=60_000;
-/// A hundred times slower or ten thousand times faster than life.
+/// Allowed speeds of paced replay: from a hundred times slower to ten thousand times faster than the events were stored.
 const SPEED: RangeInclusive<f64> = 0.01..=10_000.0;
-/// Who needs an hour for an event asks for it; less than a tenth of a second is the network's jitter.
+/// Allowed times to confirm an event: an hour for a slow job; less than 100 ms is the network's jitter.
 const ACK_WAIT_MS: RangeInclusive<u64> = 100..=3_600_000;
-/// What an event may take if the group does not say: longer than a slow handler, shorter than a user's patience.
+/// The time to confirm an event if the group does not say one: longer than a slow handler takes, and a user still waits.
 const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const NAME_CHARS_MAX: usize = 100;
 
 /// The keys of a first message besides those of its filter that are parameters of an event stream, too.
 pub const STREAM_OPTIONS: [&str; 10] =
     ["after", "since", "last", "epoch", "until", "speed", "on_lag", "signals", "conflate", "strict"];
-/// Those that are not: an event stream has `latest_by` for `snapshot`, and confirms nothing.
+/// The keys that an event stream does not have: it has `latest_by` instead of `snapshot`, and confirms nothing.
 const OPTIONS_OF_MESSAGES: [&str; 4] = ["snapshot", "name", "group", "ack_wait_ms"];
-/// Memory that filters may take: those for some 1,000 sessions and 1,000 users by UUID take half of it. There may be as
-/// many filters as subscribers and durable subscriptions, and each of these is in memory.
-pub const FILTERS_BYTES_MAX: usize = 512 << 10;
-
 impl Subscribe {
+    /// Parses the first message.
+    ///
     /// # Errors
     /// A sentence for the client.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
@@ -124,11 +116,13 @@ impl Subscribe {
             return Err("The first message must be a JSON object with the filters".to_owned());
         };
         let subscribe = Self::of(&message.members)?;
-        // Old clients may say something twice beside their filters, as they may say what means nothing.
+        // Old clients may repeat a key beside their filters, as they may have unknown keys.
         no_repeats(message.repeated_within.or(message.repeated.filter(|_| subscribe.strict)), "The first message")?;
         Ok(subscribe)
     }
 
+    /// What a JSON object asks for.
+    ///
     /// # Errors
     /// A sentence for the client.
     pub fn of(message: &Map<String, Value>) -> Result<Self, String> {
@@ -185,7 +179,7 @@ impl Subscribe {
         subscribe.is_sensible().map(|()| subscribe)
     }
 
-    /// Refuses what cannot be meant together.
+    /// Refuses options that exclude each other.
     fn is_sensible(&self) -> Result<(), String> {
         let starts = self.start != Start::Now;
         let confirms = self.durable.is_some();
@@ -211,7 +205,7 @@ impl Subscribe {
     }
 }
 
-/// A value that is there and says something.
+/// A value that is there and is not null.
 fn given<'m>(message: &'m Map<String, Value>, key: &str) -> Option<&'m Value> {
     message.get(key).filter(|value| !value.is_null())
 }
@@ -230,14 +224,9 @@ fn flag(message: &Map<String, Value>, key: &str) -> Result<bool, String> {
     }
 }
 
-/// Whether a key of the first message means something.
+/// Whether the first message may have a key.
 fn is_known(key: &str) -> bool {
     Filter::is_key(key) || STREAM_OPTIONS.contains(&key) || OPTIONS_OF_MESSAGES.contains(&key)
-}
-
-/// Refuses a key that is there twice: only one of the two can count, and the other said something else.
-fn no_repeats(repeated: Option<String>, what: &str) -> Result<(), String> {
-    repeated.map_or(Ok(()), |key| Err(format!("{what} has the key '{key}' twice")))
 }
 
 /// The field that a key of a message names.
@@ -296,88 +285,13 @@ impl Durable {
     }
 }
 
-impl Filters {
-    /// # Errors
-    /// A sentence for the client.
-    pub fn parse(message: &Map<String, Value>) -> Result<Self, String> {
-        Ok(Self::new(Filter::parse(message)?, message))
-    }
-
-    /// Those of an `update_filters`.
-    fn parse_update(mut message: Object, strict: bool) -> Result<Self, String> {
-        if strict {
-            only_known(&message.members, |key| matches!(key, "type" | "filters"), "'update_filters'")?;
-        }
-        no_repeats(message.repeated_within.or(message.repeated.filter(|_| strict)), "'update_filters'")?;
-        match message.members.get_mut("filters").map(Value::take) {
-            None if strict => Err("'update_filters' needs 'filters'".to_owned()),
-            None | Some(Value::Null) => Self::parse(&Map::new()),
-            Some(Value::Object(filters)) => {
-                if strict {
-                    only_known(&filters, Filter::is_key, "'filters'")?;
-                }
-                Self::parse(&filters)?.within_bounds()
-            }
-            Some(_) => Err("'filters' must be an object".to_owned()),
-        }
-    }
-
-    /// Filters that were kept, perhaps by a version that took more for a filter than this one.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub fn parse_stored(kept: &Map<String, Value>) -> Result<Self, String> {
-        Ok(Self::new(Filter::parse_stored(kept)?, kept))
-    }
-
-    fn new(filter: Filter, message: &Map<String, Value>) -> Self {
-        let asked = message.iter().filter(|(key, _)| Filter::is_key(key));
-        Self { filter, asked: asked.map(|(key, value)| (key.clone(), value.clone())).collect() }
-    }
-
-    /// The same, but no larger than a subscription may have them.
-    ///
-    /// # Errors
-    /// A sentence for the client.
-    fn within_bounds(self) -> Result<Self, String> {
-        match self.bytes() > FILTERS_BYTES_MAX {
-            true => {
-                Err(format!("The filters take more than {FILTERS_BYTES_MAX} bytes of memory: ask for fewer values"))
-            }
-            false => Ok(self),
-        }
-    }
-
-    /// Memory that they take: as they were asked for, and as much again to compare events with.
-    pub fn bytes(&self) -> usize {
-        2 * self.asked.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes_of(value)).sum::<usize>()
-    }
-
-    /// How they were asked for.
-    pub fn asked(&self) -> &Map<String, Value> {
-        &self.asked
-    }
-}
-
-fn bytes_of(value: &Value) -> usize {
-    size_of::<Value>()
-        + match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-            Value::String(text) => text.len(),
-            Value::Array(list) => list.iter().map(bytes_of).sum(),
-            Value::Object(object) => {
-                object.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes_of(value)).sum()
-            }
-        }
-}
-
 impl FromSubscriber {
-    /// `strict` is what the subscriber's first message said.
+    /// Parses a later message; `strict` is that of the subscriber's first message.
     ///
     /// # Errors
     /// A sentence for the client, when it confirms without an id.
     pub fn parse(text: &[u8], strict: bool) -> Result<Self, String> {
-        // Of new filters, what means nothing is ignored.
+        // Unknown keys of new filters are ignored.
         let is_read = |depth: usize, key: &str| match depth {
             0 => key == "filters",
             1 => Filter::is_key(key),
@@ -396,105 +310,14 @@ impl FromSubscriber {
     }
 }
 
-impl Gap {
-    /// As it is told to clients.
-    pub fn json(&self) -> Value {
-        match self {
-            Self::MissingThrough(last) => serde_json::json!({ "missing_through": last.id().to_string() }),
-            Self::Unknown(id) => serde_json::json!({ "unknown_cursor": id }),
-        }
-    }
-}
-
-/// What a subscriber is told of where it begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opening {
-    pub retained: Retained,
-    pub gap: Option<Gap>,
-}
-
-/// The first answer to a subscriber.
-pub fn subscribed(subscriber: u32, filters: &Filters, opening: &Opening) -> String {
-    let Retained { oldest, newest, epoch } = opening.retained;
-    let id = |seq: Seq, is_there: bool| if is_there { seq.id().to_string().into() } else { Value::Null };
-    let mut answer = serde_json::json!({
-        "status": "subscribed",
-        "subscriber_id": subscriber_id(subscriber),
-        "filters": filters.asked,
-        "last_event_id": id(newest, newest > Seq::ZERO),
-        "oldest_id": id(oldest, oldest <= newest),
-        "epoch": epoch.to_string(),
-    });
-    if let Some(gap) = &opening.gap {
-        answer["gap"] = gap.json();
-    }
-    answer.to_string()
-}
-
-/// How a subscriber is called.
-pub fn subscriber_id(subscriber: u32) -> String {
-    format!("sub_{subscriber:08x}")
-}
-
-/// What a subscriber is told about how it is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// It was too slow for the live stream: after this event storage serves it.
-    FellBehind(Seq),
-    /// What follows is live.
-    CaughtUp,
-    /// It was too slow: so many events that pass, up to this one, are left out.
-    Lagged {
-        missed: u64,
-        last: Seq,
-    },
-    /// So many events were replaced by later ones since the last time.
-    Skipped(u64),
-    Gap(Gap),
-}
-
-impl Note {
-    /// Its `type`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::FellBehind(_) => "fell_behind",
-            Self::CaughtUp => "caught_up",
-            Self::Lagged { .. } => "lagged",
-            Self::Skipped(_) => "skipped",
-            Self::Gap(_) => "gap",
-        }
-    }
-
-    /// The message.
-    pub fn json(&self) -> String {
-        let name = self.name();
-        match self {
-            Self::FellBehind(after) => format!(r#"{{"type":"{name}","after":"{}"}}"#, after.id()),
-            Self::CaughtUp => format!(r#"{{"type":"{name}"}}"#),
-            Self::Lagged { missed, last } => {
-                format!(r#"{{"type":"{name}","missed":{missed},"last_event_id":"{}"}}"#, last.id())
-            }
-            Self::Skipped(count) => format!(r#"{{"type":"{name}","count":{count}}}"#),
-            Self::Gap(gap) => format!(r#"{{"type":"{name}","gap":{}}}"#, gap.json()),
-        }
-    }
-}
-
-/// From here on only events that pass the new filters follow.
-pub fn filters_updated(filters: &Filters) -> String {
-    serde_json::json!({ "status": "filters_updated", "filters": filters.asked }).to_string()
-}
-
-pub const PONG: &str = r#"{"type":"pong"}"#;
-pub const KEEPALIVE: &str = r#"{"type":"keepalive"}"#;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::note::filters_updated;
     use proptest::prelude::*;
 
     #[test]
-    fn a_subscriber_says_what_it_wants() {
+    fn a_first_message_is_parsed_or_refused() {
         let parse = |text: &str| Subscribe::parse(text.as_bytes());
         let any = parse("{}").expect("an empty filter");
         assert_eq!((any.filters.filter.is_any(), any.start), (true, Start::Now));
@@ -563,8 +386,8 @@ mod tests {
         }
     }
 
-    /// What is listed is read, or it would be accepted and change nothing. That what is read is listed,
-    /// `what_a_subscriber_spells_is_understood` shows: a strict message that has it would be refused.
+    /// Every listed option is read: otherwise it would be accepted without effect. That every option that is read is listed,
+    /// `a_first_message_reads_back_as_it_was_spelled` shows: a strict message with it would be refused.
     #[test]
     fn every_option_is_read_and_in_the_contract() {
         let contract = std::fs::read_to_string("docs/CONTRACT.md").expect("the contract");
@@ -581,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_twice_within_the_filters_is_refused() {
+    fn a_key_that_is_repeated_within_the_filters_is_refused() {
         let first = |text: &str| Subscribe::parse(text.as_bytes());
         let update = |text: &str, strict| {
             let message = format!(r#"{{"type":"update_filters","filters":{text}}}"#);
@@ -613,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_said_twice_beside_the_filters_the_last_counts_unless_they_are_strict() {
+    fn of_a_key_repeated_beside_the_filters_the_last_counts_unless_the_message_is_strict() {
         let first = |text: &str| Subscribe::parse(text.as_bytes());
         for twice in [
             r#"{"session_id":"s","session_id":"t"}"#,
@@ -631,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_subscriber_says_later_has_a_meaning_or_none() {
+    fn a_later_message_is_understood_or_ignored() {
         let parse = |text: &str| FromSubscriber::parse(text.as_bytes(), false);
         assert_eq!(parse(r#"{"type":"ping"}"#), Ok(FromSubscriber::Ping));
         assert_eq!(parse(r#"{"type":"ack","id":"x"}"#), Ok(FromSubscriber::Confirm("x".to_owned())));
@@ -698,13 +521,13 @@ mod tests {
             .prop_filter("sensible", |subscribe| subscribe.is_sensible().is_ok())
     }
 
-    /// As a client spells it.
+    /// The first message, as a client spells it.
     fn spelled(subscribe: &Subscribe) -> String {
         let name_of = |field: Field| KEYS.iter().find(|(_, known)| *known == field).expect("a key of each").0;
         let mut message = subscribe.filters.asked().clone();
         let mut say = |key: &str, value: Value| drop(message.insert(key.to_owned(), value));
         match &subscribe.start {
-            Start::Now | Start::Place(_) => {}
+            Start::Now | Start::Position(_) => {}
             Start::After(id) => say("after", (**id).into()),
             Start::Since(time) => say("since", time.to_string().into()),
             Start::Last(count) => say("last", (*count).into()),
@@ -737,12 +560,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_subscriber_spells_is_understood(subscribe in subscribe()) {
+        fn a_first_message_reads_back_as_it_was_spelled(subscribe in subscribe()) {
             prop_assert_eq!(Subscribe::parse(spelled(&subscribe).as_bytes()), Ok(subscribe));
         }
 
         #[test]
-        fn filters_are_told_as_they_were_asked_for(filters in filters()) {
+        fn filters_are_answered_as_they_were_asked_for(filters in filters()) {
             let told: Value = serde_json::from_str(&filters_updated(&filters)).expect("JSON");
             let told = Filters::parse(told["filters"].as_object().expect("an object"));
             prop_assert_eq!(told.as_ref(), Ok(&filters));

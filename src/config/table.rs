@@ -1,0 +1,194 @@
+//! The table of settings.
+
+use clap::Arg;
+
+use super::fields::Config;
+use super::value::{Allowed, Value, show_bytes};
+use Allowed::{Bytes, Count, Seconds, Secret, Switch, Words};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The one table of settings: the name in the environment (the flag and the TOML key are the same name, spelled
+/// `--max-queue-size` and `max_queue_size`), the field it sets, the allowed values, the text of `--help`.
+#[rustfmt::skip]
+pub const SETTINGS: &[Setting] = &[
+    Setting::new("Listening", "HOST", |c| &mut c.host, Words("ADDRESS", "an IP address or localhost"),
+        "Address to listen on"),
+    Setting::new("Listening", "PORT", |c| &mut c.port, Count(0, 65_535),
+        "TCP port; 0 takes any free one"),
+    Setting::new("Listening", "CORS_ORIGINS", |c| &mut c.cors_origins, ORIGINS,
+        "Browser origins that may connect").reloadable(),
+    Setting::new("Listening", "NETWORK_THREADS", |c| &mut c.network_threads, Count(1, 256),
+        "Threads that serve sockets"),
+
+    Setting::new("Access", "API_KEY", |c| &mut c.api_key, Secret,
+        "The key that clients must show; set it in the environment, where no process list shows it").reloadable(),
+    Setting::new("Access", "REQUIRE_AUTH", |c| &mut c.require_auth, Switch,
+        "Ask every client for the key").reloadable(),
+    Setting::new("Access", "RATE_LIMIT_PUBLISH", |c| &mut c.rate_limit_publish, RATE,
+        "Publishing requests per client address").reloadable(),
+    Setting::new("Access", "RATE_LIMIT_QUERY", |c| &mut c.rate_limit_query, RATE,
+        "Reading requests per client address").reloadable(),
+    Setting::new("Access", "RATE_LIMIT_ADMIN", |c| &mut c.rate_limit_admin, RATE,
+        "Deleting requests per client address").reloadable(),
+
+    Setting::new("Storage", "DATABASE_PATH", |c| &mut c.database_path, Words("FILE", "a path"),
+        "The SQLite file, created when missing"),
+    Setting::new("Storage", "DURABILITY", |c| &mut c.durability, Words("LEVEL", "full, normal or off"),
+        "What an acknowledged event survives: with full a power cut, with normal and off only the end of the process"),
+    Setting::new("Storage", "FREE_SPACE_MIN_BYTES", |c| &mut c.free_space_min_bytes, Bytes(0, 1024 * GIB),
+        "Free space on the volume below which events are refused").reloadable(),
+    Setting::new("Storage", "CHECK_AT_START", |c| &mut c.check_at_start, Switch,
+        "Check the whole file for damage while serving: one read of all pages, then a fifth of a core"),
+
+    Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
+        "Top-level keys of one payload").reloadable(),
+    Setting::new("Events", "MAX_PAYLOAD_BYTES", |c| &mut c.limits.payload_bytes_max, Bytes(2, 16 * MIB),
+        "Size of one payload").reloadable(),
+    Setting::new("Events", "EVENT_TYPES", |c| &mut c.event_types, TYPES,
+        "Event types beside the built-in ones; a table [event_types] in the file"),
+
+    Setting::new("Limits", "MAX_QUEUE_SIZE", |c| &mut c.max_queue_size, Count(1, 10_000_000),
+        "Events waiting for the writer"),
+    Setting::new("Limits", "MAX_QUEUE_BYTES", |c| &mut c.max_queue_bytes, Bytes(1, 64 * GIB),
+        "Size of the events waiting for the writer"),
+    Setting::new("Limits", "MAX_SUBSCRIBERS", |c| &mut c.max_subscribers, Count(0, 1_000_000),
+        "Subscribers at one time").reloadable(),
+    Setting::new("Limits", "MAX_SUBSCRIPTIONS", |c| &mut c.max_subscriptions, Count(0, 1_000_000),
+        "Durable subscriptions and groups").reloadable(),
+    Setting::new("Limits", "MAX_CONNECTIONS", |c| &mut c.max_connections, Count(1, 1_000_000),
+        "Connections of any kind at one time").reloadable(),
+    Setting::new("Limits", "MAX_WS_CONNECTIONS_PER_IP", |c| &mut c.max_ws_connections_per_ip, Count(0, 1_000_000),
+        "WebSockets from one address at one time; 0 is unlimited").reloadable(),
+    Setting::new("Limits", "MAX_WS_MESSAGE_BYTES", |c| &mut c.max_ws_message_bytes, Bytes(1, 16 * MIB),
+        "Size of one WebSocket message").reloadable(),
+    Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
+        "Size of one HTTP body").reloadable(),
+    Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
+        "Memory for all HTTP bodies and WebSocket messages above 16 KiB that are in progress, and for their events"),
+    Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
+        "Memory for all pages of GET /events and other answers above 64 KiB that are not sent yet"),
+    Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
+        "Unanswered events of a publishing WebSocket; with more it is not read").reloadable(),
+    Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),
+        "Size of the events waiting for one subscriber; with more it is served from storage").reloadable(),
+
+    Setting::new("Timeouts", "HEADER_TIMEOUT_SECONDS", |c| &mut c.header_timeout, SECONDS,
+        "Time until the head of a request is complete").reloadable(),
+    Setting::new("Timeouts", "BODY_TIMEOUT_SECONDS", |c| &mut c.body_timeout, SECONDS,
+        "Time until the body of a request is complete").reloadable(),
+    Setting::new("Timeouts", "READ_TIMEOUT_SECONDS", |c| &mut c.read_timeout, SECONDS,
+        "Time until a search of the stored events is given up and its request is refused").reloadable(),
+    Setting::new("Timeouts", "WRITE_TIMEOUT_SECONDS", |c| &mut c.write_timeout, SECONDS,
+        "Time until a peer that takes no byte is closed").reloadable(),
+    Setting::new("Timeouts", "SUBSCRIBE_TIMEOUT_SECONDS", |c| &mut c.subscribe_timeout, SECONDS,
+        "Time until a subscriber has sent its first message").reloadable(),
+    Setting::new("Timeouts", "KEEPALIVE_SECONDS", |c| &mut c.keepalive_interval, SECONDS,
+        "Silence towards a subscriber before it is sent a keep-alive, and of a WebSocket before it is pinged").reloadable(),
+    Setting::new("Timeouts", "PING_TIMEOUT_SECONDS", |c| &mut c.ping_timeout, SECONDS,
+        "Time until a WebSocket that sends nothing after a ping is closed").reloadable(),
+    Setting::new("Timeouts", "SHUTDOWN_TIMEOUT_SECONDS", |c| &mut c.shutdown_timeout, SECONDS,
+        "Time until the process exits although work is left").reloadable(),
+
+    Setting::new("Logging", "LOG_LEVEL", |c| &mut c.log_level, DIRECTIVES,
+        "Which lines are logged").reloadable(),
+    Setting::new("Logging", "LOG_FORMAT", |c| &mut c.log_format, Words("FORMAT", "text or json"),
+        "Format of the log lines"),
+];
+
+const ORIGINS: Allowed =
+    Words("ORIGINS", "*, or origins such as https://school.example, separated by commas or as a JSON array");
+const TYPES: Allowed = Words("TYPES", "name=description pairs separated by commas, or a JSON object");
+const DIRECTIVES: Allowed =
+    Words("LEVEL", "trace, debug, info, warn, error or off, or target=level pairs separated by commas");
+const RATE: Allowed =
+    Words("RATE", "a rate such as 200/minute (second, minute, hour or day), or nothing for unlimited");
+/// 10 ms are for tests; a day is longer than any proxy keeps an idle connection.
+const SECONDS: Allowed = Seconds(0.01, 86_400.0);
+
+/// The names of the settings whose new value a running server could take.
+pub fn reloadable() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().filter(|setting| setting.is_reloadable).map(|setting| setting.name)
+}
+
+/// One row of the table.
+pub struct Setting {
+    /// The heading in the help under which it is listed.
+    heading: &'static str,
+    /// Its name in the environment.
+    pub name: &'static str,
+    field: fn(&mut Config) -> &mut dyn Value,
+    pub allowed: Allowed,
+    help: &'static str,
+    /// Whether a running server could take a new value, because each use reads it anew. The value of another setting is
+    /// built into a thread, a queue, a file or a table at the start.
+    is_reloadable: bool,
+}
+
+impl Setting {
+    const fn new(
+        heading: &'static str,
+        name: &'static str,
+        field: fn(&mut Config) -> &mut dyn Value,
+        allowed: Allowed,
+        help: &'static str,
+    ) -> Self {
+        Self { heading, name, field, allowed, help, is_reloadable: false }
+    }
+
+    const fn reloadable(self) -> Self {
+        Self { is_reloadable: true, ..self }
+    }
+
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    pub fn key(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+
+    pub fn set(&self, config: &mut Config, text: &str, origin: impl Fn() -> String) -> Result<(), InvalidValue> {
+        (self.field)(config).set(text.trim(), &self.allowed).map_err(|expected| InvalidValue {
+            origin: origin(),
+            value: if matches!(self.allowed, Secret) { "(not shown)".into() } else { format!("{text:?}") },
+            expected,
+        })
+    }
+
+    pub fn show(&self, config: &mut Config) -> String {
+        let value = (self.field)(config).show();
+        match &self.allowed {
+            Secret => if value.is_empty() { "not set" } else { "set" }.into(),
+            Bytes(..) => show_bytes(&value),
+            _ => value,
+        }
+    }
+
+    pub fn arg(&self) -> Arg {
+        let Setting { heading, name, allowed, help, .. } = *self;
+        let default = match self.show(&mut Config::default()) {
+            empty if empty.is_empty() => empty,
+            default => format!(" [default: {default}]"),
+        };
+        let arg = Arg::new(name)
+            .long(self.flag())
+            .help_heading(heading)
+            .value_name(allowed.value_name())
+            .help(format!("{help} [env: {name}]{default}"));
+        match allowed {
+            Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            _ => arg,
+        }
+    }
+}
+
+/// Why a value cannot be used, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{origin} is {value}: expected {expected}")]
+pub struct InvalidValue {
+    origin: String,
+    value: String,
+    expected: String,
+}

@@ -1,0 +1,182 @@
+//! Settings with words of their own: origins, durability, rates, event types, formats of the log.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::value::{Allowed, Value, put};
+use crate::event::EventTypes;
+
+/// The browser origins whose pages may read answers and open WebSockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    List(Vec<String>),
+}
+
+impl CorsOrigins {
+    /// Whether a page of this origin may. Browsers spell it with scheme, host, and the port if it is unusual.
+    pub fn allows(&self, origin: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::List(list) => list.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)),
+        }
+    }
+}
+
+/// What an acknowledged event survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced to the disk before it is acknowledged: survives a power cut.
+    Full,
+    /// Written before it is acknowledged, synced at checkpoints: survives a crash or a kill of the process; a
+    /// power cut may take the last seconds, and leaves a sound file.
+    Normal,
+    /// Never synced: survives a crash or a kill of the process; a power cut may take anything, the file included.
+    Off,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// At most `count` requests in each `per`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub count: NonZeroU32,
+    pub per: Duration,
+}
+
+impl Rate {
+    const UNITS: [(&str, u64); 4] = [("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400)];
+}
+
+/// A setting whose values are words. The first word of a value is the one that is shown.
+pub trait Worded: Copy + PartialEq + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+impl<T: Worded> Value for T {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        let known = T::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+        put(self, known.map(|(_, value)| *value), allowed)
+    }
+
+    fn show(&self) -> String {
+        T::WORDS.iter().find(|(_, value)| value == self).map_or("", |(word, _)| *word).to_owned()
+    }
+}
+
+impl Worded for bool {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("true", true),
+        ("1", true),
+        ("yes", true),
+        ("on", true),
+        ("false", false),
+        ("0", false),
+        ("no", false),
+        ("off", false),
+    ];
+}
+
+impl Worded for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+impl Worded for Durability {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("full", Self::Full), ("normal", Self::Normal), ("off", Self::Off)];
+}
+
+impl Value for CorsOrigins {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        let origins: Option<Vec<String>> = match text.starts_with('[') {
+            true => serde_json::from_str(text).ok(),
+            false => Some(text.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect()),
+        };
+        // An origin has a scheme and no path. One that no browser sends would match no page, and the operator would not
+        // notice.
+        let is_scheme = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let is_host = |h: &str| !h.is_empty() && !h.contains(|c: char| c == '/' || c == ',' || c.is_whitespace());
+        let origin = |o: String| {
+            let o = o.trim_end_matches('/');
+            let parts = o.split_once("://");
+            (o == "null" || parts.is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(host)))
+                .then(|| o.to_owned())
+        };
+        let value = origins.and_then(|origins| match origins.iter().any(|o| o == "*") {
+            true => Some(Self::Any),
+            false => origins.into_iter().map(origin).collect::<Option<_>>().map(Self::List),
+        });
+        put(self, value, allowed)
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Any => "*".into(),
+            Self::List(list) => list.join(","),
+        }
+    }
+}
+
+impl Value for Option<Rate> {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        if text.is_empty() || text == "unlimited" {
+            *self = None;
+            return Ok(());
+        }
+        let rate = |text: &str| {
+            let (count, unit) = text.split_once('/').or_else(|| text.split_once(" per "))?;
+            let unit = unit.trim().to_ascii_lowercase();
+            let unit = unit.strip_suffix('s').unwrap_or(&unit);
+            let (_, seconds) = Rate::UNITS.iter().find(|(name, _)| *name == unit)?;
+            Some(Rate { count: count.trim().parse().ok()?, per: Duration::from_secs(*seconds) })
+        };
+        put(self, rate(text).map(Some), allowed)
+    }
+
+    fn show(&self) -> String {
+        let Some(Rate { count, per }) = self else { return "unlimited".into() };
+        match Rate::UNITS.iter().find(|(_, seconds)| *seconds == per.as_secs()) {
+            Some((unit, _)) => format!("{count}/{unit}"),
+            None => format!("{count} in {} seconds", per.as_secs_f64()),
+        }
+    }
+}
+
+impl Value for EventTypes {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        let pair = |pair: &str| pair.split_once('=').map(|(name, d)| (name.trim().to_owned(), d.trim().to_owned()));
+        let pairs: Option<Vec<(String, String)>> = match text.starts_with('{') {
+            true => serde_json::from_str::<serde_json::Map<_, _>>(text)
+                .ok()
+                .and_then(|table| table.into_iter().map(|(name, d)| Some((name, d.as_str()?.to_owned()))).collect()),
+            false => text.split(',').filter(|p| !p.trim().is_empty()).map(pair).collect(),
+        };
+        let mut types = EventTypes::builtin();
+        for (name, description) in pairs.ok_or_else(|| allowed.to_string())? {
+            types.extend(&name, &description).map_err(|reason| format!("{allowed}; {reason}"))?;
+        }
+        *self = types;
+        Ok(())
+    }
+
+    /// The types that were added, and built-in ones with another description.
+    fn show(&self) -> String {
+        let builtin = EventTypes::builtin();
+        let own: Vec<_> = self.iter().filter(|own| !builtin.iter().any(|known| known == *own)).collect();
+        let is_plain = |description: &str| !description.contains(',') && description == description.trim();
+        match own.iter().all(|(_, description)| is_plain(description)) {
+            true => own.iter().map(|(name, description)| format!("{name}={description}")).collect::<Vec<_>>().join(","),
+            false => {
+                let table = own.into_iter().map(|(name, description)| (name.to_owned(), description.into()));
+                serde_json::Value::Object(table.collect()).to_string()
+            }
+        }
+    }
+}
