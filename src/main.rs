@@ -1,5 +1,4 @@
-//! The `event-pipeline` program: one command is the server, some are its clients, some look
-//! after its file.
+//! The `event-pipeline` program: the server, its clients, and the commands that work on its database file.
 
 mod cli;
 
@@ -15,16 +14,16 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Something went wrong while running.
+/// The command failed while it ran.
 const FAILURE: u8 = 1;
-/// What was asked for makes no sense: usage or configuration. Nothing was opened or bound.
+/// The arguments or the configuration are wrong. Nothing was opened or bound.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match cli::parse() {
-        cli::Task::Serve(flags) => serve(&flags),
-        cli::Task::Client(command) => client(command),
-        cli::Task::File(command) => report(command.run()),
+        cli::Invocation::Serve(flags) => serve(&flags),
+        cli::Invocation::Client(command) => client(command),
+        cli::Invocation::File(command) => report(command.run()),
     }
 }
 
@@ -41,7 +40,8 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 }
 
 fn log_to_stderr(config: &Config) {
-    // h2 warns of what any client can cause. Who asks for its words still gets them: the later directive counts.
+    // h2 warns about what any client can cause, so it is off. A `LOG_LEVEL` that names it overrides that, because the
+    // later directive counts.
     let filter = EnvFilter::new(format!("h2=off,{}", config.log_level));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
@@ -63,7 +63,7 @@ fn client(command: cli::ClientCommand) -> ExitCode {
 fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Only what is written to stdout gives a bare IO error: its reader, such as `head`, has seen enough.
+        // Only stdout gives a bare IO error. Its reader, such as `head`, has closed the pipe, which is no failure.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
@@ -71,7 +71,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Says why, on one line.
+/// Writes the error to stderr, on one line.
 fn fail(code: u8, error: impl Display) -> ExitCode {
     eprintln!("event-pipeline: {}", format!("{error:#}").replace('\n', " "));
     ExitCode::from(code)

@@ -189,7 +189,7 @@ impl Target {
 
     async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("http://{}{}", self.authority, self.prefix);
-        Client::new(&url, self.api_key.as_deref())?.get(path).await?.ok()?.json()
+        Ok(serde_json::from_slice(&Client::new(&url, self.api_key.as_deref())?.get(path).await?)?)
     }
 
     /// Ends a server that was started here.

@@ -1,4 +1,4 @@
-//! The commands that look at a database file themselves: no server needs to run.
+//! The commands that work on a database file. No server needs to run.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -9,29 +9,29 @@ use clap::Args;
 use event_pipeline::store;
 use indicatif::ProgressBar;
 
-/// Hold a database against itself: checksums, index, statistics, pages
+/// Check a database for damage: checksums, index, statistics and pages
 ///
-/// Reads the whole file and prints what is damaged, by name. A server may run on it meanwhile.
-/// While it looks at the pages, the write-ahead log of that server grows.
+/// Reads the whole file and names everything that is damaged. A server may run on the file at the same time; its
+/// write-ahead log grows while the command checks the pages.
 #[derive(Args)]
-#[command(after_help = "Exit codes: 0 sound, 1 damaged, not readable, or of another format or program, 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 sound; 1 damaged, not readable, or written in another format or by another program; 2 wrong usage.")]
 pub struct Check {
-    /// The SQLite file
+    /// SQLite file
     #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]
     database: PathBuf,
 }
 
-/// Save what can be read of a damaged database into a new file
+/// Save the readable part of a damaged database to a new file
 ///
-/// Takes over every event that matches its checksum, under its id, with keys and durable subscriptions, and
-/// builds the index and the statistics anew. The damaged file is only read; no server may run on it. Serve from
-/// the new file by putting it in the place of the old one, together with no -wal or -shm file.
+/// Copies every event that matches its checksum, with its id, and the idempotency keys and durable subscriptions;
+/// rebuilds the index and the statistics. The damaged file is only read. No server may run on it. To use the new file,
+/// stop the server, remove the -wal and -shm files of the old one, and replace the old one.
 #[derive(Args)]
 pub struct Repair {
-    /// The damaged SQLite file
+    /// Damaged SQLite file
     #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]
     database: PathBuf,
-    /// The file to make
+    /// File to create
     #[arg(long, value_name = "NEW FILE")]
     into: PathBuf,
 }
@@ -42,18 +42,18 @@ impl Check {
         let progress = ProgressBar::new_spinner().with_message("events read");
         progress.enable_steady_tick(Duration::from_millis(100));
         let mut stdout = io::stdout().lock();
-        let (mut damaged, mut said) = (0, Ok(()));
-        let found = |what: String| {
+        let (mut damaged, mut written) = (0, Ok(()));
+        let found = |finding: String| {
             damaged += 1;
-            said = progress.suspend(|| writeln!(stdout, "{what}"));
+            written = progress.suspend(|| writeln!(stdout, "{finding}"));
         };
         let checked = store::check(&self.database, found, |events| {
             progress.set_message(format!("{events} events read"));
         });
         progress.finish_and_clear();
-        said?;
+        written?;
         let events = checked.with_context(|| format!("check {path}"))?;
-        anyhow::ensure!(damaged == 0, "{path} is damaged ({damaged} findings): `event-pipeline repair` saves the rest");
+        anyhow::ensure!(damaged == 0, "{path} is damaged ({damaged} findings): `event-pipeline repair` saves the sound part");
         writeln!(stdout, "{path} is sound: {events} events")?;
         Ok(())
     }
@@ -64,10 +64,10 @@ impl Repair {
         let saved = store::repair(&self.database, &self.into)?;
         let mut stdout = io::stdout().lock();
         for id in &saved.damaged {
-            writeln!(stdout, "{id} is damaged and left out")?;
+            writeln!(stdout, "{id} is damaged and was left out")?;
         }
         if let Some(frame) = saved.broken_frame {
-            writeln!(stdout, "the write-ahead log is broken at frame {frame}; what comes behind was read too")?;
+            writeln!(stdout, "the write-ahead log is damaged at frame {frame}; the frames after it were read too")?;
         }
         let store::Repaired { events, missing, deleted, keys, subscriptions, .. } = saved;
         let path = self.into.display();

@@ -1,4 +1,4 @@
-//! Events on stdout.
+//! Output for people: events on stdout, and text that is safe to show in a terminal.
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -6,19 +6,19 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Writes events to stdout, one a line; for people, or as received.
+/// Writes events to stdout, one on each line: in columns for people, or as the JSON that the server sent.
 pub struct Printer {
     out: BufWriter<StdoutLock<'static>>,
     json: bool,
     colour: bool,
 }
 
-/// The longest built-in type, so that what follows stands in a column.
+/// The length of the longest built-in type, so that the fields after it form columns.
 pub const TYPE_WIDTH: usize = "learning_gap_detected".len();
 
-/// What is shown of an event. A message without an id is none.
+/// The fields of an event. Messages that are not events lack some of them.
 #[derive(Deserialize)]
-struct Shown<'a> {
+struct Event<'a> {
     #[serde(borrow)]
     id: Cow<'a, str>,
     #[serde(borrow)]
@@ -40,19 +40,19 @@ impl Printer {
         Self { out: BufWriter::new(out.lock()), json, colour }
     }
 
-    /// Writes an event and returns its id; leaves out any other message.
+    /// Writes an event and returns its id. Ignores any other message.
     pub fn event(&mut self, text: &str) -> io::Result<Option<String>> {
-        let Ok(shown) = serde_json::from_str::<Shown>(text) else { return Ok(None) };
+        let Ok(event) = serde_json::from_str::<Event>(text) else { return Ok(None) };
         if self.json {
             writeln!(self.out, "{text}")?;
         } else {
-            self.line(&shown)?;
+            self.line(&event)?;
         }
-        Ok(Some(shown.id.into_owned()))
+        Ok(Some(event.id.into_owned()))
     }
 
     /// `2026-01-15 10:30:00.123Z  quiz_started  quiz_engine  session-1  student-7  {"quiz_id":"demo-quiz"}`
-    fn line(&mut self, event: &Shown) -> io::Result<()> {
+    fn line(&mut self, event: &Event) -> io::Result<()> {
         const RED: &str = "\x1b[31m";
         const CYAN: &str = "\x1b[36m";
         const DIM: &str = "\x1b[2m";
@@ -61,7 +61,7 @@ impl Printer {
             (false, _) => ["", "", ""],
             (true, alarm) => [DIM, if alarm { RED } else { CYAN }, "\x1b[0m"],
         };
-        // Milliseconds are enough for the eye.
+        // People need no more than milliseconds.
         let time = event.timestamp.get(..23).unwrap_or(&event.timestamp).replacen('T', " ", 1);
         let (event_type, source) = (plain(&event.event_type), plain(&event.source));
         let session = plain(event.session_id.as_deref().unwrap_or("-"));
@@ -79,7 +79,7 @@ impl Printer {
     }
 }
 
-/// Text from elsewhere without control characters, which could make a terminal do anything.
+/// Text from a server without control characters, with which a terminal could be controlled.
 pub fn plain(text: &str) -> Cow<'_, str> {
     match text.contains(char::is_control) {
         true => text.replace(char::is_control, "\u{fffd}").into(),
@@ -87,12 +87,32 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Text for stderr: in a terminal, long text is broken between words into indented lines of at most 100 columns.
+pub fn folded(text: &str) -> Cow<'_, str> {
+    const COLUMNS: usize = 100;
+    if text.chars().count() <= COLUMNS || !io::stderr().is_terminal() {
+        return text.into();
+    }
+    let (mut lines, mut width) = (String::with_capacity(text.len() + text.len() / 16), 0);
+    for word in text.split(' ') {
+        let word_width = word.chars().count() + 1;
+        if width > 0 && width + word_width > COLUMNS {
+            lines.push_str("\n   ");
+            width = 3;
+        }
+        lines.push_str(if lines.is_empty() { "" } else { " " });
+        lines.push_str(word);
+        width += word_width;
+    }
+    lines.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn nothing_from_elsewhere_controls_the_terminal() {
+    fn control_characters_of_a_server_do_not_reach_the_terminal() {
         assert_eq!(plain("a\x1b[2Jb\u{9b}c\u{7f}"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
         assert_eq!(plain("für {\"x\":1}"), "für {\"x\":1}");
     }

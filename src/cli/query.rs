@@ -1,19 +1,19 @@
-//! The commands that ask for what is stored.
-
-use std::fmt::Write as _;
-use std::io::{self, Write};
+//! The command that searches the stored events.
 
 use anyhow::Context;
 use clap::Args;
-use hyper::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
-use super::printer::{Printer, TYPE_WIDTH, plain};
-use super::{Filter, Server, time};
+use super::arguments::{EVENTS, Filter, Server, time};
+use super::printer::Printer;
+
+/// RFC 3986, 2.3: what has no meaning in a URL stays readable, and so does the comma between types.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b',');
 
 /// Search the stored events
 ///
-/// Prints the newest first, as many as --limit says; or all of them, oldest first, with --all.
+/// Prints the newest events first, at most --limit of them. With --all, prints every matching event, oldest first.
 #[derive(Args)]
 #[command(after_help = "Examples:
   event-pipeline query --user student-120 --since 2h
@@ -21,19 +21,19 @@ use super::{Filter, Server, time};
 pub struct Query {
     #[command(flatten)]
     filter: Filter,
-    /// Only events after this time: RFC 3339, or how long ago: 30s, 10m, 2h, 1d
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Which events")]
+    /// Only events after this time, in RFC 3339, or an age: 30s, 10m, 2h, 1d
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
     since: Option<String>,
-    /// Only events before this time
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Which events")]
+    /// Only events before this time, in the same formats
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
     until: Option<String>,
-    /// Most events to print, up to 1000
+    /// Maximum number of events, up to 1000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
     /// Print every matching event, oldest first
     #[arg(long, conflicts_with = "limit")]
     all: bool,
-    /// Print each event as received, in JSON
+    /// Print each event as the JSON that the server sent
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -42,23 +42,18 @@ pub struct Query {
 
 impl Query {
     pub async fn run(self) -> anyhow::Result<()> {
-        let mut client = self.server.client()?;
+        let client = self.server.client()?;
         let mut out = Printer::new(self.json);
         if !self.all {
-            let answer = client.get(&self.path()).await?.ok()?;
-            let events: Vec<&RawValue> = serde_json::from_slice(&answer.body).context("the answer is not a list")?;
+            let answer = client.get(&self.path()).await?;
+            let events: Vec<&RawValue> = serde_json::from_slice(&answer).context("the answer is not a list")?;
             events.into_iter().try_for_each(|event| out.event(event.get()).map(drop))?;
             return Ok(out.flush()?);
         }
-        let headers = [("accept", "application/x-ndjson")];
-        let mut stream = client.stream(Method::GET, &self.path(), &headers, "").await?;
-        if !stream.status.is_success() {
-            stream.collect().await?.ok()?;
-            return Ok(());
-        }
+        let mut answer = client.lines(&self.path(), "application/x-ndjson").await?;
         let mut printed = Ok(());
-        while stream
-            .lines(|event| {
+        while answer
+            .read(|event| {
                 if printed.is_ok() {
                     printed = out.event(event).map(drop);
                 }
@@ -85,66 +80,7 @@ impl Query {
             ("limit", &limit),
         ];
         let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED))).collect();
         format!("/events?{}", query.join("&"))
-    }
-}
-
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b',' => encoded.push(byte.into()),
-            _ => write!(encoded, "%{byte:02X}").expect("a string takes everything"),
-        }
-    }
-    encoded
-}
-
-/// Show how many events of each type are stored, and who is connected
-#[derive(Args)]
-#[command(after_help = "Examples:
-  event-pipeline stats
-  event-pipeline stats --json --url http://events.school.example:8001")]
-pub struct Stats {
-    /// Print the answer as received, in JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    server: Server,
-}
-
-impl Stats {
-    pub async fn run(self) -> anyhow::Result<()> {
-        let answer = self.server.client()?.get("/stats").await?.ok()?;
-        let mut out = io::stdout().lock();
-        if self.json {
-            return Ok(writeln!(out, "{}", answer.text())?);
-        }
-        let stats = answer.json()?;
-        let router = &stats["router"];
-        for (name, value) in [
-            ("events stored", &stats["total_events"]),
-            ("events last hour", &stats["events_last_hour"]),
-            ("subscribers", &router["active_subscribers"]),
-            ("events queued", &router["queue_size"]),
-        ] {
-            writeln!(out, "{name:<TYPE_WIDTH$}  {:>10}", value.to_string())?;
-        }
-        let by_type = stats["by_type"].as_array().map_or(&[][..], Vec::as_slice);
-        if !by_type.is_empty() {
-            writeln!(out, "\n{:<TYPE_WIDTH$}  {:>10}  last seen", "type", "count")?;
-        }
-        for row in by_type {
-            let text = |key: &str| plain(row[key].as_str().unwrap_or("-"));
-            writeln!(
-                out,
-                "{:<TYPE_WIDTH$}  {:>10}  {}",
-                text("event_type"),
-                row["count"].to_string(),
-                text("last_seen")
-            )?;
-        }
-        Ok(())
     }
 }

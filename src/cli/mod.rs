@@ -1,0 +1,197 @@
+//! The command line: the server, its clients, and the commands that work on its database file.
+
+mod arguments;
+mod database;
+mod printer;
+mod publish;
+mod publisher;
+mod query;
+mod replay;
+mod stats;
+mod tail;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use event_pipeline::config;
+
+use database::{Check, Repair};
+use publish::Publish;
+use query::Query;
+use replay::Replay;
+use stats::Stats;
+use tail::Tail;
+
+/// Reads the command line. A mistake in it ends the process with an explanation and exit code 2.
+pub fn parse() -> Invocation {
+    let matches = command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match (cli.command, matches.subcommand()) {
+        (Some(Command::Client(command)), _) => Invocation::Client(command),
+        (Some(Command::File(command)), _) => Invocation::File(command),
+        (_, Some((_, flags))) => Invocation::Serve(flags.clone()),
+        (_, None) => Invocation::Serve(matches),
+    }
+}
+
+/// What the process has to do.
+pub enum Invocation {
+    /// With the flags that [`config::args`] defines.
+    Serve(ArgMatches),
+    Client(ClientCommand),
+    File(FileCommand),
+}
+
+/// The flags of `serve` come from the table of settings. They are accepted without the command too.
+fn command() -> clap::Command {
+    Cli::command()
+        .args(config::args().into_iter().map(|arg| arg.hide(true)))
+        .mut_subcommand("serve", |serve| serve.args(config::args()))
+}
+
+/// Receives events over HTTP and WebSocket, stores them durably in SQLite, and delivers them live to every matching
+/// subscriber.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    override_usage = "event-pipeline [OPTIONS OF SERVE]\n       event-pipeline <COMMAND>",
+    after_help = "Without a command, the program runs the server with the flags of serve: by default on port 8001, with the database
+data/events.db.
+
+Examples:
+  event-pipeline                                    run the server with the default settings
+  event-pipeline tail                               show events as they arrive
+  event-pipeline replay data/classroom.ndjson       publish a recorded class in its original rhythm
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT
+    ///
+    /// A flag overrides an environment variable, which overrides a TOML file, which overrides the default. In the file,
+    /// a setting has the name of its environment variable in lower case: max_queue_size = 10000.
+    #[command(after_help = "Examples:
+  event-pipeline serve --port 9000 --database-path /var/lib/events/events.db
+  API_KEY=secret event-pipeline serve --require-auth --log-format json")]
+    Serve,
+    #[command(flatten)]
+    Client(ClientCommand),
+    #[command(flatten)]
+    File(FileCommand),
+}
+
+/// Commands that work on a database file. No server needs to run.
+#[derive(Subcommand)]
+pub enum FileCommand {
+    Check(Check),
+    Repair(Repair),
+}
+
+impl FileCommand {
+    /// Runs the command to its end and writes its results to stdout.
+    ///
+    /// # Errors
+    /// The command failed, or the file is damaged. A bare [`std::io::Error`] comes from stdout.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Check(check) => check.run(),
+            Self::Repair(repair) => repair.run(),
+        }
+    }
+}
+
+/// Commands that connect to a running server.
+#[derive(Subcommand)]
+pub enum ClientCommand {
+    Publish(Publish),
+    Tail(Tail),
+    Query(Query),
+    Stats(Stats),
+    Replay(Replay),
+}
+
+impl ClientCommand {
+    /// Runs the command to its end and writes its results to stdout.
+    ///
+    /// # Errors
+    /// The command failed. A bare [`std::io::Error`] comes from stdout.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Publish(publish) => publish.run().await,
+            Self::Tail(tail) => tail.run().await,
+            Self::Query(query) => query.run().await,
+            Self::Stats(stats) => stats.run().await,
+            Self::Replay(replay) => replay.run().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn contradictory_or_invalid_arguments_are_refused() {
+        for line in [
+            "tail --since soon",
+            "tail --filter x",
+            "query --filter {\"source\":7}",
+            "tail --filter {\"sesion_id\":\"s\"}",
+            "query --filter {\"session_id\":\"s\",\"session_id\":\"t\"}",
+            "tail --filter {\"payload\":{\"n\":1,\"n\":2}}",
+            "tail --after 5",
+            "tail --after evt_000000000001 --last 5",
+            "query --limit 0",
+            "query --all --limit 5",
+            "query --url https://somewhere",
+            "publish",
+            "publish --type t --payload [1]",
+            "publish events.ndjson --type t",
+            "replay",
+            "repair f",
+            "check a b",
+            "replay f --speed 0",
+            "--port 1 tail",
+            "dance",
+        ] {
+            let words = std::iter::once("event-pipeline").chain(line.split(' '));
+            assert!(command().try_get_matches_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn without_a_command_the_server_runs_with_the_same_flags() {
+        for line in ["event-pipeline --port 9000", "event-pipeline serve --port 9000"] {
+            let matches = command().get_matches_from(line.split(' '));
+            let flags = matches.subcommand().map_or(&matches, |(_, flags)| flags);
+            assert_eq!(flags.get_one::<String>("PORT").map(String::as_str), Some("9000"), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_query_has_only_the_parameters_that_were_given() {
+        let check = |line: &str, path: &str| {
+            let matches = command().get_matches_from(std::iter::once("event-pipeline").chain(line.split(' ')));
+            let Ok(Cli { command: Some(Command::Client(ClientCommand::Query(query))) }) =
+                Cli::from_arg_matches(&matches)
+            else {
+                panic!("{line} is no query")
+            };
+            assert_eq!(query.path(), path);
+        };
+        check("query", "/events?limit=100");
+        check("query --type a,b --type c --limit 5", "/events?event_type=a,b,c&limit=5");
+        check("query --all --session s&1/ü", "/events?session_id=s%261%2F%C3%BC");
+        check("query --all --since 2026-01-15T10:30:00+01:00", "/events?since=2026-01-15T10%3A30%3A00%2B01%3A00");
+    }
+}
