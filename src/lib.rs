@@ -46,6 +46,7 @@ pub mod pipeline;
 pub mod record;
 pub mod server;
 pub mod store;
+pub mod stream;
 pub mod subscriptions;
 mod sync;
 pub mod transport;

@@ -14,7 +14,9 @@ use indicatif::ProgressBar;
 /// Reads the whole file and names everything that is damaged. A server may run on the file at the same time; its
 /// write-ahead log grows while the command checks the pages.
 #[derive(Args)]
-#[command(after_help = "Exit codes: 0 sound; 1 damaged, not readable, or written in another format or by another program; 2 wrong usage.")]
+#[command(
+    after_help = "Exit codes: 0 sound; 1 damaged, not readable, or written in another format or by another program; 2 wrong usage."
+)]
 pub struct Check {
     /// SQLite file
     #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]
@@ -53,7 +55,10 @@ impl Check {
         progress.finish_and_clear();
         written?;
         let events = checked.with_context(|| format!("check {path}"))?;
-        anyhow::ensure!(damaged == 0, "{path} is damaged ({damaged} findings): `event-pipeline repair` saves the sound part");
+        anyhow::ensure!(
+            damaged == 0,
+            "{path} is damaged ({damaged} findings): `event-pipeline repair` saves the sound part"
+        );
         writeln!(stdout, "{path} is sound: {events} events")?;
         Ok(())
     }

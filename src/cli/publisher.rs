@@ -84,7 +84,12 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, line: usize, answer: &str, report: &mut impl FnMut(Progress) -> io::Result<()>) -> io::Result<()> {
+    fn add(
+        &mut self,
+        line: usize,
+        answer: &str,
+        report: &mut impl FnMut(Progress) -> io::Result<()>,
+    ) -> io::Result<()> {
         #[derive(Deserialize)]
         struct Ack<'a> {
             #[serde(borrow)]

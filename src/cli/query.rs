@@ -80,7 +80,8 @@ impl Query {
             ("limit", &limit),
         ];
         let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED))).collect();
+        let query: Vec<String> =
+            given.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED))).collect();
         format!("/events?{}", query.join("&"))
     }
 }

@@ -58,8 +58,7 @@ impl Client {
 
     /// As [`Client::get`], for a response that is read while it comes. `accept` is the media type to ask for.
     pub async fn lines(&self, path: &str, accept: &str) -> anyhow::Result<Lines> {
-        let (connection, body) =
-            self.request(path, &[(header::ACCEPT, accept)], |status| status.is_success()).await?;
+        let (connection, body) = self.request(path, &[(header::ACCEPT, accept)], |status| status.is_success()).await?;
         Ok(Lines::new(connection, body))
     }
 
@@ -104,8 +103,7 @@ impl Client {
             (header::SEC_WEBSOCKET_VERSION, "13"),
             (header::SEC_WEBSOCKET_KEY, &*key),
         ];
-        let (connection, _) =
-            self.request(path, &headers, |status| status == StatusCode::SWITCHING_PROTOCOLS).await?;
+        let (connection, _) = self.request(path, &headers, |status| status == StatusCode::SWITCHING_PROTOCOLS).await?;
         let (stream, received) = connection.into_stream().await.context("upgrade")?;
         Ok(Socket::new(stream, &received))
     }
@@ -118,8 +116,7 @@ impl Client {
         headers: &[(HeaderName, &str)],
         is_wanted: impl FnOnce(StatusCode) -> bool,
     ) -> anyhow::Result<(Connection, Incoming)> {
-        let mut request =
-            Request::get(format!("{}{path}", self.prefix)).header(header::HOST, &self.authority);
+        let mut request = Request::get(format!("{}{path}", self.prefix)).header(header::HOST, &self.authority);
         if let Some(key) = &self.api_key {
             request = request.header("x-api-key", key);
         }

@@ -1,43 +1,29 @@
 //! One subscriber's way through the record: history from storage, then live, with no gap and no repeat.
 //!
-//! A feed has a position: everything up to it that passes the filter was handed out, nothing after it
-//! was. It reads pages from storage until it is near the end of the record, registers with the hub,
-//! *then* looks how far the record has come, reads up to there, and goes on with what the hub delivers,
-//! skipping what it has read. In this order nothing can fall between: an event stored before the look
-//! is read, one stored after it is delivered. A subscriber too slow for the live stream loses its
-//! outbox; then its [`OnLag`] decides.
+//! A feed has a position: every event up to it that passes the filter was handed out, and no event after it was. The
+//! feed reads pages from storage until it is near the end of the record. It then registers with the hub, *after that*
+//! reads the high-water mark, reads storage up to that mark, and continues with what the hub delivers, without what it
+//! has read already. In this order no event is lost: an event that was committed before the feed looked at the mark is
+//! read, and an event that was committed after it is delivered.
 //!
-//! A [`Stream`] is a feed with what its subscriber asked for besides: where to start, a film's rhythm,
-//! only the latest of each key.
+//! When a subscriber is too slow for the live stream, its outbox overflows; then its [`OnLag`] decides what follows.
 
-mod conflate;
-mod film;
-mod stream;
+mod page;
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-pub use stream::{Said, Stream};
+pub(crate) use page::PAGE_BYTES;
+pub use page::{Page, PageRequest};
 
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
 use crate::outbox::Taken;
-use crate::store::{self, Order, Query, Reader, Reading, Store};
-use crate::wire::Batch;
-use crate::wire::batch::StoredText;
-use crate::wire::committed::{Committed, Run};
+use crate::store::{self, Reading, Store};
+use crate::wire::committed::Run;
 use crate::wire::request::OnLag;
 
-/// A page ends with the event that brings it to this size: large enough that a read's fixed cost does
-/// not count, small enough that no reader keeps the log from starting over for long.
-pub(crate) const PAGE_BYTES: usize = if cfg!(test) { 1 << 10 } else { 256 << 10 };
-
-/// With fewer events than this between a feed and the end of the record it joins the live stream and
-/// reads the rest with deliveries already coming in.
-const JOIN_DISTANCE: u64 = if cfg!(test) { 16 } else { 4_096 };
-
-/// A subscriber's stream of events.
+/// A subscriber's position in the record, and how it gets the events after it.
 #[derive(Debug)]
 pub struct Feed {
     store: Store,
@@ -45,34 +31,35 @@ pub struct Feed {
     filter: Filter,
     on_lag: OnLag,
     pub(crate) position: Seq,
-    /// Events to be handed out first, whatever the position: a snapshot.
-    first: VecDeque<Seq>,
-    /// The event with which it ends, if it does.
+    /// The events of a snapshot that were not handed out yet. They come first and do not move the position.
+    snapshot: VecDeque<Seq>,
+    /// The event with which the feed ends; `None` if it has no end.
     last: Option<Seq>,
-    /// Storage serves it, and it is to be told once the live stream does.
+    /// Storage serves the feed, which has to hand out [`Chunk::CaughtUp`] once it is live.
     is_behind: bool,
     stage: Stage,
-    /// Filters to be changed to, and the last event that the present one is for.
+    /// The next filters, each with the last event for which the filter before it counts.
     changes: VecDeque<(Filter, Seq)>,
+    /// Deliveries that were taken out of the outbox and not handed out yet.
     taken: Vec<Delivery>,
-    /// A page on its way. Who waits for it may turn to something else many times before it is there.
+    /// A page that is being read. It outlives [`Feed::next`], which a caller may drop many times before the page is read.
     reading: Option<Reading<Page>>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// Far from the end, or not yet begun.
+    /// Far from the end of the record, or not begun.
     History,
-    /// Registered; how far to read before the deliveries take over is not known yet.
+    /// Registered with the hub. The high-water mark has not been read since.
     Registered(Registration),
-    /// Reading up to and including this event, with deliveries coming in behind it.
+    /// Reading storage up to this event, while deliveries of later events arrive.
     Joining(Registration, Seq),
     Live(Registration),
-    /// Too slow: what lies up to the end of the record is going to be left out.
-    Leaving(Option<Registration>),
-    /// Counting what is left out, up to and including this event, with deliveries coming in behind it.
+    /// Too slow: the events up to the high-water mark will be left out. The mark is read after registering.
+    Skipping(Option<Registration>),
+    /// Counting the events that are left out, up to this one, while deliveries of later events arrive.
     Counting(Registration, Seq),
-    /// Too slow, and that was the end.
+    /// Too slow, which ends the stream.
     TooSlow,
 }
 
@@ -81,88 +68,41 @@ enum Stage {
 pub enum Chunk {
     /// Events, in order.
     Events(Vec<Run>),
-    /// Everything for the former filter was handed out; what follows passes the new one.
+    /// All events for the former filter were handed out. The next ones pass the new filter.
     FilterChanged,
-    /// The subscriber was too slow: storage serves it from its position on.
+    /// The subscriber was too slow. Storage serves it from its position on.
     FellBehind,
-    /// History is over: what follows is live.
+    /// History is over. The next events are live.
     CaughtUp,
-    /// The subscriber was too slow: so many events up to and including this one are left out.
+    /// The subscriber was too slow. `missed` events up to `last` are left out.
     Lagged { missed: u64, last: Seq },
-    /// The subscriber was too slow, and asked to be told by the end of the stream.
+    /// The subscriber was too slow, and its `on_lag` says that this ends the stream.
     TooSlow,
-    /// The event that was to be the last has been handed out.
+    /// The event with which the feed ends was handed out.
     Complete,
-    /// The server is shutting down and everything was handed out.
+    /// The server is shutting down, and every event was handed out.
     End,
 }
 
 /// What a feed has to do next.
 #[derive(Debug)]
 pub enum Step {
-    /// Read this page, which blocks, and hand it to [`Feed::page_read`].
+    /// Read this page, which blocks, and pass it to [`Feed::page_read`].
     Read(PageRequest),
-    /// Hand this out.
+    /// Hand out this chunk.
     Give(Chunk),
-    /// Wait for the hub: [`Feed::wait`].
+    /// Wait for the hub with [`Feed::wait`].
     Wait,
-    /// Call again.
+    /// Call [`Feed::step`] again.
     Again,
 }
 
-/// What is to be read from storage.
-#[derive(Debug, Clone)]
-pub enum PageRequest {
-    /// The events that pass, after the first number and up to the second.
-    Events(Filter, Seq, Seq),
-    /// How many these are.
-    Count(Filter, Seq, Seq),
-    /// The events of these numbers, ascending.
-    These(Vec<Seq>),
-}
+/// A feed that is at most this many events behind the high-water mark registers with the hub, and reads the rest while
+/// deliveries arrive.
+const JOIN_DISTANCE: u64 = if cfg!(test) { 16 } else { 4_096 };
 
-/// A page that was read.
-#[derive(Debug)]
-pub struct Page {
-    events: Option<Arc<Committed>>,
-    count: u64,
-    reached: Seq,
-}
-
-/// Events of a snapshot that are asked for at once; a page may end before.
+/// Most events of a snapshot in one page. A page may end earlier, by its size.
 const SNAPSHOT_EVENTS_PER_PAGE: usize = 1_024;
-
-impl PageRequest {
-    /// Reads the page. Blocks.
-    ///
-    /// # Errors
-    /// What SQLite reports.
-    pub fn read(&self, reader: &Reader) -> store::Result<Page> {
-        let (mut batch, mut seqs, mut text, mut bytes) = (Batch::default(), Vec::new(), StoredText::default(), 0);
-        let mut push = |event: crate::wire::StoredEvent<'_>| {
-            bytes += batch.push_stored(&event, &mut text);
-            seqs.push(event.seq);
-            if bytes < PAGE_BYTES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        let (broken_off, asked, count) = match self {
-            Self::Events(filter, after, through) => {
-                (reader.scan_some(&between(filter, *after, *through), &mut push)?, *through, 0)
-            }
-            Self::Count(filter, after, through) => (None, *through, reader.count(&between(filter, *after, *through))?),
-            Self::These(these) => {
-                (reader.scan_these(these, &mut push)?, *these.last().expect("nobody asks for nothing"), 0)
-            }
-        };
-        let events = (!batch.is_empty()).then(|| Arc::new(batch.read_back(seqs)));
-        Ok(Page { events, count, reached: broken_off.unwrap_or(asked) })
-    }
-}
-
-/// The events that pass, after one and up to another.
-fn between(filter: &Filter, after: Seq, through: Seq) -> Query {
-    let (filter, before) = (filter.clone(), Some(through.next()));
-    Query { filter, after, before, order: Order::OldestFirst, ..Query::default() }
-}
 
 impl Feed {
     /// A feed of the events after `position`.
@@ -173,7 +113,7 @@ impl Feed {
             filter,
             on_lag: OnLag::CatchUp,
             position,
-            first: VecDeque::new(),
+            snapshot: VecDeque::new(),
             last: None,
             is_behind: false,
             stage: Stage::History,
@@ -183,42 +123,42 @@ impl Feed {
         }
     }
 
-    /// The same feed, but it does this when it is too slow for the live stream.
+    /// The same feed, which does this when it is too slow for the live stream.
     pub fn on_lag(self, on_lag: OnLag) -> Self {
         Self { on_lag, ..self }
     }
 
-    /// The same feed, but it tells when history is over.
+    /// The same feed, which reports when history is over.
     pub fn from_history(self) -> Self {
         Self { is_behind: true, ..self }
     }
 
-    /// The same feed, but it ends with the event `last`.
+    /// The same feed, which ends with the event `last`.
     pub fn up_to(self, last: Seq) -> Self {
         Self { last: Some(last), ..self }
     }
 
-    /// The same feed, but these events, ascending, come first.
+    /// The same feed, which first hands out these events, in ascending order.
     pub fn after_snapshot(self, events: Vec<Seq>) -> Self {
-        Self { first: events.into(), ..self }
+        Self { snapshot: events.into(), ..self }
     }
 
-    /// Everything up to this event was handed out.
+    /// Every event up to this one was handed out.
     pub fn position(&self) -> Seq {
         self.position
     }
 
-    /// After the event `last`, or what was handed out already if that is more, the feed is for `filter`;
-    /// up to it, for the present one. [`Chunk::FilterChanged`] marks the place.
+    /// Changes the filter after the event `last`, or after the position if that is later. [`Chunk::FilterChanged`] marks
+    /// the change.
     pub fn change_filter(&mut self, filter: Filter, last: Seq) {
         self.changes.push_back((filter, last));
-        // What the hub delivers may pass that place; storage is read exactly up to it.
+        // A delivery may have events beyond `last`, so storage is read instead, exactly up to it.
         self.stage = Stage::History;
         self.taken.clear();
         self.reading = None;
     }
 
-    /// The next chunk. Cancel-safe: what was not handed out comes again.
+    /// The next chunk. Cancel-safe: a chunk that was not handed out comes again.
     ///
     /// # Errors
     /// What SQLite reports.
@@ -242,15 +182,15 @@ impl Feed {
         }
     }
 
-    /// One step; each looks at or changes at most one thing that others change too, so that a test can
-    /// interleave them with everything else.
+    /// Does one step. A step reads or changes at most one thing that other threads change too, so that a test can put any
+    /// of their steps between two of these.
     pub fn step(&mut self) -> Step {
-        if !self.first.is_empty() {
-            let some = self.first.iter().take(SNAPSHOT_EVENTS_PER_PAGE).copied();
-            return Step::Read(PageRequest::These(some.collect()));
+        if !self.snapshot.is_empty() {
+            let next = self.snapshot.iter().take(SNAPSHOT_EVENTS_PER_PAGE).copied();
+            return Step::Read(PageRequest::Numbers(next.collect()));
         }
         if let Some((_, last)) = self.changes.front() {
-            // A change that was asked for late lies beyond the end of a feed that has one.
+            // The change may lie beyond the end of the feed.
             let last = self.last.map_or(*last, |end| end.min(*last));
             if self.position < last {
                 return self.read_through(last);
@@ -287,11 +227,11 @@ impl Feed {
                 }
             }
             Stage::Live(registration) => self.step_live(registration),
-            Stage::Leaving(None) => {
-                self.stage = Stage::Leaving(Some(self.hub.register(&self.filter)));
+            Stage::Skipping(None) => {
+                self.stage = Stage::Skipping(Some(self.hub.register(&self.filter)));
                 Step::Again
             }
-            Stage::Leaving(Some(registration)) => {
+            Stage::Skipping(Some(registration)) => {
                 self.stage = Stage::Counting(registration, self.store.committed());
                 Step::Again
             }
@@ -316,7 +256,7 @@ impl Feed {
                 self.stage = Stage::Live(registration);
                 Step::Wait
             }
-            // The registration is dropped; storage has what the outbox lost.
+            // The registration is dropped. Storage has the events that the outbox lost.
             Some(Taken::Overflowed) => self.fall_behind(),
             Some(Taken::Closed) => {
                 self.stage = Stage::Live(registration);
@@ -326,7 +266,7 @@ impl Feed {
                 let position = self.position;
                 self.taken.retain(|delivery| delivery.through > position);
                 self.stage = match self.taken.first() {
-                    // Its beginning was read from storage, and so its end is too.
+                    // The beginning of the delivery was read from storage, so its rest is read from there too.
                     Some(first) if first.after < position => Stage::Joining(registration, self.taken.remove(0).through),
                     _ => Stage::Live(registration),
                 };
@@ -342,7 +282,7 @@ impl Feed {
                 Step::Give(Chunk::FellBehind)
             }
             OnLag::Skip => {
-                self.stage = Stage::Leaving(None);
+                self.stage = Stage::Skipping(None);
                 Step::Again
             }
             OnLag::Disconnect => {
@@ -352,32 +292,32 @@ impl Feed {
         }
     }
 
-    /// Resolves once nothing more will come live: for whoever has no use for the next chunk yet. Cancel-safe.
+    /// Resolves once the live stream has ended, for a caller that has no use for the next chunk yet. Cancel-safe.
     pub async fn ended(&self) {
         self.hub.ended().await;
     }
 
-    /// Waits until the hub has something. Cancel-safe.
+    /// Waits until the hub has delivered something. Cancel-safe.
     pub async fn wait(&mut self) {
         if let Stage::Live(registration) = &self.stage {
-            // What ends the stream stays visible to the next step.
+            // The outbox shows an overflow or its end to the next step again.
             registration.outbox().take(&mut self.taken).await;
         }
     }
 
-    /// Takes note of a page that was read.
+    /// Moves on by a page that was read, and returns what is to be handed out.
     pub fn page_read(&mut self, page: Page) -> Option<Chunk> {
         let Page { events, count, reached } = page;
-        if !self.first.is_empty() {
-            let read = self.first.partition_point(|seq| *seq <= reached);
-            self.first.drain(..read);
+        if !self.snapshot.is_empty() {
+            let read = self.snapshot.partition_point(|seq| *seq <= reached);
+            self.snapshot.drain(..read);
             return events.map(|events| Chunk::Events(vec![Run::whole(events)]));
         }
         self.position = self.position.max(reached);
         match std::mem::replace(&mut self.stage, Stage::History) {
             Stage::Counting(registration, last) => {
                 self.stage = Stage::Live(registration);
-                // What overflowed may have been read from storage before.
+                // The count is 0 if storage had served all events of the outbox before it overflowed.
                 return (count > 0).then_some(Chunk::Lagged { missed: count, last });
             }
             stage => self.stage = stage,

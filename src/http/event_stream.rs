@@ -17,8 +17,8 @@ use super::half_close::{HalfCloseGuard, Rule};
 use super::reading::unreadable;
 use super::request::Request;
 use super::response::{self, BrokenOff, streamed};
-use crate::feed::{Said, Stream};
 use crate::pipeline::{Pipeline, Shutdown, Subscriber, SubscriberSlot};
+use crate::stream::{Stream, StreamItem};
 use crate::wire::note::{Note, subscribed};
 use crate::wire::refusal::Ending;
 use crate::wire::{Refusal, frame};
@@ -111,17 +111,17 @@ impl Writer {
             () = sleep(self.heartbeat) => return (Some(Bytes::from_static(b": keep-alive\n\n")), Some(self)),
         };
         match said {
-            Ok(Said::Events(frames)) => frames.iter().for_each(|frames| write_events(frames, &mut text)),
-            Ok(Said::Note(note)) => write_note(&note, &mut text),
+            Ok(StreamItem::Events(frames)) => frames.iter().for_each(|frames| write_events(frames, &mut text)),
+            Ok(StreamItem::Note(note)) => write_note(&note, &mut text),
             // Filters are in the URL and do not change.
-            Ok(Said::FilterChanged) => {}
-            Ok(Said::Ended(Ending::Complete)) => {
+            Ok(StreamItem::FilterChanged) => {}
+            Ok(StreamItem::Ended(Ending::Complete)) => {
                 return (Some(Bytes::from_static(b"event: complete\ndata: {}\n\n")), None);
             }
-            Ok(Said::Ended(Ending::TooSlow)) => {
+            Ok(StreamItem::Ended(Ending::TooSlow)) => {
                 return (Some(Bytes::from_static(b"event: too_slow\ndata: {}\n\n")), None);
             }
-            Ok(Said::Ended(_)) => return (None, None),
+            Ok(StreamItem::Ended(_)) => return (None, None),
             Err(error) => {
                 tracing::error!(%error, "read events for a stream");
                 return (None, None);

@@ -16,11 +16,11 @@ use super::reader::Reader;
 use crate::auth::{Caller, Class};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
-use crate::feed::{Said, Stream};
 use crate::group::Member;
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Subscriber, SubscriberSlot};
 use crate::store;
+use crate::stream::{Stream, StreamItem};
 use crate::subscriptions::{Denied, Subscription};
 use crate::transport::{Transport, WriteHalf};
 use crate::wire::Refusal;
@@ -370,9 +370,9 @@ impl SubscriberSocket<'_> {
                     }
                 }
                 said = source.next() => match said {
-                    Ok(Said::Events(mut frames)) => write.write_slices(&mut frames).await?,
-                    Ok(Said::Note(note)) => write.write_all(&text(&note.json())).await?,
-                    Ok(Said::FilterChanged) => {
+                    Ok(StreamItem::Events(mut frames)) => write.write_slices(&mut frames).await?,
+                    Ok(StreamItem::Note(note)) => write.write_all(&text(&note.json())).await?,
+                    Ok(StreamItem::FilterChanged) => {
                         let filters = changing.pop_front().expect("one change is announced for each asked for");
                         write.write_all(&text(&note::filters_updated(&filters))).await?;
                         self.changing_bytes.fetch_sub(filters.bytes(), Ordering::Relaxed);
@@ -383,7 +383,7 @@ impl SubscriberSocket<'_> {
                             durable.change_filters(&filters);
                         }
                     }
-                    Ok(Said::Ended(ending)) => return Ok(ending),
+                    Ok(StreamItem::Ended(ending)) => return Ok(ending),
                     Err(error) => {
                         tracing::error!(%error, "read events for a subscriber");
                         return Ok(Ending::Failed);
@@ -463,12 +463,12 @@ enum Source {
 
 impl Source {
     /// As [`Stream::next`].
-    async fn next(&mut self) -> store::Result<Said> {
+    async fn next(&mut self) -> store::Result<StreamItem> {
         match self {
             Self::Stream(stream) => stream.next().await,
             Self::Member(member) => Ok(match member.next().await {
-                Ok(frames) => Said::Events(frames),
-                Err(ending) => Said::Ended(ending),
+                Ok(frames) => StreamItem::Events(frames),
+                Err(ending) => StreamItem::Ended(ending),
             }),
         }
     }

@@ -1,4 +1,5 @@
-//! Only the latest event of each type and key, once an interval: for eyes, which see no more.
+//! Conflation: only the latest event of each type and key, once an interval. Dashboards ask for it, as people cannot see
+//! more.
 
 use std::collections::HashMap;
 
@@ -8,33 +9,37 @@ use tokio::time::Instant;
 use crate::wire::committed::Run;
 use crate::wire::request::Conflate;
 
-/// Holds back the latest event of each type and key until the interval is over. What a newer one replaces
-/// is never sent; the last one always is.
+/// Holds back the latest event of each type and key until the interval is over. An event that is replaced by a newer one is
+/// never sent; the last one always is.
 #[derive(Debug)]
 pub(super) struct Conflator {
     rule: Conflate,
-    /// The keys hold what clients sent, so the hash is seeded.
+    /// The keys come from clients, so the hash is seeded.
     latest: HashMap<Box<[u8]>, Latest, foldhash::fast::RandomState>,
     bytes: usize,
     bytes_max: usize,
     skipped: u64,
+    /// When the interval is over.
     next: Instant,
+    /// The key of the present event, in memory that is used again.
     key: Vec<u8>,
+    /// How many events have arrived.
     arrived: u64,
 }
 
-/// A frame of its own: a slice would keep the whole batch in memory it came in.
+/// The latest event of a key. The frame is a copy: a slice would keep its whole batch in memory.
 #[derive(Debug)]
 struct Latest {
+    /// [`Conflator::arrived`] when it arrived.
     order: u64,
     frame: Vec<u8>,
 }
 
-/// Between the type and the key: a byte that UTF-8 never has.
+/// Stands between the type and the key. UTF-8 never has this byte.
 const SEPARATOR: u8 = 0xff;
 
 impl Conflator {
-    /// At most about `bytes_max` bytes are held back; more are sent before their time.
+    /// Holds back about `bytes_max` bytes at most. Beyond that, the events are sent before the interval is over.
     pub(super) fn new(rule: Conflate, bytes_max: usize) -> Self {
         let (latest, key) = (HashMap::default(), Vec::new());
         Self { rule, latest, bytes: 0, bytes_max, skipped: 0, next: Instant::now(), key, arrived: 0 }
@@ -69,14 +74,14 @@ impl Conflator {
         }
     }
 
-    /// When what is held back is due; nothing is held back: `None`.
+    /// When the events that are held back are due; `None` if there are none.
     pub(super) fn due(&self) -> Option<Instant> {
         let is_full = self.bytes > self.bytes_max;
         (!self.latest.is_empty()).then(|| if is_full { Instant::now() } else { self.next })
     }
 
-    /// The frames that were held back, in the order of their events, and how many were left out since the
-    /// last time if that was asked for.
+    /// The frames that were held back, in the order of their events, and how many events were left out since the last
+    /// call, if the subscriber asked to be told.
     pub(super) fn flush(&mut self) -> (Bytes, Option<u64>) {
         let mut latest: Vec<_> = self.latest.drain().map(|(_, latest)| latest).collect();
         latest.sort_unstable_by_key(|latest| latest.order);
