@@ -1,34 +1,34 @@
-//! An amount of something that is there once for everybody, such as memory: given out in the order in which it is
-//! asked for.
+//! A budget: an amount that many share, such as memory. Reservations of it are granted in the order of their requests.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How long a request or a message waits for its share, or for room in a full queue, before it is refused. Sockets that
-/// pipeline fill the queue for tens of milliseconds at a time; a request should feel that as slowness, not as refusals.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request or a message waits for memory or for a full queue before it is refused. Sockets that pipeline fill the
+/// queue for tens of milliseconds at a time: that should delay a request and not refuse it.
+pub const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Bodies and messages up to this take nothing of the memory for all of them, which every connection therefore may need
-/// once.
+/// Bodies and messages up to this size reserve no memory, so each connection may need this much outside the budget.
 pub const SMALL_BYTES_MAX: usize = 16 << 10;
 
-/// Memory for each byte of a body or a message: itself, and its events, which grow sixfold at most when they are encoded.
-pub const BYTES_FOR_A_BYTE: usize = 7;
+/// Memory for each byte of a body or a message: the byte itself, and its events, which grow at most sixfold when they are
+/// encoded (a control character becomes `\u001f`).
+pub const MEMORY_PER_BYTE: usize = 7;
 
-/// The slowest pace at which a client that holds memory may send a body or message, or take a page: others may be waiting
-/// for the same memory, and a client that stalls on purpose would keep it for nothing.
+/// The slowest pace at which a client with a reservation may send a body or a message, or read a page. Other clients may
+/// wait for the same memory, and a client that stalls on purpose would hold it for nothing.
 const BYTES_PER_SECOND_MIN: f64 = 16.0 * 1024.0;
-/// How far it may be behind this pace.
+/// How far a client may be behind this pace.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
-/// How long after it got its memory a client may take for this many bytes before it is given up.
+/// How long a client may take for this many bytes, counted from its reservation, before the server gives up on it.
 pub fn stall_max(bytes: usize) -> Duration {
     STALL_MAX + at_slowest(bytes)
 }
 
-/// The same for a body of `expected` bytes, all of which may take `time_max`: its pace is faster if it has to be.
+/// The same for a body of `expected` bytes that has to be complete within `time_max`: the pace is faster where that needs
+/// it.
 pub fn stall_max_within(time_max: Duration, bytes: usize, expected: usize) -> Duration {
     let whole = time_max.min(at_slowest(expected));
     time_max.min(STALL_MAX + whole.mul_f64(bytes as f64 / expected as f64))
@@ -38,32 +38,33 @@ fn at_slowest(bytes: usize) -> Duration {
     Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND_MIN)
 }
 
-/// So much of it. Who needs more than there is gets all of it, and nobody gets nothing.
+/// An amount that many share. A request for more than the whole amount is granted the whole, and a request for nothing one
+/// unit.
 #[derive(Debug)]
 pub struct Budget {
     free: Arc<Semaphore>,
-    /// In units of so much.
+    /// Amounts are rounded up to a multiple of this.
     unit: usize,
     units: u32,
 }
 
-/// A part of a [`Budget`], given back when dropped.
+/// A part of a [`Budget`], returned when it is dropped.
 #[derive(Debug)]
-pub struct Share {
+pub struct Reservation {
     permit: OwnedSemaphorePermit,
     unit: usize,
 }
 
-impl Share {
-    /// Keeps this much, and gives the rest back.
-    pub fn keep(&mut self, amount: usize) {
-        let more = self.permit.num_permits().saturating_sub(amount.div_ceil(self.unit).max(1));
-        drop(self.permit.split(more));
+impl Reservation {
+    /// Keeps this amount and returns the rest.
+    pub fn shrink_to(&mut self, amount: usize) {
+        let rest = self.permit.num_permits().saturating_sub(amount.div_ceil(self.unit).max(1));
+        drop(self.permit.split(rest));
     }
 
-    /// Takes what another share of the same budget has.
-    pub fn add(&mut self, more: Self) {
-        self.permit.merge(more.permit);
+    /// Adds another reservation of the same budget to this one.
+    pub fn merge(&mut self, other: Self) {
+        self.permit.merge(other.permit);
     }
 }
 
@@ -77,25 +78,26 @@ impl Budget {
     }
 
     fn in_units(whole: usize, unit: usize) -> Self {
-        // As many as one call can ask a semaphore for.
+        // One call can ask a semaphore for at most this many.
         let units = u32::try_from(whole.div_ceil(unit)).unwrap_or(u32::MAX).max(1);
         Self { free: Arc::new(Semaphore::new(units as usize)), unit, units }
     }
 
-    /// Waits until there is so much. Cancel-safe: who no longer waits loses the place in the line, and nothing else.
-    pub async fn take(&self, amount: usize) -> Share {
+    /// Waits until this amount is free, and reserves it. Cancel-safe: a caller that stops waiting only loses its place in the
+    /// queue.
+    pub async fn reserve(&self, amount: usize) -> Reservation {
         let permit = self.free.clone().acquire_many_owned(self.units(amount)).await;
-        Share { permit: permit.expect("it is never closed"), unit: self.unit }
+        Reservation { permit: permit.expect("it is never closed"), unit: self.unit }
     }
 
-    /// So much, if it is there.
-    pub fn try_take(&self, amount: usize) -> Option<Share> {
+    /// Reserves this amount if it is free and no earlier request waits.
+    pub fn try_reserve(&self, amount: usize) -> Option<Reservation> {
         let permit = self.free.clone().try_acquire_many_owned(self.units(amount));
-        permit.ok().map(|permit| Share { permit, unit: self.unit })
+        permit.ok().map(|permit| Reservation { permit, unit: self.unit })
     }
 
-    /// How much is given out.
-    pub fn taken(&self) -> usize {
+    /// How much is reserved.
+    pub fn reserved(&self) -> usize {
         (self.units as usize - self.free.available_permits()) * self.unit
     }
 
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_is_waited_for_at_the_slowest_pace_that_ends_in_time() {
+    fn the_time_allowed_follows_the_slowest_pace_that_ends_within_the_limit() {
         let secs = Duration::from_secs;
         assert_eq!(stall_max(0), secs(5));
         assert_eq!(stall_max(160 << 10), secs(15));
@@ -121,61 +123,61 @@ mod tests {
             let waited = |bytes| stall_max_within(secs(time_max), bytes, 160 << 10);
             assert_eq!((waited(80 << 10), waited(160 << 10)), (secs(half), secs(whole)), "{time_max}");
         }
-        assert_eq!(stall_max_within(secs(8), 40 << 10, 160 << 10), secs(7), "a quarter of it");
+        assert_eq!(stall_max_within(secs(8), 40 << 10, 160 << 10), secs(7), "a quarter of the body");
     }
 
-    fn poll<T>(taking: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
-        taking.poll(&mut Context::from_waker(Waker::noop()))
+    fn poll<T>(reserving: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        reserving.poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
-    fn nobody_gets_nothing_and_nobody_more_than_there_is() {
+    fn a_reservation_is_at_least_one_unit_and_at_most_the_whole_budget() {
         for budget in [Budget::new(8), Budget::of_bytes(8 * 1024)] {
-            let one = budget.try_take(0).expect("room");
-            assert_eq!(budget.taken(), budget.unit);
-            assert!(budget.try_take(usize::MAX).is_none());
+            let one = budget.try_reserve(0).expect("free");
+            assert_eq!(budget.reserved(), budget.unit);
+            assert!(budget.try_reserve(usize::MAX).is_none());
             drop(one);
-            let mut all = budget.try_take(usize::MAX).expect("room");
-            assert_eq!(budget.taken(), 8 * budget.unit);
-            all.keep(usize::MAX);
-            all.keep(3 * budget.unit);
-            assert_eq!(budget.taken(), 3 * budget.unit);
-            all.keep(0);
-            assert_eq!(budget.taken(), budget.unit);
-            all.add(budget.try_take(2 * budget.unit).expect("room"));
-            assert_eq!(budget.taken(), 3 * budget.unit);
+            let mut all = budget.try_reserve(usize::MAX).expect("free");
+            assert_eq!(budget.reserved(), 8 * budget.unit);
+            all.shrink_to(usize::MAX);
+            all.shrink_to(3 * budget.unit);
+            assert_eq!(budget.reserved(), 3 * budget.unit);
+            all.shrink_to(0);
+            assert_eq!(budget.reserved(), budget.unit);
+            all.merge(budget.try_reserve(2 * budget.unit).expect("free"));
+            assert_eq!(budget.reserved(), 3 * budget.unit);
             drop(all);
-            assert_eq!(budget.taken(), 0);
+            assert_eq!(budget.reserved(), 0);
         }
     }
 
     #[test]
-    fn who_asks_for_much_is_not_passed_by_those_who_ask_for_little() {
+    fn small_requests_do_not_overtake_a_large_one() {
         let budget = Budget::new(8);
-        let [first, second] = [4, 4].map(|amount| budget.try_take(amount).expect("room"));
-        let (mut much, mut little) = (pin!(budget.take(6)), pin!(budget.take(1)));
+        let [first, second] = [4, 4].map(|amount| budget.try_reserve(amount).expect("free"));
+        let (mut much, mut little) = (pin!(budget.reserve(6)), pin!(budget.reserve(1)));
         assert!(poll(much.as_mut()).is_pending() && poll(little.as_mut()).is_pending());
         drop(first);
         assert!(poll(much.as_mut()).is_pending() && poll(little.as_mut()).is_pending());
-        assert!(budget.try_take(1).is_none(), "not even who only asks once");
+        assert!(budget.try_reserve(1).is_none(), "a request that does not wait overtakes none either");
         drop(second);
         let Poll::Ready(much) = poll(much.as_mut()) else { panic!("there is enough") };
         assert!(poll(little.as_mut()).is_ready());
         drop(much);
-        assert_eq!(budget.taken(), 0);
+        assert_eq!(budget.reserved(), 0);
     }
 
     #[test]
-    fn who_gives_up_waiting_stands_in_nobodys_way() {
+    fn a_request_that_is_given_up_blocks_no_other() {
         let budget = Budget::new(8);
-        let half = budget.try_take(4).expect("room");
+        let half = budget.try_reserve(4).expect("free");
         {
-            let mut much = pin!(budget.take(8));
+            let mut much = pin!(budget.reserve(8));
             assert!(poll(much.as_mut()).is_pending());
         }
-        assert_eq!(budget.taken(), 4);
-        assert!(budget.try_take(4).is_some());
+        assert_eq!(budget.reserved(), 4);
+        assert!(budget.try_reserve(4).is_some());
         drop(half);
-        assert_eq!(budget.taken(), 0);
+        assert_eq!(budget.reserved(), 0);
     }
 }

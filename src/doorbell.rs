@@ -1,8 +1,8 @@
-//! How a thread that has news for many tasks of another thread wakes them all with one signal.
+//! A doorbell: one signal with which a thread wakes many tasks of another thread.
 //!
-//! Waking a task from outside its runtime costs a system call each time, some 1 µs; a commit has news
-//! for every connection with an event in it. So the news are left at the other thread's door, the bell
-//! is rung once, and the wakes happen over there, where each costs a push to a local queue.
+//! Each wake of a task from outside its runtime costs a system call, some 1 µs, and a commit wakes every connection that
+//! has an event in it. So the waking thread leaves all notices for the other thread in a list and rings its doorbell once.
+//! The other thread then wakes its tasks itself, where a wake is a push to a local queue.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,24 +13,23 @@ use tokio::sync::Notify;
 
 use crate::sync::{Mutex, thread_local};
 
-/// The bell of one thread.
+/// The doorbell of one thread.
 #[derive(Default)]
 pub struct Doorbell {
-    left: Mutex<Vec<News>>,
+    notices: Mutex<Vec<Notice>>,
     rung: Notify,
 }
 
 impl Doorbell {
-    /// Gives this thread a bell and answers it, for ever. The tasks of a thread without one are woken
-    /// directly.
+    /// Gives this thread a doorbell and answers it, for ever. The tasks of a thread without a doorbell are woken directly.
     pub async fn answer() {
         let bell = Arc::new(Doorbell::default());
-        OURS.with(|ours| ours.replace(Home(Some(bell.clone()))));
-        let mut news = Vec::new();
+        CURRENT.with(|current| current.replace(TaskThread(Some(bell.clone()))));
+        let mut notices = Vec::new();
         loop {
             bell.rung.notified().await;
-            std::mem::swap(&mut *bell.left.lock(), &mut news);
-            news.drain(..).for_each(News::tell);
+            std::mem::swap(&mut *bell.notices.lock(), &mut notices);
+            notices.drain(..).for_each(Notice::give);
         }
     }
 }
@@ -42,17 +41,17 @@ impl fmt::Debug for Doorbell {
 }
 
 thread_local! {
-    static OURS: RefCell<Home> = const { RefCell::new(Home(None)) };
+    static CURRENT: RefCell<TaskThread> = const { RefCell::new(TaskThread(None)) };
 }
 
-/// Where a task lives: the thread it runs on.
+/// The thread that a task runs on.
 #[derive(Debug, Clone)]
-pub struct Home(Option<Arc<Doorbell>>);
+pub struct TaskThread(Option<Arc<Doorbell>>);
 
-impl Home {
-    /// The thread that asks.
-    pub fn here() -> Self {
-        OURS.with(|ours| ours.borrow().clone())
+impl TaskThread {
+    /// The calling thread.
+    pub fn current() -> Self {
+        CURRENT.with(|current| current.borrow().clone())
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -60,54 +59,54 @@ impl Home {
     }
 }
 
-enum News {
+/// Something that a task has to learn.
+enum Notice {
     Wake(Waker),
     Call(Box<dyn FnOnce() + Send>),
 }
 
-impl News {
-    fn tell(self) {
+impl Notice {
+    fn give(self) {
         match self {
-            News::Wake(waker) => waker.wake(),
-            News::Call(call) => call(),
+            Notice::Wake(waker) => waker.wake(),
+            Notice::Call(call) => call(),
         }
     }
 }
 
-/// News for tasks, collected until all of it is known: whoever fills many outboxes for one commit tells
-/// nobody before the last is filled, so a socket finds all of the commit at its first look and answers
-/// it in one write.
+/// Notices for tasks, collected until all are known. A thread that fills many outboxes for one commit wakes no task before
+/// the last outbox is filled, so a socket finds the whole commit at its first look and writes it at once.
 #[derive(Default)]
 pub struct Wakes {
-    news: Vec<(Home, News)>,
+    notices: Vec<(TaskThread, Notice)>,
     to_ring: Vec<Arc<Doorbell>>,
 }
 
 impl Wakes {
-    /// A task to be woken.
-    pub fn wake(&mut self, home: Home, waker: Waker) {
-        self.news.push((home, News::Wake(waker)));
+    /// Adds a task to be woken.
+    pub fn wake(&mut self, thread: TaskThread, waker: Waker) {
+        self.notices.push((thread, Notice::Wake(waker)));
     }
 
-    /// Something to be done where a task lives, which will wake it.
-    pub fn call(&mut self, home: Home, call: impl FnOnce() + Send + 'static) {
-        self.news.push((home, News::Call(Box::new(call))));
+    /// Adds a function to be called on a task's thread, which will wake the task.
+    pub fn call(&mut self, thread: TaskThread, call: impl FnOnce() + Send + 'static) {
+        self.notices.push((thread, Notice::Call(Box::new(call))));
     }
 
-    /// Tells everyone.
+    /// Gives all notices, with one ring of each doorbell.
     pub fn wake_all(&mut self) {
-        let here = Home::here();
-        for (home, news) in self.news.drain(..) {
-            match home.0 {
-                Some(ref bell) if !home.is(&here) => {
-                    let mut left = bell.left.lock();
-                    // Who leaves the first news rings, once all of it is there.
-                    if left.is_empty() {
+        let current = TaskThread::current();
+        for (thread, notice) in self.notices.drain(..) {
+            match thread.0 {
+                Some(ref bell) if !thread.is(&current) => {
+                    let mut notices = bell.notices.lock();
+                    // Whether it is this thread that has to ring: an earlier notice has a ring on its way.
+                    if notices.is_empty() {
                         self.to_ring.push(bell.clone());
                     }
-                    left.push(news);
+                    notices.push(notice);
                 }
-                _ => news.tell(),
+                _ => notice.give(),
             }
         }
         self.to_ring.drain(..).for_each(|bell| bell.rung.notify_one());
@@ -116,7 +115,7 @@ impl Wakes {
 
 impl fmt::Debug for Wakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wakes").field("news", &self.news.len()).finish()
+        f.debug_struct("Wakes").field("notices", &self.notices.len()).finish()
     }
 }
 
@@ -126,32 +125,32 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[test]
-    fn news_is_told_where_its_tasks_live() {
+    fn notices_are_given_on_the_threads_of_their_tasks() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let (ready, home) = std::sync::mpsc::channel();
+        let (ready, thread) = std::sync::mpsc::channel();
         let (done, finished) = oneshot::channel();
         let over_there = std::thread::spawn(move || {
             runtime.block_on(async {
                 let answering = tokio::spawn(Doorbell::answer());
                 tokio::task::yield_now().await;
-                ready.send(Home::here()).expect("the test waits");
-                let told_on = finished.await.expect("news");
-                assert_eq!(told_on, std::thread::current().id());
+                ready.send(TaskThread::current()).expect("the test waits");
+                let given_on = finished.await.expect("a notice");
+                assert_eq!(given_on, std::thread::current().id());
                 answering.abort();
             });
         });
-        let home = home.recv().expect("a home");
+        let thread = thread.recv().expect("a thread");
         let mut wakes = Wakes::default();
-        wakes.call(home, move || done.send(std::thread::current().id()).expect("somebody waits"));
+        wakes.call(thread, move || done.send(std::thread::current().id()).expect("somebody waits"));
         wakes.wake_all();
-        over_there.join().expect("told over there");
+        over_there.join().expect("given over there");
     }
 
     #[test]
-    fn without_a_bell_news_is_told_at_once() {
+    fn without_a_doorbell_notices_are_given_at_once() {
         let (sender, mut receiver) = oneshot::channel();
         let mut wakes = Wakes::default();
-        wakes.call(Home::here(), move || sender.send(7).expect("somebody waits"));
+        wakes.call(TaskThread::current(), move || sender.send(7).expect("somebody waits"));
         assert!(receiver.try_recv().is_err());
         wakes.wake_all();
         assert_eq!(receiver.try_recv(), Ok(7));

@@ -1,9 +1,9 @@
-//! Consumer groups: one stream, shared by members. Each event goes to one of them, those of a session in order
-//! to the same one as long as any of them is unconfirmed.
+//! Consumer groups: one stream, shared by members. Each event goes to one member. The events of a session go to the same
+//! member, in order, as long as any of them is unconfirmed.
 //!
-//! A group with members has one task, its dispatcher, which reads the stream, keeps the [`Ledger`] of who has
-//! what in hand, and fills the members' outboxes. All dispatchers share a thread of their own: what they do
-//! costs no other connection anything.
+//! A group with members has one task, its dispatcher, which reads the stream, keeps the [`Ledger`] of which member has which
+//! event in hand, and fills the members' outboxes. All dispatchers run on a thread of their own, so their work delays no
+//! other connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -29,40 +29,40 @@ use crate::wire::refusal::Ending;
 #[derive(Debug, Clone)]
 pub struct Group {
     shared: Arc<Shared>,
-    commands: mpsc::UnboundedSender<Command>,
+    requests: mpsc::UnboundedSender<Request>,
     confirmations: mpsc::Sender<(MemberId, Seq)>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    roll: Mutex<Roll>,
+    membership: Mutex<Membership>,
     unconfirmed: AtomicUsize,
     outbox_bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
-struct Roll {
+struct Membership {
     members: usize,
-    /// The last member has left, or the group was ended: nobody can join any more.
+    /// The last member has left, or the group was ended. No member can join any more.
     has_ended: bool,
-    /// Why it was ended.
+    /// Why the group was ended.
     ending: Option<Ending>,
 }
 
 #[derive(Debug)]
-enum Command {
+enum Request {
     Join(MemberId, Arc<Outbox<Bytes>>),
     Leave(MemberId),
     End,
 }
 
-/// Confirmations that may wait for the dispatcher before their sockets are read no further.
+/// Most confirmations that wait for the dispatcher. Beyond that, the sockets that send them are not read.
 const CONFIRMATIONS_WAITING_MAX: usize = 1_024;
 
-/// Events that a group may have unconfirmed: with more, a member that hangs would hold more of them back.
+/// Most unconfirmed events of a group. With more, a member that hangs would hold more of them back.
 const WINDOW_EVENTS: usize = 4_096;
 
-/// How a dispatcher's work becomes known.
+/// What a dispatcher reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Everything up to this event is confirmed.
@@ -71,7 +71,7 @@ pub enum Progress {
     Over,
 }
 
-/// A member's place in its group, given up when dropped: what it has in hand goes to others.
+/// A member of a group. It leaves when this is dropped: the events that it has in hand go to other members.
 #[derive(Debug)]
 pub struct Member {
     id: MemberId,
@@ -80,7 +80,7 @@ pub struct Member {
 }
 
 impl Group {
-    /// A group with its first member, and the task that is to be run for it. What is confirmed is reported.
+    /// Starts a group with its first member. The caller has to run the dispatcher, which reports its progress.
     pub fn start(
         feed: Feed,
         report: impl Fn(Progress) + Send + 'static,
@@ -88,78 +88,85 @@ impl Group {
         window_bytes: usize,
         first: MemberId,
     ) -> (Self, Member, Dispatcher) {
-        let (commands, orders) = mpsc::unbounded_channel();
+        let (requests, received) = mpsc::unbounded_channel();
         let (confirmations, confirmed) = mpsc::channel(CONFIRMATIONS_WAITING_MAX);
-        let (roll, unconfirmed) = (Mutex::default(), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { roll, unconfirmed, outbox_bytes_max: 2 * window_bytes });
-        let group = Self { shared: shared.clone(), commands, confirmations };
-        let member = group.join(first).expect("nobody has ended it yet");
+        let (membership, unconfirmed) = (Mutex::default(), AtomicUsize::new(0));
+        let shared = Arc::new(Shared { membership, unconfirmed, outbox_bytes_max: 2 * window_bytes });
+        let group = Self { shared: shared.clone(), requests, confirmations };
+        let member = group.join(first).expect("it has not ended yet");
         let limits = Limits { window_events: WINDOW_EVENTS, window_bytes, ack_wait };
-        let sharing = Sharing::new(feed.position(), limits);
-        let dispatcher =
-            Dispatcher { shared, orders, confirmed, feed, sharing, outboxes: HashMap::new(), report: Box::new(report) };
+        let distributor = Distributor::new(feed.position(), limits);
+        let dispatcher = Dispatcher {
+            shared,
+            requests: received,
+            confirmed,
+            feed,
+            distributor,
+            outboxes: HashMap::new(),
+            report: Box::new(report),
+        };
         (group, member, dispatcher)
     }
 
-    /// One member more, or nothing when the group has ended meanwhile.
+    /// Adds a member; `None` when the group has ended.
     pub fn join(&self, id: MemberId) -> Option<Member> {
-        let mut roll = self.shared.roll.lock();
-        if roll.has_ended {
+        let mut membership = self.shared.membership.lock();
+        if membership.has_ended {
             return None;
         }
-        roll.members += 1;
+        membership.members += 1;
         let outbox = Arc::new(Outbox::new(self.shared.outbox_bytes_max));
-        // A dispatcher that cannot be reached ends with the server; the member's outbox is closed by nobody then.
-        if self.commands.send(Command::Join(id, outbox.clone())).is_err() {
+        // The dispatcher is gone when the server is ending. Then it cannot close the member's outbox.
+        if self.requests.send(Request::Join(id, outbox.clone())).is_err() {
             outbox.close();
         }
         Some(Member { id, group: self.clone(), outbox })
     }
 
-    /// Members, and events that they have in hand.
+    /// The numbers of members and of unconfirmed events.
     pub fn counts(&self) -> (usize, usize) {
-        (self.shared.roll.lock().members, self.shared.unconfirmed.load(Ordering::Relaxed))
+        (self.shared.membership.lock().members, self.shared.unconfirmed.load(Ordering::Relaxed))
     }
 
-    /// Whether nobody can join any more.
+    /// Whether the group has ended, so that no member can join.
     pub fn has_ended(&self) -> bool {
-        self.shared.roll.lock().has_ended
+        self.shared.membership.lock().has_ended
     }
 
-    /// Ends the group: its subscription was deleted.
+    /// Ends the group, as its subscription was deleted.
     pub fn end(&self) {
-        let mut roll = self.shared.roll.lock();
-        (roll.has_ended, roll.ending) = (true, Some(Ending::Deleted));
-        let _ = self.commands.send(Command::End);
+        let mut membership = self.shared.membership.lock();
+        (membership.has_ended, membership.ending) = (true, Some(Ending::Deleted));
+        let _ = self.requests.send(Request::End);
     }
 }
 
 impl Member {
-    /// Waits for frames and takes all that are there; or how it ended. Cancel-safe.
+    /// Waits for frames and takes all that are there. An error says how the membership ended. Cancel-safe.
     pub async fn next(&self) -> Result<Vec<Bytes>, Ending> {
         let mut frames = Vec::new();
         match self.outbox.take(&mut frames).await {
             Taken::Items => Ok(frames),
             Taken::Overflowed => Err(Ending::TooSlow),
-            Taken::Closed => Err(self.group.shared.roll.lock().ending.unwrap_or(Ending::GoingAway)),
+            Taken::Closed => Err(self.group.shared.membership.lock().ending.unwrap_or(Ending::GoingAway)),
         }
     }
 
-    /// The member is done with an event and with what it was sent before it.
+    /// Confirms an event and everything that the member was sent before it.
     pub async fn confirm(&self, seq: Seq) {
-        // A group that has ended needs no confirmation.
+        // Sending fails only when the group has ended, which needs no confirmation.
         let _ = self.group.confirmations.send((self.id, seq)).await;
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.group.shared.roll.lock().members -= 1;
-        let _ = self.group.commands.send(Command::Leave(self.id));
+        self.group.shared.membership.lock().members -= 1;
+        let _ = self.group.requests.send(Request::Leave(self.id));
     }
 }
 
-/// Runs the dispatchers that come until no more can come and all have ended.
+/// Runs the dispatchers that it receives, until no more can come and all have ended.
 pub async fn run(mut started: mpsc::UnboundedReceiver<Dispatcher>) {
     let mut running = JoinSet::new();
     let (closing, _) = watch::channel(());
@@ -173,7 +180,7 @@ pub async fn run(mut started: mpsc::UnboundedReceiver<Dispatcher>) {
                 },
                 Some(ended) = running.join_next() => {
                     if let Err(error) = ended {
-                        // One group's fault is not the others'.
+                        // The other groups go on.
                         tracing::error!(%error, "a group's task panicked");
                     }
                 }
@@ -191,28 +198,28 @@ pub async fn run(mut started: mpsc::UnboundedReceiver<Dispatcher>) {
 /// The task of one group.
 pub struct Dispatcher {
     shared: Arc<Shared>,
-    orders: mpsc::UnboundedReceiver<Command>,
+    requests: mpsc::UnboundedReceiver<Request>,
     confirmed: mpsc::Receiver<(MemberId, Seq)>,
     feed: Feed,
-    sharing: Sharing,
+    distributor: Distributor,
     outboxes: HashMap<MemberId, Arc<Outbox<Bytes>>>,
     report: Box<dyn Fn(Progress) + Send>,
 }
 
-/// However it ends, also unrun or in a panic, nobody is left waiting for it.
+/// Closes all outboxes however the dispatcher ends, even in a panic or without having run, so that no member waits for it.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         {
-            let mut roll = self.shared.roll.lock();
-            roll.has_ended = true;
+            let mut membership = self.shared.membership.lock();
+            membership.has_ended = true;
             if std::thread::panicking() {
-                roll.ending.get_or_insert(Ending::Failed);
+                membership.ending.get_or_insert(Ending::Failed);
             }
         }
         self.outboxes.values().for_each(|outbox| outbox.close());
-        // Nobody can join any more, but somebody may have just before.
-        while let Ok(order) = self.orders.try_recv() {
-            if let Command::Join(_, outbox) = order {
+        // No member can join any more, but some may have joined just before.
+        while let Ok(request) = self.requests.try_recv() {
+            if let Request::Join(_, outbox) = request {
                 outbox.close();
             }
         }
@@ -221,23 +228,23 @@ impl Drop for Dispatcher {
 }
 
 impl Dispatcher {
-    /// `closing` ends once nobody will take more from the stream than is there.
+    /// `closing` ends when the server shuts down.
     async fn run(mut self, closing: watch::Receiver<()>) {
-        if let Some(ending) = self.share(closing).await {
-            self.shared.roll.lock().ending.get_or_insert(ending);
+        if let Some(ending) = self.distribute(closing).await {
+            self.shared.membership.lock().ending.get_or_insert(ending);
         }
     }
 
-    /// Shares the stream until it ends or nobody is left, and says how it is for those who are.
-    async fn share(&mut self, mut closing: watch::Receiver<()>) -> Option<Ending> {
+    /// Distributes the stream until it ends or the last member has left. Returns how it ends for the remaining members.
+    async fn distribute(&mut self, mut closing: watch::Receiver<()>) -> Option<Ending> {
         let mut wakes = Wakes::default();
         loop {
-            let deadline = self.sharing.ledger.next_deadline();
-            let is_hungry = self.sharing.is_hungry();
+            let deadline = self.distributor.ledger.next_deadline();
+            let needs_events = self.distributor.needs_events();
             let chunk = async {
-                match is_hungry {
+                match needs_events {
                     true => self.feed.next().await,
-                    // What is unconfirmed comes again after a restart, so the end waits for no confirmation.
+                    // Unconfirmed events come again after a restart, so a shutdown waits for no confirmation.
                     false => {
                         self.feed.ended().await;
                         Ok(Chunk::End)
@@ -246,33 +253,33 @@ impl Dispatcher {
             };
             tokio::select! {
                 biased;
-                order = self.orders.recv() => match order {
-                    Some(Command::Join(id, outbox)) => {
-                        self.sharing.ledger.join(id);
+                request = self.requests.recv() => match request {
+                    Some(Request::Join(id, outbox)) => {
+                        self.distributor.ledger.join(id);
                         self.outboxes.insert(id, outbox);
                     }
-                    Some(Command::Leave(id)) => {
-                        // What it confirmed before it left counts, also for the group that may come next.
+                    Some(Request::Leave(id)) => {
+                        // What the member confirmed before it left counts, also for a next group under this name.
                         while let Ok((id, seq)) = self.confirmed.try_recv() {
-                            self.sharing.ledger.confirm(id, seq);
+                            self.distributor.ledger.confirm(id, seq);
                         }
                         self.report_position();
-                        self.sharing.ledger.leave(id);
+                        self.distributor.ledger.leave(id);
                         self.outboxes.remove(&id);
-                        let mut roll = self.shared.roll.lock();
-                        if roll.members == 0 {
-                            roll.has_ended = true;
+                        let mut membership = self.shared.membership.lock();
+                        if membership.members == 0 {
+                            membership.has_ended = true;
                             return None;
                         }
                     }
-                    Some(Command::End) | None => return None,
+                    Some(Request::End) | None => return None,
                 },
-                Some((id, seq)) = self.confirmed.recv() => drop(self.sharing.ledger.confirm(id, seq)),
+                Some((id, seq)) = self.confirmed.recv() => drop(self.distributor.ledger.confirm(id, seq)),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
-                    self.sharing.ledger.expire(Instant::now());
+                    self.distributor.ledger.expire(Instant::now());
                 }
                 chunk = chunk => match chunk {
-                    Ok(Chunk::Events(runs)) => self.sharing.take(runs, self.feed.position()),
+                    Ok(Chunk::Events(runs)) => self.distributor.push(runs, self.feed.position()),
                     Ok(Chunk::FilterChanged | Chunk::FellBehind | Chunk::CaughtUp | Chunk::Lagged { .. }) => {}
                     Ok(Chunk::Complete | Chunk::TooSlow | Chunk::End) => return Some(Ending::GoingAway),
                     Err(error) => {
@@ -280,87 +287,88 @@ impl Dispatcher {
                         return Some(Ending::Failed);
                     }
                 },
-                // Members who hold all they may would never get to the end of the stream.
-                _ = closing.changed(), if !self.sharing.is_hungry() => return Some(Ending::GoingAway),
+                // With a full window the group would never come to the end of the stream.
+                _ = closing.changed(), if !self.distributor.needs_events() => return Some(Ending::GoingAway),
             }
-            for (member, frame) in self.sharing.deal(Instant::now()) {
+            for (member, frame) in self.distributor.assign(Instant::now()) {
                 if let Some(outbox) = self.outboxes.get(&member) {
-                    // The window lets one event stick out, so that one must not overflow the outbox.
+                    // The last event of a window may exceed it, and must not overflow the outbox.
                     let bytes = frame.len().min(self.shared.outbox_bytes_max / 2);
                     outbox.push(frame, bytes, &mut wakes);
                 }
             }
             wakes.wake_all();
-            self.shared.unconfirmed.store(self.sharing.ledger.unconfirmed(), Ordering::Relaxed);
+            self.shared.unconfirmed.store(self.distributor.ledger.unconfirmed(), Ordering::Relaxed);
             self.report_position();
         }
     }
 
     fn report_position(&mut self) {
-        if self.sharing.advance() {
-            (self.report)(Progress::Confirmed(self.sharing.position));
+        if self.distributor.advance() {
+            (self.report)(Progress::Confirmed(self.distributor.position));
         }
     }
 }
 
-/// The stream on its way into the ledger. No tasks, no clock: a test can drive it.
-pub(crate) struct Sharing {
+/// Puts the events of a stream into the ledger as far as there is room, and those of the ledger into frames for the members.
+/// It has no tasks and no clock, so a test can drive it.
+pub(crate) struct Distributor {
     pub(crate) ledger: Ledger<Bytes>,
-    /// Read, and not in the ledger for want of room.
+    /// Events that were read and for which the ledger has no room yet.
     waiting: VecDeque<(Run, usize)>,
-    /// The end of what was read.
+    /// The stream was read up to this event.
     read: Seq,
-    /// Everything up to here is confirmed.
+    /// Everything up to this event is confirmed.
     pub(crate) position: Seq,
     keys: SessionHash,
 }
 
-/// The sessions come from clients, so the hash is seeded. Not that of tests: one run is like the other.
+/// The sessions come from clients, so the hash is seeded, but not in tests, where each run has to be the same.
 #[cfg(not(test))]
 type SessionHash = foldhash::fast::RandomState;
 #[cfg(test)]
 type SessionHash = foldhash::fast::FixedState;
 
-impl Sharing {
+impl Distributor {
     pub(crate) fn new(position: Seq, limits: Limits) -> Self {
         let (ledger, keys) = (Ledger::new(position, limits), SessionHash::default());
         Self { ledger, waiting: VecDeque::new(), read: position, position, keys }
     }
 
-    /// Whether more is to be read.
-    pub(crate) fn is_hungry(&self) -> bool {
+    /// Whether more of the stream has to be read.
+    pub(crate) fn needs_events(&self) -> bool {
         self.waiting.is_empty() && self.ledger.has_room()
     }
 
-    /// Takes what was read; after it, everything up to `read` was.
-    pub(crate) fn take(&mut self, runs: Vec<Run>, read: Seq) {
+    /// Adds events that were read. With them, the stream was read up to `read`.
+    pub(crate) fn push(&mut self, runs: Vec<Run>, read: Seq) {
         self.waiting.extend(runs.into_iter().flat_map(|run| run.range().map(move |index| (run.clone(), index))));
         self.read = self.read.max(read);
     }
 
-    /// What is to be sent to whom by now.
-    pub(crate) fn deal(&mut self, now: Instant) -> Vec<(MemberId, Bytes)> {
+    /// The frames that have to be sent now, each with its member.
+    pub(crate) fn assign(&mut self, now: Instant) -> Vec<(MemberId, Bytes)> {
         while self.ledger.has_room()
             && let Some((run, index)) = self.waiting.pop_front()
         {
             let (batch, seq) = (run.batch(), run.batch().seq(index));
-            // Events without a session need no order among themselves.
+            // Events without a session need no order among each other.
             let key = match batch.columns(index).field(Field::Session) {
                 Some(session) => self.keys.hash_one(session),
                 None => self.keys.hash_one(seq),
             };
-            // A copy: a slice would keep the whole batch in memory for as long as the event is unconfirmed.
+            // A copy: a slice would keep the whole batch in memory until the event is confirmed.
             let frame = Bytes::copy_from_slice(&batch.frames_between(index, index + 1));
             let bytes = frame.len();
             self.ledger.offer(seq, key, frame, bytes);
         }
-        self.ledger.take_due(now).into_iter().map(|due| (due.member, due.item)).collect()
+        self.ledger.assign(now).into_iter().map(|assignment| (assignment.member, assignment.item)).collect()
     }
 
-    /// Takes note of how far everything is confirmed, and says whether that is further than before.
+    /// Updates the position. Returns whether it has changed.
     pub(crate) fn advance(&mut self) -> bool {
         if self.waiting.is_empty() {
-            self.ledger.reached(self.read);
+            self.ledger.read_through(self.read);
         }
         let before = std::mem::replace(&mut self.position, self.ledger.position());
         self.position > before

@@ -1,10 +1,10 @@
-//! Who wants which events: the index of subscribers, and the fan-out of the commits to their outboxes.
+//! The hub: an index of the subscribers by filter, and the fan-out of commits to their outboxes.
 //!
-//! Subscribers with equal filters form a cohort. The index leads from the values of an event's fields
-//! to the cohorts that asked for exactly these values, so an event costs at most one look-up for each
-//! combination of fields that anybody filters by, however many subscribers there are. What a filter asks
-//! beyond that (payload keys, exclusions) is looked at for the events its cohort was found for. A cohort
-//! gets the events of a round put together once, for all its members.
+//! Subscribers with equal filters form a cohort. The index leads from the values of an event's fields to the cohorts that
+//! filter by exactly these values. So an event costs at most one look-up for each combination of fields that any filter
+//! uses, however many subscribers there are. The index does not know payload keys and exclusions: if a filter has some, each
+//! event that the index finds for it is tested against the whole filter. The events of a round are put together once for a
+//! cohort, and all its members share them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -27,13 +27,12 @@ use crate::wire::committed::{Commit, Committed, Run};
 /// The subscribers of the live stream.
 #[derive(Debug)]
 pub struct Hub {
-    /// The cohorts that want events with these field values. The keys hold what clients sent, so the
-    /// hash is seeded.
+    /// The cohorts whose filters name these field values. The keys come from clients, so the hash is seeded.
     index: DashMap<Box<[u8]>, Vec<Arc<Cohort>>, foldhash::fast::RandomState>,
-    /// How many keys of each combination of fields are in the index: an event is not looked up under
-    /// a combination that nobody uses.
+    /// How many keys of each combination of fields are in the index. An event is not looked up under a combination that no
+    /// filter uses.
     keys_by_fields: [AtomicUsize; FIELD_SETS],
-    /// The cohorts by filter. Only coming and going subscribers take this lock, never the fan-out.
+    /// The cohorts by filter. Only subscribers that come or leave take this lock, never the fan-out.
     cohorts: Mutex<Cohorts>,
     audience: Audience,
     outbox_bytes_max: usize,
@@ -41,9 +40,9 @@ pub struct Hub {
     ended: watch::Sender<bool>,
 }
 
-/// A write to a socket costs some 5 µs, whatever it carries. The fan-out rests after each round in
-/// proportion to the writes it caused, so that under a steady stream the next round carries more events
-/// in as many writes. The first event after a rest leaves at once. Price: up to `REST_MAX` of latency.
+/// After each round the fan-out rests, in proportion to the socket writes that the round caused. A write costs some 5 µs
+/// whatever its size, so under a steady stream the next round carries more events in as many writes. The first event after
+/// a rest leaves at once. Price: up to `REST_MAX` of latency.
 const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
 const REST_MAX: Duration = Duration::from_millis(1);
 
@@ -58,10 +57,10 @@ struct Cohorts {
 #[derive(Debug)]
 struct Cohort {
     filter: Filter,
-    /// The fields its keys are made of.
+    /// The fields that its keys are made of.
     fields: Vec<Field>,
-    /// Whether an event found under its keys may still not pass.
-    looks_closer: bool,
+    /// Whether an event that is found under its keys may still not pass, and has to be tested against the filter.
+    tests_events: bool,
     members: RwLock<Vec<Arc<Outbox<Delivery>>>>,
 }
 
@@ -69,23 +68,23 @@ impl Cohort {
     fn new(filter: Filter, first: Arc<Outbox<Delivery>>) -> Self {
         let fields = indexed_fields(&filter);
         let left_out = Field::ALL.iter().any(|f| filter.wanted(*f).is_some() && !fields.contains(f));
-        let looks_closer = filter.has_rest() || left_out;
-        Self { filter, fields, looks_closer, members: RwLock::new(vec![first]) }
+        let tests_events = filter.has_rest() || left_out;
+        Self { filter, fields, tests_events, members: RwLock::new(vec![first]) }
     }
 }
 
-/// What a cohort gets of one round, shared by all members.
+/// The events of one round for one cohort, shared by all members.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// The events, in order.
     pub runs: Arc<[Run]>,
-    /// Where the round begins: the event before its first.
+    /// The event before the first one of the round.
     pub after: Seq,
-    /// The round's last event: with this delivery the subscriber has everything up to it.
+    /// The last event of the round. With this delivery the subscriber has everything up to it.
     pub through: Seq,
 }
 
-/// A place in the hub, given up when dropped.
+/// The membership of one subscriber in the hub, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Registration {
     hub: Arc<Hub>,
@@ -94,7 +93,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Where the deliveries arrive.
+    /// The outbox in which deliveries arrive.
     pub fn outbox(&self) -> &Outbox<Delivery> {
         &self.outbox
     }
@@ -102,13 +101,13 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.hub.leave(&self.filter, &self.outbox);
+        self.hub.unregister(&self.filter, &self.outbox);
     }
 }
 
 impl Hub {
-    /// A hub for the commits that are handed on to `audience`; its members' outboxes hold at most
-    /// `outbox_bytes_max` bytes each, or one round.
+    /// A hub whose subscribers are counted in `audience`. Their outboxes hold at most `outbox_bytes_max` bytes each, or one
+    /// round.
     pub fn new(audience: Audience, outbox_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             index: DashMap::default(),
@@ -120,14 +119,14 @@ impl Hub {
         })
     }
 
-    /// Resolves once the last commit has been delivered, for whoever does not look into its outbox. Cancel-safe.
+    /// Resolves once the last commit has been delivered, for a caller that does not look into its outbox. Cancel-safe.
     pub async fn ended(&self) {
-        // The sender is here.
+        // The wait cannot fail: `self` holds the sender.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Every commit that the store's watermark does not include when this returns is delivered to the new
-    /// member.
+    /// Adds a subscriber. Every commit that the store's high-water mark does not include when this returns is delivered to
+    /// it.
     pub fn register(self: &Arc<Self>, filter: &Filter) -> Registration {
         let outbox = Arc::new(Outbox::new(self.outbox_bytes_max));
         let mut cohorts = self.cohorts.lock();
@@ -146,7 +145,7 @@ impl Hub {
         Registration { hub: self.clone(), filter: filter.clone(), outbox }
     }
 
-    fn leave(&self, filter: &Filter, outbox: &Arc<Outbox<Delivery>>) {
+    fn unregister(&self, filter: &Filter, outbox: &Arc<Outbox<Delivery>>) {
         let mut cohorts = self.cohorts.lock();
         let Some(cohort) = cohorts.by_filter.get(filter) else { return };
         let mut members = cohort.members.write();
@@ -177,7 +176,7 @@ impl Hub {
         }
     }
 
-    /// Delivers commits until there are no more, then closes every outbox: what the fan-out's thread does.
+    /// The fan-out's thread: delivers commits until the channel ends, then closes every outbox.
     pub fn run(&self, commits: &Receiver<Arc<Commit>>) {
         let mut fan_out = FanOut::default();
         let mut round = Vec::new();
@@ -185,7 +184,7 @@ impl Hub {
             let start = Instant::now();
             let mut bytes = first.bytes();
             round.push(first);
-            // An empty outbox takes a delivery of any size, so a round exceeds the bound by one commit at most.
+            // A round exceeds the bound by at most one commit, and an empty outbox takes a delivery of any size.
             while bytes < self.outbox_bytes_max
                 && let Ok(next) = commits.try_recv()
             {
@@ -205,8 +204,8 @@ impl Hub {
         }
     }
 
-    /// Delivers neighbouring commits together: one push for each subscriber that gets anything of them. Returns
-    /// how many that were.
+    /// Delivers neighbouring commits together, in one push for each subscriber that gets any of their events. Returns the
+    /// number of these subscribers.
     pub fn deliver(&self, commits: &[Arc<Commit>], fan_out: &mut FanOut) -> u32 {
         let FanOut { key, cohorts: touched, wakes } = fan_out;
         let batches = || commits.iter().flat_map(|commit| &commit.batches);
@@ -215,12 +214,12 @@ impl Hub {
         for batch in batches() {
             for fields in (0..FIELD_SETS).filter(|f| self.keys_by_fields[*f].load(Ordering::SeqCst) > 0) {
                 if fields == 0 {
-                    self.note(&[0], batch, 0..batch.len(), touched);
+                    self.collect(&[0], batch, 0..batch.len(), touched);
                     continue;
                 }
                 for index in 0..batch.len() {
                     if write_key(key, fields, &batch.columns(index)) {
-                        self.note(key, batch, index..index + 1, touched);
+                        self.collect(key, batch, index..index + 1, touched);
                     }
                 }
             }
@@ -238,8 +237,8 @@ impl Hub {
         deliveries
     }
 
-    /// Notes that neighbouring events are due to every cohort under a key, as far as they pass its filter.
-    fn note(&self, key: &[u8], batch: &Arc<Committed>, events: Range<usize>, touched: &mut Touched) {
+    /// Adds neighbouring events to the runs of every cohort under a key, as far as they pass its filter.
+    fn collect(&self, key: &[u8], batch: &Arc<Committed>, events: Range<usize>, touched: &mut Touched) {
         let Some(cohorts) = self.index.get(key) else { return };
         for cohort in cohorts.iter() {
             let address = Arc::as_ptr(cohort);
@@ -250,7 +249,7 @@ impl Hub {
                     _ => runs.push(Run::new(batch.clone(), from, to)),
                 }
             };
-            match cohort.looks_closer {
+            match cohort.tests_events {
                 false => add(events.start, events.end),
                 true => {
                     let passing = events.clone().filter(|index| cohort.filter.matches(&batch.columns(*index)));
@@ -261,7 +260,7 @@ impl Hub {
     }
 }
 
-/// Room to work in, kept from round to round.
+/// Working memory of the fan-out, used again in each round.
 #[derive(Debug, Default)]
 pub struct FanOut {
     key: Vec<u8>,
@@ -269,18 +268,18 @@ pub struct FanOut {
     wakes: Wakes,
 }
 
-/// The cohorts that get something of a round, by address. A cohort is indexed under keys of one set of
-/// fields only, and these are gone through in order, so its runs are in order too.
+/// The cohorts that get events of a round, by address. A cohort is indexed under keys of one set of fields only, and for
+/// each set the events are looked up in order, so the runs of a cohort are in order too.
 type Touched = HashMap<*const Cohort, (Arc<Cohort>, Vec<Run>), foldhash::fast::RandomState>;
 
-/// A key is made of the values of some fields, one bit each; there are as many sets of them.
+/// How many sets of fields there are: one bit stands for each field.
 const FIELD_SETS: usize = 1 << Field::ALL.len();
 
-/// Between the values of a key: a byte that UTF-8 never has.
+/// Stands behind each value of a key. UTF-8 never has this byte.
 const SEPARATOR: u8 = 0xff;
 
-/// Most keys that one filter is indexed under. Lists of several fields multiply; the longest are then left
-/// out of the keys and looked at event by event.
+/// Most keys under which one filter is indexed. Lists in several fields multiply: the longest lists are then left out of
+/// the keys, and events are tested against the filter.
 const KEYS_PER_FILTER_MAX: usize = 1_024;
 
 fn bit(field: Field) -> usize {
@@ -302,7 +301,7 @@ fn indexed_fields(filter: &Filter) -> Vec<Field> {
     fields
 }
 
-/// The keys a filter is found under: one for each combination of its values of these fields.
+/// The keys under which a filter is found: one for each combination of its values of these fields.
 fn keys_of(filter: &Filter, fields: &[Field]) -> Vec<Box<[u8]>> {
     let mut keys = vec![vec![fields.iter().map(|field| bit(*field)).sum::<usize>() as u8]];
     for field in fields {
@@ -315,7 +314,7 @@ fn keys_of(filter: &Filter, fields: &[Field]) -> Vec<Box<[u8]>> {
     keys.into_iter().map(Vec::into_boxed_slice).collect()
 }
 
-/// The key under which an event is found by these of its fields; false when it lacks one of them.
+/// Writes the key of an event for these fields. Returns false when the event lacks one of them.
 fn write_key(key: &mut Vec<u8>, fields: usize, event: &Columns<'_>) -> bool {
     key.clear();
     key.push(fields as u8);
@@ -337,7 +336,7 @@ mod tests {
     const TYPES: [&str; 2] = ["timer_tick", "quiz_started"];
     const NAMES: [&str; 3] = ["a", "b", "c"];
 
-    /// An event by the places of its fields; the second number is 0 for no session or user.
+    /// The indices of an event's type, source, session and user; 0 stands for no session or no user.
     type Fields = (usize, usize, usize, usize);
     type FilterNumbers = (usize, usize, usize, usize, usize);
 
@@ -368,8 +367,8 @@ mod tests {
         Commit { batches: batches.collect(), through: first.plus(events.len()).prev() }
     }
 
-    /// A filter for types by bit, and for the values of each other field by bit; one number in four asks for
-    /// more than the index knows.
+    /// A filter by the bits of these numbers, one bit for each type and each value of the other fields. If the last number is
+    /// 0, the filter also has an exclusion, which the index does not know.
     fn filter((types, source, session, user, rest): FilterNumbers) -> Filter {
         fn chosen<'n>(names: &'n [&'n str], bits: usize) -> Vec<&'n str> {
             names.iter().enumerate().filter(|(i, _)| bits & 1 << i != 0).map(|(_, name)| *name).collect()
@@ -393,9 +392,9 @@ mod tests {
     }
 
     proptest! {
-        /// Every subscriber gets exactly the frames a scan with its filter would find, in one push a round.
+        /// Every subscriber gets exactly the frames that a scan with its filter would find, in one push a round.
         #[test]
-        fn the_index_finds_what_a_scan_would(
+        fn subscribers_get_what_a_scan_with_their_filter_finds(
             events in prop::collection::vec((0..2usize, 0..3usize, 0..4usize, 0..4usize), 1..12),
             filters in prop::collection::vec((0..4usize, 0..8usize, 0..8usize, 0..8usize, 0..4usize), 1..8),
             leaving in 0..8usize,
@@ -425,12 +424,12 @@ mod tests {
             registrations.clear();
             prop_assert!(hub.index.is_empty() && hub.cohorts.lock().by_filter.is_empty());
             prop_assert!(hub.keys_by_fields.iter().all(|n| n.load(Ordering::SeqCst) == 0));
-            prop_assert!(!hub.audience.is_there());
+            prop_assert!(!hub.audience.is_present());
         }
     }
 
     #[test]
-    fn values_cannot_be_confused_with_one_another() {
+    fn different_values_never_have_the_same_key() {
         let key = |source: &str, session: &str| {
             let filter = Filter::default().with(Field::Source, [source]).with(Field::Session, [session]);
             keys_of(&filter, &indexed_fields(&filter))
@@ -439,18 +438,18 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_multiply_too_far_are_looked_at_instead() {
+    fn the_longest_lists_of_a_filter_with_too_many_keys_are_not_indexed() {
         let many = |n: usize| (0..n).map(|i| i.to_string());
         let filter = Filter::default().with(Field::Session, many(100)).with(Field::User, many(11)).with_types(["t"]);
         assert_eq!(indexed_fields(&filter), [Field::Type, Field::User]);
         assert_eq!(keys_of(&filter, &indexed_fields(&filter)).len(), 11);
         let outbox = Arc::new(Outbox::new(1));
-        assert!(Cohort::new(filter, outbox.clone()).looks_closer);
-        assert!(!Cohort::new(Filter::default().with(Field::Session, many(1_000)), outbox).looks_closer);
+        assert!(Cohort::new(filter, outbox.clone()).tests_events);
+        assert!(!Cohort::new(Filter::default().with(Field::Session, many(1_000)), outbox).tests_events);
     }
 
     #[test]
-    fn who_comes_after_the_end_finds_it() {
+    fn a_subscriber_that_registers_after_the_end_finds_its_outbox_closed() {
         let hub = Hub::new(Audience::default(), 1 << 20);
         let early = hub.register(&Filter::default());
         let (sender, commits) = crossbeam_channel::bounded(1);

@@ -1,65 +1,63 @@
-//! Who has which event in hand: how the members of a consumer group share one stream. No input or
-//! output, no clock: times come from the caller.
+//! The ledger of a consumer group: which member has which event in hand. It does no input or output and reads no clock:
+//! times come from the caller.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::event::Seq;
 
-/// Names a member for as long as it is there. A number is never given to another member: it may still
-/// stand in confirmations that are on their way.
+/// Identifies a member. A number is never given to another member, as confirmations of the first may still be on their way.
 pub type MemberId = u32;
 
-/// How much a group may have unconfirmed, and for how long.
+/// How much a group may have unconfirmed, and how long a member may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most events unconfirmed at a time, in hand or waiting.
+    /// Most unconfirmed events at a time, in hand or waiting.
     pub window_events: usize,
-    /// Bytes unconfirmed at a time. The last event may stick out, or a large one would never get through.
+    /// Most unconfirmed bytes at a time. The last event may exceed it, as a larger one could otherwise never be delivered.
     pub window_bytes: usize,
-    /// How long a member may have an event in hand. What it has to do first counts too, so this must be
-    /// enough for a whole window.
+    /// How long a member may have an event in hand. The time for the events before it counts too, so this must be enough for a
+    /// whole window.
     pub ack_wait: Duration,
 }
 
-/// One delivery to make.
+/// An event that has to be sent to a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due<T> {
-    /// Who has the event in hand from now on.
+pub struct Assignment<T> {
+    /// The member that has the event in hand from now on.
     pub member: MemberId,
-    /// The event's place in the stream.
     pub seq: Seq,
-    /// How often the event has been sent, this time included; from 1.
+    /// How often the event has been sent, this time included.
     pub attempt: u32,
-    /// What was offered.
+    /// What was passed to [`Ledger::offer`].
     pub item: T,
 }
 
-/// The unconfirmed events of a group, each waiting or in the hand of one member.
+/// The unconfirmed events of a group. Each waits or is in the hand of one member.
 ///
-/// Events of one key go to one member, in order, for as long as any of them is unconfirmed. So the
-/// confirmed events of a key are always its first ones, and what waits comes after what is in hand.
+/// Events with the same ordering key go to the same member, in order, as long as any of them is unconfirmed. So the confirmed
+/// events of a key are always its first ones, and its waiting events come after those in hand.
 #[derive(Debug)]
 pub struct Ledger<T> {
     limits: Limits,
-    /// How far the stream has been read.
-    reached: Seq,
-    /// Everything unconfirmed.
+    /// The event up to which the stream has been read.
+    read: Seq,
+    /// All unconfirmed events.
     events: BTreeMap<Seq, Entry<T>>,
     bytes: usize,
-    /// The keys that have something unconfirmed.
+    /// The ordering keys that have unconfirmed events.
     keys: HashMap<u64, Key, foldhash::fast::RandomState>,
-    /// What nobody has in hand.
+    /// The events that no member has in hand.
     waiting: BTreeSet<Seq>,
-    /// What each member has in hand, in the order of its confirmations.
-    hands: HashMap<MemberId, BTreeMap<Turn, Seq>, foldhash::fast::RandomState>,
-    /// What is in hand, in the order of sending: who is overdue stands first.
-    sent: BTreeMap<Turn, Seq>,
-    last_turn: Turn,
+    /// The members, and what each has in hand, by [`InHand::confirmation_order`].
+    members: HashMap<MemberId, BTreeMap<SendNumber, Seq>, foldhash::fast::RandomState>,
+    /// The events in hand, in the order in which they were sent: the first is the next to be overdue.
+    sent: BTreeMap<SendNumber, Seq>,
+    last_send: SendNumber,
 }
 
-/// Counts deliveries, so that an order is left where entries go from the middle.
-type Turn = u64;
+/// Counts the events that were sent. Unlike an index, it stays the same when earlier ones are confirmed.
+type SendNumber = u64;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -68,16 +66,17 @@ struct Entry<T> {
     bytes: usize,
     attempts: u32,
     in_hand: Option<InHand>,
-    /// The places it had with members from whom it was taken back. Almost always empty.
-    former_places: Vec<(MemberId, Turn)>,
+    /// The confirmation order that it had with members from which it was taken back. Almost always empty.
+    former_orders: Vec<(MemberId, SendNumber)>,
 }
 
 #[derive(Debug)]
 struct InHand {
     member: MemberId,
-    /// Where it stands in the order of the member's confirmations.
-    place: Turn,
-    turn: Turn,
+    /// A confirmation of an event covers the member's events with a smaller number. It is the number with which the member
+    /// was sent the event for the first time.
+    confirmation_order: SendNumber,
+    send: SendNumber,
     since: Instant,
 }
 
@@ -85,37 +84,37 @@ struct InHand {
 struct Key {
     /// Its unconfirmed events, in order.
     events: VecDeque<Seq>,
-    /// Who gets its events; may have left.
+    /// The member that gets its events. It may have left.
     member: Option<MemberId>,
-    /// Who let its events expire and is passed over when the next member is chosen.
+    /// The member that let its events expire, which is passed over when the next one is chosen.
     passed_over: Option<MemberId>,
 }
 
 impl<T: Clone> Ledger<T> {
-    /// A group without members, for which everything up to `position` is done.
+    /// A group without members that has confirmed everything up to `position`.
     pub fn new(position: Seq, limits: Limits) -> Self {
         Self {
             limits,
-            reached: position,
+            read: position,
             events: BTreeMap::new(),
             bytes: 0,
             keys: HashMap::default(),
             waiting: BTreeSet::new(),
-            hands: HashMap::default(),
+            members: HashMap::default(),
             sent: BTreeMap::new(),
-            last_turn: 0,
+            last_send: 0,
         }
     }
 
-    /// A member comes. It gets events of keys that have none unconfirmed; the others stay where they are.
+    /// Adds a member. It gets events of keys without unconfirmed ones. All other keys stay with their members.
     pub fn join(&mut self, member: MemberId) {
-        let known = self.hands.insert(member, BTreeMap::new());
-        assert!(known.is_none(), "a member joins once");
+        let former = self.members.insert(member, BTreeMap::new());
+        assert!(former.is_none(), "a member joins once");
     }
 
-    /// A member goes; what it had in hand waits for others.
+    /// Removes a member. The events that it had in hand wait for other members.
     pub fn leave(&mut self, member: MemberId) {
-        for seq in self.hands.remove(&member).unwrap_or_default().into_values() {
+        for seq in self.members.remove(&member).unwrap_or_default().into_values() {
             self.take_back(seq);
         }
     }
@@ -125,43 +124,42 @@ impl<T: Clone> Ledger<T> {
         self.events.len() < self.limits.window_events && self.bytes < self.limits.window_bytes
     }
 
-    /// Adds the next event of the stream; only while there is room. Events of equal `key`, which is a
-    /// hash already, stay together.
+    /// Adds the next event of the stream, for which there has to be room. Events with the same `key`, which is a hash
+    /// already, stay together.
     pub fn offer(&mut self, seq: Seq, key: u64, item: T, bytes: usize) {
-        assert!(seq > self.reached, "events are offered in order, each once");
+        assert!(seq > self.read, "events are offered in order, each once");
         assert!(self.has_room(), "events are offered while there is room");
-        self.reached = seq;
+        self.read = seq;
         self.bytes += bytes;
         self.keys.entry(key).or_default().events.push_back(seq);
         self.waiting.insert(seq);
-        let entry = Entry { key, item, bytes, attempts: 0, in_hand: None, former_places: Vec::new() };
+        let entry = Entry { key, item, bytes, attempts: 0, in_hand: None, former_orders: Vec::new() };
         self.events.insert(seq, entry);
     }
 
-    /// The stream has been read up to here; what was not offered on the way is not for this group.
-    pub fn reached(&mut self, seq: Seq) {
-        self.reached = self.reached.max(seq);
+    /// Notes that the stream has been read up to here. Events before it that were not offered are not for this group.
+    pub fn read_through(&mut self, seq: Seq) {
+        self.read = self.read.max(seq);
     }
 
-    /// A member is done with an event and with everything it was sent before it. Of what it does not have
-    /// in hand (any more) nothing changes, and the answer is `false`.
+    /// A member confirms an event and everything that it was sent before it. If it does not have the event in hand, or no
+    /// longer, nothing changes, and the result is `false`.
     ///
-    /// An event that comes to the same member again keeps the place of its first coming. The member may
-    /// mean that one, and confirming up to the second would lose what was sent in between. The price: who
-    /// does mean the second has not confirmed what was sent in between.
+    /// An event that was sent to the same member twice has the confirmation order of the first time. The member may mean
+    /// the first time, and confirming up to the second would lose the events sent in between. The price: if the member means
+    /// the second time, the events in between stay unconfirmed.
     pub fn confirm(&mut self, member: MemberId, seq: Seq) -> bool {
         let in_hand = self.events.get(&seq).and_then(|entry| entry.in_hand.as_ref());
-        let Some(place) = in_hand.filter(|in_hand| in_hand.member == member).map(|in_hand| in_hand.place) else {
-            return false;
-        };
-        let hand = self.hands.get_mut(&member).expect("who has something in hand is a member");
-        while let Some(first) = hand.first_entry().filter(|first| *first.key() <= place) {
+        let Some(in_hand) = in_hand.filter(|in_hand| in_hand.member == member) else { return false };
+        let confirmed = in_hand.confirmation_order;
+        let hand = self.members.get_mut(&member).expect("only a member has an event in hand");
+        while let Some(first) = hand.first_entry().filter(|first| *first.key() <= confirmed) {
             let seq = first.remove();
-            let entry = self.events.remove(&seq).expect("what is in hand is unconfirmed");
-            let turn = entry.in_hand.expect("it is in a hand").turn;
-            self.sent.remove(&turn);
+            let entry = self.events.remove(&seq).expect("an event in hand is unconfirmed");
+            let send = entry.in_hand.expect("it is in hand").send;
+            self.sent.remove(&send);
             self.bytes -= entry.bytes;
-            let key = self.keys.get_mut(&entry.key).expect("a key with something unconfirmed is known");
+            let key = self.keys.get_mut(&entry.key).expect("an unconfirmed event has its key");
             assert_eq!(key.events.pop_front(), Some(seq), "events of a key are confirmed in order");
             if key.events.is_empty() {
                 self.keys.remove(&entry.key);
@@ -170,96 +168,96 @@ impl<T: Clone> Ledger<T> {
         true
     }
 
-    /// Takes back what has been in hand for too long, with everything else of its key, for others if there
-    /// are any.
+    /// Takes back each event that has been in hand for too long, with all others of its key. They go to other members, if
+    /// there are any.
     pub fn expire(&mut self, now: Instant) {
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            let (_, first) = self.sent.first_key_value().expect("what has a deadline was sent");
-            let key = self.keys.get_mut(&self.events[first].key).expect("a key with something unconfirmed is known");
+            let (_, first) = self.sent.first_key_value().expect("an event with a deadline was sent");
+            let key = self.keys.get_mut(&self.events[first].key).expect("an unconfirmed event has its key");
             key.passed_over = key.member.take();
             let in_hand: Vec<Seq> =
                 key.events.iter().copied().take_while(|seq| self.events[seq].in_hand.is_some()).collect();
-            assert!(!in_hand.is_empty(), "what is in hand comes before what waits");
+            assert!(!in_hand.is_empty(), "the events of a key that are in hand come first");
             for seq in in_hand {
                 self.take_back(seq);
             }
         }
     }
 
-    /// When [`Ledger::expire`] will have something to do, if nothing is confirmed before. Times that run
-    /// back a little, as from two threads, make it later by as much.
+    /// When [`Ledger::expire`] will have something to do, if nothing is confirmed before. If the times of the caller go back
+    /// a little, as those of two threads may, the deadline is later by as much.
     pub fn next_deadline(&self) -> Option<Instant> {
         let (_, first) = self.sent.first_key_value()?;
         self.events[first].in_hand.as_ref()?.since.checked_add(self.limits.ack_wait)
     }
 
-    /// Gives everything that waits to members, in order, and counts it as sent at `now`. Without members
-    /// it goes on waiting.
-    pub fn take_due(&mut self, now: Instant) -> Vec<Due<T>> {
-        if self.hands.is_empty() {
+    /// Assigns all waiting events to members, in order, and counts them as sent at `now`. Without members they stay
+    /// waiting.
+    pub fn assign(&mut self, now: Instant) -> Vec<Assignment<T>> {
+        if self.members.is_empty() {
             return Vec::new();
         }
-        let mut due = Vec::with_capacity(self.waiting.len());
+        let mut assignments = Vec::with_capacity(self.waiting.len());
         for seq in std::mem::take(&mut self.waiting) {
-            let entry = self.events.get_mut(&seq).expect("what waits is unconfirmed");
-            let key = self.keys.get_mut(&entry.key).expect("a key with something unconfirmed is known");
-            let stays = key.member.filter(|member| self.hands.contains_key(member));
-            let member = stays.unwrap_or_else(|| choose(entry.key, self.hands.keys().copied(), key.passed_over));
+            let entry = self.events.get_mut(&seq).expect("a waiting event is unconfirmed");
+            let key = self.keys.get_mut(&entry.key).expect("an unconfirmed event has its key");
+            let present = key.member.filter(|member| self.members.contains_key(member));
+            let member = present.unwrap_or_else(|| choose(entry.key, self.members.keys().copied(), key.passed_over));
             key.member = Some(member);
             key.passed_over = None;
 
-            self.last_turn += 1;
-            let turn = self.last_turn;
-            let former = entry.former_places.iter().find(|(who, _)| *who == member);
-            let place = former.map_or(turn, |(_, place)| *place);
-            entry.in_hand = Some(InHand { member, place, turn, since: now });
+            self.last_send += 1;
+            let send = self.last_send;
+            let former = entry.former_orders.iter().find(|(former, _)| *former == member);
+            let confirmation_order = former.map_or(send, |(_, order)| *order);
+            entry.in_hand = Some(InHand { member, confirmation_order, send, since: now });
             entry.attempts += 1;
-            self.sent.insert(turn, seq);
-            self.hands.get_mut(&member).expect("a member was chosen").insert(place, seq);
-            due.push(Due { member, seq, attempt: entry.attempts, item: entry.item.clone() });
+            self.sent.insert(send, seq);
+            self.members.get_mut(&member).expect("a member was chosen").insert(confirmation_order, seq);
+            assignments.push(Assignment { member, seq, attempt: entry.attempts, item: entry.item.clone() });
         }
-        due
+        assignments
     }
 
-    /// Up to here, inclusive, everything is confirmed or was not for this group. Never goes back.
+    /// Everything up to this event is confirmed, or is not for this group. The position never goes back.
     pub fn position(&self) -> Seq {
-        self.events.first_key_value().map_or(self.reached, |(first, _)| first.prev())
+        self.events.first_key_value().map_or(self.read, |(first, _)| first.prev())
     }
 
-    /// How many events are in hand or waiting.
+    /// The number of events that are in hand or waiting.
     pub fn unconfirmed(&self) -> usize {
         self.events.len()
     }
 
-    /// How many members there are.
+    /// The number of members.
     pub fn members(&self) -> usize {
-        self.hands.len()
+        self.members.len()
     }
 
-    /// Puts an event that is in hand back among those that wait. Its place is remembered for members who
-    /// are still there and might get it again.
+    /// Puts an event that is in hand back among the waiting ones. Its confirmation order is kept for each present member
+    /// that has had it, as that member may get it again.
     fn take_back(&mut self, seq: Seq) {
-        let entry = self.events.get_mut(&seq).expect("what is in hand is unconfirmed");
-        let InHand { member, place, turn, .. } = entry.in_hand.take().expect("it is in a hand");
-        entry.former_places.retain(|(who, _)| *who != member && self.hands.contains_key(who));
-        if let Some(hand) = self.hands.get_mut(&member) {
-            hand.remove(&place);
-            entry.former_places.push((member, place));
+        let entry = self.events.get_mut(&seq).expect("an event in hand is unconfirmed");
+        let InHand { member, confirmation_order, send, .. } = entry.in_hand.take().expect("it is in hand");
+        entry.former_orders.retain(|(former, _)| *former != member && self.members.contains_key(former));
+        if let Some(hand) = self.members.get_mut(&member) {
+            hand.remove(&confirmation_order);
+            entry.former_orders.push((member, confirmation_order));
         }
-        self.sent.remove(&turn);
+        self.sent.remove(&send);
         self.waiting.insert(seq);
     }
 }
 
-/// The member with the largest hash of key and member, so that members who come and go move no keys but
-/// their own. The price is a look at every member for each key that has no event unconfirmed.
+/// The member with the largest hash of key and member (rendezvous hashing), so that a member that comes or leaves moves only
+/// its own keys. The price: each choice looks at every member, once for each key without unconfirmed events.
 fn choose(key: u64, members: impl Iterator<Item = MemberId> + Clone, passed_over: Option<MemberId>) -> MemberId {
     let weight = |member: &MemberId| mix(key ^ mix(u64::from(*member)));
     let others = members.clone().filter(|member| Some(*member) != passed_over);
-    others.max_by_key(weight).or_else(|| members.max_by_key(weight)).expect("there is a member")
+    others.max_by_key(weight).or_else(|| members.max_by_key(weight)).expect("the group has a member")
 }
 
-/// One step of SplitMix64. It maps no two numbers to the same one, so no two members tie for a key.
+/// One step of SplitMix64. It is a bijection, so no two members have the same hash for a key.
 fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -285,16 +283,16 @@ mod tests {
     }
 
     fn take(ledger: &mut Ledger<char>, now: Instant) -> Vec<(MemberId, u64, u32)> {
-        ledger.take_due(now).into_iter().map(|due| (due.member, due.seq.0, due.attempt)).collect()
+        ledger.assign(now).into_iter().map(|due| (due.member, due.seq.0, due.attempt)).collect()
     }
 
     #[test]
-    fn a_confirmation_covers_what_was_sent_before_it() {
+    fn a_confirmation_covers_the_events_sent_before_it() {
         let mut ledger = group(&[], &[7, 8, 9]);
         assert_eq!(take(&mut ledger, Instant::now()), []);
         ledger.join(1);
         assert_eq!(take(&mut ledger, Instant::now()), [(1, 1, 1), (1, 2, 1), (1, 3, 1)]);
-        ledger.reached(Seq(10));
+        ledger.read_through(Seq(10));
         assert!(ledger.confirm(1, Seq(2)));
         assert_eq!((ledger.position(), ledger.unconfirmed()), (Seq(2), 1));
         for (member, seq) in [(1, 1), (1, 2), (1, 4), (2, 3)] {
@@ -305,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_moves_as_a_whole_away_from_who_let_it_expire() {
+    fn all_events_of_a_key_move_away_from_a_member_that_let_one_expire() {
         let (mut ledger, start) = (group(&[1], &[7]), Instant::now());
         take(&mut ledger, start);
         ledger.offer(Seq(2), 7, 'x', 1);
@@ -320,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_confirmation_does_not_cover_what_came_between_two_sendings() {
+    fn a_late_confirmation_does_not_cover_events_sent_between_two_attempts() {
         let (mut ledger, start) = (group(&[1], &[7]), Instant::now());
         take(&mut ledger, start);
         ledger.offer(Seq(2), 8, 'x', 1);
@@ -332,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_goes_moves_only_its_own_keys_and_about_its_share() {
+    fn a_member_that_leaves_moves_only_its_own_keys() {
         let before = |key| choose(key, 1..=5, None);
         let moved = (0..10_000).filter(|key| before(*key) != choose(*key, 1..=4, None)).collect::<Vec<_>>();
         assert!(moved.iter().all(|key| before(*key) == 5));
@@ -362,32 +360,32 @@ mod tests {
         ]
     }
 
-    struct Told {
+    struct ModelEvent {
         key: u64,
         bytes: usize,
         attempts: u32,
         holder: Option<(MemberId, Instant)>,
     }
 
-    impl Told {
+    impl ModelEvent {
         fn is_with(&self, member: MemberId) -> bool {
-            self.holder.is_some_and(|(who, _)| who == member)
+            self.holder.is_some_and(|(holder, _)| holder == member)
         }
     }
 
-    /// What the group should look like, told from what every member was sent, by looking through all of it.
+    /// What the ledger should hold, found by looking through everything that each member was sent.
     #[derive(Default)]
     struct Model {
         reached: u64,
-        events: BTreeMap<u64, Told>,
+        events: BTreeMap<u64, ModelEvent>,
         sent: BTreeMap<MemberId, Vec<u64>>,
         passed_over: BTreeMap<u64, MemberId>,
     }
 
     impl Model {
-        fn deliver(&mut self, due: Vec<Due<u64>>, now: Instant) {
-            assert!(due.is_sorted_by_key(|due| due.seq));
-            for Due { member, seq, attempt, item: key } in due {
+        fn deliver(&mut self, assignments: Vec<Assignment<u64>>, now: Instant) {
+            assert!(assignments.is_sorted_by_key(|assignment| assignment.seq));
+            for Assignment { member, seq, attempt, item: key } in assignments {
                 let mut earlier = self.events.range(..seq.0).filter(|(_, event)| event.key == key).peekable();
                 let may_choose = earlier.peek().is_none() && self.sent.len() > 1;
                 assert!(!may_choose || self.passed_over.get(&key) != Some(&member));
@@ -402,7 +400,7 @@ mod tests {
         }
 
         fn expire(&mut self, now: Instant) {
-            let overdue = |event: &&Told| event.holder.is_some_and(|(_, since)| since + ACK_WAIT <= now);
+            let overdue = |event: &&ModelEvent| event.holder.is_some_and(|(_, since)| since + ACK_WAIT <= now);
             let keys: BTreeSet<u64> = self.events.values().filter(overdue).map(|event| event.key).collect();
             for event in self.events.values_mut().filter(|event| keys.contains(&event.key)) {
                 self.passed_over.extend(event.holder.take().map(|(who, _)| (event.key, who)));
@@ -428,7 +426,7 @@ mod tests {
             assert!(held.eq(self.events.iter().map(|(seq, event)| (*seq, event.holder))), "{ledger:?}");
             let since = self.events.values().filter_map(|event| event.holder).map(|(_, since)| since).min();
             assert_eq!(ledger.next_deadline(), since.map(|since| since + ACK_WAIT));
-            let position = self.events.keys().next().map_or(self.reached, |first| first - 1);
+            let position = self.events.keys().next().map_or(self.read, |first| first - 1);
             assert_eq!((ledger.position(), ledger.members()), (Seq(position), self.sent.len()));
             let bytes: usize = self.events.values().map(|event| event.bytes).sum();
             assert_eq!(ledger.has_room(), self.events.len() < LIMITS.window_events && bytes < LIMITS.window_bytes);
@@ -459,13 +457,13 @@ mod tests {
                     Step::Offer { key, skip, bytes } => if ledger.has_room() {
                         model.reached += skip;
                         ledger.offer(Seq(model.reached), key, key, bytes);
-                        model.events.insert(model.reached, Told { key, bytes, attempts: 0, holder: None });
+                        model.events.insert(model.reached, ModelEvent { key, bytes, attempts: 0, holder: None });
                     },
                     Step::Reach(further) => {
                         model.reached += further;
-                        ledger.reached(Seq(model.reached));
+                        ledger.read_through(Seq(model.reached));
                     }
-                    Step::Deliver => model.deliver(ledger.take_due(now), now),
+                    Step::Deliver => model.deliver(ledger.assign(now), now),
                     Step::Confirm { who, back } => if let Some(who) = someone(who)
                         && let Some(index) = model.sent[&who].len().checked_sub(back)
                     {
@@ -487,7 +485,7 @@ mod tests {
                 ledger.leave(*member);
             }
             ledger.join(newcomer + 1);
-            let due = ledger.take_due(now);
+            let due = ledger.assign(now);
             prop_assert!(due.iter().map(|due| due.seq.0).eq(model.events.keys().copied()));
             prop_assert!(due.iter().all(|due| ledger.confirm(due.member, due.seq)));
             prop_assert_eq!((ledger.position(), ledger.unconfirmed(), ledger.bytes), (Seq(model.reached), 0, 0));

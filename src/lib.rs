@@ -1,33 +1,34 @@
-//! The event pipeline: takes events in over HTTP and WebSocket, stores them durably in SQLite, and delivers
-//! them live to every matching subscriber.
+//! The event pipeline: receives events over HTTP and WebSocket, stores them durably in SQLite, and delivers them live to
+//! every matching subscriber.
 //!
-//! It is one process with one file. It is not a broker with topics and partitions, not a cluster, and
-//! not a place for events that may be lost: an acknowledgement means committed and synced to the disk, unless
-//! the operator (`DURABILITY`) or the producer (`?ack=`) asked for less.
+//! It is one process with one database file. It is not a broker with topics and partitions, not a cluster, and not a cache
+//! of events that may be lost: an acknowledged event is committed and synced to the disk, unless the operator
+//! (`DURABILITY`) or the producer (`?ack=`) asked for less.
 //!
-//! The rooms, in the order an event walks through them (ARCHITECTURE.md has the picture):
+//! The modules in the order in which an event passes through them; ARCHITECTURE.md has the picture and the words:
 //!
-//! * [`event`] — what an event is: fields, rules, ids, times, filters; the parser
-//! * [`record`] — the words of the record: what is retained, how safe an event is, what became of it, why not
-//! * [`wire`] — what crosses the wire, as bytes: frames, batches, messages, refusals
-//! * [`config`] — every default, limit and unit
-//! * [`server`] — builds everything, accepts, shuts down
-//! * [`http`] — routes, bodies, answers; the handshake of WebSockets
-//! * [`ws`] — one WebSocket: publish or subscribe
-//! * [`auth`] — keys, principals, origins, rates, slots
-//! * [`transport`] — the byte stream under both
-//! * [`store`] — the ordered, durable record: append, read, committed; the only SQL
-//! * [`hub`] — who wants which events, and the fan-out to them
-//! * [`audience`] — whether anybody follows the commits
-//! * [`budget`] — memory and places that everybody shares
-//! * [`outbox`] — what waits to leave one socket
-//! * [`doorbell`] — one signal for all of a thread's tasks that have news
-//! * [`feed`] — one subscriber's way through the record: history, then live
-//! * [`ledger`] — who of a consumer group has which event in hand
-//! * [`group`] — consumer groups: one stream, shared by members
-//! * [`subscriptions`] — durable subscriptions: what is kept under a name
-//! * [`pipeline`] — what every connection shares
-//! * [`client`] — the client that commands, tests and the load test use
+//! * [`config`]: every setting, with its default and limits
+//! * [`server`]: starts everything, accepts connections, shuts down in order
+//! * [`event`]: what an event is: fields, rules, ids, times, filters; its parser
+//! * [`record`]: the words of the record: what is retained, how safe an event is, what became of it, why not
+//! * [`wire`]: what crosses the network, as bytes: frames, batches, messages, refusals
+//! * [`http`]: routes, request bodies, answers, event streams, the handshake of WebSockets
+//! * [`ws`]: one WebSocket, which publishes or subscribes
+//! * [`transport`]: the byte stream under HTTP and WebSocket
+//! * [`auth`]: API keys, principals, origins, rates, connection slots
+//! * [`budget`]: memory and other amounts that all clients share
+//! * [`pipeline`]: the state that all connections share
+//! * [`store`]: the durable, ordered record in SQLite; the only module with SQL
+//! * [`audience`]: whether anything follows the commits
+//! * [`hub`]: the index of subscribers by filter, and the fan-out of commits to them
+//! * [`outbox`]: a bounded queue of what waits to leave one socket
+//! * [`doorbell`]: one signal that wakes many tasks of another thread
+//! * [`feed`]: one subscriber's way through the record: history, then live
+//! * [`stream`]: a feed with what its subscriber asked for besides, such as a snapshot or conflation
+//! * [`ledger`]: which member of a consumer group has which event in hand
+//! * [`group`]: consumer groups, whose members share one stream
+//! * [`subscriptions`]: durable subscriptions, stored under a name
+//! * [`client`]: the client that the commands and the load test use
 
 pub mod audience;
 pub mod auth;

@@ -1,13 +1,13 @@
-//! What waits to leave one socket: bounded in bytes, filled by many, emptied by one.
+//! An outbox: a queue of what waits to leave one socket, bounded in bytes, with many producers and one consumer.
 
 use std::task::{Poll, Waker};
 
-use crate::doorbell::{Home, Wakes};
+use crate::doorbell::{TaskThread, Wakes};
 use crate::sync::Mutex;
 
-/// A queue with one consumer that takes everything waiting at once. It never blocks who fills it: an
-/// item that would take it over its bound empties it for good, and the consumer is told. Only the first item is
-/// taken whatever its size: a consumer for whom nothing waits is not slow.
+/// A queue whose one consumer takes all waiting items at once. It never blocks a producer: an item beyond the bound empties
+/// the queue for good, and the consumer finds that out. An empty queue accepts an item of any size, as a consumer with
+/// nothing to take is not slow.
 #[derive(Debug)]
 pub struct Outbox<T> {
     waiting: Mutex<Waiting<T>>,
@@ -19,7 +19,7 @@ struct Waiting<T> {
     items: Vec<T>,
     bytes: usize,
     state: State,
-    consumer: Option<(Home, Waker)>,
+    consumer: Option<(TaskThread, Waker)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,19 +29,19 @@ enum State {
     Closed,
 }
 
-/// What the consumer found.
+/// What the consumer finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
     /// At least one item.
     Items,
-    /// More came than the bound allows; everything that waited is gone and nothing more will come.
+    /// The items exceeded the bound. All of them are gone, and no more will come.
     Overflowed,
-    /// Whoever filled it is gone and everything was taken.
+    /// No more items will come, and all were taken.
     Closed,
 }
 
 impl<T> Waiting<T> {
-    /// Apart from [`Outbox::push`], which is small enough without it to be a part of the fan-out's loop.
+    /// Apart from [`Outbox::push`], so that the compiler can inline that into the fan-out's loop.
     #[cold]
     fn overflow(&mut self) {
         self.state = State::Overflowed;
@@ -50,13 +50,13 @@ impl<T> Waiting<T> {
 }
 
 impl<T> Outbox<T> {
-    /// An empty outbox for at most `bytes_max` bytes, as its fillers count them, or one item.
+    /// An empty outbox for at most `bytes_max` bytes, as its producers count them, or one item.
     pub fn new(bytes_max: usize) -> Self {
         let waiting = Waiting { items: Vec::new(), bytes: 0, state: State::Open, consumer: None };
         Self { waiting: Mutex::new(waiting), bytes_max }
     }
 
-    /// Adds an item; a waiting consumer is added to `wakes`. After an overflow or a close it is dropped.
+    /// Adds an item, and the waiting consumer to `wakes`. After an overflow or a close, the item is dropped.
     #[inline]
     pub fn push(&self, item: T, bytes: usize, wakes: &mut Wakes) {
         let mut waiting = self.waiting.lock();
@@ -69,12 +69,12 @@ impl<T> Outbox<T> {
         } else {
             waiting.overflow();
         }
-        if let Some((home, waker)) = waiting.consumer.take() {
-            wakes.wake(home, waker);
+        if let Some((thread, waker)) = waiting.consumer.take() {
+            wakes.wake(thread, waker);
         }
     }
 
-    /// Nothing more will come; what waits can still be taken.
+    /// Ends the queue. The consumer can still take the waiting items.
     pub fn close(&self) {
         let mut waiting = self.waiting.lock();
         if waiting.state == State::Open {
@@ -87,18 +87,18 @@ impl<T> Outbox<T> {
         }
     }
 
-    /// Waits for something and moves all of it behind what `into` holds. Cancel-safe: what is not
-    /// taken stays. Only one task may wait.
+    /// Waits for items and moves all of them to the end of `into`. Cancel-safe: items that were not taken stay. Only one task
+    /// may wait.
     pub async fn take(&self, into: &mut Vec<T>) -> Taken {
         std::future::poll_fn(|context| match self.try_take(into) {
             Some(taken) => Poll::Ready(taken),
             None => {
                 let mut waiting = self.waiting.lock();
-                // Something may have come between the two looks.
+                // An item may have come since `try_take` released the lock.
                 if !waiting.items.is_empty() || waiting.state != State::Open {
                     context.waker().wake_by_ref();
                 } else if !waiting.consumer.as_ref().is_some_and(|(_, known)| known.will_wake(context.waker())) {
-                    waiting.consumer = Some((Home::here(), context.waker().clone()));
+                    waiting.consumer = Some((TaskThread::current(), context.waker().clone()));
                 }
                 Poll::Pending
             }
@@ -106,7 +106,7 @@ impl<T> Outbox<T> {
         .await
     }
 
-    /// Like [`Outbox::take`], or `None` at once when nothing waits.
+    /// As [`Outbox::take`], but `None` at once when nothing waits.
     pub fn try_take(&self, into: &mut Vec<T>) -> Option<Taken> {
         let mut waiting = self.waiting.lock();
         if waiting.items.is_empty() {
@@ -118,7 +118,7 @@ impl<T> Outbox<T> {
         }
         waiting.bytes = 0;
         if into.is_empty() {
-            // The two vectors change places for as long as the socket lives: no allocation per turn.
+            // The two vectors are swapped for as long as the socket lives, so no call allocates.
             std::mem::swap(&mut waiting.items, into);
         } else {
             into.append(&mut waiting.items);
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_pushed_is_taken_in_order() {
+    fn items_are_taken_in_the_order_in_which_they_were_pushed() {
         let (outbox, mut wakes, mut taken) = (Outbox::new(10), Wakes::default(), Vec::new());
         assert_eq!(outbox.try_take(&mut taken), None);
         outbox.push('a', 5, &mut wakes);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_too_many_empties_it_for_good() {
+    fn one_byte_beyond_the_bound_empties_the_outbox_for_good() {
         let (outbox, mut wakes, mut taken) = (Outbox::new(10), Wakes::default(), Vec::new());
         outbox.push('a', 10, &mut wakes);
         outbox.push('b', 1, &mut wakes);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_item_is_never_too_much() {
+    fn an_empty_outbox_takes_an_item_of_any_size() {
         let (outbox, mut wakes, mut taken) = (Outbox::new(10), Wakes::default(), Vec::new());
         for item in ['a', 'b'] {
             outbox.push(item, 11, &mut wakes);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiting_consumer_is_woken_once_a_batch() {
+    fn a_waiting_consumer_is_woken_once_for_many_items() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
             let outbox = std::sync::Arc::new(Outbox::new(100));
@@ -184,7 +184,7 @@ mod tests {
             tokio::task::yield_now().await;
             let mut wakes = Wakes::default();
             (1..=3).for_each(|i| outbox.push(i, 1, &mut wakes));
-            assert_eq!(format!("{wakes:?}"), "Wakes { news: 1 }");
+            assert_eq!(format!("{wakes:?}"), "Wakes { notices: 1 }");
             wakes.wake_all();
             tokio::task::yield_now().await;
             outbox.close();

@@ -1,8 +1,7 @@
-//! Durable subscriptions: filters and a confirmed position that are kept under a name, and who is served under
-//! it now.
+//! Durable subscriptions: filters and a confirmed position, stored under a name, and the connections that use them now.
 //!
-//! The table in the database is read once, at start; from then on the truth is here, and the writer is told of
-//! changes. Confirmations reach the disk some at a time: after a crash events come again, none is left out.
+//! The table in the database is read once, at start. From then on this module holds the truth and passes changes to the
+//! writer. Confirmations are written in groups, so after a crash some events come again, and none is left out.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -30,7 +29,7 @@ pub struct Subscriptions {
     by_name: Mutex<HashMap<String, Arc<Subscription>>>,
     names_max: usize,
     window_bytes: usize,
-    /// Where groups get a task; gone once the server ends.
+    /// Where a new group sends its dispatcher; `None` once the server is ending.
     dispatchers: Mutex<Option<mpsc::UnboundedSender<Dispatcher>>>,
 }
 
@@ -40,56 +39,56 @@ pub struct Subscription {
     name: Arc<str>,
     store: Store,
     state: Mutex<State>,
-    /// Set once the store has it. Every connection that opens it waits for that.
+    /// Set once the subscription is stored. Every connection that opens it waits for that.
     stored: OnceCell<()>,
 }
 
 #[derive(Debug)]
 struct State {
     filters: Filters,
-    /// The same as they are stored.
+    /// The same in the form in which they are stored.
     filters_text: Arc<str>,
     /// Everything up to this event is confirmed.
     position: Seq,
     last_seen: Timestamp,
-    served: Served,
-    life: Life,
+    consumer: Consumer,
+    lifecycle: Lifecycle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
-    Kept,
-    /// It is being deleted: nothing of it is stored any more, and who is served does not know yet.
-    Going,
-    Gone,
+enum Lifecycle {
+    Present,
+    /// The deletion is on its way: no change is stored any more, and the consumer does not know yet.
+    Deleting,
+    Deleted,
 }
 
-/// Who is served under a name.
+/// What receives the events of a subscription.
 #[derive(Debug)]
-enum Served {
-    Nobody,
-    /// One connection, which is told when another takes over or the subscription is deleted.
-    One(oneshot::Sender<Ending>),
-    Members(Group),
+enum Consumer {
+    None,
+    /// One connection. It is sent the reason when another takes over or the subscription is deleted.
+    Connection(oneshot::Sender<Ending>),
+    Group(Group),
 }
 
-/// What `GET /subscriptions` tells of one.
+/// What `GET /subscriptions` shows of one subscription.
 #[derive(Debug)]
-pub struct Listed {
+pub struct Summary {
     pub name: String,
     pub filters: Map<String, Value>,
     pub filter: Filter,
     pub position: Seq,
     pub last_seen: Timestamp,
-    /// Connections that are served.
+    /// How many connections receive its events.
     pub connected: usize,
-    /// Events sent to members of a group and not confirmed.
+    /// How many events were sent to members of the group and are not confirmed.
     pub unconfirmed: usize,
 }
 
-/// Why there is no such subscription, in words for the client.
+/// Why a subscription cannot be opened, in words for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub enum OpenError {
     #[error("There are as many durable subscriptions as the server keeps")]
     TooMany,
     #[error("The group '{0}' has other filters: leave yours out, or join when it is empty")]
@@ -98,8 +97,8 @@ pub enum Denied {
     Failed(#[from] Failure),
 }
 
-impl Denied {
-    /// How the connection ends that asked: whether it may try again.
+impl OpenError {
+    /// How the connection that asked ends, which tells its client whether to try again.
     pub fn ending(&self) -> Ending {
         match self {
             Self::TooMany => Ending::Capacity,
@@ -109,11 +108,11 @@ impl Denied {
     }
 }
 
-/// What groups are stored under, which no name can begin with.
+/// Stands before the name under which a group is stored. No name of a client can begin with it.
 const GROUP_PREFIX: &str = "group:";
 
 impl Subscriptions {
-    /// The subscriptions of a store, and where their groups ask for tasks.
+    /// The subscriptions of a store, and the dispatchers of their groups, which the caller has to run.
     ///
     /// # Errors
     /// What SQLite reports.
@@ -125,12 +124,9 @@ impl Subscriptions {
     ) -> store::Result<(Self, mpsc::UnboundedReceiver<Dispatcher>)> {
         let mut by_name = HashMap::new();
         for kept in store.reader().durable_subscriptions()? {
-            let asked = serde_json::from_str(&kept.filters).ok();
-            let Some(filters) = asked.and_then(|asked| Filters::parse_stored(&asked).ok()) else {
-                tracing::warn!(
-                    name = &*kept.name,
-                    "the filters of a durable subscription are not understood: it is left out"
-                );
+            let json = serde_json::from_str(&kept.filters).ok();
+            let Some(filters) = json.and_then(|json| Filters::parse_stored(&json).ok()) else {
+                tracing::warn!(name = &*kept.name, "a durable subscription is left out, as its filters are not valid");
                 continue;
             };
             let last_seen = Timestamp::parse_floor(&kept.last_seen).unwrap_or_default();
@@ -148,25 +144,25 @@ impl Subscriptions {
         self.by_name.lock().get(&key(durable)).cloned()
     }
 
-    /// The subscription that a request names: the known one, or a new one that begins after `position`. It is stored
-    /// when this returns. `None` when another connection has opened or deleted it since the caller looked `known`
-    /// up: the caller has to find its start again.
+    /// Opens the subscription that a request names: the `known` one, or a new one that begins after `position`. It is stored
+    /// when this returns. `None` when another connection has opened or deleted it since the caller looked up `known`: then
+    /// the caller has to find its start again.
     ///
     /// # Errors
-    /// When there are too many, or the store cannot keep it.
+    /// There are too many subscriptions, or the store cannot store this one.
     pub async fn open(
         &self,
         durable: &Durable,
         filters: &Filters,
         position: Seq,
         known: Option<&Arc<Subscription>>,
-    ) -> Result<Option<Arc<Subscription>>, Denied> {
+    ) -> Result<Option<Arc<Subscription>>, OpenError> {
         let name = key(durable);
         let subscription = {
             let mut by_name = self.by_name.lock();
             match (by_name.get(&name), known) {
-                (Some(there), Some(known)) if Arc::ptr_eq(there, known) => known.clone(),
-                (None, None) if by_name.len() >= self.names_max => return Err(Denied::TooMany),
+                (Some(present), Some(known)) if Arc::ptr_eq(present, known) => known.clone(),
+                (None, None) if by_name.len() >= self.names_max => return Err(OpenError::TooMany),
                 (None, None) => {
                     let state = State::new(filters.clone(), position, Timestamp::now());
                     let new = Subscription::new(name.as_str().into(), &self.store, state, OnceCell::new());
@@ -176,16 +172,17 @@ impl Subscriptions {
                 _ => return Ok(None),
             }
         };
-        // A known one is stored already. Of several connections that open a new one, one stores it and the others wait.
+        // A known subscription is stored already. Of several connections that open a new one, one stores it, and the others
+        // wait for that.
         let stored = subscription.stored.get_or_try_init(|| self.store_new(&subscription)).await;
         match stored {
             Ok(()) => Ok(Some(subscription)),
             Err(None) => Ok(None),
             Err(Some(failure)) => {
                 let mut by_name = self.by_name.lock();
-                if is_there(&by_name, &subscription) {
+                if is_current(&by_name, &subscription) {
                     by_name.remove(&*subscription.name);
-                    // The writer would store it once it can. Told under this lock, as of a deletion.
+                    // The writer would store it as soon as it can. This is said under the lock, as a deletion is.
                     self.store.forget_soon(subscription.name.clone());
                 }
                 Err(failure.into())
@@ -193,13 +190,13 @@ impl Subscriptions {
         }
     }
 
-    /// Has a new subscription stored. It fails without a reason when it is deleted already.
+    /// Stores a new subscription. The error is `None` when it has been deleted already.
     async fn store_new(&self, subscription: &Arc<Subscription>) -> Result<(), Option<Failure>> {
         let stored = {
-            // The store is told under this lock, as of a deletion, so that it hears of both in the order in which they
+            // Both this and a deletion are passed to the store under the lock, so that it gets them in the order in which they
             // happened.
             let by_name = self.by_name.lock();
-            if !is_there(&by_name, subscription) {
+            if !is_current(&by_name, subscription) {
                 return Err(None);
             }
             self.store.keep_now(subscription.state.lock().kept(&subscription.name))
@@ -207,23 +204,23 @@ impl Subscriptions {
         stored.await.map_err(Some)
     }
 
-    /// A member more of a group, which gets a task when this is the first.
+    /// Adds a member to a group, which gets a dispatcher if this is the first one.
     ///
     /// # Errors
-    /// When it asks for other events than those who are there.
-    pub fn join(&self, subscription: &Arc<Subscription>, request: &Subscribe, id: u32) -> Result<Member, Denied> {
+    /// The request has other filters than the present members.
+    pub fn join(&self, subscription: &Arc<Subscription>, request: &Subscribe, id: u32) -> Result<Member, OpenError> {
         let mut state = subscription.state.lock();
-        let asks = !request.filters.asked().is_empty();
-        let is_other = asks && request.filters.filter != state.filters.filter;
-        if let Served::Members(group) = &state.served
+        let has_filters = !request.filters.asked().is_empty();
+        let differs = has_filters && request.filters.filter != state.filters.filter;
+        if let Consumer::Group(group) = &state.consumer
             && let Some(member) = group.join(id)
         {
-            return match is_other {
-                true => Err(Denied::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
+            return match differs {
+                true => Err(OpenError::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
                 false => Ok(member),
             };
         }
-        if is_other {
+        if differs {
             state.set_filters(request.filters.clone());
         }
         let ack_wait = request.durable.as_ref().map(|durable| durable.ack_wait).unwrap_or_default();
@@ -231,74 +228,74 @@ impl Subscriptions {
         let confirmed = subscription.clone();
         let report = move |progress| match progress {
             Progress::Confirmed(position) => confirmed.confirm(position),
-            Progress::Over => confirmed.left(),
+            Progress::Over => confirmed.group_ended(),
         };
         let (group, member, dispatcher) = Group::start(feed, report, ack_wait, self.window_bytes, id);
-        if state.life == Life::Gone {
+        if state.lifecycle == Lifecycle::Deleted {
             group.end();
         }
-        state.served = Served::Members(group);
-        subscription.tell(&mut state);
-        // A dispatcher that ends reports it, for which it needs the state.
+        state.consumer = Consumer::Group(group);
+        subscription.store_changes(&mut state);
+        // If the dispatcher is dropped below, it reports its end, for which it needs the lock.
         drop(state);
-        // Without somebody to run it the server is ending, and so does the member.
+        // When the server is ending, no dispatcher is run any more, and the member ends too.
         if let Some(dispatchers) = &*self.dispatchers.lock() {
             let _ = dispatchers.send(dispatcher);
         }
         Ok(member)
     }
 
-    /// All of them, by name.
+    /// All subscriptions, by name.
     pub fn all(&self) -> Vec<Arc<Subscription>> {
         let mut all: Vec<_> = self.by_name.lock().values().cloned().collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    /// Forgets one and, once the store has, ends who is served under it. Returns whether it was known.
+    /// Deletes a subscription and, once the deletion is stored, ends its consumer. Returns whether the subscription existed.
     ///
     /// # Errors
-    /// When the store cannot: then it is known again, and who is served has heard nothing.
+    /// The store cannot delete it. Then the subscription exists again, and its consumer has not noticed anything.
     pub async fn delete(&self, name: &str) -> Result<bool, Failure> {
-        let (doomed, forgotten) = {
+        let (deletion, stored) = {
             let mut by_name = self.by_name.lock();
             let Some(subscription) = by_name.remove(name) else { return Ok(false) };
-            // Before it is forgotten: a confirmation that comes later would have it stored again.
-            subscription.state.lock().life = Life::Going;
-            // The store is told under this lock: a new one of the same name comes after it.
-            (Doomed(Some(subscription)), self.store.forget(name.into()))
+            // This comes before the deletion: a later confirmation would store the subscription again.
+            subscription.state.lock().life = Lifecycle::Deleting;
+            // The store gets the deletion under this lock, so a new subscription of the same name comes after it.
+            (PendingDeletion(Some(subscription)), self.store.forget(name.into()))
         };
-        let Err(failure) = forgotten.await else { return Ok(true) };
+        let Err(failure) = stored.await else { return Ok(true) };
         let mut by_name = self.by_name.lock();
-        if let Entry::Vacant(place) = by_name.entry(name.to_owned()) {
-            place.insert(doomed.spared());
+        if let Entry::Vacant(entry) = by_name.entry(name.to_owned()) {
+            entry.insert(deletion.undo());
         }
         Err(failure)
     }
 
-    /// No group gets a task any more: those that run end with the stream.
+    /// From now on no group gets a dispatcher. The running ones end with the stream.
     pub fn close(&self) {
         self.dispatchers.lock().take();
     }
 }
 
-/// A subscription that is being deleted. Who is served under it is ended when this is dropped: when the deletion is stored,
-/// or another has taken its name, or the client that asked is gone and nobody will hear whether it was.
-struct Doomed(Option<Arc<Subscription>>);
+/// A subscription that is being deleted. When this is dropped, its consumer ends: the deletion is stored, or another
+/// subscription has the name, or the client that asked has left and will not learn whether the deletion was stored.
+struct PendingDeletion(Option<Arc<Subscription>>);
 
-impl Doomed {
-    /// It is kept after all.
-    fn spared(mut self) -> Arc<Subscription> {
-        let subscription = self.0.take().expect("only this takes it");
+impl PendingDeletion {
+    /// The subscription exists again.
+    fn undo(mut self) -> Arc<Subscription> {
+        let subscription = self.0.take().expect("it is taken only here");
         let mut state = subscription.state.lock();
-        state.life = Life::Kept;
-        subscription.tell(&mut state);
+        state.lifecycle = Lifecycle::Present;
+        subscription.store_changes(&mut state);
         drop(state);
         subscription
     }
 }
 
-impl Drop for Doomed {
+impl Drop for PendingDeletion {
     fn drop(&mut self) {
         if let Some(subscription) = &self.0 {
             subscription.end();
@@ -306,12 +303,12 @@ impl Drop for Doomed {
     }
 }
 
-/// Whether this subscription is still the one under its name.
-fn is_there(by_name: &HashMap<String, Arc<Subscription>>, subscription: &Arc<Subscription>) -> bool {
-    by_name.get(&*subscription.name).is_some_and(|there| Arc::ptr_eq(there, subscription))
+/// Whether its name still leads to this subscription.
+fn is_current(by_name: &HashMap<String, Arc<Subscription>>, subscription: &Arc<Subscription>) -> bool {
+    by_name.get(&*subscription.name).is_some_and(|present| Arc::ptr_eq(present, subscription))
 }
 
-/// What a subscription is kept under.
+/// The name under which a subscription is stored.
 fn key(durable: &Durable) -> String {
     if durable.is_group { format!("{GROUP_PREFIX}{}", durable.name) } else { durable.name.clone() }
 }
@@ -321,7 +318,7 @@ impl Subscription {
         Arc::new(Self { name, store: store.clone(), state: Mutex::new(state), stored })
     }
 
-    /// What it is kept under.
+    /// The name under which it is stored.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -331,87 +328,87 @@ impl Subscription {
         self.state.lock().position
     }
 
-    /// The filters it is served by.
+    /// Its filters, as they were asked for.
     pub fn filters(&self) -> Filters {
         self.state.lock().filters.clone()
     }
 
-    /// The same as events are held against it.
+    /// Its filters, as events are tested against them.
     pub fn filter(&self) -> Filter {
         self.state.lock().filters.filter.clone()
     }
 
-    /// Serves it over one more connection; whoever had it hears of that. New filters replace the former ones.
+    /// Makes a connection the consumer and ends the former one. New filters replace the former ones.
     pub fn take_over(&self, filters: &Filters) -> oneshot::Receiver<Ending> {
         let (end, ended) = oneshot::channel();
         let mut state = self.state.lock();
         if !filters.asked().is_empty() {
             state.set_filters(filters.clone());
         }
-        if state.life == Life::Gone {
+        if state.lifecycle == Lifecycle::Deleted {
             let _ = end.send(Ending::Deleted);
             return ended;
         }
-        if let Served::One(former) = std::mem::replace(&mut state.served, Served::One(end)) {
-            // It may have gone by itself.
+        if let Consumer::Connection(former) = std::mem::replace(&mut state.consumer, Consumer::Connection(end)) {
+            // Sending fails when the former connection has ended by itself.
             let _ = former.send(Ending::TakenOver);
         }
-        self.tell(&mut state);
+        self.store_changes(&mut state);
         ended
     }
 
-    /// New filters, by the connection that is served.
+    /// Replaces the filters, as the consumer asked.
     pub fn change_filters(&self, filters: &Filters) {
         let mut state = self.state.lock();
         state.set_filters(filters.clone());
-        self.tell(&mut state);
+        self.store_changes(&mut state);
     }
 
-    /// Everything up to an event is done with. Confirmations may come late and out of order.
+    /// Confirms everything up to an event. Confirmations may come late and out of order.
     pub fn confirm(&self, seq: Seq) {
         let mut state = self.state.lock();
         if seq > state.position {
             state.position = seq;
-            self.tell(&mut state);
+            self.store_changes(&mut state);
         }
     }
 
-    /// Nothing of it is stored from now on, and nobody is served under it.
+    /// Ends the consumer. No change of the subscription is stored from now on.
     fn end(&self) {
         let mut state = self.state.lock();
-        state.life = Life::Gone;
-        match std::mem::replace(&mut state.served, Served::Nobody) {
-            Served::Nobody => {}
-            Served::One(end) => drop(end.send(Ending::Deleted)),
-            Served::Members(group) => group.end(),
+        state.lifecycle = Lifecycle::Deleted;
+        match std::mem::replace(&mut state.consumer, Consumer::None) {
+            Consumer::None => {}
+            Consumer::Connection(end) => drop(end.send(Ending::Deleted)),
+            Consumer::Group(group) => group.end(),
         }
     }
 
-    /// The group's task has ended. Another one may have begun already.
-    fn left(&self) {
+    /// The group's dispatcher has ended. Another one may have started already.
+    fn group_ended(&self) {
         let mut state = self.state.lock();
-        if matches!(&state.served, Served::Members(group) if group.has_ended()) {
-            state.served = Served::Nobody;
+        if matches!(&state.consumer, Consumer::Group(group) if group.has_ended()) {
+            state.consumer = Consumer::None;
         }
-        self.tell(&mut state);
+        self.store_changes(&mut state);
     }
 
-    fn tell(&self, state: &mut State) {
+    fn store_changes(&self, state: &mut State) {
         state.last_seen = Timestamp::now();
-        if state.life == Life::Kept {
+        if state.lifecycle == Lifecycle::Present {
             self.store.keep(state.kept(&self.name));
         }
     }
 
-    /// What is told of it.
-    pub fn listed(&self) -> Listed {
+    /// What `GET /subscriptions` shows of it.
+    pub fn summary(&self) -> Summary {
         let state = self.state.lock();
-        let (connected, unconfirmed) = match &state.served {
-            Served::Nobody => (0, 0),
-            Served::One(end) => (usize::from(!end.is_closed()), 0),
-            Served::Members(group) => group.counts(),
+        let (connected, unconfirmed) = match &state.consumer {
+            Consumer::None => (0, 0),
+            Consumer::Connection(end) => (usize::from(!end.is_closed()), 0),
+            Consumer::Group(group) => group.counts(),
         };
-        Listed {
+        Summary {
             name: self.name.to_string(),
             filters: state.filters.asked().clone(),
             filter: state.filters.filter.clone(),
@@ -426,7 +423,7 @@ impl Subscription {
 impl State {
     fn new(filters: Filters, position: Seq, last_seen: Timestamp) -> Self {
         let filters_text = text_of(&filters);
-        Self { filters, filters_text, position, last_seen, served: Served::Nobody, life: Life::Kept }
+        Self { filters, filters_text, position, last_seen, consumer: Consumer::None, lifecycle: Lifecycle::Present }
     }
 
     fn set_filters(&mut self, filters: Filters) {

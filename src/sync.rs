@@ -1,5 +1,5 @@
-//! What threads share state with: locks and atomics, and what each thread has of its own. The tests in `model` have
-//! others in their place, which let a model checker decide after each step which thread goes on.
+//! Locks, atomics and thread-local variables. The tests in `model` replace them with those of a model checker, which decides
+//! after each step which thread runs next.
 
 #[cfg(not(all(test, feature = "shuttle")))]
 pub(crate) use {

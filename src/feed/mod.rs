@@ -13,6 +13,7 @@ mod page;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+#[cfg(test)]
 pub(crate) use page::PAGE_BYTES;
 pub use page::{Page, PageRequest};
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::budget::{BYTES_FOR_A_BYTE, PATIENCE, SMALL_BYTES_MAX, Share, stall_max_within};
+use crate::budget::{MEMORY_PER_BYTE, Reservation, SMALL_BYTES_MAX, WAIT_MAX, stall_max_within};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::record::Failure;
@@ -22,7 +22,7 @@ pub(super) fn grace(pipeline: &Pipeline) -> Duration {
 
 /// Reads the whole body, and takes the memory for it and for its events until they are in the queue. A body that comes in
 /// one piece, as small ones do, is not copied.
-pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
+pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Reservation>), Refusal> {
     let too_late = async {
         pipeline.shutdown().begun().await;
         sleep(grace(pipeline)).await;
@@ -34,7 +34,7 @@ pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, 
     }
 }
 
-async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Share>), Refusal> {
+async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Reservation>), Refusal> {
     let Config { body_timeout, max_body_bytes: bytes_max, .. } = pipeline.config;
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > bytes_max {
@@ -54,8 +54,8 @@ async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, V
         if len > expected {
             let covered = expected;
             expected = if announced >= len { announced } else { bytes_max.min(2 * len) };
-            let share = pipeline.bodies.take((expected - covered) * BYTES_FOR_A_BYTE);
-            match timeout(PATIENCE, share).await {
+            let share = pipeline.bodies.reserve((expected - covered) * MEMORY_PER_BYTE);
+            match timeout(WAIT_MAX, share).await {
                 Ok(share) => memory.push(share),
                 Err(_) => return Err(unread(body, began + body_timeout).await),
             }

@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::response::{self, BrokenOff};
-use crate::budget::{PATIENCE, Share, stall_max};
+use crate::budget::{WAIT_MAX, Reservation, stall_max};
 use crate::pipeline::Pipeline;
 use crate::wire::Refusal;
 
@@ -26,11 +26,11 @@ pub(super) const SMALL_BYTES_MAX: usize = 64 << 10;
 ///
 /// # Errors
 /// `TooManyPages` when there is none in time.
-pub(super) async fn memory_for(bytes: usize, pipeline: &Pipeline) -> Result<Option<Share>, Refusal> {
+pub(super) async fn memory_for(bytes: usize, pipeline: &Pipeline) -> Result<Option<Reservation>, Refusal> {
     if bytes <= SMALL_BYTES_MAX {
         return Ok(None);
     }
-    timeout(PATIENCE, pipeline.pages.take(bytes)).await.map(Some).map_err(|_| Refusal::TooManyPages)
+    timeout(WAIT_MAX, pipeline.pages.reserve(bytes)).await.map(Some).map_err(|_| Refusal::TooManyPages)
 }
 
 /// Turns the body of an answer into a large page, if all of it is there and it is large. The page keeps as much of
@@ -40,7 +40,7 @@ pub(super) async fn memory_for(bytes: usize, pipeline: &Pipeline) -> Result<Opti
 /// `TooManyPages` when there is none in time.
 pub(super) async fn within_memory(
     answer: Response<response::Body>,
-    mut memory: Option<Share>,
+    mut memory: Option<Reservation>,
     pipeline: &Pipeline,
     deadlines: &Deadlines,
 ) -> response::Result {
@@ -53,7 +53,7 @@ pub(super) async fn within_memory(
         memory = memory_for(whole.len(), pipeline).await?;
     }
     if let Some(memory) = &mut memory {
-        memory.keep(whole.len());
+        memory.shrink_to(whole.len());
     }
     let page = LargePage::new(whole, memory, pipeline.config.write_timeout, deadlines);
     Ok(answer.map(|_| response::Body::Right(page.boxed_unsync())))
@@ -71,14 +71,14 @@ struct LargePage {
 struct Held {
     json: Bytes,
     taken: usize,
-    _memory: Option<Share>,
+    _memory: Option<Reservation>,
 }
 
 /// Bytes that hyper gets at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 impl LargePage {
-    fn new(json: Bytes, memory: Option<Share>, write_timeout: Duration, deadlines: &Deadlines) -> Self {
+    fn new(json: Bytes, memory: Option<Reservation>, write_timeout: Duration, deadlines: &Deadlines) -> Self {
         let left = json.len();
         let held = Arc::new(Mutex::new(Some(Held { json, taken: 0, _memory: memory })));
         let deadline = deadlines.add(end_in_time(held.clone(), write_timeout));

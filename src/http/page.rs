@@ -16,7 +16,7 @@ use super::parameters::Parameters;
 use super::reading::{reading_some, unreadable};
 use super::request::Request;
 use super::response;
-use crate::budget::Share;
+use crate::budget::Reservation;
 use crate::event::{Seq, TimestampText};
 use crate::feed::{Chunk, Feed};
 use crate::pipeline::Pipeline;
@@ -164,7 +164,7 @@ async fn read_page(
     listing: &Listing,
     shape: Shape,
     deadline: Instant,
-) -> Result<(Page, Option<Seq>, Option<Share>), Refusal> {
+) -> Result<(Page, Option<Seq>, Option<Reservation>), Refusal> {
     let begun = listing.clone();
     let first = move |reader: &Reader| {
         let mut page = match Page::begin(reader, begun, shape)? {
@@ -196,10 +196,10 @@ async fn read_page(
                     memory = memory_for(bytes_max, pipeline).await?;
                 }
                 // A page that has memory does not wait for more: all such pages might wait for each other.
-                Some(memory) => match pipeline.pages.try_take(PAGE_BYTES_MAX - bytes_max) {
+                Some(memory) => match pipeline.pages.try_reserve(PAGE_BYTES_MAX - bytes_max) {
                     Some(more) => {
                         bytes_max = PAGE_BYTES_MAX;
-                        memory.add(more);
+                        memory.merge(more);
                     }
                     None => break Some(page.last),
                 },
@@ -352,10 +352,10 @@ mod tests {
         let mut search = pin!(read_page(&pipeline, &listing, Shape::Own, in_time()));
         let has_memory = poll_fn(|context| {
             assert!(search.as_mut().poll(context).is_pending(), "it has ended without a permit");
-            if pipeline.pages.taken() > 0 { Poll::Ready(()) } else { Poll::Pending }
+            if pipeline.pages.reserved() > 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         has_memory.await;
-        assert_eq!(pipeline.pages.taken(), MEDIUM_PAGE_BYTES_MAX, "for 100 KB");
+        assert_eq!(pipeline.pages.reserved(), MEDIUM_PAGE_BYTES_MAX, "for 100 KB");
     }
 
     #[tokio::test]
@@ -370,7 +370,7 @@ mod tests {
         let (page, rest, mut memory) = read().await;
         assert_eq!((page.shown, rest), (100, None));
         // An answer keeps what it needs.
-        memory.as_mut().expect("it is large").keep(page.json.len());
+        memory.as_mut().expect("it is large").shrink_to(page.json.len());
         let (page, rest, _) = read().await;
         assert!(page.json.len() <= MEDIUM_PAGE_BYTES_MAX && rest == Some(page.last), "it ends short");
         drop(memory);

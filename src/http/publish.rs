@@ -12,7 +12,7 @@ use super::parameters::Parameters;
 use super::reading::reading;
 use super::request::Request;
 use super::response::{self, JSON, NDJSON};
-use crate::budget::PATIENCE;
+use crate::budget::WAIT_MAX;
 use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::PARSED_IN_PLACE_BYTES_MAX;
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
@@ -60,7 +60,7 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
     let count = batch.len();
     let (mut response, reached) = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
         AckLevel::Queued => {
-            pipeline.store.append_within(PATIENCE, batch, Receipt::for_nobody()).await?;
+            pipeline.store.append_within(WAIT_MAX, batch, Receipt::for_nobody()).await?;
             let waits = format!(r#"{{"status":"queued","count":{count}}}"#);
             (response::new(StatusCode::ACCEPTED, JSON, waits), AckLevel::Queued)
         }
@@ -69,7 +69,7 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
             let answer_bytes_max = REST_BYTES_MAX + if many { count * ID_BYTES_MAX } else { body_bytes };
             let for_answer = memory_for(answer_bytes_max, pipeline).await?;
             let (receipt, stored) = Receipt::at(level);
-            pipeline.store.append_within(PATIENCE, batch, receipt).await?;
+            pipeline.store.append_within(WAIT_MAX, batch, receipt).await?;
             drop(memory);
             let stored = stored.await.unwrap_or(Err(Failure::Unavailable))?;
             let created = created(&pipeline.store, &stored, many, key.is_some()).await?;

@@ -11,7 +11,7 @@ use super::request::Request;
 use super::response;
 use crate::event::{Columns, Filter, Seq};
 use crate::store::{self, Reader};
-use crate::subscriptions::Listed;
+use crate::subscriptions::Summary;
 use crate::wire::Refusal;
 use crate::wire::note::subscriber_id;
 
@@ -23,7 +23,7 @@ pub(super) async fn list(request: &Request<'_>) -> response::Result {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         let mut list = String::from("[");
         for (n, subscription) in subscriptions.iter().enumerate() {
-            let one = one(reader, &subscription.listed(), looks_max)?;
+            let one = one(reader, &subscription.summary(), looks_max)?;
             write!(list, "{}{one}", if n > 0 { "," } else { "" }).expect("a text takes all");
         }
         list.push(']');
@@ -48,7 +48,7 @@ async fn large(
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
 
-fn one(reader: &Reader, listed: &Listed, looks_max: u64) -> store::Result<Value> {
+fn one(reader: &Reader, listed: &Summary, looks_max: u64) -> store::Result<Value> {
     let lag = reader.lag(&listed.filter, listed.position, looks_max)?;
     let position = (listed.position > Seq::ZERO).then(|| listed.position.id().to_string());
     Ok(json!({

@@ -11,7 +11,7 @@ use super::server::Server;
 use super::subscriber::each;
 use crate::event::{Field, Seq};
 use crate::feed::{Chunk, Feed};
-use crate::group::Sharing;
+use crate::group::Distributor;
 use crate::ledger::{Limits, MemberId};
 use crate::store::Store;
 
@@ -23,7 +23,7 @@ const MEMBERS_MAX: usize = 4;
 pub struct Group {
     filter: ModelFilter,
     pub task: FeedTask,
-    sharing: Sharing,
+    distributor: Distributor,
     /// The position at which the group began: events up to it were confirmed before.
     began: Seq,
     now: Instant,
@@ -41,7 +41,7 @@ impl Group {
         let mut group = Self {
             filter: filter.clone(),
             task: FeedTask::new(feed),
-            sharing: Sharing::new(position, LIMITS),
+            distributor: Distributor::new(position, LIMITS),
             began: position,
             now: Instant::now(),
             newcomer: 0,
@@ -56,7 +56,7 @@ impl Group {
     pub fn join(&mut self) {
         if self.sent.len() < MEMBERS_MAX {
             self.newcomer += 1;
-            self.sharing.ledger.join(self.newcomer);
+            self.distributor.ledger.join(self.newcomer);
             self.sent.insert(self.newcomer, Vec::new());
         }
     }
@@ -64,7 +64,7 @@ impl Group {
     /// Lets a member leave. Returns whether others are left.
     pub fn leave(&mut self, random: &mut Random) -> bool {
         if let Some(member) = self.any_member(random) {
-            self.sharing.ledger.leave(member);
+            self.distributor.ledger.leave(member);
             self.sent.remove(&member);
             self.hands.retain(|_, (holder, _)| *holder != member);
         }
@@ -89,7 +89,7 @@ impl Group {
     fn confirm_by(&mut self, member: MemberId, seq: Seq) {
         let is_with = |seq: &Seq| self.hands.get(seq).is_some_and(|(holder, _)| *holder == member);
         let has_it = is_with(&seq);
-        assert_eq!(self.sharing.ledger.confirm(member, seq), has_it, "{} by {member}", seq.id());
+        assert_eq!(self.distributor.ledger.confirm(member, seq), has_it, "{} by {member}", seq.id());
         if has_it {
             // The event may have been sent several times: the confirmation means the first.
             let through = self.sent[&member].iter().position(|sent| *sent == seq).expect("it was sent");
@@ -102,7 +102,7 @@ impl Group {
     /// Lets time pass, so that events that are in hand for too long expire.
     pub fn pass_time(&mut self, random: &mut Random, model: &Model) {
         self.now += Duration::from_secs(random.below(20));
-        self.sharing.ledger.expire(self.now);
+        self.distributor.ledger.expire(self.now);
         let session = |seq: &Seq| model.event(*seq).field(Field::Session);
         let overdue = self.hands.iter().filter(|(_, (_, since))| *since + ACK_WAIT <= self.now).map(|(seq, _)| *seq);
         let overdue: Vec<Seq> = overdue.collect();
@@ -113,11 +113,11 @@ impl Group {
 
     /// Takes a step of its task, unless the task sleeps or the window is full. Returns whether it did.
     pub fn step(&mut self, store: &Store) -> bool {
-        if !self.task.is_awake() || !self.sharing.is_hungry() {
+        if !self.task.is_awake() || !self.distributor.needs_events() {
             return false;
         }
         match self.task.step(store) {
-            Some(Chunk::Events(runs)) => self.sharing.take(runs, self.task.feed.position()),
+            Some(Chunk::Events(runs)) => self.distributor.push(runs, self.task.feed.position()),
             Some(Chunk::FellBehind | Chunk::CaughtUp) | None => {}
             Some(chunk) => panic!("{chunk:?}"),
         }
@@ -126,13 +126,13 @@ impl Group {
 
     /// Deals out what is due, and returns how far everything is confirmed, if that is further than before.
     pub fn deal(&mut self, model: &Model) -> Option<Seq> {
-        let before = self.sharing.position;
-        for (member, frame) in self.sharing.deal(self.now) {
+        let before = self.distributor.position;
+        for (member, frame) in self.distributor.assign(self.now) {
             for seq in each(&frame, &self.filter, model) {
                 self.dealt(member, seq, model);
             }
         }
-        let position = self.sharing.position;
+        let position = self.distributor.position;
         assert!(position >= before && self.hands.len() <= LIMITS.window_events);
         assert!(self.hands.keys().all(|seq| *seq > position), "an event up to {} is still in hand", position.id());
         let mut done = model.stored_between(&self.filter, before, position).map(|(seq, _)| seq);

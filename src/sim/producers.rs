@@ -65,7 +65,7 @@ impl World {
         self.model.settle(&self.server.store, waiting, last);
         let disk_was_full = self.model.disk_was_full;
         self.durables.settle(&self.server.store, |failure| failure == Failure::StorageFull && disk_was_full);
-        let is_due = self.model.last() > last && self.server.store.audience().is_there();
+        let is_due = self.model.last() > last && self.server.store.audience().is_present();
         let handed_on = self.server.parts.commits.len() - waiting;
         assert_eq!(handed_on, usize::from(is_due), "a commit goes to the fan-out if and only if somebody follows");
         wrote

@@ -1,6 +1,6 @@
 //! Room for what waits to be written.
 
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Reservation};
 use crate::config::Config;
 use crate::wire::Batch;
 
@@ -16,8 +16,8 @@ pub(super) struct Queue {
 /// Room taken in the queue, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Room {
-    _events: Share,
-    _bytes: Share,
+    _events: Reservation,
+    _bytes: Reservation,
 }
 
 impl Queue {
@@ -27,14 +27,14 @@ impl Queue {
 
     /// Events that wait.
     pub(super) fn len(&self) -> usize {
-        self.events.taken()
+        self.events.reserved()
     }
 
     pub(super) async fn room(&self, batch: &Batch) -> Room {
-        Room { _events: self.events.take(batch.len()).await, _bytes: self.bytes.take(batch.bytes()).await }
+        Room { _events: self.events.reserve(batch.len()).await, _bytes: self.bytes.reserve(batch.bytes()).await }
     }
 
     pub(super) fn try_room(&self, batch: &Batch) -> Option<Room> {
-        Some(Room { _events: self.events.try_take(batch.len())?, _bytes: self.bytes.try_take(batch.bytes())? })
+        Some(Room { _events: self.events.try_reserve(batch.len())?, _bytes: self.bytes.try_reserve(batch.bytes())? })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::doorbell::{Home, Wakes};
+use crate::doorbell::{TaskThread, Wakes};
 use crate::outbox::Outbox;
 use crate::record::{AckLevel, Failure, Outcomes};
 use crate::wire::answer::{Answered, Answers, ToPublisher};
@@ -21,7 +21,7 @@ pub struct Receipt {
 
 #[derive(Debug)]
 enum To {
-    One(Home, oneshot::Sender<Result<Stored, Failure>>),
+    One(TaskThread, oneshot::Sender<Result<Stored, Failure>>),
     Socket(Arc<Outbox<ToPublisher>>, Answers),
 }
 
@@ -43,7 +43,7 @@ impl Receipt {
     /// For a single request of the task that asks.
     pub fn at(level: AckLevel) -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
         let (sender, receiver) = oneshot::channel();
-        (Self { level, to: Some(To::One(Home::here(), sender)) }, receiver)
+        (Self { level, to: Some(To::One(TaskThread::current(), sender)) }, receiver)
     }
 
     /// For a socket that answers many messages: the answers go into its outbox, in the order in which

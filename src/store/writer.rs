@@ -896,7 +896,7 @@ impl Writer {
         self.shared.committed.store(self.last.0, Ordering::SeqCst);
 
         let mut first = before.next();
-        let has_audience = self.shared.audience.is_there();
+        let has_audience = self.shared.audience.is_present();
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
         for Append { batch, receipt, room, fates } in appends.drain(..) {
             drop(room);

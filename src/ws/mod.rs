@@ -25,7 +25,7 @@ mod tests {
 
     use super::{publish, subscribe};
     use crate::auth::{Caller, Principal};
-    use crate::budget::BYTES_FOR_A_BYTE;
+    use crate::budget::MEMORY_PER_BYTE;
     use crate::config::Config;
     use crate::hub::Hub;
     use crate::pipeline::Pipeline;
@@ -139,20 +139,20 @@ mod tests {
             publisher.say(&[&zeros, tick]).await;
             subscriber.say(&[&ignored, r#"{"type":"ping"}"#]).await;
             // Both are in hand while they have their memory.
-            let in_hand = (zeros.len() + ignored.len()) * BYTES_FOR_A_BYTE;
+            let in_hand = (zeros.len() + ignored.len()) * MEMORY_PER_BYTE;
             for _ in 0..3 {
                 other.say(&[tick]).await;
                 assert_eq!(other.hear().await["status"], "ok");
             }
             let both = async {
-                while pipeline.bodies.taken() < in_hand {
+                while pipeline.bodies.reserved() < in_hand {
                     tokio::task::yield_now().await;
                 }
             };
             timeout(Duration::from_secs(10), both).await.expect("both wait to be parsed");
             other.say(&[tick]).await;
             assert_eq!(other.hear().await["status"], "ok");
-            assert!(pipeline.bodies.taken() >= in_hand, "both still wait");
+            assert!(pipeline.bodies.reserved() >= in_hand, "both still wait");
 
             drop(gate);
             assert_eq!(publisher.hear().await["status"], "error");

@@ -2,7 +2,7 @@
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::budget::{self, Budget, Share};
+use crate::budget::{self, Budget, Reservation};
 use crate::transport::ReadHalf;
 use crate::wire::decoder::{Decoder, Message};
 use crate::wire::frame::Violation;
@@ -21,7 +21,7 @@ pub(super) struct Reader<'s> {
 }
 
 struct Long {
-    _shares: Vec<Share>,
+    _shares: Vec<Reservation>,
     /// Bytes of the message that the shares cover.
     bytes: usize,
     began: Instant,
@@ -47,7 +47,7 @@ impl<'s> Reader<'s> {
     /// Reads more, once there are no more messages. False when the peer is gone. Cancel-safe.
     ///
     /// A message that is longer than [`budget::SMALL_BYTES_MAX`] and not complete takes a part of the memory, and keeps it
-    /// until it is [`done`](Self::done). A message that gets no memory within [`budget::PATIENCE`], or that stalls,
+    /// until it is [`done`](Self::done). A message that gets no memory within [`budget::WAIT_MAX`], or that stalls,
     /// is given up: the rest of it is skipped.
     pub(super) async fn more(&mut self) -> bool {
         self.done();
@@ -112,8 +112,8 @@ impl<'s> Reader<'s> {
         }
         // A fragment does not say how long its message gets, so the memory doubles each time.
         let expected = announced.max(2 * covered);
-        let share = self.memory.take((expected - covered) * budget::BYTES_FOR_A_BYTE);
-        match timeout(budget::PATIENCE, share).await {
+        let share = self.memory.reserve((expected - covered) * budget::MEMORY_PER_BYTE);
+        match timeout(budget::WAIT_MAX, share).await {
             Ok(share) => {
                 let long = self.long.get_or_insert_with(|| Long {
                     _shares: Vec::new(),

@@ -21,7 +21,7 @@ use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Subscriber, SubscriberSlot};
 use crate::store;
 use crate::stream::{Stream, StreamItem};
-use crate::subscriptions::{Denied, Subscription};
+use crate::subscriptions::{OpenError, Subscription};
 use crate::transport::{Transport, WriteHalf};
 use crate::wire::Refusal;
 use crate::wire::answer::error;
@@ -437,8 +437,8 @@ impl From<Refusal> for Declined {
     }
 }
 
-impl From<Denied> for Declined {
-    fn from(denied: Denied) -> Self {
+impl From<OpenError> for Declined {
+    fn from(denied: OpenError) -> Self {
         Self::Refused(denied.to_string(), denied.ending())
     }
 }
