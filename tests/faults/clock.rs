@@ -138,7 +138,7 @@ impl Traffic {
 
     fn stream(&self, mut stream: EventStream) {
         let mut last = 0;
-        while let Told::Block(block) = stream.hear() {
+        while let StreamPart::Block(block) = stream.receive() {
             if block.data.is_some() {
                 assert_eq!(sequence(&block.json()["id"]), last + 1, "no gap and no repeat");
                 last += 1;
@@ -149,7 +149,7 @@ impl Traffic {
 
     fn conflate(&self, mut subscriber: Socket) {
         let mut last = 0;
-        while let Said::Text(event) = subscriber.hear() {
+        while let Received::Text(event) = subscriber.receive() {
             if event == KEEPALIVE {
                 continue;
             }
@@ -161,7 +161,7 @@ impl Traffic {
     }
 
     fn idle(&self, mut subscriber: Socket) {
-        while let Said::Text(word) = subscriber.hear() {
+        while let Received::Text(word) = subscriber.receive() {
             assert_eq!(word, KEEPALIVE);
             self.keepalives.fetch_add(1, Ordering::Relaxed);
         }
@@ -223,7 +223,7 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
             set_clock(server.folder(), ahead);
             let mut silent_client = Socket::open(server.addr, "/ws/subscribe");
             traffic.await_progress(step);
-            assert_eq!(silent_client.last_words().1, 1008, "{step}: a silent_client connection is closed in time");
+            assert_eq!(silent_client.read_to_close().1, 1008, "{step}: a silent_client connection is closed in time");
             seen.max(1)
         });
         traffic.stopped.store(true, Ordering::Relaxed);
@@ -250,7 +250,7 @@ fn times_increase_and_are_exact_cursors_while_the_clock_steps() {
     assert!(all.starts_with(&seen), "the polling client saw what is stored");
 
     // The times of random events, and of the events around each step, are exact cursors.
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let random = (0..8).map(|_| dice.below(all.len() as u64) as usize);
     for place in random.chain(at_steps.iter().flat_map(|place| [place - 1, *place])) {
         let time = timestamp(&all[place]);

@@ -22,7 +22,7 @@ impl Consumer {
     /// Confirms every `each`-th event.
     pub fn confirm(mut self, record: &Record, each: u64) {
         let mut last = 0;
-        while let Said::Text(event) = self.socket.hear() {
+        while let Received::Text(event) = self.socket.receive() {
             let event: Value = serde_json::from_str(&event).unwrap();
             if event["type"] == "keepalive" {
                 continue;
@@ -40,7 +40,7 @@ impl Consumer {
     /// Confirms one event after the other until the server is gone, and waits after each until its confirmation is
     /// stored.
     pub fn confirm_one_by_one(mut self, server: &Server) {
-        while let Said::Text(event) = self.socket.hear() {
+        while let Received::Text(event) = self.socket.receive() {
             let event: Value = serde_json::from_str(&event).unwrap();
             self.socket.send(&json!({"type": "ack", "id": event["id"]}).to_string());
             // The position in the file: `GET /subscriptions` may show a later one that is not stored yet.

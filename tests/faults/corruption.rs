@@ -92,7 +92,7 @@ fn a_damaged_event_is_named_and_not_served_and_a_repair_saves_the_others() {
     assert_eq!(damage(&server), [""; 0]);
     assert_eq!(sequences(&server.stored("")), [1, 3, 4, 5]);
     assert_eq!(sequences(&server.stored("session_id=s")), [1, 3, 5]);
-    let (total, by_type) = told_statistics(&server);
+    let (total, by_type) = reported_statistics(&server);
     assert_eq!((total, &by_type), (4, &statistics(&server.stored(""))));
     assert_eq!(sequence(&server.publish(&marked(6))["id"]), 6);
 }
@@ -243,7 +243,7 @@ fn a_damaged_definition_of_a_table_stops_the_start_and_a_repair_saves_everything
     repair_in_place(&mut server);
     let saved: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
     assert_eq!(saved, ids);
-    assert_eq!(told_statistics(&server), (100, statistics(&server.stored(""))));
+    assert_eq!(reported_statistics(&server), (100, statistics(&server.stored(""))));
 }
 
 /// Puts the repaired file in the place of the damaged one, and starts the server on it.
@@ -310,7 +310,7 @@ fn told(server: &Server) -> (Vec<Vec<String>>, bool) {
 
 #[test]
 fn no_flipped_bit_of_a_file_is_served_as_data() {
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     let events: Vec<String> = (0..600)
         .map(|n| {
@@ -387,7 +387,7 @@ fn damage_beside_the_events_refuses_no_start_and_hides_nothing_else() {
         all.as_array().unwrap().iter().map(|one| text_of(&one["name"])).collect::<Vec<_>>()
     };
     assert_eq!(names(), ["board"]);
-    let (total, by_type) = told_statistics(&server);
+    let (total, by_type) = reported_statistics(&server);
     assert_eq!((total, by_type.len()), (1, 1), "the others cannot be told");
     assert_eq!(server.publish(&marked(3))["id"], id_of(3));
     drop(server.subscriber(&json!({"name": "grader"})));

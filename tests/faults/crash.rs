@@ -47,7 +47,7 @@ fn publish_messages(server: &Server, name: &str, acknowledgements: &Acknowledgem
     thread::scope(|scope| {
         scope.spawn(|| send_all(&stream, &messages));
         let mut n = 0;
-        while let Said::Text(answer) = publisher.hear() {
+        while let Received::Text(answer) = publisher.receive() {
             let answer: Value = serde_json::from_str(&answer).unwrap();
             assert_eq!(answer["status"], "ok", "{answer}");
             acknowledgements.note(format!("{name}/{n}"), &answer["event_id"]);
@@ -63,7 +63,7 @@ fn publish_arrays(server: &Server, name: &str, acknowledgements: &Acknowledgemen
         let tokens: Vec<_> = (0..20).map(|n| format!("{name}/{array}-{n}")).collect();
         let events: Vec<_> = tokens.iter().map(|token| tokened(token)).collect();
         publisher.send(&format!("[{}]", events.join(",")));
-        let Said::Text(answer) = publisher.hear() else { return };
+        let Received::Text(answer) = publisher.receive() else { return };
         let answer: Value = serde_json::from_str(&answer).unwrap();
         for (token, id) in tokens.into_iter().zip(answer["event_ids"].as_array().unwrap()) {
             acknowledgements.note(token, id);
@@ -120,7 +120,7 @@ fn check(server: &Server, acknowledgements: &Acknowledgements) {
 
 #[test]
 fn a_kill_at_a_random_moment_loses_nothing_acknowledged() {
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     let acknowledgements = Acknowledgements::default();
     // At most eight lives: each check reads everything that all lives before have stored.
@@ -184,7 +184,7 @@ fn an_id_is_never_used_again_after_a_kill_or_a_stop() {
 
 #[test]
 fn a_kill_during_a_deletion_leaves_the_newest_events_without_a_gap() {
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     let mut published = 0;
     for _ in 0..5 {
@@ -226,7 +226,7 @@ fn subscribers_resume_after_a_kill_without_gap_or_repeat() {
             server.signal("KILL");
         });
         // Events that still arrive after the kill were committed before it, and continue without a gap.
-        while let Said::Text(event) = subscriber.hear() {
+        while let Received::Text(event) = subscriber.receive() {
             seen += 1;
             assert_eq!(sequence(&serde_json::from_str::<Value>(&event).unwrap()["id"]), seen);
         }
@@ -400,7 +400,7 @@ fn a_kill_delivers_confirmed_events_again_and_leaves_none_out() {
         lives.end_at(nth, CHANGE, "");
         lives.publish(producers, 100_000, |_| {
             let mut next = stored + 1;
-            while let Said::Text(event) = subscriber.hear() {
+            while let Received::Text(event) = subscriber.receive() {
                 let event: Value = serde_json::from_str(&event).unwrap();
                 assert_eq!(sequence(&event["id"]), next, "neither a gap nor a repeat within a life");
                 if next.is_multiple_of(5) {

@@ -124,7 +124,7 @@ impl Disk {
             all.extend([("DISK_CARRIED", &*carried), ("DISK_BOOT_ID", &boot)]);
         }
         all.extend_from_slice(settings);
-        Server::at_rest(folder, &all)
+        Server::not_started(folder, &all)
     }
 
     /// Sets the boot id that the server reads: the kernel's own does not change with a simulated power cut.

@@ -142,7 +142,7 @@ fn each_kind_of_illegal_frame_is_closed_with_its_code() {
             ];
             for (place, mut socket) in sockets {
                 socket.send_raw(bytes);
-                let (words, closed_with) = socket.last_words();
+                let (words, closed_with) = socket.read_to_close();
                 assert!(words.is_empty(), "{class}, {n}, {place}: {words:?}");
                 assert_eq!(closed_with, code, "{class}, {n}, {place}");
             }
@@ -191,7 +191,7 @@ fn fragments_without_end_cost_no_memory() {
     let empty = frame(CONTINUATION, b"").repeat(10_000);
     for n in 0..100_u8 {
         publisher.send_raw([empty.clone(), frame(LAST | PING, &[n])].concat());
-        assert_eq!(publisher.hear(), Said::Pong(vec![n]));
+        assert_eq!(publisher.receive(), Received::Pong(vec![n]));
     }
     memory.has_grown_less_than(8 * MIB);
     publisher.send_raw(frame(LAST | CONTINUATION, second));

@@ -123,7 +123,7 @@ fn a_hanging_peer_gets_a_close_frame_and_a_peer_that_answers_pings_stays() {
     assert_eq!(heard, [0x80 | PING, 0].repeat(10), "a ping each half second, for five seconds");
 
     server.await_stats("the mute subscriber to be given up", |stats| stats["router"]["active_subscribers"] == 1);
-    let (words, code) = mute_subscriber.last_words();
+    let (words, code) = mute_subscriber.read_to_close();
     assert!(words.iter().all(|word| word == r#"{"type":"keepalive"}"#), "{words:?}");
     assert_eq!(code, 1011);
     assert!(quiet.speak() > 10, "as long as it took to give up the mute");

@@ -37,7 +37,7 @@ fn await_failure(server: &mut Server, cause: &str) {
 /// event, also after a power cut.
 fn must_end_the_process(test: &str, fault: Fault, operations: u32, file: &'static str, name: &str) {
     let Some(disk) = Disk::with_power_cuts(test) else { return };
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut server = disk.server(tempfile::tempdir().unwrap(), &[]);
     server.allow_noise();
     let mut record = Record::new("full");
@@ -400,7 +400,7 @@ fn a_failed_read_is_never_taken_for_the_end_of_the_events() {
             subscriber.send(&json!({"after": id_of(0), "session_id": "s1"}).to_string());
             let (mut heard, mut expected) = (0, (2..).step_by(3));
             while heard < COUNT / 3 {
-                let Said::Text(text) = subscriber.hear() else { break };
+                let Received::Text(text) = subscriber.receive() else { break };
                 let said: Value = serde_json::from_str(&text).unwrap();
                 if said.get("id").is_none() {
                     continue;

@@ -18,7 +18,7 @@ pub const WAYS: [Way; 4] = [Way::Messages, Way::Arrays, Way::Requests, Way::Line
 /// A server and its *lives*: a life lasts from a start to the fault that ends it.
 pub struct Lives {
     pub disk: Disk,
-    pub dice: Dice,
+    pub dice: Random,
     pub server: Server,
     pub record: Record,
     /// One of these faults ends each life.
@@ -42,7 +42,7 @@ impl Lives {
         let disk = if faults == CUTS { Disk::with_power_cuts(test)? } else { Disk::new(test)? };
         let server = disk.server(folder, &[("DURABILITY", durability)]);
         let record = Record::new(durability);
-        let mut lives = Lives { disk, dice: Dice::thrown(), server, record, faults, round: 0, is_full: false, test };
+        let mut lives = Lives { disk, dice: Random::seeded(), server, record, faults, round: 0, is_full: false, test };
         lives.server.restart();
         lives.record.adopt(&lives.server);
         Some(lives)
@@ -175,7 +175,7 @@ pub fn kill_during_starts(
     check: impl Fn(&Server, &mut Record),
 ) {
     let Some(disk) = (if faults == CUTS { Disk::with_power_cuts(test) } else { Disk::new(test) }) else { return };
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     for durability in ["full", "normal"] {
         let (mut ended, mut changes) = (0, 0);
         for nth in (1..).step_by(stride()) {

@@ -226,7 +226,7 @@ fn a_start_waits_for_a_program_that_locks_the_file_and_then_fails_naming_the_loc
     server.restart();
     let stored: Vec<_> = server.stored("").iter().map(|event| text_of(&event["id"])).collect();
     assert_eq!(stored, ids);
-    assert_eq!(told_statistics(&server), (10, statistics(&server.stored(""))));
+    assert_eq!(reported_statistics(&server), (10, statistics(&server.stored(""))));
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn durable_subscriptions_are_as_clients_were_answered_after_a_program_locked_the
             let server = &server;
             scope.spawn(move || server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").refusal(503));
         }
-        assert_eq!(ghost.last_words().1, 1011);
+        assert_eq!(ghost.read_to_close().1, 1011);
     });
     other.execute_batch("ROLLBACK").unwrap();
 

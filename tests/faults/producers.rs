@@ -87,7 +87,7 @@ impl Producer {
             socket.send(&message_of(token));
         }
         for token in tokens {
-            let answer = self.hear()?;
+            let answer = self.receive()?;
             if answer["status"] != "ok" {
                 refused.push(text_of(&answer["message"]));
             } else if answer["ack"] != "queued" {
@@ -101,7 +101,7 @@ impl Producer {
         let Connection::Socket(socket) = &mut self.connection else { unreachable!() };
         let messages: Vec<_> = tokens.iter().map(|token| message_of(token)).collect();
         socket.send(&format!("[{}]", messages.join(",")));
-        let answer = self.hear()?;
+        let answer = self.receive()?;
         if answer["status"] != "ok" {
             refused.push(text_of(&answer["message"]));
         } else if answer["ack"] != "queued" {
@@ -113,10 +113,10 @@ impl Producer {
         Some(())
     }
 
-    fn hear(&mut self) -> Option<Value> {
+    fn receive(&mut self) -> Option<Value> {
         let Connection::Socket(socket) = &mut self.connection else { unreachable!() };
-        match socket.hear() {
-            Said::Text(answer) => Some(serde_json::from_str(&answer).unwrap()),
+        match socket.receive() {
+            Received::Text(answer) => Some(serde_json::from_str(&answer).unwrap()),
             _ => None,
         }
     }

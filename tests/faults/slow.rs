@@ -365,12 +365,12 @@ fn a_search_for_the_start_of_a_websocket_ends_with_its_client_and_with_the_serve
     assert_eq!(closing.close_code(), 1000, "nothing else is said to who has closed");
     let mut leaving = search(b"");
     leaving.stream().shutdown(Shutdown::Write).unwrap();
-    assert_eq!(leaving.hear(), Said::End, "nothing is said to who has left");
+    assert_eq!(leaving.receive(), Received::End, "nothing is said to who has left");
 
     let searching: Vec<_> = (0..24).map(|_| search(b"")).collect();
     assert_eq!(server.get("/health").status, 200, "what came before it was read");
     server.signal("TERM");
-    let words = searching.into_iter().map(|mut socket| socket.last_words());
+    let words = searching.into_iter().map(|mut socket| socket.read_to_close());
     let silent = words.filter(|(words, code)| words.is_empty() && *code == 1001).count();
     assert!(silent > 12, "the shutdown waited for most of the searches: only {silent} ended at once");
     server.await_exit_0();
@@ -386,7 +386,7 @@ fn a_search_that_takes_too_long_is_refused_with_a_reason() {
     }
     let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
     subscriber.send(&json!({"last": 100_000, "payload": {"n": "nothing"}}).to_string());
-    let (words, code) = subscriber.last_words();
+    let (words, code) = subscriber.read_to_close();
     assert!(code == 1008 && words.len() == 1 && words[0].contains("takes too long"), "{code}: {words:?}");
     // Pages and exports read in steps, and go on for as long as they need.
     assert_eq!(searches(&server, "/events?", 1)[0].response().expect("an answer").text(), "[]");

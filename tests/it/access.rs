@@ -287,12 +287,12 @@ fn too_many_sockets_from_one_address_are_closed_with_4002() {
     let mut publisher = server.publisher();
     let subscriber = server.subscriber(&json!({}));
     for path in ["/ws/publish", "/ws/subscribe"] {
-        assert_eq!(Socket::open(server.addr, path).last_words().1, 4002, "{path}");
+        assert_eq!(Socket::open(server.addr, path).read_to_close().1, 4002, "{path}");
     }
     // A client can claim any forwarded address, so the limit ignores it.
     let mut pretender =
         Socket::handshake(server.addr, "/ws/publish", &[("X-Forwarded-For", "203.0.113.7")]).ok().expect("a handshake");
-    assert_eq!(pretender.last_words().1, 4002);
+    assert_eq!(pretender.read_to_close().1, 4002);
 
     assert_eq!(publisher.ask(&tick("s", 0))["status"], "ok", "those inside go on");
     assert_eq!(server.get("/health").status, 200, "and HTTP is not counted");
@@ -300,7 +300,7 @@ fn too_many_sockets_from_one_address_are_closed_with_4002() {
     await_true("a free place", || {
         let mut socket = server.publisher();
         socket.send(&tick("s", 1));
-        matches!(socket.hear(), Said::Text(_))
+        matches!(socket.receive(), Received::Text(_))
     });
 }
 

@@ -1,5 +1,5 @@
-//! A browser's own `EventSource` and `WebSocket`: what no client written here can stand for is how a browser
-//! comes back, when it gives up, and what it lets a page of another origin see.
+//! The `EventSource` and the `WebSocket` of a real browser. Only a browser shows how it reconnects, when it gives up, and
+//! what it lets a page of another origin see.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,11 +16,11 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
-/// Opens the channels it is told to, and reports in order what becomes of them.
+/// The page: it opens the channels of its query and reports in order what happens on them.
 ///
-/// The `WebSocket` does what every page must do by itself: it comes back for what follows the last event. The
-/// `EventSource`s are left to the browser altogether. Chromium tries again every `retry:` milliseconds for as
-/// long as connections are refused, and would give up only on an answer that is no event stream (`ended: 2`).
+/// For the `WebSocket`, the page does what every page has to do: it reconnects after the last event. For the
+/// `EventSource`s, the browser does. Chromium tries again every `retry:` milliseconds while connections are refused, and
+/// gives up only on an answer that is no event stream (`ended: 2`).
 const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>channels</title>
 <script>
 const { server, session, streams, sockets } = SETUP;
@@ -71,20 +71,20 @@ for (const channel of sockets) {
 </script>
 "#;
 
-/// What `EventSource.readyState` is while the browser means to come back.
+/// `EventSource.readyState` while the browser is going to reconnect.
 const CONNECTING: u64 = 0;
 
-/// How a page is told that a `WebSocket` was closed by the server's end, and that it ended without a word.
+/// The close codes that a page sees when the server has sent a Close frame at its end, and when the connection was lost.
 const GOING_AWAY: u64 = 1001;
 const ABNORMAL: u64 = 1006;
 
 const SESSION: &str = "page";
 
-/// What the page told of one channel.
+/// What the page has reported about one channel.
 #[derive(Clone, Default)]
 struct Channel {
     opened: usize,
-    /// How often it ended or could not be opened: the state of an `EventSource`, the close code of a `WebSocket`.
+    /// For each end and each failure to open: the state of an `EventSource`, or the close code of a `WebSocket`.
     ended: Vec<u64>,
     events: Vec<String>,
 }
@@ -94,7 +94,7 @@ struct Heard {
     reports: u64,
     channels: BTreeMap<String, Channel>,
     complaints: Vec<String>,
-    /// Nobody is to be answered any more.
+    /// The site must not answer any more.
     over: bool,
 }
 
@@ -124,7 +124,7 @@ impl Heard {
     }
 }
 
-/// A browser that has the page open, and the site it comes from. Both end with it.
+/// A browser with the page open, and the site that serves the page. Both end when this is dropped.
 struct Browser {
     process: Child,
     site: SocketAddr,
@@ -135,7 +135,7 @@ struct Browser {
 }
 
 impl Browser {
-    /// Opens `streams`, each with more of its query, and `sockets`. Nothing when there is no browser.
+    /// Opens `streams`, each with the rest of its query, and `sockets`. `None` if there is no browser.
     fn open(server: &Server, streams: &[(&str, &str)], sockets: &[&str]) -> Option<Browser> {
         let program = chromium()?;
         let streams: BTreeMap<_, _> = streams.iter().copied().collect();
@@ -157,7 +157,7 @@ impl Browser {
             .args(["--disable-sync", "--disable-breakpad"])
             .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
             .arg(format!("http://{site}/"))
-            // No proxy, and nothing of whoever runs the tests.
+            // No proxy, and no settings of the user who runs the tests.
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs([("HOME", folder.path()), ("TMPDIR", folder.path())])
@@ -170,7 +170,7 @@ impl Browser {
         Some(Browser { process, site, channels, heard, serving: Some(serving), folder })
     }
 
-    /// Waits until each channel is as wanted.
+    /// Waits until each channel is `wanted`.
     fn await_each(&self, what: &str, wanted: impl Fn(&Channel) -> bool) {
         await_true(what, || {
             let heard = self.heard.lock().unwrap();
@@ -190,7 +190,7 @@ impl Browser {
         self.heard.lock().unwrap().channels.clone()
     }
 
-    /// Waits for the last of all stored events of the session, and holds what came on each channel against them.
+    /// Waits for the last stored event of the session, and compares the events of each channel with the stored ones.
     fn check_whole(&self, server: &Server) {
         let stored = server.stored_lines(&format!("session_id={SESSION}"));
         let last = stored.last().expect("stored events");
@@ -206,13 +206,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // A browser is many processes, all of one group.
+        // A browser has many processes, all in one process group.
         let group = format!("-{}", self.process.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = self.process.wait();
         if thread::panicking() {
             let said = fs::read_to_string(said_in(self.folder.path())).unwrap_or_default();
-            // Every start without a desktop has a page of laments about its bus.
+            // Without a desktop, Chromium logs many errors about D-Bus.
             let said: Vec<_> = said.lines().filter(|line| !line.contains(":dbus/")).collect();
             eprintln!("the browser's last words:\n{}", said[said.len().saturating_sub(30)..].join("\n"));
             for (name, channel) in self.channels() {
@@ -230,7 +230,7 @@ fn said_in(folder: &Path) -> PathBuf {
     folder.join("stderr")
 }
 
-/// The browser. Where there is none the tests are skipped, but not where they are meant to be run.
+/// The browser. Without one the tests are skipped, except where nothing may be skipped (`CI` is set).
 fn chromium() -> Option<PathBuf> {
     let found = program("chromium");
     if found.is_none() {
@@ -239,14 +239,14 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// Answers each `GET` with the page and takes in each `POST`, until somebody connects after the end.
+/// Answers each `GET` with the page and notes each `POST`, until a connection comes after the end.
 fn serve(listener: &TcpListener, page: &str, heard: &Mutex<Heard>) {
     thread::scope(|scope| {
         for stream in listener.incoming().map_while(Result::ok) {
             if heard.lock().unwrap().over {
                 return;
             }
-            // The end of a killed browser's connections may be a reset.
+            // The connections of a killed browser may end with a reset.
             scope.spawn(move || answer_all(&stream, page, heard));
         }
     });
@@ -280,17 +280,17 @@ fn answer_all(stream: &TcpStream, page: &str, heard: &Mutex<Heard>) -> io::Resul
     }
 }
 
-/// Publishes one event after the other, of this session and of another, until the server ends.
+/// Publishes events of this session and of another, one after the other, until the server ends.
 fn publish_to_the_end(server: &Server) {
     let mut publisher = server.publisher();
     for n in 0.. {
         publisher.send(&tick([SESSION, "other"][n % 2], n));
-        // What comes too late may be refused in words.
-        let Said::Text(_) = publisher.hear() else { return };
+        // An event that comes too late may get an error.
+        let Received::Text(_) = publisher.receive() else { return };
     }
 }
 
-/// Ends the server of a test that fails, for whoever publishes to the end is waited for.
+/// Ends the server of a test that fails, as the test waits for the thread that publishes until then.
 struct EndOnPanic<'a>(&'a Server);
 
 impl Drop for EndOnPanic<'_> {
@@ -303,11 +303,11 @@ impl Drop for EndOnPanic<'_> {
 
 #[test]
 fn a_browser_resumes_across_restarts_without_gap_or_repeat() {
-    // An address of its own, for the port must still be free when the server comes back: other tests take
-    // free ports of 127.0.0.1 all the time. Process ids have 22 bits.
+    // The server has its own loopback address, so that its port is still free when it restarts: other tests take free ports
+    // of 127.0.0.1 all the time. Process ids have 22 bits.
     let own = Ipv4Addr::from_bits(0x7f80_0000 | std::process::id()).to_string();
     let mut server = Server::with(&[("HOST", &own)]);
-    // With `after=` in the URL the browser sends two start points when it comes back.
+    // With `after=` in the URL, the browser sends two start points when it reconnects.
     let streams = [("stream", ""), ("stream with a start", "&after=evt_000000000000")];
     let Some(browser) = Browser::open(&server, &streams, &["socket"]) else { return };
     browser.await_each("its opening", |channel| channel.opened == 1);
@@ -325,7 +325,7 @@ fn a_browser_resumes_across_restarts_without_gap_or_repeat() {
             "TERM" => server.await_exit_0(),
             _ => server.kill(),
         }
-        // The first end is that of the connection, the next that of an attempt to come back while nobody is there.
+        // The first end is that of the connection, and the next one that of a failed attempt to reconnect.
         browser.await_each("a vain attempt to come back", |channel| channel.ended.len() > 1);
         for (name, channel) in browser.channels() {
             match (name.as_str(), end) {
@@ -343,8 +343,8 @@ fn a_browser_resumes_across_restarts_without_gap_or_repeat() {
 #[test]
 fn five_streams_of_one_page_all_receive() {
     let server = Server::start();
-    // A browser has six connections of HTTP/1.1 to one host, so a seventh stream would wait for ever. The sixth
-    // is left to what else a page asks for. HTTP/2 has no such limit, but browsers speak it only over TLS.
+    // A browser opens six HTTP/1.1 connections to one host, so a seventh stream would wait for ever. The sixth one is left
+    // for other requests of the page. HTTP/2 has no such limit, but browsers use it only over TLS.
     let streams = ["1", "2", "3", "4", "5"].map(|name| (name, ""));
     let Some(browser) = Browser::open(&server, &streams, &[]) else { return };
     browser.await_each("its opening", |channel| channel.opened == 1);

@@ -92,7 +92,7 @@ fn events_are_published_from_flags_files_and_pipes() {
 }
 
 #[test]
-fn what_was_refused_is_named_and_fails() {
+fn refused_events_are_named_and_the_command_fails() {
     let server = Server::start();
     let events = [tick("s", 0), r#"{"event_type":"quiz_exploded","source":"it"}"#.to_string(), tick("s", 1)];
     let refused = start(&server, &["publish", "-"], &events.join("\n")).finish();
@@ -108,7 +108,7 @@ fn what_was_refused_is_named_and_fails() {
 }
 
 #[test]
-fn a_tail_starts_where_it_is_told_and_filters() {
+fn a_tail_starts_at_the_requested_event_and_filters() {
     let server = Server::start();
     server.publish_lines(&(0..20).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     let all = server.stored_lines("");
@@ -123,7 +123,7 @@ fn a_tail_starts_where_it_is_told_and_filters() {
 }
 
 #[test]
-fn a_key_opens_the_server_to_every_command() {
+fn every_command_works_with_the_api_key() {
     let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "open sesame")]);
     let commands =
         [&["publish", "--type", "timer_tick"][..], &["query"], &["stats"], &["tail", "--last", "1", "--count", "1"]];
@@ -139,7 +139,7 @@ fn a_key_opens_the_server_to_every_command() {
 fn failures_are_one_line_and_usage_is_exit_2() {
     let folder = tempfile::tempdir().unwrap();
     let finish = |arguments: &[&str]| Run::start(command(folder.path()).args(arguments), "").finish();
-    // Nobody listens on the port that a closed listener had.
+    // No server listens on the port of a closed listener.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{nobody}");
     for arguments in [&["stats"][..], &["query"], &["tail"], &["publish", "--type", "timer_tick"]] {
@@ -164,7 +164,7 @@ fn failures_are_one_line_and_usage_is_exit_2() {
 }
 
 #[test]
-fn a_tail_that_lost_an_empty_server_shows_what_came_meanwhile() {
+fn a_tail_that_lost_an_empty_server_shows_the_events_published_meanwhile() {
     let mut server = Server::start();
     let home = server.addr;
     let tails: Vec<_> = [&["--count", "8"][..], &["--count", "8", "--last", "5"], &["--count", "8", "--since", "1d"]]
@@ -173,7 +173,7 @@ fn a_tail_that_lost_an_empty_server_shows_what_came_meanwhile() {
         .collect();
     server.await_stats("three tails", |stats| stats["router"]["active_subscribers"] == 3);
     server.stop();
-    // On another port, where they do not come back to.
+    // The server runs on another port, so that the tails cannot reconnect.
     server.restart();
     assert_ne!(server.addr, home);
     server.publish_lines(&ticks("s", 8));
@@ -187,7 +187,7 @@ fn a_tail_that_lost_an_empty_server_shows_what_came_meanwhile() {
 }
 
 #[test]
-fn a_tail_whose_history_was_empty_shows_what_came_meanwhile() {
+fn a_tail_with_an_empty_history_shows_the_events_published_meanwhile() {
     let mut server = Server::start();
     let home = server.addr;
     server.publish_lines(&ticks("other", 3));
@@ -214,7 +214,7 @@ fn a_filter_and_an_option_that_ask_for_the_same_field_are_refused() {
         assert_ne!(refused.code, Some(0), "{command:?}: {}", refused.stdout);
         assert!(refused.stderr.contains("session_id"), "{}", refused.stderr);
         let nothing = ["--session", "", "--type", "", "--source", "", "--user", "", "--filter", "{}"];
-        assert!(!run(&server, &[command, &nothing].concat()).is_empty(), "what is empty asks for nothing");
+        assert!(!run(&server, &[command, &nothing].concat()).is_empty(), "an empty value means any");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What dashboards ask for: only the latest of each key, a picture of the present first, and the past as a film.
+//! Conflation (only the latest event of each key), snapshots, and paced replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::subscribe::while_publishing;
 use crate::support::*;
 
-/// What a conflating subscriber was sent: the events in order, and how many were left out.
+/// What a conflating subscriber received: events in order, and the number of events left out.
 #[derive(Default)]
 struct Conflated {
     events: Vec<Value>,
@@ -22,7 +22,7 @@ impl Conflated {
         if message["type"] == "skipped" {
             let count = message["count"].as_u64().unwrap();
             assert_eq!(message, json!({"type": "skipped", "count": count}));
-            assert!(count > 0, "nothing is not worth a message");
+            assert!(count > 0, "a message about no event");
             self.skipped += count;
             return;
         }
@@ -31,7 +31,7 @@ impl Conflated {
         self.events.push(message);
     }
 
-    /// Reads until as many events came or were left out.
+    /// Reads until `accounted` events were received or left out.
     fn read(&mut self, subscriber: &mut Socket, accounted: usize) {
         while self.events.len() as u64 + self.skipped < accounted as u64 {
             self.note(subscriber.json());
@@ -40,13 +40,13 @@ impl Conflated {
     }
 }
 
-/// The last event of each type and value of a field, as they are stored.
+/// The last stored event of each type and value of a field.
 fn latest(events: &[Value], key: &str) -> BTreeMap<(String, String), Value> {
     let key_of = |event: &Value| (event["event_type"].to_string(), event[key].to_string());
     events.iter().map(|event| (key_of(event), event.clone())).collect()
 }
 
-/// Two types in three sessions of two users and of nobody.
+/// The n-th event: of two types, four sources and two users, in three sessions or none.
 fn event(n: usize) -> String {
     json!({
         "event_type": (["timer_tick", "question_viewed"][n % 2]),
@@ -69,7 +69,7 @@ fn conflate(key: &str, interval_ms: u64) -> Value {
 const KEYS: [&str; 4] = ["session_id", "user_id", "event_type", "source"];
 
 #[test]
-fn the_last_value_of_each_key_always_comes() {
+fn the_last_event_of_each_key_always_arrives() {
     let server = Server::start();
     let mut subscribers = KEYS.map(|key| (key, server.subscriber(&conflate(key, 50)), Conflated::default()));
     let mut stored = 0;
@@ -77,7 +77,7 @@ fn the_last_value_of_each_key_always_comes() {
         publish(&server, stored..stored + burst);
         stored += burst;
         let all = server.stored("");
-        // Nothing follows the burst.
+        // No event follows the burst.
         for (key, subscriber, conflated) in &mut subscribers {
             conflated.read(subscriber, stored);
             assert_eq!(latest(&conflated.events, key), latest(&all, key), "{key} after {stored}");
@@ -89,7 +89,7 @@ fn the_last_value_of_each_key_always_comes() {
 }
 
 #[test]
-fn what_is_left_out_is_told_to_those_who_ask_only() {
+fn the_number_of_left_out_events_is_sent_only_on_request() {
     let server = Server::start();
     let asked = [
         json!({"key": "event_type", "interval_ms": 10}),
@@ -108,7 +108,7 @@ fn what_is_left_out_is_told_to_those_who_ask_only() {
 }
 
 #[test]
-fn a_key_comes_once_an_interval() {
+fn each_key_arrives_at_most_once_an_interval() {
     const INTERVAL: Duration = Duration::from_millis(100);
     const EVENTS: usize = 2_000;
     let server = Server::start();
@@ -120,13 +120,13 @@ fn a_key_comes_once_an_interval() {
         acknowledged(&publisher.pipeline(&(0..10).map(|i| tick("s", n * 10 + i)).collect::<Vec<_>>()));
     }
     conflated.read(&mut subscriber, EVENTS);
-    // One at once, and one at the end of each interval that has passed: a slow machine only allows more.
+    // One event arrives at once, and one at the end of each interval. On a slow machine more intervals pass.
     let most = 1 + start.elapsed().as_millis() / INTERVAL.as_millis();
     assert!(conflated.events.len() as u128 <= most, "{} in {:?}", conflated.events.len(), start.elapsed());
 }
 
 #[test]
-fn history_is_conflated_too() {
+fn history_is_conflated() {
     let server = Server::start();
     for part in 0..10 {
         publish(&server, part * 1_000..(part + 1) * 1_000);
@@ -137,7 +137,7 @@ fn history_is_conflated_too() {
         first["after"] = id_of(0).into();
         let mut live = server.subscriber(&first);
         first["until"] = "2999-01-01T00:00:00Z".into();
-        let (words, code) = server.subscriber(&first).last_words();
+        let (words, code) = server.subscriber(&first).read_to_close();
         assert_eq!(code, 1000, "{key}");
         let mut conflated = Conflated::default();
         words.iter().for_each(|word| conflated.note(serde_json::from_str(word).unwrap()));
@@ -152,7 +152,7 @@ fn history_is_conflated_too() {
 }
 
 #[test]
-fn a_filter_decides_before_what_is_latest() {
+fn only_events_that_pass_the_filter_replace_earlier_ones() {
     let server = Server::start();
     let mut first = conflate("session_id", 20);
     first["event_types"] = json!(["timer_tick"]);
@@ -165,11 +165,11 @@ fn a_filter_decides_before_what_is_latest() {
     assert_eq!(latest(&conflated.events, "session_id"), latest(&passing, "session_id"));
 }
 
-/// An interval so long that nothing is due within a test.
+/// An interval, in milliseconds, that is longer than any test.
 const EVER: u64 = 60_000;
 
 #[test]
-fn what_is_held_back_comes_before_new_filters_and_before_the_end() {
+fn events_held_back_are_sent_before_new_filters_and_before_the_end() {
     let mut server = Server::start();
     let held_back = |server: &Server, first: Value| {
         let mut subscriber = server.subscriber(&first);
@@ -188,13 +188,13 @@ fn what_is_held_back_comes_before_new_filters_and_before_the_end() {
     server.publish(&tick("a", 4));
     let last = server.publish(&tick("b", 5));
     server.stop();
-    let (words, code) = subscriber.last_words();
+    let (words, code) = subscriber.read_to_close();
     let words: Vec<Value> = words.iter().map(|word| serde_json::from_str(word).unwrap()).collect();
     assert_eq!((words, code), (vec![last], 1001));
 }
 
 #[test]
-fn more_than_may_wait_is_sent_before_its_time() {
+fn events_beyond_the_memory_bound_are_sent_before_the_interval_is_over() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536")]);
     let mut subscriber = server.subscriber(&conflate("session_id", EVER));
     let filler = "x".repeat(1_000);
@@ -203,14 +203,14 @@ fn more_than_may_wait_is_sent_before_its_time() {
         json!({"event_type": "timer_tick", "source": "it", "session_id": n.to_string(), "payload": payload}).to_string()
     };
     server.publish_lines(&(0..1_000).map(message).collect::<Vec<_>>());
-    // All but the last 64 KiB or so come, although the interval is far from over.
+    // All but about the last 64 KiB arrive, although the interval is far from over.
     for n in 1..=900 {
         assert_eq!(sequence(&subscriber.json()["id"]), n);
     }
 }
 
 #[test]
-fn a_wish_that_is_none_is_refused_in_words() {
+fn invalid_conflation_snapshot_and_speed_are_refused_with_a_message() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     let rule = r#""conflate":{"key":"session_id","interval_ms":250}"#;
@@ -261,7 +261,7 @@ fn snapshot(field: &str) -> Value {
 }
 
 #[test]
-fn a_snapshot_of_nothing_is_empty() {
+fn the_snapshot_of_an_empty_database_is_empty() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&snapshot("session_id"));
     let first = server.publish(&tick("s", 0));
@@ -273,7 +273,7 @@ fn a_snapshot_joins_live_without_gap_or_repeat() {
     const SESSIONS: u64 = 50;
     let server = Server::start();
     let session = |n: u64| format!("s{}", n % SESSIONS);
-    // The n-th event, from 1, is of session n modulo 50: so is whatever the other publisher adds.
+    // The n-th event, from 1, is of session n modulo 50, also if the other publisher adds it.
     server.publish_lines(&(1..=SESSIONS).map(|n| tick(&session(n), n as usize)).collect::<Vec<_>>());
     let cases: [(Value, Passes); 4] = [
         (json!({}), |_| true),
@@ -293,14 +293,14 @@ fn a_snapshot_joins_live_without_gap_or_repeat() {
                 let mut subscriber = Socket::open(server.addr, "/ws/subscribe");
                 let answer = subscriber.ask(&first.to_string());
                 let last = sequence(&answer["last_event_id"]);
-                // The latest of each session are the last of all.
+                // The latest events of the sessions are the last ones of all.
                 let latest = (last - SESSIONS + 1..=last).filter(|n| passes(*n));
                 let later = (last + 1..last + 200).filter(|n| passes(*n));
                 let mut is_live = false;
                 for n in latest.chain(later) {
                     let mut message = subscriber.json();
                     if message["type"] == "caught_up" {
-                        assert!(!is_live, "told twice");
+                        assert!(!is_live, "caught_up twice");
                         (is_live, message) = (true, subscriber.json());
                     }
                     assert_eq!(sequence(&message["id"]), n, "{first} at {last}");
@@ -310,7 +310,7 @@ fn a_snapshot_joins_live_without_gap_or_repeat() {
     );
 }
 
-/// Events of three segments: sessions of all ages, some of them without.
+/// The n-th of the events of three segments: in sessions that end early or late, or in none.
 fn aged(n: usize) -> String {
     let session = match n {
         _ if n % 10 == 3 => Value::Null,
@@ -326,12 +326,12 @@ fn aged(n: usize) -> String {
 }
 
 #[test]
-fn a_snapshot_over_sealed_segments_is_what_a_scan_says() {
+fn a_snapshot_over_sealed_segments_matches_a_scan() {
     let server = Server::start();
     for part in 0..20 {
         server.publish_lines(&(part * 9_000..(part + 1) * 9_000).map(aged).collect::<Vec<_>>());
     }
-    // A segment's last row is its only source that sorts last: then the table has all of it.
+    // The list whose key sorts last is written last: once it is there, the table has the whole segment.
     let database = Connection::open_with_flags(server.db_path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let sealed = "SELECT count(*) FROM event_index WHERE kind = 3 AND CAST(key AS TEXT) = 'source2'";
     await_true("two segments in the table", || {
@@ -369,7 +369,7 @@ fn a_snapshot_over_sealed_segments_is_what_a_scan_says() {
     };
     let stored = server.stored("");
     compare(&stored);
-    // The first segment loses its beginning, and others some chosen events.
+    // The beginning of the first segment is deleted, and some chosen events of the others.
     let before = encode(&timestamp(&stored[30_000]));
     assert_eq!(server.call("DELETE", &format!("/events?before={before}"), &[], b"").status, 200);
     assert_eq!(server.call("DELETE", "/events?session_id=s7", &[], b"").status, 200);
@@ -378,15 +378,15 @@ fn a_snapshot_over_sealed_segments_is_what_a_scan_says() {
     compare(&stored);
 }
 
-/// Far enough apart that events sent without their rhythm come too early to be taken for the rhythm.
+/// Far enough apart that events sent without pacing would arrive clearly too early.
 const DISTANCE: Duration = Duration::from_millis(400);
 
 #[test]
-fn a_film_plays_what_was_stored_in_its_rhythm() {
+fn a_paced_replay_keeps_the_rhythm_of_the_stored_events() {
     let server = Server::start();
     let before = server.publish(&tick("a", 0));
     publish(&server, 0..3);
-    // A recording takes its time.
+    // The events are stored at these intervals.
     thread::sleep(DISTANCE);
     publish(&server, 3..6);
     thread::sleep(DISTANCE);
@@ -396,16 +396,16 @@ fn a_film_plays_what_was_stored_in_its_rhythm() {
     let recorded = between(&stored[1], &stored[9]);
     assert!(recorded > DISTANCE);
 
-    // Since and until are both exclusive.
+    // `since` and `until` are exclusive.
     let film = json!({"since": before["timestamp"], "until": after["timestamp"]});
     let play = |speed: f64, more: Value| {
         let mut asked = film.clone();
         asked["speed"] = json!(speed);
         more.as_object().unwrap().iter().for_each(|(key, value)| asked[key] = value.clone());
-        // Nothing is shown before this, and everything relative to the first that is: a slow machine makes it
-        // last longer, and nothing shorter.
+        // No event arrives before this, and each is due relative to the first one that arrived: on a slow machine the
+        // replay takes longer, never less.
         let start = Instant::now();
-        let (words, code) = server.subscriber(&asked).last_words();
+        let (words, code) = server.subscriber(&asked).read_to_close();
         assert_eq!(code, 1000, "{asked}");
         let events: Vec<Value> = words.iter().map(|word| serde_json::from_str(word).unwrap()).collect();
         (events, start.elapsed())
@@ -423,7 +423,7 @@ fn a_film_plays_what_was_stored_in_its_rhythm() {
 }
 
 #[test]
-fn each_event_of_a_film_has_its_time() {
+fn each_event_of_a_paced_replay_arrives_when_it_is_due() {
     let server = Server::start();
     for n in 0..4 {
         server.publish(&tick("a", n));
@@ -437,12 +437,12 @@ fn each_event_of_a_film_has_its_time() {
         let due = between(&stored[0], event) * 2;
         assert!(start.elapsed() >= due, "{event} came after {:?} instead of {due:?}", start.elapsed());
     }
-    // Without an end it comes to the present.
+    // Without an end the replay continues live.
     let next = server.publish(&tick("a", 4));
     assert_eq!(subscriber.json(), next);
 }
 
-/// How much later one event was stored than another, which is less than a day.
+/// How much later than another an event was stored, which is less than a day.
 fn between(first: &Value, later: &Value) -> Duration {
     const DAY: u64 = 86_400_000_000;
     let micros = |event: &Value| {

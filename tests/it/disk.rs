@@ -121,7 +121,7 @@ fn deleting_by_time_deletes_older_events_and_keeps_the_statistics_true() {
             server.restart();
         }
         assert!(server.stored("") == left, "after {cut} more were deleted");
-        assert_eq!(told_statistics(&server), (left.len() as u64, statistics(&left)));
+        assert_eq!(reported_statistics(&server), (left.len() as u64, statistics(&left)));
         assert_eq!(server.get_json("/stats")["events_last_hour"], left.len());
         let session = text_of(&left[0]["session_id"]);
         let expected: Vec<_> = left.iter().filter(|event| event["session_id"] == json!(session)).cloned().collect();
@@ -132,7 +132,7 @@ fn deleting_by_time_deletes_older_events_and_keeps_the_statistics_true() {
     assert_eq!(number(&database, "SELECT sum(count) FROM event_stats"), left.len() as i64);
 
     assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": left.len()}));
-    assert_eq!(told_statistics(&server), (0, BTreeMap::new()));
+    assert_eq!(reported_statistics(&server), (0, BTreeMap::new()));
     assert_eq!(server.call("DELETE", "/events", &[], b"").json(), json!({"deleted": 0}));
     assert_eq!(sequence(&server.publish(&tick("s", 0))["id"]), 6572);
 }

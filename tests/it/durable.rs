@@ -1,4 +1,4 @@
-//! Durable subscriptions: what is kept under a name, who is served under it, and how it is told of and ended.
+//! Durable subscriptions: what is stored under a name, which connection receives it, how it is listed and deleted.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,13 +15,13 @@ fn ack(event: u64) -> String {
     json!({"type": "ack", "id": id_of(event)}).to_string()
 }
 
-/// Confirms, and returns once the server has taken note.
+/// Confirms an event, and returns once the server has processed that.
 fn confirm(socket: &mut Socket, event: u64) {
     socket.send(&ack(event));
     assert_eq!(socket.ask(PING_TEXT), json!({"type": "pong"}));
 }
 
-/// Subscribes and returns the answer too.
+/// Subscribes, and returns the socket and the answer.
 fn subscribed(server: &Server, first: &Value) -> (Socket, Value) {
     let mut socket = Socket::open(server.addr, "/ws/subscribe");
     let answer = socket.ask(&first.to_string());
@@ -29,29 +29,29 @@ fn subscribed(server: &Server, first: &Value) -> (Socket, Value) {
     (socket, answer)
 }
 
-/// Subscribes to what cannot be, and returns the words of the refusal.
+/// Sends a first message that must be refused, and returns the message of the refusal.
 fn refused(server: &Server, first: &Value) -> String {
     refused_with(server, first, 1008)
 }
 
-/// The same when the connection ends with this code.
+/// The same for a connection that ends with this close code.
 fn refused_with(server: &Server, first: &Value, expected: u16) -> String {
     let mut socket = Socket::open(server.addr, "/ws/subscribe");
     socket.send(&first.to_string());
-    let (words, code) = socket.last_words();
+    let (words, code) = socket.read_to_close();
     assert_eq!((words.len(), code), (1, expected), "{first}: {words:?}");
     let answer: Value = serde_json::from_str(&words[0]).unwrap();
     assert_eq!(answer["status"], "error", "{first}");
     text_of(&answer["message"])
 }
 
-/// What `GET /subscriptions` says of one.
+/// One subscription in `GET /subscriptions`.
 fn listed(server: &Server, name: &str) -> Value {
     let all = server.get_json("/subscriptions");
     all.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("{name}: {all}")).clone()
 }
 
-/// What the database holds of one: its filters and its position.
+/// The filters and the position of a subscription in the database.
 fn stored(server: &Server, name: &str) -> Option<(Value, u64)> {
     let database = rusqlite::Connection::open(server.db_path()).unwrap();
     let row = database.query_row("SELECT filters, position FROM subscriptions WHERE name = ?1", [name], |row| {
@@ -61,13 +61,13 @@ fn stored(server: &Server, name: &str) -> Option<(Value, u64)> {
 }
 
 #[test]
-fn what_is_confirmed_does_not_come_again_and_the_rest_does() {
+fn confirmed_events_do_not_come_again_and_all_others_do() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     let mut board = server.subscriber(&json!({"name": "board"}));
     server.publish_lines(&ticks("s", 10));
     assert_eq!(sequences(&board.collect(10)), (2..=11).collect::<Vec<_>>(), "a new name begins now");
-    // One confirmation stands for everything before it.
+    // A confirmation covers all events before it.
     confirm(&mut board, 7);
     for end in [drop as fn(Socket), Socket::reset] {
         end(board);
@@ -82,7 +82,7 @@ fn what_is_confirmed_does_not_come_again_and_the_rest_does() {
 }
 
 #[test]
-fn a_new_name_may_begin_in_the_past_and_a_known_one_goes_on_where_it_was() {
+fn a_new_subscription_may_start_in_the_past_and_a_known_one_continues_at_its_position() {
     let server = Server::start();
     server.publish_lines(&ticks("s", 10));
     let mut board = server.subscriber(&json!({"name": "board", "after": id_of(4)}));
@@ -96,7 +96,7 @@ fn a_new_name_may_begin_in_the_past_and_a_known_one_goes_on_where_it_was() {
 }
 
 #[test]
-fn positions_survive_an_orderly_restart() {
+fn positions_survive_a_restart() {
     let mut server = Server::start();
     let names = ["a", "b", "c"];
     let mut sockets = names.map(|name| server.subscriber(&json!({"name": name})));
@@ -120,8 +120,8 @@ fn positions_survive_an_orderly_restart() {
 }
 
 #[test]
-fn a_crash_leaves_nothing_out_and_no_position_beyond_what_was_confirmed() {
-    let mut dice = Dice::thrown();
+fn a_crash_loses_no_event_and_moves_no_position_beyond_a_confirmation() {
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     drop(server.subscriber(&json!({"name": "board"})));
     let (mut published, mut confirmed) = (0, 0);
@@ -140,7 +140,7 @@ fn a_crash_leaves_nothing_out_and_no_position_beyond_what_was_confirmed() {
             }
         }
         if life % 2 == 0 {
-            // What has reached the disk is there again.
+            // A subscription that has reached the disk exists again.
             confirmed = confirmed.max(first);
             board.send(&ack(confirmed));
             await_true("the position on disk", || stored(&server, "board").unwrap().1 == confirmed);
@@ -158,7 +158,7 @@ fn a_crash_leaves_nothing_out_and_no_position_beyond_what_was_confirmed() {
 }
 
 #[test]
-fn filters_are_kept_until_others_replace_them() {
+fn stored_filters_stay_until_new_ones_replace_them() {
     let mut server = Server::start();
     let comes_back = |server: &Server, expected: &Value| {
         let (mut socket, answer) = subscribed(server, &json!({"name": "board"}));
@@ -193,7 +193,7 @@ fn filters_are_kept_until_others_replace_them() {
 }
 
 #[test]
-fn who_comes_under_a_name_takes_it_over() {
+fn a_new_connection_takes_over_the_subscription() {
     let server = Server::start();
     let mut first = server.subscriber(&json!({"name": "board"}));
     server.publish_lines(&ticks("s", 5));
@@ -203,7 +203,7 @@ fn who_comes_under_a_name_takes_it_over() {
     assert_eq!(first.close_code(), 4009);
     assert_eq!(sequences(&second.collect(3)), [3, 4, 5]);
     assert_eq!(listed(&server, "board")["connected"], 1);
-    // A group and a subscription of the same name are not the same.
+    // A group and a subscription may have the same name and are independent.
     let mut member = server.subscriber(&json!({"group": "board"}));
     server.publish(&tick("s", 0));
     for socket in [&mut second, &mut member] {
@@ -212,7 +212,7 @@ fn who_comes_under_a_name_takes_it_over() {
 }
 
 #[test]
-fn taking_over_again_and_again_under_load_leaves_nothing_out() {
+fn repeated_takeovers_under_load_lose_no_event() {
     let server = Server::start();
     drop(server.subscriber(&json!({"name": "board"})));
     thread::scope(|scope| {
@@ -226,12 +226,12 @@ fn taking_over_again_and_again_under_load_leaves_nothing_out() {
         for round in 0..40 {
             let mut socket = server.subscriber(&json!({"name": "board"}));
             if let Some(mut former) = former.take() {
-                assert_eq!(former.last_words().1, 4009);
+                assert_eq!(former.read_to_close().1, 4009);
             }
             let events = sequences(&socket.collect(100));
             assert_eq!(events, (confirmed + 1..=confirmed + 100).collect::<Vec<_>>(), "round {round}");
             confirmed += 1 + round;
-            // A pong may come behind events that are on their way.
+            // The pong may come after events that were on their way.
             socket.send(&ack(confirmed));
             await_true("the confirmation", || listed(&server, "board")["position"] == json!(id_of(confirmed)));
             former = Some(socket);
@@ -240,7 +240,7 @@ fn taking_over_again_and_again_under_load_leaves_nothing_out() {
 }
 
 #[test]
-fn confirmations_that_mean_nothing_change_nothing() {
+fn invalid_and_outdated_confirmations_change_nothing() {
     let server = Server::start();
     let mut board = server.subscriber(&json!({"name": "board"}));
     server.publish_lines(&ticks("s", 10));
@@ -268,7 +268,7 @@ fn confirmations_that_mean_nothing_change_nothing() {
 }
 
 #[test]
-fn without_a_name_a_confirmation_keeps_nothing_and_an_unusable_id_is_an_error() {
+fn a_confirmation_without_a_name_stores_nothing_and_an_invalid_id_is_an_error() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     server.publish_lines(&ticks("s", 3));
@@ -281,7 +281,7 @@ fn without_a_name_a_confirmation_keeps_nothing_and_an_unusable_id_is_an_error() 
 }
 
 #[test]
-fn what_cannot_be_durable_is_refused_in_words() {
+fn options_that_cannot_be_durable_are_refused_with_a_message() {
     let server = Server::start();
     let long = "x".repeat(101);
     for key in ["name", "group"] {
@@ -315,16 +315,16 @@ fn what_cannot_be_durable_is_refused_in_words() {
 }
 
 #[test]
-fn no_more_names_are_kept_than_allowed() {
+fn the_number_of_stored_names_is_limited() {
     let server = Server::with(&[("MAX_SUBSCRIPTIONS", "2")]);
     drop(server.subscriber(&json!({"name": "a"})));
     drop(server.subscriber(&json!({"group": "b"})));
     for first in [json!({"name": "c"}), json!({"group": "c"}), json!({"name": "b"})] {
-        // Who comes later may find a place.
+        // Later there may be room for it.
         let words = refused_with(&server, &first, 1013);
         assert!(words.contains("as many"), "{words}");
     }
-    // Who is known comes in, and who has no name.
+    // Known names are accepted, and subscribers without a name.
     drop(server.subscriber(&json!({"name": "a"})));
     drop(server.subscriber(&json!({"group": "b"})));
     drop(server.subscriber(&json!({})));
@@ -334,7 +334,7 @@ fn no_more_names_are_kept_than_allowed() {
 }
 
 #[test]
-fn the_list_tells_how_far_each_is() {
+fn the_list_shows_the_position_of_each_subscription() {
     let mut server = Server::start();
     assert_eq!(server.get_json("/subscriptions"), json!([]));
     let filter = json!({"name": "of-a", "session_id": "a"});
@@ -374,14 +374,14 @@ fn the_list_tells_how_far_each_is() {
 }
 
 #[test]
-fn a_subscriber_taken_over_or_deleted_gets_its_last_event_whole_and_then_the_close_code() {
+fn a_takeover_or_deletion_closes_the_socket_after_a_whole_event() {
     let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
     let payload = json!({"filler": "x".repeat(60_000)});
     let event = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
     for expected in [4009, 4010] {
         let mut former = server.subscriber(&json!({"name": "board"}));
         socket2::SockRef::from(former.stream()).set_recv_buffer_size(64 << 10).unwrap();
-        // Far more than the system's buffers take.
+        // Far more than the buffers of the system hold.
         for _ in 0..10 {
             server.publish_lines(&vec![event.clone(); 50]);
         }
@@ -392,7 +392,7 @@ fn a_subscriber_taken_over_or_deleted_gets_its_last_event_whole_and_then_the_clo
                 None
             }
         };
-        let (events, code) = former.last_words();
+        let (events, code) = former.read_to_close();
         assert_eq!(code, expected);
         assert!(events.len() < 500, "it was served to the end");
         let ids: Vec<Value> = events.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
@@ -410,8 +410,7 @@ fn two_connections_that_open_a_new_name_at_once_begin_at_the_same_event() {
     server.publish_lines(&ticks("s", 20_000));
     for round in 0..5 {
         let name = format!("board{round}");
-        // The first connection has to search all events for its start; the second needs no search and is served before
-        // it.
+        // The first connection has to search all events for its start. The second needs no search and is ready before.
         let firsts = [
             json!({"name": name, "last": 100_000, "payload": {"rare": true}}),
             json!({"name": name, "payload": {"rare": true}}),
@@ -431,10 +430,10 @@ fn two_connections_that_open_a_new_name_at_once_begin_at_the_same_event() {
         let mut served = 0;
         for (socket, events) in sockets.iter_mut().zip(&mut events) {
             loop {
-                match socket.hear() {
-                    Said::Text(event) => events.push(serde_json::from_str(&event).unwrap()),
+                match socket.receive() {
+                    Received::Text(event) => events.push(serde_json::from_str(&event).unwrap()),
                     said => {
-                        assert_eq!(said, Said::Close(4009));
+                        assert_eq!(said, Received::Close(4009));
                         break;
                     }
                 }
@@ -451,7 +450,7 @@ fn two_connections_that_open_a_new_name_at_once_begin_at_the_same_event() {
 }
 
 #[test]
-fn a_name_opened_while_it_is_deleted_is_listed_only_if_it_is_stored() {
+fn a_name_opened_during_its_deletion_is_listed_only_if_it_is_stored() {
     let server = Server::with(&[("NETWORK_THREADS", "4")]);
     for round in 0..50 {
         let name = format!("board{round}");
@@ -461,7 +460,7 @@ fn a_name_opened_while_it_is_deleted_is_listed_only_if_it_is_stored() {
             scope.spawn(|| {
                 assert_eq!(server.call("DELETE", &format!("/subscriptions/{name}"), &[], b"").status, 204);
             });
-            // The subscription may be deleted or not; either is right here.
+            // Whether the subscription is deleted depends on timing, and both are right.
             drop(opening.join().unwrap());
         });
         let all = server.get_json("/subscriptions");
@@ -471,7 +470,7 @@ fn a_name_opened_while_it_is_deleted_is_listed_only_if_it_is_stored() {
 }
 
 #[test]
-fn what_is_deleted_ends_and_begins_anew() {
+fn deleting_a_subscription_closes_its_connection_and_frees_its_name() {
     let mut server = Server::start();
     let mut board = server.subscriber(&json!({"name": "board", "session_id": "a"}));
     let mut members = [(); 2].map(|()| server.subscriber(&json!({"group": "board"})));
@@ -481,7 +480,7 @@ fn what_is_deleted_ends_and_begins_anew() {
     assert_eq!(board.close_code(), 4010);
     assert_eq!(server.call("DELETE", "/subscriptions/group%3Aboard", &[], b"").status, 204);
     for member in &mut members {
-        assert_eq!(member.last_words().1, 4010);
+        assert_eq!(member.read_to_close().1, 4010);
     }
     assert_eq!(server.get_json("/subscriptions"), json!([]));
     for unknown in ["/subscriptions/board", "/subscriptions/group:board", "/subscriptions/%ff"] {
@@ -500,8 +499,8 @@ fn what_is_deleted_ends_and_begins_anew() {
 }
 
 #[test]
-fn a_deletion_wins_over_confirmations_on_their_way() {
-    let mut dice = Dice::thrown();
+fn a_deleted_subscription_is_not_restored_by_late_confirmations() {
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     server.publish_lines(&ticks("s", 20_000));
     for round in 0..20 {
@@ -509,15 +508,15 @@ fn a_deletion_wins_over_confirmations_on_their_way() {
         let mut board = server.subscriber(&json!({"name": name, "after": id_of(0), "session_id": "nobody"}));
         let (confirmed, enough) = (AtomicU64::new(0), 1 + dice.below(200));
         thread::scope(|scope| {
-            // One after the other until the deletion, so that it always comes between two of them.
+            // Confirmations follow each other until the deletion, so that it always comes between two of them.
             scope.spawn(|| {
                 for event in 1..=20_000 {
                     board.send(&ack(event));
                     board.send(PING_TEXT);
                     confirmed.store(event, Ordering::Relaxed);
-                    match board.hear() {
-                        Said::Text(_) => {}
-                        said => return assert_eq!(said, Said::Close(4010)),
+                    match board.receive() {
+                        Received::Text(_) => {}
+                        said => return assert_eq!(said, Received::Close(4010)),
                     }
                 }
             });
@@ -532,7 +531,7 @@ fn a_deletion_wins_over_confirmations_on_their_way() {
 }
 
 #[test]
-fn history_deleted_before_it_was_confirmed_is_a_gap() {
+fn events_deleted_before_their_confirmation_are_reported_as_a_gap() {
     let server = Server::start();
     let mut board = server.subscriber(&json!({"name": "board"}));
     server.publish_lines(&ticks("s", 10));
@@ -550,13 +549,13 @@ fn history_deleted_before_it_was_confirmed_is_a_gap() {
 }
 
 #[test]
-fn thousands_of_confirmations_are_a_handful_of_commits() {
+fn thousands_of_confirmations_need_only_a_few_commits() {
     const ACKS: u64 = 5_000;
     let server = Server::start();
     let mut board = server.subscriber(&json!({"name": "board"}));
     server.publish_lines(&ticks("s", ACKS as usize));
     assert_eq!(board.collect(ACKS as usize).len(), ACKS as usize);
-    // SQLite counts transactions at this place of the log's index.
+    // SQLite counts transactions at this offset of the -shm file.
     let commits = || {
         let (mut index, mut count) = (server.db_path().into_os_string(), [0; 4]);
         index.push("-shm");
@@ -568,12 +567,12 @@ fn thousands_of_confirmations_are_a_handful_of_commits() {
     send_all(board.stream(), &acks);
     await_true("the last position on disk", || stored(&server, "board").unwrap().1 == ACKS);
     let commits = u64::from(commits().wrapping_sub(before));
-    // One each would be as many; one each fifth of a second never comes near this before the deadline.
+    // With a commit for each confirmation there would be as many. One commit every 200 ms stays far below until the deadline.
     assert!((1..ACKS / 10).contains(&commits), "{commits} commits");
 }
 
 #[test]
-fn who_gets_an_event_and_why_not_is_explained() {
+fn explain_shows_which_subscribers_get_an_event_and_why_others_do_not() {
     let server = Server::start();
     let mut live = Vec::new();
     for first in [json!({}), json!({"session_id": "b"}), json!({"name": "board", "source": "it"})] {
@@ -587,7 +586,7 @@ fn who_gets_an_event_and_why_not_is_explained() {
     });
     let id = text_of(&server.publish(&tick("a", 0))["id"]);
     let ask = || server.get_json(&format!("/subscriptions/explain?event_id={id}"));
-    // The places of those who left are given up a moment after their names.
+    // A subscriber that has left disappears a moment after its name.
     await_true("the live ones", || ask()["subscribers"].as_array().unwrap().len() == 3);
     let explained = ask();
     assert_eq!(explained["event_id"], json!(id));
@@ -612,7 +611,7 @@ fn who_gets_an_event_and_why_not_is_explained() {
 }
 
 #[test]
-fn many_names_are_served_side_by_side() {
+fn many_subscriptions_are_served_at_the_same_time() {
     let server = Server::start();
     in_parallel(8, |n| {
         let mut socket = server.subscriber(&json!({"name": format!("n{n}"), "session_id": format!("s{n}")}));

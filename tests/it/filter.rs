@@ -148,7 +148,7 @@ fn table() -> Vec<(Value, Option<String>)> {
 
 /// The messages to a subscriber whose stream has a start and an end, up to the Close frame.
 fn history(server: &Server, first: &Value) -> Vec<u64> {
-    let (words, code) = server.subscriber(first).last_words();
+    let (words, code) = server.subscriber(first).read_to_close();
     assert_eq!(code, 1000, "{first}");
     sequences(&words.iter().map(|text| serde_json::from_str(text).unwrap()).collect::<Vec<Value>>())
 }
@@ -175,7 +175,7 @@ fn every_interface_passes_the_same_events_through_a_filter() {
             assert_eq!(sequences(&server.pages(&format!("/events?limit=7&{query}"))), newest_first, "{query}");
             assert_eq!(server.stored(query), passing, "{query} as lines");
             let stream = format!("/api/v1/events/stream?after={}&until={LATER}&{query}", id_of(0));
-            assert_eq!(film(&server.get(&stream)), expected, "{query} as a stream");
+            assert_eq!(complete_stream(&server.get(&stream)), expected, "{query} as a stream");
         }
         let mut first = filter.clone();
         first["after"] = json!(id_of(0));
@@ -231,7 +231,7 @@ fn a_deletion_deletes_exactly_the_events_that_pass() {
 /// Compares every answer about the record with the events that must be left in it.
 fn check_rest(server: &Server, left: &[Value], when: &str) {
     assert_eq!(server.stored(""), left, "{when}");
-    assert_eq!(told_statistics(server), (left.len() as u64, statistics(left)), "{when}");
+    assert_eq!(reported_statistics(server), (left.len() as u64, statistics(left)), "{when}");
     assert_eq!(server.get_json("/stats")["events_last_hour"], left.len(), "{when}");
     let of = |query: &str, is_wanted: &dyn Fn(&Value) -> bool| {
         let wanted: Vec<_> = left.iter().filter(|event| is_wanted(event)).cloned().collect();
@@ -279,7 +279,7 @@ fn after_the_newest_events_are_deleted_storing_goes_on() {
     assert_eq!(sequence(&server.publish(&tick("new", 0))["id"]), 32);
 
     // Whoever was connected has lost its server, and nothing else.
-    assert_eq!(live.hear(), Said::End);
+    assert_eq!(live.receive(), Received::End);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn statistics_stay_correct_while_events_are_stored_and_deleted() {
         });
         let stored = server.stored("");
         assert_eq!(stored.len(), 3 * (round + 1));
-        assert_eq!(told_statistics(&server), (stored.len() as u64, statistics(&stored)), "round {round}");
+        assert_eq!(reported_statistics(&server), (stored.len() as u64, statistics(&stored)), "round {round}");
     }
 }
 
@@ -331,7 +331,7 @@ fn an_invalid_filter_is_refused_in_every_interface() {
         check_no_filter(&server, &format!("filter={}", encode(&filter.to_string())));
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
         socket.send(&filter.to_string());
-        let (words, code) = socket.last_words();
+        let (words, code) = socket.read_to_close();
         assert!(words.len() == 1 && words[0].contains(r#""status":"error""#), "{filter}: {words:?}");
         assert_eq!(code, 1008, "{filter}");
     }
@@ -473,7 +473,7 @@ fn an_empty_condition_means_any_event_in_every_interface() {
             every
         );
         let stream = format!("/events/stream?after={}&until={LATER}&{}", id_of(0), query.replace("&until=", ""));
-        assert_eq!(film(&server.get(&stream)), every, "{query} as a stream");
+        assert_eq!(complete_stream(&server.get(&stream)), every, "{query} as a stream");
     }
     for nothing in [Value::Null, json!(""), json!([])] {
         let mut filter = json!({});
@@ -503,7 +503,7 @@ fn an_empty_value_in_a_list_is_refused() {
             server.get(&format!("/events?filter={}", encode(&filter.to_string()))).refusal(422);
             let mut socket = Socket::open(server.addr, "/ws/subscribe");
             socket.send(&filter.to_string());
-            let (words, code) = socket.last_words();
+            let (words, code) = socket.read_to_close();
             assert!(words[0].contains(r#""status":"error""#) && code == 1008, "{filter}: {words:?}");
         }
     }
@@ -529,7 +529,7 @@ fn numbers_of_a_payload_are_compared_digit_by_digit() {
         let first = format!(r#"{{"payload":{{"n":{number}}},"last":9,"until":"{LATER}"}}"#);
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
         socket.send(&first);
-        let (words, _) = socket.last_words();
+        let (words, _) = socket.read_to_close();
         let events = words[1..].iter().map(|text| serde_json::from_str(text).unwrap()).collect::<Vec<Value>>();
         assert_eq!(sequences(&events), expected, "{number} over a WebSocket");
     }
@@ -575,7 +575,7 @@ fn a_filter_finds_a_single_event_anywhere_in_the_record() {
             assert_eq!(history(&server, &first), *expected, "{first}");
         }
         let stream = format!("/events/stream?last=3&until={LATER}&{query}");
-        assert_eq!(film(&server.get(&stream)), *expected, "{filter} as a stream");
+        assert_eq!(complete_stream(&server.get(&stream)), *expected, "{filter} as a stream");
     }
     let query = format!("filter={}", encode(&filters[0].0.to_string()));
     assert_eq!(delete(&server, &query).json(), json!({"deleted": 3}));

@@ -1,4 +1,4 @@
-//! Consumer groups: each event goes to one member, those of a session in order, and none is lost whoever leaves.
+//! Consumer groups: each event goes to one member, the events of a session in order, and no event is lost when members leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// A member of the group and what it was sent, in order.
+/// A member of the group, and the events that it was sent, in order.
 struct Member {
     socket: Socket,
     received: Vec<(u64, String)>,
@@ -27,7 +27,7 @@ impl Member {
         self.received.push((sequence(&event["id"]), text_of(&event["session_id"])));
     }
 
-    /// Receives so many events.
+    /// Receives `count` events.
     fn receive(&mut self, count: usize) -> Vec<u64> {
         for event in self.socket.collect(count) {
             self.take(&event);
@@ -35,7 +35,7 @@ impl Member {
         self.last(count)
     }
 
-    /// Receives everything that waits for it. The second pong comes after what was there before the first.
+    /// Receives all waiting events. The second pong comes after the events that were there before the first.
     fn drain(&mut self) -> Vec<u64> {
         let before = self.received.len();
         for _ in 0..2 {
@@ -59,20 +59,20 @@ impl Member {
         self.socket.send(&json!({"type": "ack", "id": id_of(event)}).to_string());
     }
 
-    /// Says goodbye, and returns once the server has said it too. Until then events may come.
+    /// Sends a Close frame, and returns once the server has answered it. Events may come before that.
     fn leave(mut self) {
         self.socket.send_frame(CLOSE, &code_bytes(1000));
-        assert_eq!(self.socket.last_words().1, 1000);
+        assert_eq!(self.socket.read_to_close().1, 1000);
     }
 }
 
-/// What `GET /subscriptions` says of the group.
+/// The group in `GET /subscriptions`.
 fn listed(server: &Server) -> Value {
     let all = server.get_json("/subscriptions");
     all.as_array().unwrap().iter().find(|one| one["name"] == "group:graders").expect("the group").clone()
 }
 
-/// Waits until the members have so many events in hand.
+/// Waits until `count` events are unconfirmed.
 fn await_unconfirmed(server: &Server, count: usize) {
     await_true("the events in hand", || listed(server)["unconfirmed"] == count);
 }
@@ -85,7 +85,7 @@ fn await_position(server: &Server, event: u64) {
     await_true("the position", || listed(server)["position"] == json!(id_of(event)));
 }
 
-/// What the database holds of the group: its filters and its position.
+/// The filters and the position of the group in the database.
 fn stored(server: &Server) -> (Value, u64) {
     let database = rusqlite::Connection::open(server.db_path()).unwrap();
     let sql = "SELECT filters, position FROM subscriptions WHERE name = 'group:graders'";
@@ -93,12 +93,12 @@ fn stored(server: &Server) -> (Value, u64) {
     (serde_json::from_str(&filters).unwrap(), position as u64)
 }
 
-/// Publishes so many events, the sessions in turn.
+/// Publishes `count` events, to each session in turn.
 fn publish(server: &Server, sessions: usize, count: usize) {
     server.publish_lines(&(0..count).map(|n| tick(&format!("s{}", n % sessions), n)).collect::<Vec<_>>());
 }
 
-/// Holds what one member was sent for the first time against the order of each session.
+/// Checks that a member was sent the events of each session in order, repeats aside.
 fn assert_in_order(received: &[(u64, String)]) {
     let mut last = BTreeMap::<&str, u64>::new();
     for (event, session) in received {
@@ -108,7 +108,7 @@ fn assert_in_order(received: &[(u64, String)]) {
 }
 
 #[test]
-fn each_event_goes_to_one_member_and_a_session_stays_together() {
+fn each_event_goes_to_one_member_and_a_session_to_the_same_one() {
     let server = Server::start();
     let mut members = [(); 4].map(|()| Member::join(&server));
     publish(&server, 200, 600);
@@ -128,7 +128,7 @@ fn each_event_goes_to_one_member_and_a_session_stays_together() {
     all.sort_unstable();
     assert_eq!(all, (1..=600).collect::<Vec<_>>());
 
-    // Each confirms for itself only.
+    // A member confirms only its own events.
     let mut left = 600;
     for member in &mut members {
         let count = member.received.len();
@@ -142,7 +142,7 @@ fn each_event_goes_to_one_member_and_a_session_stays_together() {
 }
 
 #[test]
-fn what_is_not_in_a_members_hand_it_cannot_confirm() {
+fn a_member_cannot_confirm_events_that_it_does_not_have_in_hand() {
     let server = Server::start();
     let mut members = [(); 2].map(|()| Member::join(&server));
     publish(&server, 50, 50);
@@ -156,7 +156,7 @@ fn what_is_not_in_a_members_hand_it_cannot_confirm() {
         let answer = second.socket.ask(&json!({"type": "ack", "id": id}).to_string());
         assert_eq!(answer["status"], "error", "{id}");
     }
-    // Confirmations are taken in order, so those before this one were.
+    // The server processes confirmations in order, so it has processed the ones before this one.
     second.ack(of_second[0]);
     await_true("the one confirmation", || listed(&server)["unconfirmed"] != 50);
     assert_eq!(listed(&server)["unconfirmed"], 49);
@@ -166,7 +166,7 @@ fn what_is_not_in_a_members_hand_it_cannot_confirm() {
 }
 
 #[test]
-fn a_session_stays_where_it_is_while_any_of_it_is_unconfirmed() {
+fn a_session_stays_with_its_member_while_any_of_its_events_is_unconfirmed() {
     let server = Server::start();
     let mut first = Member::join(&server);
     publish(&server, 30, 30);
@@ -176,7 +176,7 @@ fn a_session_stays_where_it_is_while_any_of_it_is_unconfirmed() {
     assert_eq!(first.receive(60), (31..=90).collect::<Vec<_>>());
     first.ack(90);
     await_position(&server, 90);
-    // Now they may move, and with three newcomers some do.
+    // Now the sessions may move, and with three new members some do.
     publish(&server, 30, 30);
     await_unconfirmed(&server, 30);
     let moved: usize = others.iter_mut().map(|member| member.drain().len()).sum();
@@ -185,7 +185,7 @@ fn a_session_stays_where_it_is_while_any_of_it_is_unconfirmed() {
 }
 
 #[test]
-fn what_a_leaving_member_had_goes_to_others_before_what_comes_later() {
+fn the_events_of_a_member_that_leaves_go_to_others_before_later_events() {
     let server = Server::start();
     let mut published = 0;
     for resets in [false, true] {
@@ -195,7 +195,7 @@ fn what_a_leaving_member_had_goes_to_others_before_what_comes_later() {
         let mut staying = Member::join(&server);
         leaving.ack(published + 20);
         if resets {
-            // A reset may overtake what was sent before it.
+            // A reset may discard frames that were sent before it.
             await_unconfirmed(&server, 30);
             leaving.socket.reset();
         } else {
@@ -215,7 +215,7 @@ fn what_a_leaving_member_had_goes_to_others_before_what_comes_later() {
 }
 
 #[test]
-fn what_a_member_does_not_confirm_in_time_goes_to_another() {
+fn events_not_confirmed_in_time_go_to_another_member() {
     let server = Server::start();
     let asks = json!({"group": "graders", "ack_wait_ms": 1500});
     let mut hanging = Member::join_as(&server, &asks);
@@ -223,9 +223,9 @@ fn what_a_member_does_not_confirm_in_time_goes_to_another() {
     assert_eq!(hanging.receive(5), [1, 2, 3, 4, 5]);
     let mut other = Member::join_as(&server, &asks);
     publish(&server, 1, 2);
-    // Only time brings them: until then even what comes later goes to the one that hangs.
+    // They move only after the time is over. Until then, later events of the session also go to the member that hangs.
     assert_eq!(other.receive(7), [1, 2, 3, 4, 5, 6, 7]);
-    // What it says now is too late: it has nothing in hand. Had it an effect, these would not come again.
+    // This confirmation is too late, as the member has nothing in hand. If it counted, these events would not come again.
     hanging.ack(5);
     hanging.leave();
     await_members(&server, 1);
@@ -235,11 +235,11 @@ fn what_a_member_does_not_confirm_in_time_goes_to_another() {
 }
 
 #[test]
-fn an_abandoned_group_goes_on_after_what_was_confirmed() {
+fn an_empty_group_continues_after_the_last_confirmation() {
     let server = Server::start();
     publish(&server, 7, 100);
     let mut first = json!({"group": "graders", "after": id_of(0)});
-    // At once, while the former group may still be ending, ...
+    // A member joins at once, while the former group may still be ending, ...
     for confirmed in 0..100 {
         let mut member = Member::join_as(&server, &first);
         assert_eq!(member.receive(1), [confirmed + 1], "what was confirmed before the goodbye counts");
@@ -247,7 +247,7 @@ fn an_abandoned_group_goes_on_after_what_was_confirmed() {
         member.leave();
         first = json!({"group": "graders"});
     }
-    // ... and after a while, in which nobody was there.
+    // ... and one after a time without members.
     await_members(&server, 0);
     publish(&server, 7, 30);
     assert_eq!(listed(&server)["lag"], 30);
@@ -255,7 +255,7 @@ fn an_abandoned_group_goes_on_after_what_was_confirmed() {
 }
 
 #[test]
-fn members_come_and_go_at_once_and_nobody_is_left_waiting() {
+fn members_that_join_and_leave_at_the_same_time_all_get_events() {
     let server = Server::start();
     drop(Member::join(&server));
     in_parallel(8, |n| {
@@ -274,12 +274,12 @@ fn members_come_and_go_at_once_and_nobody_is_left_waiting() {
 }
 
 #[test]
-fn a_restart_loses_nothing_and_repeats_only_what_was_unconfirmed() {
+fn a_restart_loses_no_event_and_repeats_only_unconfirmed_ones() {
     let mut server = Server::start();
     let mut members = [(); 3].map(|()| Member::join(&server));
     publish(&server, 30, 300);
     await_unconfirmed(&server, 300);
-    // What is confirmed out of order counts once everything before it is.
+    // Events confirmed out of order count once all events before them are confirmed.
     let mut unconfirmed = BTreeSet::from_iter(1..=300);
     for member in &mut members {
         let received = member.drain();
@@ -312,13 +312,13 @@ fn a_restart_loses_nothing_and_repeats_only_what_was_unconfirmed() {
 }
 
 #[test]
-fn members_who_hold_all_they_may_delay_no_shutdown() {
+fn members_with_a_full_window_do_not_delay_the_shutdown() {
     let mut server = Server::start();
     let mut member = Member::join(&server);
     for _ in 0..6 {
         publish(&server, 10, 1000);
     }
-    // The window is full: the rest is not even read.
+    // The window is full, so the rest is not read.
     assert_eq!(member.receive(4096), (1..=4096).collect::<Vec<_>>());
     member.drain();
     assert_eq!(listed(&server)["unconfirmed"], 4096);
@@ -333,14 +333,14 @@ fn members_who_hold_all_they_may_delay_no_shutdown() {
 }
 
 #[test]
-fn members_agree_on_the_filters() {
+fn all_members_have_the_same_filters() {
     let mut server = Server::start();
     let of_a = json!({"group": "graders", "session_id": "a"});
     let of_b = json!({"group": "graders", "session_id": "b"});
     let mut first = Member::join_as(&server, &of_a);
     let mut socket = Socket::open(server.addr, "/ws/subscribe");
     socket.send(&of_b.to_string());
-    let (words, code) = socket.last_words();
+    let (words, code) = socket.read_to_close();
     assert_eq!((words.len(), code), (1, 1008), "{words:?}");
     assert!(words[0].contains("error") && words[0].contains("graders"), "{words:?}");
 
@@ -358,7 +358,7 @@ fn members_agree_on_the_filters() {
     first.leave();
     await_members(&server, 0);
 
-    // An empty group takes others, and keeps them even if nothing is ever confirmed.
+    // An empty group accepts other filters, and stores them even if no event is ever confirmed.
     let mut member = Member::join_as(&server, &of_b);
     assert_eq!(listed(&server)["filters"], json!({"session_id": "b"}));
     await_true("the filters on disk", || stored(&server).0 == json!({"session_id": "b"}));
@@ -371,7 +371,7 @@ fn members_agree_on_the_filters() {
 }
 
 #[test]
-fn an_event_larger_than_a_members_share_gets_through() {
+fn an_event_larger_than_the_window_is_delivered() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "4096")]);
     let mut member = Member::join(&server);
     let payload = json!({"filler": "x".repeat(30_000)});
@@ -387,14 +387,14 @@ fn an_event_larger_than_a_members_share_gets_through() {
 }
 
 #[test]
-fn whole_groups_work_through_a_long_history() {
+fn groups_process_a_long_history() {
     let server = Server::start();
     for _ in 0..20 {
         publish(&server, 100, 1000);
     }
     let mut first = Member::join_as(&server, &json!({"group": "graders", "after": id_of(0)}));
     let mut second = Member::join(&server);
-    /// Ends the readers, also when they wait in vain.
+    /// Ends the readers, also those that wait for events that never come.
     struct EndAtEnd([TcpStream; 2]);
     impl Drop for EndAtEnd {
         fn drop(&mut self) {
@@ -406,8 +406,8 @@ fn whole_groups_work_through_a_long_history() {
         let _end = EndAtEnd(streams);
         for member in [&mut first, &mut second] {
             scope.spawn(move || {
-                // One at a time, as a worker would.
-                while let Said::Text(event) = member.socket.hear() {
+                // Each event is confirmed by itself, as a worker would do.
+                while let Received::Text(event) = member.socket.receive() {
                     let event: Value = serde_json::from_str(&event).unwrap();
                     member.take(&event);
                     member.ack(sequence(&event["id"]));
@@ -419,16 +419,16 @@ fn whole_groups_work_through_a_long_history() {
     for member in [&first, &second] {
         assert_in_order(&member.received);
     }
-    // A session that moves to a newcomer may come to it twice, never in neither place.
+    // The events of a session that moves to a new member may come twice, and never not at all.
     let all: BTreeSet<_> = first.received.iter().chain(&second.received).map(|(event, _)| *event).collect();
     assert_eq!(all, (1..=20_000).collect());
 }
 
-/// The group as the test knows it, whatever members come and go.
+/// What the test knows of the group, while members come and leave.
 #[derive(Default)]
 struct Known {
     seen: BTreeSet<u64>,
-    /// The last event of each session that was seen for the first time.
+    /// For each session the last event that was received for the first time.
     last: BTreeMap<String, u64>,
     confirmed: BTreeSet<u64>,
 }
@@ -444,7 +444,7 @@ impl Known {
         }
     }
 
-    /// Confirms what a member received up to an index.
+    /// Confirms the events that a member received up to an index.
     fn confirm(&mut self, member: &mut Member, index: usize) {
         let event = member.received[index].0;
         member.ack(event);
@@ -453,8 +453,8 @@ impl Known {
 }
 
 #[test]
-fn whatever_members_do_each_event_is_confirmed_and_sessions_stay_in_order() {
-    let mut dice = Dice::thrown();
+fn with_random_members_each_event_is_confirmed_and_sessions_stay_in_order() {
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     let asks = json!({"group": "graders", "ack_wait_ms": 100});
     let (mut members, mut known, mut published) = (vec![Member::join_as(&server, &asks)], Known::default(), 0);
@@ -473,7 +473,7 @@ fn whatever_members_do_each_event_is_confirmed_and_sessions_stay_in_order() {
             9..=18 if !members.is_empty() => {
                 let member = &mut members[chosen];
                 known.drain(member);
-                // Often the last, sometimes one from long ago.
+                // Often the last event, sometimes a much earlier one.
                 let received = member.received.len() as u64;
                 if received > 0 && dice.below(3) > 0 {
                     let back = if dice.below(2) == 0 { 0 } else { dice.below(received.min(40)) };

@@ -1,4 +1,4 @@
-//! Subscribers that are too slow for the live stream: what `on_lag` promises, counted event by event.
+//! Slow subscribers: what `on_lag` promises, checked event by event.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use crate::subscribe::while_publishing;
 use crate::support::*;
 
-/// What may wait for one subscriber in these tests.
+/// MAX_SUBSCRIBER_BYTES of these tests.
 const BOUND: &str = "65536";
-/// An event of these tests is about so large when it is delivered.
+/// About the size of an event of these tests in its delivery.
 const FILLER: usize = 2_000;
 
-/// A server of which no subscriber is given up while its test lets it hang.
+/// A server with a write timeout that is longer than a test lets a subscriber hang.
 fn patient(subscriber_bytes_max: &str) -> Server {
     Server::with(&[
         ("MAX_SUBSCRIBER_BYTES", subscriber_bytes_max),
@@ -23,27 +23,27 @@ fn patient(subscriber_bytes_max: &str) -> Server {
     ])
 }
 
-/// A subscriber whose socket takes little before it is full: the system would let it grow to 32 MiB.
+/// A subscriber whose socket is full after little data. By default the system would let its buffers grow to 32 MiB.
 fn narrow(server: &Server, first: &Value) -> Socket {
     let subscriber = server.subscriber(first);
     socket2::SockRef::from(subscriber.stream()).set_recv_buffer_size(64 << 10).unwrap();
     subscriber
 }
 
-/// The n-th event, from 1: of session "a" if it is odd, of "b" if not, and every third has `"third": true`.
+/// The n-th event, from 1: in session "a" if n is odd, else in "b". Every third event has `"third": true`.
 fn event(n: u64) -> String {
     let session = if n % 2 == 1 { "a" } else { "b" };
     let payload = json!({"third": n.is_multiple_of(3), "filler": "x".repeat(FILLER)});
     json!({"event_type": "timer_tick", "source": "it", "session_id": session, "payload": payload}).to_string()
 }
 
-/// Publishes the events after one and up to another in one transaction.
+/// Publishes the events after one number and up to another, in one transaction.
 fn publish(server: &Server, after: u64, through: u64) {
     let ids = server.publish_lines(&(after + 1..=through).map(event).collect::<Vec<_>>());
     assert_eq!(ids.last(), Some(&id_of(through)), "only this test publishes");
 }
 
-/// More than a socket and an outbox hold, in transactions of about a megabyte.
+/// Publishes more than a socket and an outbox hold, in transactions of about a megabyte.
 const FLOOD: u64 = 12_000;
 
 fn flood(server: &Server) {
@@ -57,7 +57,7 @@ fn flood_after(server: &Server, after: u64) {
 }
 
 #[test]
-fn who_falls_behind_is_told_and_gets_everything() {
+fn a_subscriber_that_falls_behind_is_told_and_gets_every_event() {
     let server = patient(BOUND);
     let mut subscriber = narrow(&server, &json!({"signals": true}));
     flood(&server);
@@ -88,7 +88,7 @@ fn who_falls_behind_is_told_and_gets_everything() {
 }
 
 #[test]
-fn who_asked_for_no_signals_meets_none() {
+fn without_signals_a_subscriber_gets_only_events() {
     let server = patient(BOUND);
     let mut subscribers = [json!({}), json!({"signals": false, "on_lag": "catch_up"}), json!({"after": id_of(0)})]
         .map(|first| narrow(&server, &first));
@@ -106,7 +106,7 @@ fn who_asked_for_no_signals_meets_none() {
 }
 
 #[test]
-fn who_starts_in_the_past_is_told_where_live_begins() {
+fn a_subscriber_that_starts_in_the_past_is_told_where_live_begins() {
     let server = patient(BOUND);
     publish(&server, 0, 300);
     for (first, start) in [(json!({"after": id_of(0)}), 0), (json!({"last": 3}), 297), (json!({"last": 0}), 300)] {
@@ -120,8 +120,8 @@ fn who_starts_in_the_past_is_told_where_live_begins() {
     }
 }
 
-/// Reads the events after `last` and the mark behind which they are live, up to the event `through`. Returns the event
-/// before the mark.
+/// Reads the events after `last` up to `through`, and the `caught_up` signal among them. Returns the event before the
+/// signal.
 fn read_to_live(subscriber: &mut Socket, mut last: u64, through: u64) -> u64 {
     let mut before_live = None;
     while last < through || before_live.is_none() {
@@ -141,7 +141,7 @@ fn read_to_live(subscriber: &mut Socket, mut last: u64, through: u64) -> u64 {
 }
 
 #[test]
-fn caught_up_comes_after_all_that_was_stored_when_the_subscription_was_answered_whatever_comes_meanwhile() {
+fn caught_up_comes_after_all_events_stored_before_the_answer() {
     let server = patient(BOUND);
     flood(&server);
     let starts = [json!({"after": id_of(0)}), json!({"last": FLOOD}), json!({"since": "2020-01-01T00:00:00Z"})];
@@ -149,7 +149,7 @@ fn caught_up_comes_after_all_that_was_stored_when_the_subscription_was_answered_
         first["signals"] = true.into();
         narrow(&server, &first)
     });
-    // Nobody reads yet, so that each has far more of its history before it than storage is read ahead.
+    // No subscriber reads yet, so that each has much more history to receive than the server reads ahead.
     publish(&server, FLOOD, FLOOD + 500);
     for subscriber in &mut subscribers {
         let before_live = read_to_live(subscriber, 0, FLOOD + 500);
@@ -182,7 +182,7 @@ fn caught_up_comes_once_among_events_that_arrive_in_a_steady_stream() {
     );
 }
 
-/// Bytes that a client has sent and the server has not read, wherever they wait.
+/// Bytes that a client has sent and the server has not read, in the buffers of both sockets.
 fn unread_bytes(client: &TcpStream) -> u64 {
     let spelled = |addr: SocketAddr| match addr.ip() {
         IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), addr.port()),
@@ -198,11 +198,11 @@ fn unread_bytes(client: &TcpStream) -> u64 {
     waiting(&here, &there, 0) + waiting(&there, &here, 1)
 }
 
-/// Stops what is written to a subscriber before its first event: it has asked for more pongs than its socket takes, and
-/// for fewer than may wait for it in the server, which has to have one network thread.
+/// Subscribes and blocks the writes to the subscriber before its first event: it asks for more pongs than its socket
+/// holds, and for fewer than its outbox holds. The server must have one network thread.
 fn choke(server: &Server, first: &Value) -> (Socket, Value) {
     let stream = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    // Small segments keep the server's own buffer of the socket small, too: some 150 KB are taken.
+    // Small TCP segments also keep the server's send buffer small: together some 150 KB fit.
     stream.set_tcp_mss(536).unwrap();
     stream.set_recv_buffer_size(4 << 10).unwrap();
     stream.connect(&server.addr.into()).unwrap();
@@ -216,16 +216,15 @@ fn choke(server: &Server, first: &Value) -> (Socket, Value) {
 }
 
 #[test]
-fn who_falls_behind_before_its_first_event_is_told_where_it_began() {
+fn a_subscriber_that_falls_behind_before_its_first_event_is_told_where_it_started() {
     for stored in [0, 7] {
-        // A subscriber that was quick enough to have its first events in hand does not fall behind before them: then the
-        // situation is made anew.
+        // A subscriber that gets its first events before it blocks does not fall behind before them. Then the test tries again.
         let is_met = (0..50).any(|_| fall_behind_before_the_first_event(stored));
         assert!(is_met, "each of them has had an event first");
     }
 }
 
-/// Whether both subscribers fell behind before their first event.
+/// Tries once. Returns whether both subscribers fell behind before their first event.
 fn fall_behind_before_the_first_event(stored: u64) -> bool {
     let server = Server::with(&[
         ("MAX_SUBSCRIBER_BYTES", BOUND),
@@ -247,12 +246,12 @@ fn fall_behind_before_the_first_event(stored: u64) -> bool {
         assert_eq!(answer["last_event_id"], json!((stored > 0).then(|| id_of(stored))));
         socket2::SockRef::from(subscriber.stream()).set_recv_buffer_size(1 << 20).unwrap();
         let told = loop {
-            match subscriber.hear() {
-                Said::Pong(_) => {}
+            match subscriber.receive() {
+                Received::Pong(_) => {}
                 said => break said,
             }
         };
-        let Said::Text(told) = told else { panic!("{told:?}") };
+        let Received::Text(told) = told else { panic!("{told:?}") };
         let told: Value = serde_json::from_str(&told).unwrap();
         if told.get("id").is_some() {
             return false;
@@ -269,7 +268,7 @@ fn fall_behind_before_the_first_event(stored: u64) -> bool {
     })
 }
 
-/// A subscriber that skips, and whether the n-th event passes its filter.
+/// A subscriber with `on_lag` skip, and whether the n-th event passes its filter.
 type Skipping = (Socket, fn(u64) -> bool);
 
 fn skipping(server: &Server) -> [Skipping; 4] {
@@ -285,8 +284,8 @@ fn skipping(server: &Server) -> [Skipping; 4] {
     })
 }
 
-/// Reads what a skipping subscriber is sent of the events after one and up to another, each of which must come
-/// or be counted as missed, and returns how many were missed.
+/// Reads the events after one number and up to another. Each must arrive or be counted as missed. Returns how many were
+/// missed.
 fn account((subscriber, matches): &mut Skipping, after: u64, through: u64) -> usize {
     let matches = *matches;
     let matching = |after: u64, through: u64| (after + 1..=through).filter(move |n| matches(*n));
@@ -310,7 +309,7 @@ fn account((subscriber, matches): &mut Skipping, after: u64, through: u64) -> us
 }
 
 #[test]
-fn who_skips_while_it_hangs_is_told_exactly_how_much() {
+fn a_skipping_subscriber_that_hangs_is_told_exactly_how_many_events_it_missed() {
     let server = patient(BOUND);
     let mut subscribers = skipping(&server);
     flood(&server);
@@ -324,25 +323,25 @@ fn who_skips_while_it_hangs_is_told_exactly_how_much() {
 }
 
 #[test]
-fn who_skips_again_and_again_is_told_exactly_how_much() {
+fn a_skipping_subscriber_that_hangs_repeatedly_is_told_exactly_how_many_events_it_missed() {
     let server = patient(BOUND);
     let mut subscribers = skipping(&server);
-    // An event for each is awaited, so that each is live before anything is too much.
+    // Each subscriber waits for an event, so that all are live before the flood.
     publish(&server, 0, 4);
     for subscriber in &mut subscribers {
         assert_eq!(account(subscriber, 0, 4), 0, "nothing is too much yet");
     }
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut ends = vec![4, 2_004];
     while ends[ends.len() - 1] < FLOOD {
-        // Transactions far above the bound, and some below it.
+        // Some transactions are far above the bound, and some below it.
         let most = if dice.below(3) == 0 { 500 } else { 10 };
         ends.push(ends[ends.len() - 1] + 1 + dice.below(most));
     }
     let end = ends[ends.len() - 1];
     thread::scope(|scope| {
         for subscriber in &mut subscribers {
-            // Whether it is ever too slow is up to the machine.
+            // Whether a subscriber is too slow depends on the machine.
             scope.spawn(move || account(subscriber, 4, end));
         }
         ends.windows(2).for_each(|pair| publish(&server, pair[0], pair[1]));
@@ -354,12 +353,12 @@ fn who_skips_again_and_again_is_told_exactly_how_much() {
 }
 
 #[test]
-fn a_commit_beyond_max_subscriber_bytes_disconnects_no_subscriber_that_keeps_up() {
+fn a_commit_beyond_max_subscriber_bytes_disconnects_no_fast_subscriber() {
     let server = patient(BOUND);
     let mut subscribers =
         ["catch_up", "skip", "disconnect"].map(|on_lag| server.subscriber(&json!({"on_lag": on_lag, "signals": true})));
     let mut last = 0;
-    // The first event shows that everybody is live; the transactions after it are some 1 MB each.
+    // The first event shows that all subscribers are live. The transactions after it have some 1 MB each.
     for through in [1, 501, 1_001] {
         publish(&server, last, through);
         for subscriber in &mut subscribers {
@@ -373,14 +372,14 @@ fn a_commit_beyond_max_subscriber_bytes_disconnects_no_subscriber_that_keeps_up(
 }
 
 #[test]
-fn who_asked_to_be_disconnected_is_and_comes_back_for_the_rest() {
+fn on_lag_disconnect_closes_the_socket_and_the_subscriber_can_resume() {
     let server = patient(BOUND);
     let mut subscriber = narrow(&server, &json!({"on_lag": "disconnect", "signals": true}));
     let mut witness = server.subscriber(&json!({}));
     publish(&server, 0, 1);
     assert_eq!(sequence(&subscriber.json()["id"]), 1);
     flood_after(&server, 1);
-    let (words, code) = subscriber.last_words();
+    let (words, code) = subscriber.read_to_close();
     assert_eq!(code, 4008);
     let mut last = 1;
     for word in words {
@@ -399,7 +398,7 @@ fn who_asked_to_be_disconnected_is_and_comes_back_for_the_rest() {
 }
 
 #[test]
-fn a_wish_that_is_none_is_refused_in_words() {
+fn an_invalid_on_lag_is_refused_with_a_message() {
     let server = Server::start();
     for first in [
         r#"{"on_lag":"hurry"}"#,
@@ -422,17 +421,17 @@ fn a_wish_that_is_none_is_refused_in_words() {
 const MANY: u64 = 2_000_000;
 const PER_BODY: u64 = 10_000;
 
-/// How much the server may grow by while the subscriber hangs. Its own bound is 256 KiB, beside which it holds
-/// one page of 256 KiB that it could not write, and the system some MiB of the socket, which are not the
-/// process's. The rest is for what everybody's events cost: the lists of the segments that are being filled and
-/// sealed, the caches of SQLite, the bodies. 36 bytes kept for each event would be above it.
+/// How much the server's memory may grow while the subscriber hangs. The subscriber has 256 KiB in its outbox and one page of
+/// 256 KiB that could not be written; the buffers of the socket are not memory of the process. The rest is what storing the
+/// events costs: the lists of the segments that are being filled and sealed, the caches of SQLite, request bodies. Keeping
+/// 36 bytes for each event would exceed it.
 const GROWTH_MAX: u64 = 64 << 20;
 
 #[test]
-fn a_subscriber_that_stops_reading_costs_its_bound_and_gets_all_of_two_million() {
+fn a_subscriber_that_stops_reading_costs_bounded_memory_and_gets_all_two_million_events() {
     let server = patient("262144");
     let mut stuck = narrow(&server, &json!({"signals": true}));
-    // Numbered within its body; the body is the same each time, so that making it costs nothing.
+    // Events are numbered within a body, so that every body is the same and is built only once.
     let mut body = String::new();
     for n in 0..PER_BODY {
         writeln!(
@@ -452,7 +451,7 @@ fn a_subscriber_that_stops_reading_costs_its_bound_and_gets_all_of_two_million()
             assert!(response.body.starts_with(format!(r#"{{"count":{PER_BODY},"#).as_bytes()));
         }
     };
-    // Enough for two segments to be sealed and for every cache to be warm, with the subscriber hanging already.
+    // Enough events to seal two segments and warm every cache, while the subscriber hangs already.
     publish(20);
     let before = resident_bytes(server.pid());
     let mut most = before;
@@ -467,7 +466,7 @@ fn a_subscriber_that_stops_reading_costs_its_bound_and_gets_all_of_two_million()
     let (mut last, mut is_behind) = (0, false);
     let mut expected = String::new();
     while last < MANY || is_behind {
-        // Two million messages are looked at as text: parsing them would take longer than sending them.
+        // The two million messages are searched as text: parsing them would take longer than sending them.
         let message = stuck.text();
         if let Some(rest) = message.strip_prefix(r#"{"id":""#) {
             expected.clear();

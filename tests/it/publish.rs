@@ -239,12 +239,12 @@ fn a_message_beyond_16_mib_closes_the_socket() {
     assert_eq!(publisher.ask(&padded(bytes)), edge, "16 MiB themselves are survived");
 
     publisher.send(&padded(bytes + 1));
-    assert_eq!(publisher.last_words().1, 1009);
+    assert_eq!(publisher.read_to_close().1, 1009);
 
     // The announced length is enough: the message need not be sent whole.
     let mut publisher = server.publisher();
     publisher.send_raw([0x81, 0xff, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 2, 3, 4]);
-    assert_eq!(publisher.last_words().1, 1009);
+    assert_eq!(publisher.read_to_close().1, 1009);
 
     // Fragments are counted together.
     let mut publisher = server.publisher();
@@ -253,7 +253,7 @@ fn a_message_beyond_16_mib_closes_the_socket() {
     for _ in 0..16 {
         publisher.send_raw(frame(CONTINUATION, &fragment));
     }
-    assert_eq!(publisher.last_words().1, 1009);
+    assert_eq!(publisher.read_to_close().1, 1009);
     server.publish(&tick("s", 0));
 }
 
@@ -295,7 +295,7 @@ fn acknowledgements_can_be_left_out() {
     send_all(publisher.stream(), &ticks("s", 2000));
     server.await_stats("2,000 unacknowledged events", |stats| stats["total_events"] == 2000);
     publisher.send_frame(PING, b"anything said?");
-    assert_eq!(publisher.hear(), Said::Pong(b"anything said?".to_vec()), "no acknowledgement came before");
+    assert_eq!(publisher.receive(), Received::Pong(b"anything said?".to_vec()), "no acknowledgement came before");
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn each_event_can_be_acknowledged_by_itself() {
     // The contract names three ways; another one is refused before or at the upgrade.
     match Socket::handshake(server.addr, "/ws/publish?ack=sometimes", &[]) {
         Err(refusal) => assert!((400..500).contains(&refusal.status), "{}", refusal.status),
-        Ok(mut socket) => drop(socket.last_words()),
+        Ok(mut socket) => drop(socket.read_to_close()),
     }
 }
 
@@ -316,7 +316,7 @@ fn pings_are_answered_with_their_bytes() {
     let mut publisher = server.publisher();
     for payload in [b"".as_slice(), b"ping", &[0xff; 125]] {
         publisher.send_frame(PING, payload);
-        assert_eq!(publisher.hear(), Said::Pong(payload.to_vec()));
+        assert_eq!(publisher.receive(), Received::Pong(payload.to_vec()));
     }
     publisher.send_frame(PONG, b"nobody asked");
     assert_eq!(publisher.ask(&tick("s", 0))["status"], "ok");
@@ -335,7 +335,7 @@ fn fragments_are_put_together() {
         }
         publisher.send_frame(PING, b"between");
         publisher.send_raw(frame(0x80 | CONTINUATION, b""));
-        assert_eq!(publisher.hear(), Said::Pong(b"between".to_vec()));
+        assert_eq!(publisher.receive(), Received::Pong(b"between".to_vec()));
         assert_eq!(publisher.json()["status"], "ok");
     }
     // The bytes of one frame may come one by one.
@@ -393,7 +393,7 @@ fn bad_frames_close_the_socket_with_the_right_code() {
         let mut publisher = server.publisher();
         let good = frame(0x80 | TEXT, event.as_bytes());
         publisher.send_raw([good, bytes].concat());
-        let (words, code) = publisher.last_words();
+        let (words, code) = publisher.read_to_close();
         // An announced length that no message may have is both too large and malformed.
         let either = what == "length with its top bit set" && code == 1009;
         assert!(code == expected || either, "{what}: closed with {code}, not {expected}");
@@ -414,9 +414,9 @@ fn lengths_written_too_long_are_read_or_refused() {
     for head in long_forms {
         let mut publisher = server.publisher();
         publisher.send_raw([head.as_slice(), mask_and_payload].concat());
-        match publisher.hear() {
-            Said::Text(text) => assert!(text.contains("\"ok\""), "{text}"),
-            said => assert_eq!(said, Said::Close(1002)),
+        match publisher.receive() {
+            Received::Text(text) => assert!(text.contains("\"ok\""), "{text}"),
+            said => assert_eq!(said, Received::Close(1002)),
         }
     }
 }
@@ -432,7 +432,7 @@ fn a_close_frame_is_echoed_after_the_answers() {
         let mut publisher = server.publisher();
         send_all(publisher.stream(), &ticks("s", 100));
         publisher.send_frame(CLOSE, &payload);
-        let (words, echoed) = publisher.last_words();
+        let (words, echoed) = publisher.read_to_close();
         assert_eq!(words.len(), 100, "everything sent before the Close is answered");
         assert_eq!(echoed, code);
     }
@@ -515,7 +515,7 @@ fn an_invalid_handshake_is_refused() {
 #[test]
 fn random_bytes_do_not_affect_other_sockets() {
     let server = Server::start();
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut witness = server.publisher();
     for round in 0..300 {
         let mut publisher = server.publisher();

@@ -210,7 +210,7 @@ fn bad_times_are_refused() {
 }
 
 /// Draws a query, and the sequence numbers that a scan of `stored` finds for it, oldest first.
-fn drawn_query(dice: &mut Dice, stored: &[Value]) -> (String, Vec<u64>) {
+fn drawn_query(dice: &mut Random, stored: &[Value]) -> (String, Vec<u64>) {
     let mut parts = Vec::new();
     let mut found: Vec<&Value> = stored.iter().collect();
     for field in ["event_type", "session_id", "user_id", "source"] {
@@ -235,7 +235,7 @@ fn drawn_query(dice: &mut Dice, stored: &[Value]) -> (String, Vec<u64>) {
 
 #[test]
 fn random_queries_are_answered_as_a_scan_would_answer_them() {
-    let mut dice = Dice::thrown();
+    let mut dice = Random::seeded();
     let mut server = Server::start();
     let types = ["timer_tick", "quiz_started", "error_occurred", "answer_changed"];
     for round in 0..6 {

@@ -1,5 +1,4 @@
-//! Resuming by a cursor, everywhere the same: what is kept is told, what is missing is told, and which life of the
-//! database a cursor is from.
+//! Resuming after an event id, on every route: the retained range, gaps, and the epoch that an id is from.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +9,7 @@ use crate::cli::start;
 use crate::subscribe::while_publishing;
 use crate::support::*;
 
-/// Subscribes and returns the answer beside the socket.
+/// Subscribes, and returns the socket and the answer.
 fn subscribe(server: &Server, first: &Value) -> (Socket, Value) {
     let mut socket = Socket::open(server.addr, "/ws/subscribe");
     let answer = socket.ask(&first.to_string());
@@ -28,7 +27,7 @@ fn publish(server: &Server, count: usize) {
     server.publish_lines(&ticks("s", count));
 }
 
-/// Deletes the events before this one.
+/// Deletes the events before this sequence number.
 fn delete_before(server: &Server, sequence: u64) {
     let event = server.get_json(&format!("/events/{}", id_of(sequence)));
     let target = format!("/events?before={}", encode(&timestamp(&event)));
@@ -36,7 +35,7 @@ fn delete_before(server: &Server, sequence: u64) {
 }
 
 #[test]
-fn the_answer_tells_what_is_kept() {
+fn the_answer_shows_the_retained_range() {
     let server = Server::start();
     let kept = |first: &Value| {
         let (_, answer) = subscribe(&server, first);
@@ -57,7 +56,7 @@ fn the_answer_tells_what_is_kept() {
 }
 
 #[test]
-fn what_was_deleted_after_a_cursor_is_told_and_the_rest_comes() {
+fn deleted_events_after_a_cursor_are_reported_and_the_rest_arrives() {
     let server = Server::start();
     publish(&server, 10);
     delete_before(&server, 5);
@@ -95,7 +94,7 @@ fn what_was_deleted_after_a_cursor_is_told_and_the_rest_comes() {
 }
 
 #[test]
-fn a_cursor_that_nobody_gave_out_is_told_and_live_goes_on() {
+fn an_unknown_cursor_is_reported_and_the_stream_is_live() {
     let server = Server::start();
     publish(&server, 10);
     let epoch = epoch(&server);
@@ -120,7 +119,7 @@ fn a_cursor_that_nobody_gave_out_is_told_and_live_goes_on() {
 }
 
 #[test]
-fn an_epoch_outlives_every_end_of_the_process() {
+fn the_epoch_survives_restarts_and_crashes() {
     for durability in ["full", "normal"] {
         let mut server = Server::with(&[("DURABILITY", durability)]);
         let epoch_of_all = epoch(&server);
@@ -130,7 +129,7 @@ fn an_epoch_outlives_every_end_of_the_process() {
             server.restart();
             assert_eq!(epoch(&server), epoch_of_all, "{durability}");
         }
-        // Deleting is no other life: what is gone is told as such.
+        // A deletion does not change the epoch: deleted events are reported as a gap.
         server.call("DELETE", "/events", &[], b"");
         server.kill();
         server.restart();
@@ -139,7 +138,7 @@ fn an_epoch_outlives_every_end_of_the_process() {
     }
 }
 
-/// The database of a server that was stopped, which is then one file.
+/// A copy of the database of a stopped server, which is then one file.
 fn backup(server: &Server) -> PathBuf {
     let copy = server.db_path().with_extension("backup");
     fs::copy(server.db_path(), &copy).unwrap();
@@ -149,11 +148,11 @@ fn backup(server: &Server) -> PathBuf {
 }
 
 #[test]
-fn a_backup_put_in_its_place_begins_another_epoch() {
+fn a_restored_backup_begins_a_new_epoch() {
     let restores: [fn(&Server, PathBuf); 2] = [
-        // Another file under the same name.
+        // Another file is put under the same name.
         |server, backup| fs::rename(backup, server.db_path()).unwrap(),
-        // The same file, with other bytes: only the file beside it knows better.
+        // The same file gets the old bytes: only the sidecar shows the difference.
         |server, backup| fs::write(server.db_path(), fs::read(backup).unwrap()).unwrap(),
     ];
     for (restore, end) in restores.into_iter().zip([Server::stop, Server::kill]) {
@@ -172,7 +171,7 @@ fn a_backup_put_in_its_place_begins_another_epoch() {
         server.restart();
         let after = epoch(&server);
         assert_ne!(after, before, "ids are given out again");
-        // As many again, so that the cursor alone would look like one of them.
+        // As many events are published again, so that the cursor without its epoch would look valid.
         publish(&server, 10);
         let (mut socket, answer) = subscribe(&server, &cursor);
         assert_eq!(answer["gap"], json!({"unknown_cursor": id_of(15)}));
@@ -185,7 +184,7 @@ fn a_backup_put_in_its_place_begins_another_epoch() {
     }
 }
 
-/// The blocks of an event stream that ends, without its first words.
+/// The blocks of an event stream with an end, without the first one.
 fn stream(server: &Server, query: &str, headers: &[(&str, &str)]) -> Vec<String> {
     let response = server.call("GET", &format!("/events/stream?{query}"), headers, b"");
     assert_eq!(response.status, 200, "{query}: {}", response.text());
@@ -197,14 +196,14 @@ fn stream(server: &Server, query: &str, headers: &[(&str, &str)]) -> Vec<String>
 }
 
 #[test]
-fn event_streams_and_pages_tell_gaps_too() {
+fn event_streams_and_pages_report_gaps() {
     let server = Server::start();
     publish(&server, 10);
     delete_before(&server, 5);
     let epoch = epoch(&server);
     let until = "until=2999-01-01T00:00:00Z";
     let (missing, unknown) = (json!({"missing_through": id_of(4)}), |n| json!({"unknown_cursor": id_of(n)}));
-    // The cursor, what else is asked, the gap, and the first event that comes of those up to the tenth.
+    // The cursor, other parameters, the expected gap, and the first event up to the tenth that is delivered.
     let cases = [
         (2, String::new(), Some(missing.clone()), 5),
         (4, String::new(), None, 5),
@@ -243,7 +242,7 @@ fn event_streams_and_pages_tell_gaps_too() {
 }
 
 #[test]
-fn a_tail_tells_what_it_cannot_show() {
+fn a_tail_reports_the_events_that_it_cannot_show() {
     let server = Server::start();
     publish(&server, 10);
     delete_before(&server, 5);
@@ -259,7 +258,7 @@ fn a_tail_tells_what_it_cannot_show() {
     assert_eq!(told(tail(2, "6")), (gap, stored.clone()));
     assert_eq!(told(tail(4, "6")), (String::new(), stored));
 
-    // Where it begins is announced to nobody but itself, so events come until it has one.
+    // No one else learns where the tail begins, so events are published until it has shown one.
     while_publishing(
         &server,
         |n| tick("s", n),

@@ -22,7 +22,7 @@ fn a_shutdown_under_load_stores_and_delivers_everything_acknowledged() {
                 (0..3).map(|_| scope.spawn(move || publish_to_the_end(server, acknowledged))).collect();
             let requests = scope.spawn(move || post_to_the_end(server, acknowledged));
             let reader = scope.spawn(|| {
-                let (words, code) = subscriber.last_words();
+                let (words, code) = subscriber.read_to_close();
                 assert_eq!(code, 1001, "a subscriber is told that the server goes away");
                 let ids: Vec<Value> = words.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
                 assert_eq!(sequences(&ids), (1..=ids.len() as u64).collect::<Vec<_>>());
@@ -57,8 +57,8 @@ fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
     thread::scope(|scope| {
         scope.spawn(|| while stream.write_all(&messages).is_ok() {});
         loop {
-            match publisher.hear() {
-                Said::Text(answer) => {
+            match publisher.receive() {
+                Received::Text(answer) => {
                     let answer: Value = serde_json::from_str(&answer).unwrap();
                     // A message that comes too late may be refused with a reason.
                     if answer["status"] == "ok" {
@@ -67,7 +67,7 @@ fn publish_to_the_end(server: &Server, count: &AtomicUsize) -> Vec<u64> {
                     }
                 }
                 said => {
-                    assert_eq!(said, Said::Close(1001), "a producer is told that the server goes away");
+                    assert_eq!(said, Received::Close(1001), "a producer is told that the server goes away");
                     let _ = publisher.stream().shutdown(std::net::Shutdown::Both);
                     return;
                 }

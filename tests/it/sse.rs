@@ -169,7 +169,7 @@ fn a_paced_replay_ends_with_a_complete_event() {
         let mut stream = EventStream::open(server.addr, &query);
         assert_eq!(stream.sequences(expected.len()), expected, "{query}");
         assert_eq!(stream.note(), ("complete".to_string(), json!({})), "{query}");
-        assert_eq!(stream.hear(), Told::End, "{query}");
+        assert_eq!(stream.receive(), StreamPart::End, "{query}");
         // The connection serves the next request.
         let mut wire = stream.into_wire();
         wire.send(request("GET", "/health", &[], b""));
@@ -277,7 +277,7 @@ fn an_event_stream_without_a_free_slot_is_503() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     let mut full = Socket::open(server.addr, "/ws/subscribe");
     full.send("{}");
-    assert_eq!(full.last_words().1, 1013, "they are counted together");
+    assert_eq!(full.read_to_close().1, 1013, "they are counted together");
 
     drop(stream);
     server.await_stats("a free place", |stats| stats["router"]["active_subscribers"] == 1);
@@ -321,7 +321,7 @@ fn requests_pipelined_behind_a_paced_replay_are_answered_after_it() {
     let target = format!("/events/stream?after={}&until=9999-01-01T00:00:00Z", id_of(0));
     let mut wire = Wire::connect(server.addr);
     wire.send([request("GET", &target, &[], b""), request("GET", "/health", &[], b"").repeat(200)].concat());
-    assert_eq!(film(&wire.response().expect("a film")), [1, 2, 3]);
+    assert_eq!(complete_stream(&wire.response().expect("a film")), [1, 2, 3]);
     for _ in 0..200 {
         assert_eq!(wire.response().expect("an answer").json()["status"], "ok");
     }
@@ -350,13 +350,13 @@ fn an_event_stream_that_nobody_reads_is_closed() {
     server.await_stats("the stuck reader to be given up", |stats| stats["router"]["active_subscribers"] == 0);
     let mut last = 0;
     loop {
-        match stuck.hear() {
-            Told::Block(block) => {
+        match stuck.receive() {
+            StreamPart::Block(block) => {
                 last += 1;
                 assert_eq!(sequence(&block.json()["id"]), last);
             }
             end => {
-                assert_eq!(end, Told::BrokenOff, "nobody is told that this was all");
+                assert_eq!(end, StreamPart::BrokenOff, "nobody is told that this was all");
                 break;
             }
         }
@@ -408,19 +408,19 @@ fn a_slow_event_stream_is_served_as_its_on_lag_says() {
 
     let mut last = 0;
     loop {
-        match proud.hear() {
-            Told::Block(block) if block.event.is_none() => {
+        match proud.receive() {
+            StreamPart::Block(block) if block.event.is_none() => {
                 last += 1;
                 assert_eq!(sequence(&block.json()["id"]), last);
             }
-            Told::Block(block) => {
+            StreamPart::Block(block) => {
                 assert_eq!(block.event.as_deref(), Some("too_slow"));
                 break;
             }
             end => panic!("{end:?} without a reason"),
         }
     }
-    assert_eq!(proud.hear(), Told::End);
+    assert_eq!(proud.receive(), StreamPart::End);
     assert!(last < 501);
 }
 
@@ -435,10 +435,10 @@ fn a_shutdown_ends_event_streams_in_order() {
     server.signal("TERM");
     for (stream, query) in streams.iter_mut().zip(queries) {
         loop {
-            match stream.hear() {
-                Told::Block(block) => assert_eq!(block.event, None, "{query}"),
+            match stream.receive() {
+                StreamPart::Block(block) => assert_eq!(block.event, None, "{query}"),
                 end => {
-                    assert_eq!(end, Told::End, "{query}");
+                    assert_eq!(end, StreamPart::End, "{query}");
                     break;
                 }
             }
@@ -454,7 +454,7 @@ fn publish_to_the_end(server: &Server, published: &AtomicUsize) {
     let stream = publisher.stream().try_clone().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| send_all(&stream, &messages));
-        while let Said::Text(_) = publisher.hear() {
+        while let Received::Text(_) = publisher.receive() {
             published.fetch_add(1, Ordering::Relaxed);
         }
         let _ = publisher.stream().shutdown(std::net::Shutdown::Both);
@@ -488,13 +488,13 @@ fn a_browser_that_reconnects_gets_every_event_once() {
                 }
                 server.signal(signal);
                 loop {
-                    match stream.hear() {
-                        Told::Block(block) => {
+                    match stream.receive() {
+                        StreamPart::Block(block) => {
                             assert_eq!(sequence(&block.json()["id"]), last + 1, "a gap or a repeat");
                             last += 1;
                         }
                         end => {
-                            assert!(signal == "KILL" || end == Told::End, "{signal}: {end:?}");
+                            assert!(signal == "KILL" || end == StreamPart::End, "{signal}: {end:?}");
                             break;
                         }
                     }

@@ -1,4 +1,4 @@
-//! `/ws/subscribe`: filters, history joined with live, changes of filters under load, slow and vanishing subscribers.
+//! `/ws/subscribe`: filters, history that continues live, filter changes under load, slow and vanishing subscribers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use crate::support::*;
 
 const PING_TEXT: &str = r#"{"type":"ping"}"#;
 
-/// Runs `body` while another thread publishes without a break; `message` makes the n-th event.
+/// Runs `body` while another thread publishes without a pause. `message` makes the n-th event.
 pub fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Sync, body: impl FnOnce()) {
     struct StopAtEnd<'a>(&'a AtomicBool);
     impl Drop for StopAtEnd<'_> {
@@ -36,7 +36,7 @@ pub fn while_publishing(server: &Server, message: impl Fn(usize) -> String + Syn
 }
 
 #[test]
-fn the_answer_has_its_shape() {
+fn the_answer_has_the_documented_fields() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     let asked =
@@ -58,7 +58,7 @@ fn the_answer_has_its_shape() {
 }
 
 #[test]
-fn each_filter_and_each_pair_lets_through_what_it_says() {
+fn each_filter_and_each_pair_of_filters_passes_the_right_events() {
     let types = ["timer_tick", "quiz_started", "error_occurred"];
     let events: Vec<_> = (0..240)
         .map(|n| {
@@ -93,7 +93,7 @@ fn each_filter_and_each_pair_lets_through_what_it_says() {
         let expected: Vec<u64> = events.iter().zip(1..).filter(|(event, _)| matches(event)).map(|(_, n)| n).collect();
         subscribers.push((server.subscriber(&filter), filter, expected));
     }
-    // What means "any".
+    // Values that mean "any".
     for any in [
         json!({"event_types": [], "session_id": "", "user_id": "", "source": ""}),
         json!({"event_types": null, "session_id": null, "user_id": null, "source": null}),
@@ -105,7 +105,7 @@ fn each_filter_and_each_pair_lets_through_what_it_says() {
     server.publish_lines(&events.iter().map(Value::to_string).collect::<Vec<_>>());
     for (subscriber, filter, expected) in &mut subscribers {
         assert_eq!(sequences(&subscriber.collect(expected.len())), *expected, "{filter}");
-        // Had more been on its way, it would come before the answer or before the next event.
+        // A further event would arrive before the answer or before the next event.
         let answer = subscriber.ask(r#"{"type":"update_filters","filters":{}}"#);
         assert_eq!(answer, json!({"status": "filters_updated", "filters": {}}), "{filter}");
     }
@@ -116,7 +116,7 @@ fn each_filter_and_each_pair_lets_through_what_it_says() {
 }
 
 #[test]
-fn what_is_delivered_is_stored() {
+fn delivered_events_are_stored() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     let mut publisher = server.publisher();
@@ -130,7 +130,7 @@ fn what_is_delivered_is_stored() {
 }
 
 #[test]
-fn history_starts_where_it_was_asked_to() {
+fn history_starts_at_the_requested_event_or_time() {
     let server = Server::start();
     server.publish_lines(&(0..500).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     let all = server.stored("");
@@ -164,7 +164,7 @@ fn history_starts_where_it_was_asked_to() {
             Some(_) => &[],
             None => &[501, 502],
         };
-        // A time in the future is a start point like any other, so the events of today do not follow it.
+        // A start in the future is valid, and the events of today come before it.
         let future = first["since"].as_str().is_some_and(|since| since.starts_with("2999"));
         if !future {
             expected.extend(live);
@@ -211,7 +211,7 @@ fn last_counts_back_from_the_last_event_id_of_the_answer() {
 fn unknown_keys_of_a_strict_subscriber_are_refused() {
     let server = Server::start();
     server.publish(&tick("s", 0));
-    // Misspelt, it asks for every event, as it always did.
+    // Without `strict`, a misspelt filter is ignored, and every event passes.
     let misspelt = json!({"event_type": ["quiz_started"], "last": 1});
     assert_eq!(sequences(&server.subscriber(&misspelt).collect(1)), [1]);
     let mut strict = misspelt.clone();
@@ -225,7 +225,7 @@ fn unknown_keys_of_a_strict_subscriber_are_refused() {
     for first in std::iter::once(&strict).chain(&options) {
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
         socket.send(&first.to_string());
-        let (words, code) = socket.last_words();
+        let (words, code) = socket.read_to_close();
         assert!(words.len() == 1 && words[0].contains(r#""status":"error""#), "{first}: {words:?}");
         assert_eq!(code, 1008, "{first}");
     }
@@ -243,7 +243,7 @@ fn unknown_keys_of_a_strict_subscriber_are_refused() {
     }
 
     let mut subscriber = server.subscriber(&json!({"strict": true, "session_id": "s"}));
-    // Without `filters` it would ask for every event.
+    // Without `filters` every event would pass.
     for rest in [r#","filters":{"sesion_id":"t"}"#, r#","filter":{"session_id":"t"}"#, r#","session_id":"t""#, ""] {
         let answer = subscriber.ask(&format!(r#"{{"type":"update_filters"{rest}}}"#));
         assert_eq!(answer["status"], "error", "{rest}");
@@ -253,7 +253,7 @@ fn unknown_keys_of_a_strict_subscriber_are_refused() {
 }
 
 #[test]
-fn a_confirmation_without_a_usable_id_is_answered() {
+fn a_confirmation_with_an_invalid_id_gets_an_error() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     for first in [json!({}), json!({"name": "worker"}), json!({"group": "workers"})] {
@@ -270,14 +270,14 @@ fn a_confirmation_without_a_usable_id_is_answered() {
             let answer = subscriber.ask(&ack.to_string());
             assert_eq!(answer["status"], "error", "{first}: {ack}");
         }
-        // One that is understood is not answered, whether anything is kept or not.
+        // A valid confirmation has no answer, whether or not it is stored.
         subscriber.send(&json!({"type": "ack", "id": id_of(1)}).to_string());
         assert_eq!(subscriber.ask(r#"{"type":"ping"}"#), json!({"type": "pong"}), "{first}");
     }
 }
 
 #[test]
-fn history_and_live_join_without_gap_or_repeat() {
+fn history_continues_live_without_gap_or_repeat() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536")]);
     server.publish_lines(&(0..2000).map(|n| tick(["a", "b"][n % 2], n)).collect::<Vec<_>>());
     let starts =
@@ -302,7 +302,7 @@ fn history_and_live_join_without_gap_or_repeat() {
 }
 
 #[test]
-fn a_consumer_that_comes_back_again_and_again_sees_everything_once() {
+fn a_consumer_that_reconnects_repeatedly_gets_each_event_once() {
     let server = Server::start();
     while_publishing(
         &server,
@@ -324,7 +324,7 @@ fn a_consumer_that_comes_back_again_and_again_sees_everything_once() {
 }
 
 #[test]
-fn filters_change_under_load_without_losing_or_repeating() {
+fn filter_changes_under_load_lose_and_repeat_no_event() {
     let server = Server::start();
     let filters = [json!({"session_id": "a"}), json!({}), json!({"session_id": "a", "event_types": ["timer_tick"]})];
     while_publishing(
@@ -334,7 +334,7 @@ fn filters_change_under_load_without_losing_or_repeating() {
             let mut subscriber = server.subscriber(&filters[0]);
             let (mut current, mut changes, mut last, mut last_of_a) = (0, 0, None, None);
             while changes < 100 {
-                // Many changes are on their way at once, in order.
+                // Many changes are on their way at the same time, in order.
                 for change in changes..changes + 5 {
                     let next = &filters[(change + 1) % filters.len()];
                     subscriber.send(&json!({"type": "update_filters", "filters": next}).to_string());
@@ -352,12 +352,12 @@ fn filters_change_under_load_without_losing_or_repeating() {
                     }
                     since_change += 1;
                     let (sequence, of_a) = (sequence(&message["id"]), message["session_id"] == "a");
-                    // Session "a" passes every one of the filters, so all of it comes.
+                    // Session "a" passes each of the filters, so all its events arrive.
                     if of_a {
                         assert!(last_of_a.is_none_or(|last| sequence == last + 3), "{last_of_a:?} then {sequence}");
                         last_of_a = Some(sequence);
                     }
-                    // While everything passes, everything comes; otherwise only "a".
+                    // All events arrive while the filter passes all, and otherwise only those of "a".
                     if current == 1 {
                         assert!(last.is_none_or(|last| sequence == last + 1), "{last:?} then {sequence}");
                         last = Some(sequence);
@@ -371,7 +371,7 @@ fn filters_change_under_load_without_losing_or_repeating() {
 }
 
 #[test]
-fn new_filters_replace_all_old_ones() {
+fn new_filters_replace_all_former_ones() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({"session_id": "a", "event_types": ["quiz_started"]}));
     server.publish(&tick("a", 0));
@@ -383,7 +383,7 @@ fn new_filters_replace_all_old_ones() {
 }
 
 #[test]
-fn pings_are_answered_and_junk_is_ignored() {
+fn pings_are_answered_and_unknown_messages_ignored() {
     let server = Server::start();
     let mut subscriber = server.subscriber(&json!({}));
     let junk = [
@@ -408,14 +408,14 @@ fn pings_are_answered_and_junk_is_ignored() {
     }
     subscriber.send_frame(BINARY, b"\xff\x00");
     subscriber.send_frame(PING, b"frame");
-    assert_eq!(subscriber.hear(), Said::Pong(b"frame".to_vec()));
+    assert_eq!(subscriber.receive(), Received::Pong(b"frame".to_vec()));
     assert_eq!(subscriber.ask(r#"{ "type" : "ping", "extra": [1] }"#), json!({"type": "pong"}));
     server.publish(&tick("s", 0));
     assert_eq!(sequence(&subscriber.json()["id"]), 1);
 }
 
 #[test]
-fn a_first_message_that_cannot_be_used_is_refused_in_words() {
+fn an_invalid_first_message_is_refused_with_a_message() {
     let server = Server::start();
     let mut witness = server.subscriber(&json!({}));
     let refused = [
@@ -452,7 +452,7 @@ fn a_first_message_that_cannot_be_used_is_refused_in_words() {
     for (first, n) in refused.iter().zip(1..) {
         let mut socket = Socket::open(server.addr, "/ws/subscribe");
         socket.send(first);
-        let (words, code) = socket.last_words();
+        let (words, code) = socket.read_to_close();
         assert_eq!(words.len(), 1, "{first}: {words:?}");
         let answer: Value = serde_json::from_str(&words[0]).unwrap();
         assert_eq!(answer["status"], "error", "{first}: {answer}");
@@ -465,7 +465,7 @@ fn a_first_message_that_cannot_be_used_is_refused_in_words() {
 }
 
 #[test]
-fn new_filters_that_cannot_be_used_are_refused_in_words() {
+fn invalid_new_filters_are_refused_with_a_message() {
     let server = Server::start();
     let mut witness = server.subscriber(&json!({}));
     let refused = [
@@ -481,10 +481,10 @@ fn new_filters_that_cannot_be_used_are_refused_in_words() {
         assert_eq!(answer["status"], "error", "{filters}: {answer}");
         server.publish(&tick("s", 0));
         assert_eq!(sequence(&witness.json()["id"]), n, "the others go on");
-        // Whether the subscriber itself goes on under its old filters or is closed is left open.
-        match subscriber.hear() {
-            Said::Text(event) => assert!(event.contains(&id_of(n)), "{event}"),
-            said => assert!(matches!(said, Said::Close(_)), "{said:?}"),
+        // The contract leaves open whether the subscriber keeps its former filters or is closed.
+        match subscriber.receive() {
+            Received::Text(event) => assert!(event.contains(&id_of(n)), "{event}"),
+            said => assert!(matches!(said, Received::Close(_)), "{said:?}"),
         }
     }
 }
@@ -502,10 +502,10 @@ fn bad_frames_close_the_socket_with_the_right_code() {
     for (what, bytes, expected) in table {
         let mut fresh = Socket::open(server.addr, "/ws/subscribe");
         fresh.send_raw(&bytes);
-        assert_eq!(fresh.last_words().1, expected, "{what} as the first message");
+        assert_eq!(fresh.read_to_close().1, expected, "{what} as the first message");
         let mut subscriber = server.subscriber(&json!({}));
         subscriber.send_raw(&bytes);
-        assert_eq!(subscriber.last_words().1, expected, "{what} later");
+        assert_eq!(subscriber.read_to_close().1, expected, "{what} later");
     }
     let mut subscriber = server.subscriber(&json!({}));
     subscriber.send_frame(CLOSE, &code_bytes(1000));
@@ -513,15 +513,15 @@ fn bad_frames_close_the_socket_with_the_right_code() {
 }
 
 #[test]
-fn a_subscriber_that_says_nothing_is_closed() {
+fn a_subscriber_without_a_first_message_is_closed() {
     let server = Server::with(&[("SUBSCRIBE_TIMEOUT_SECONDS", "0.3")]);
     let mut silent = Socket::open(server.addr, "/ws/subscribe");
-    let (_, code) = silent.last_words();
+    let (_, code) = silent.read_to_close();
     assert!((1000..5000).contains(&code) && code != 1005, "closed with {code}");
-    // Who subscribed in time may be silent for ever.
+    // A client that has subscribed in time may stay silent for ever.
     let mut subscriber = server.subscriber(&json!({}));
     let mut silent = Socket::open(server.addr, "/ws/subscribe");
-    silent.last_words();
+    silent.read_to_close();
     server.publish(&tick("s", 0));
     assert_eq!(sequence(&subscriber.json()["id"]), 1);
 }
@@ -536,12 +536,12 @@ fn an_idle_subscriber_is_kept_alive() {
 }
 
 #[test]
-fn a_subscriber_counts_from_its_first_message_on_and_is_refused_then_at_capacity() {
+fn a_subscriber_counts_from_its_first_message_and_is_refused_then_at_capacity() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "1")]);
     let mut silent = Socket::open(server.addr, "/ws/subscribe");
     let mut first = server.subscriber(&json!({}));
     assert_eq!(server.get_json("/stats")["router"]["active_subscribers"], 1);
-    // The server sends nothing before the first message.
+    // The server sends nothing before the first message arrives.
     let answer = silent.ask("{}");
     assert_eq!(answer, json!({"status": "error", "message": "Server at subscriber capacity"}));
     assert_eq!(silent.close_code(), 1013);
@@ -549,7 +549,7 @@ fn a_subscriber_counts_from_its_first_message_on_and_is_refused_then_at_capacity
 }
 
 #[test]
-fn a_message_too_large_is_answered_and_the_subscriber_lives() {
+fn a_message_that_is_too_large_gets_an_error_and_the_stream_continues() {
     let server = Server::with(&[("MAX_WS_MESSAGE_BYTES", "1000")]);
     let mut subscriber = server.subscriber(&json!({"session_id": "a"}));
     let too_large = json!({"status": "error", "message": "Message too large"});
@@ -559,13 +559,13 @@ fn a_message_too_large_is_answered_and_the_subscriber_lives() {
     assert_eq!(subscriber.json()["id"], id, "the filters stay");
 }
 
-/// Values of the size that ids have, and not those of events here.
+/// Values of the usual size of ids, which no event of these tests has.
 fn ids_of_nobody(n: usize) -> Vec<String> {
     (0..1_000).map(|i| format!("{i:05}-{n:0>100}")).collect()
 }
 
 #[test]
-fn filters_beyond_their_bound_are_refused_and_harm_nobody() {
+fn filters_beyond_their_bound_are_refused_and_affect_no_other_client() {
     let server = Server::start();
     let ids = ids_of_nobody(0);
     let within = json!({"session_id": ids});
@@ -591,7 +591,7 @@ fn filters_beyond_their_bound_are_refused_and_harm_nobody() {
 }
 
 #[test]
-fn filters_whose_answers_nobody_reads_cost_little_and_come_into_force_in_order() {
+fn filter_changes_whose_answers_are_not_read_cost_little_memory_and_stay_in_order() {
     const UPDATES: usize = 600;
     let server = Server::with(&[("WRITE_TIMEOUT_SECONDS", "600"), ("KEEPALIVE_SECONDS", "600")]);
     let mut subscriber = server.subscriber(&json!({}));
@@ -607,7 +607,7 @@ fn filters_whose_answers_nobody_reads_cost_little_and_come_into_force_in_order()
             }
             let _ = done.send(());
         });
-        // The server takes all 70 MB of it, or no more until answers are read.
+        // The server reads all 70 MB, or stops reading until the client reads answers.
         let _ = flood.recv_timeout(Duration::from_secs(3));
         for n in 0..UPDATES {
             let answer = subscriber.json();
@@ -622,14 +622,14 @@ fn filters_whose_answers_nobody_reads_cost_little_and_come_into_force_in_order()
 }
 
 #[test]
-fn a_subscriber_too_many_is_told_so() {
+fn a_subscriber_beyond_the_limit_is_refused() {
     let server = Server::with(&[("MAX_SUBSCRIBERS", "2")]);
     let mut first = server.subscriber(&json!({}));
     let _second = server.subscriber(&json!({}));
 
     let mut third = Socket::open(server.addr, "/ws/subscribe");
     third.send("{}");
-    let (words, _) = third.last_words();
+    let (words, _) = third.read_to_close();
     assert_eq!(words.len(), 1);
     let full: Value = serde_json::from_str(&words[0]).unwrap();
     assert_eq!(full, json!({"status": "error", "message": "Server at subscriber capacity"}));
@@ -641,8 +641,8 @@ fn a_subscriber_too_many_is_told_so() {
 }
 
 #[test]
-fn a_subscriber_that_never_reads_costs_little_and_loses_nothing() {
-    // A peer that takes no byte would be given up after the write timeout; here it only comes late.
+fn a_subscriber_that_never_reads_costs_little_memory_and_loses_no_event() {
+    // The server would close a socket that takes no byte within the write timeout. This client starts to read before that.
     let server = Server::with(&[
         ("MAX_SUBSCRIBER_BYTES", "65536"),
         ("WRITE_TIMEOUT_SECONDS", "600"),
@@ -673,7 +673,7 @@ fn a_subscriber_that_never_reads_costs_little_and_loses_nothing() {
 }
 
 #[test]
-fn a_subscriber_that_takes_nothing_for_too_long_is_given_up() {
+fn a_subscriber_that_takes_no_byte_within_the_write_timeout_is_closed() {
     let server = Server::with(&[("MAX_SUBSCRIBER_BYTES", "65536"), ("WRITE_TIMEOUT_SECONDS", "0.5")]);
     let _stuck = server.subscriber(&json!({}));
     let filler = "x".repeat(60_000);
@@ -702,7 +702,7 @@ fn a_slow_subscriber_may_change_its_filters() {
     slow.send(r#"{"type":"update_filters","filters":{"session_id":"a"}}"#);
     acknowledged(&publisher.pipeline(&(10_000..12_000).map(message).collect::<Vec<_>>()));
 
-    // Up to some place, which the answer marks, everything; after it, session "a" alone.
+    // All events arrive before the answer to the change, and only those of session "a" after it.
     let mut last = 0;
     loop {
         let message = slow.json();
@@ -714,14 +714,14 @@ fn a_slow_subscriber_may_change_its_filters() {
     }
     server.publish_lines(&["b", "a"].map(|session| tick(session, 0)));
     while last < 12_002 {
-        // The odd ones are those of "a", and the last one.
+        // The odd events are those of "a", and the last one is too.
         last = if last >= 11_999 { 12_002 } else { last + 1 + last % 2 };
         assert_eq!(sequence(&slow.json()["id"]), last, "a gap after the change");
     }
 }
 
 #[test]
-fn nobody_is_left_behind_after_a_storm() {
+fn all_subscribers_are_removed_after_many_connect_and_vanish() {
     let server = Server::start();
     let storm = |storm: usize| {
         for round in 0..100 {
@@ -740,7 +740,7 @@ fn nobody_is_left_behind_after_a_storm() {
                 3 => {
                     socket.ask(r#"{"last":100}"#);
                     socket.send_frame(CLOSE, &code_bytes(1000));
-                    socket.last_words();
+                    socket.read_to_close();
                 }
                 _ => {
                     socket.send(r#"{"last":1000}"#);

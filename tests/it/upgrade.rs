@@ -487,7 +487,7 @@ fn stored_filters_that_a_client_may_not_send_any_more_are_still_served() {
         for (name, filters) in &kept {
             let mut socket = Socket::open(server.addr, "/ws/subscribe");
             socket.send(&filters.replacen('{', &format!("{{\"name\":\"{name}\","), 1));
-            let (words, code) = socket.last_words();
+            let (words, code) = socket.read_to_close();
             assert_eq!((words.len(), code), (1, 1008), "{name}: {words:?}");
             assert!(["512", "exponent", "524288"].iter().any(|word| words[0].contains(word)), "{name}: {}", words[0]);
         }

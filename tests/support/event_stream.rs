@@ -1,4 +1,4 @@
-//! Server-Sent Events by hand: the chunks of a body, cut into blocks of lines.
+//! A client for Server-Sent Events: it splits the chunks of a body into blocks of lines.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,24 +8,24 @@ use serde_json::Value;
 use super::http::{Response, Wire, request};
 use super::sequence;
 
-/// An event stream whose head was read.
+/// An event stream whose response head was read.
 pub struct EventStream {
     wire: Wire,
-    /// What came and was not handed out yet: whole blocks, and the beginning of the next one.
+    /// Blocks that were read and not returned yet, and the beginning of the next one.
     blocks: VecDeque<Block>,
     rest: Vec<u8>,
 }
 
-/// What an event stream can say.
+/// A part of an event stream.
 #[derive(Debug, PartialEq)]
-pub enum Told {
+pub enum StreamPart {
     Block(Block),
-    /// The body came to its proper end.
+    /// The body is complete.
     End,
     BrokenOff,
 }
 
-/// The lines up to an empty one.
+/// The lines up to an empty line.
 #[derive(Debug, Default, PartialEq)]
 pub struct Block {
     pub comment: Option<String>,
@@ -62,7 +62,7 @@ impl Block {
         serde_json::from_str(data).unwrap_or_else(|error| panic!("{error} in {data}"))
     }
 
-    /// The event that this is; its id is said twice.
+    /// The event of this block. Its id is in both `id:` and `data:`.
     fn stored_event(&self) -> Value {
         let event = self.json();
         assert_eq!(self.event, None, "{self:?} is not of the type that `onmessage` sees");
@@ -72,7 +72,7 @@ impl Block {
 }
 
 impl EventStream {
-    /// Opens `/events/stream?…`, and leaves the greeting to be heard.
+    /// Opens `/events/stream?…`, without reading the first block.
     pub fn ask(addr: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<EventStream, Response> {
         let mut wire = Wire::connect(addr);
         wire.send(request("GET", target, headers, b""));
@@ -84,7 +84,7 @@ impl EventStream {
         Err(head)
     }
 
-    /// Opens a stream that must be accepted, and hears its greeting.
+    /// Opens a stream that must be accepted, and reads its first block.
     pub fn open(addr: SocketAddr, query: &str) -> EventStream {
         EventStream::resume(addr, query, &[])
     }
@@ -98,16 +98,16 @@ impl EventStream {
         stream
     }
 
-    pub fn hear(&mut self) -> Told {
+    pub fn receive(&mut self) -> StreamPart {
         loop {
             if let Some(block) = self.blocks.pop_front() {
-                return Told::Block(block);
+                return StreamPart::Block(block);
             }
             match self.wire.chunk() {
-                None => return Told::BrokenOff,
+                None => return StreamPart::BrokenOff,
                 Some(chunk) if chunk.is_empty() => {
                     assert!(self.rest.is_empty(), "half a block before the end");
-                    return Told::End;
+                    return StreamPart::End;
                 }
                 Some(chunk) => self.rest.extend_from_slice(&chunk),
             }
@@ -120,13 +120,13 @@ impl EventStream {
     }
 
     pub fn block(&mut self) -> Block {
-        match self.hear() {
-            Told::Block(block) => block,
+        match self.receive() {
+            StreamPart::Block(block) => block,
             other => panic!("{other:?} instead of a block"),
         }
     }
 
-    /// The next event. Heartbeats before it do not matter.
+    /// The next event. Keep-alives before it are ignored.
     pub fn event(&mut self) -> Value {
         loop {
             let block = self.block();
@@ -136,7 +136,7 @@ impl EventStream {
         }
     }
 
-    /// The next note: its type and what it says.
+    /// The next note: its type and its data.
     pub fn note(&mut self) -> (String, Value) {
         let block = self.block();
         (block.event.clone().unwrap_or_else(|| panic!("{block:?} is no note")), block.json())
@@ -147,14 +147,14 @@ impl EventStream {
         (0..n).map(|_| sequence(&self.event()["id"])).collect()
     }
 
-    /// The connection, for what follows a stream that has ended.
+    /// The connection, for requests after the end of the stream.
     pub fn into_wire(self) -> Wire {
         self.wire
     }
 }
 
-/// The sequence numbers of a stream that was read to its end, where it must say that this was all.
-pub fn film(response: &Response) -> Vec<u64> {
+/// The sequence numbers of a stream that was read to its end, where it must say that it is complete.
+pub fn complete_stream(response: &Response) -> Vec<u64> {
     assert_eq!(response.status, 200, "{}", response.text());
     let text = response.text();
     let mut blocks: Vec<_> = text.split_terminator("\n\n").map(Block::of).collect();

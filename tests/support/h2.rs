@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: frames, and requests without compression.
+//! An HTTP/2 client: frames, and requests without compression.
 
 use super::{Server, Wire};
 
@@ -21,14 +21,14 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A frame as it was read: kind, flags, payload; nothing when the peer has closed.
+/// Reads a frame: kind, flags, payload. `None` when the peer has closed.
 pub fn read_frame(wire: &mut Wire) -> Option<(u8, u8, Vec<u8>)> {
     let head = wire.take(9, "a frame")?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
     Some((head[3], head[4], wire.take(length as usize, "a frame's payload")?))
 }
 
-/// The head of a request in the plainest form: no compression, no table but the fixed one (RFC 7541, 6.2.2).
+/// The head of a request as literal fields without indexing (RFC 7541, 6.2.2).
 pub fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let pseudo = [(":method", method), (":scheme", "http"), (":path", path)];
     let field = |(name, value): &(&str, &str)| {
@@ -37,7 +37,7 @@ pub fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     pseudo.iter().chain(headers).flat_map(field).collect()
 }
 
-/// A connection after the preface and both sides' settings.
+/// A connection after the preface and the settings of both sides.
 pub fn connect(server: &Server) -> Wire {
     let mut wire = Wire::connect(server.addr);
     wire.send([PREFACE, &frame(SETTINGS, 0, 0, b"")].concat());
@@ -47,7 +47,7 @@ pub fn connect(server: &Server) -> Wire {
     wire
 }
 
-/// Waits until the server has read all that was sent.
+/// Waits until the server has read everything that was sent; `None` when it has closed.
 pub fn await_pong(wire: &mut Wire) -> Option<()> {
     wire.send(frame(PING, 0, 0, b"are you?"));
     loop {

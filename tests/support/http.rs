@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand.
+//! An HTTP/1.1 client over a raw TCP connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,11 +12,11 @@ pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
 pub const ACCEPT_NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
-/// A TCP connection with what was read and not yet taken.
+/// A TCP connection, with the bytes that were read and not yet taken.
 pub struct Wire {
     stream: TcpStream,
     read: Vec<u8>,
-    /// How much of `read` was taken.
+    /// How many bytes of `read` were taken.
     taken: usize,
 }
 
@@ -25,7 +25,7 @@ impl Wire {
         Wire::over(TcpStream::connect_timeout(&addr, DEADLINE).unwrap())
     }
 
-    /// Over a connection that was made by the test.
+    /// Uses a connection that the test has made.
     pub fn over(stream: TcpStream) -> Wire {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -33,7 +33,7 @@ impl Wire {
         Wire { stream, read: Vec::new(), taken: 0 }
     }
 
-    /// Writes what the peer takes: one that has closed already is no failure here, its answer tells.
+    /// Writes as much as the peer takes. A peer that has closed already is not a failure here: its answer shows why.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         if let Err(error) = self.stream.write_all(bytes.as_ref()) {
             assert!(is_hang_up(&error), "write: {error}");
@@ -45,7 +45,7 @@ impl Wire {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
-    /// Drops the connection with a reset instead of an orderly end.
+    /// Ends the connection with a TCP reset.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
@@ -54,7 +54,7 @@ impl Wire {
         &self.stream
     }
 
-    /// Reads more; false when the peer has closed.
+    /// Reads more. Returns false when the peer has closed.
     fn fill(&mut self, what: &str) -> bool {
         self.read.drain(..std::mem::take(&mut self.taken));
         let mut chunk = [0; 65536];
@@ -72,7 +72,7 @@ impl Wire {
         }
     }
 
-    /// The next `n` bytes, or nothing when the peer closed before them.
+    /// The next `n` bytes; `None` when the peer has closed before.
     pub fn take(&mut self, n: usize, what: &str) -> Option<Vec<u8>> {
         while self.read.len() - self.taken < n {
             if !self.fill(what) {
@@ -83,7 +83,7 @@ impl Wire {
         Some(self.read[self.taken - n..self.taken].to_vec())
     }
 
-    /// The next line without its end, or nothing when the peer closed before it.
+    /// The next line without its end; `None` when the peer has closed before.
     fn line(&mut self, what: &str) -> Option<String> {
         loop {
             if let Some(end) = self.read[self.taken..].windows(2).position(|pair| pair == b"\r\n") {
@@ -96,14 +96,14 @@ impl Wire {
         }
     }
 
-    /// Waits for the peer to close, throwing away what it still says.
+    /// Waits for the peer to close, and discards what it still sends.
     pub fn await_close(&mut self) {
         while self.fill("the peer to close") {
             self.taken = self.read.len();
         }
     }
 
-    /// The response to a request that was not `HEAD`; nothing when the peer closed instead.
+    /// The response to a request other than `HEAD`; `None` when the peer has closed instead.
     pub fn response(&mut self) -> Option<Response> {
         self.read_response(true)
     }
@@ -112,7 +112,7 @@ impl Wire {
         self.read_response(false)
     }
 
-    /// A response up to where its body begins; nothing when the peer closed instead.
+    /// The head of a response; `None` when the peer has closed instead.
     pub fn response_head(&mut self) -> Option<Response> {
         let status_line = self.line("a status line")?;
         let mut words = status_line.splitn(3, ' ');
@@ -145,7 +145,7 @@ impl Wire {
         Some(response)
     }
 
-    /// The next chunk of a chunked body, empty at its proper end; nothing when it was broken off.
+    /// The next chunk of a chunked body, which is empty at the end; `None` when the body was broken off.
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
         let size = self.line("a chunk size")?;
         let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
@@ -180,7 +180,7 @@ pub fn is_hang_up(error: &std::io::Error) -> bool {
 
 pub struct Response {
     pub status: u16,
-    /// Names in small letters; what came in several lines is one list.
+    /// Names in lower case. The values of a header that came several times are one list.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
@@ -207,7 +207,7 @@ impl Response {
         Some(target[path..].to_string())
     }
 
-    /// A refusal as the contract wants it: this status, problem+json, and a `detail`, which is returned.
+    /// Checks that this is a refusal as in the contract: this status, problem+json, and a `detail`, which is returned.
     pub fn refusal(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", lossy(&self.body));
         let content_type = self.header("content-type").expect("a content type");
@@ -248,7 +248,7 @@ pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]
     [head.as_bytes(), body].concat()
 }
 
-/// Percent-encodes everything that is not plainly safe in a query.
+/// Percent-encodes every character that is not safe in a query.
 pub fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

@@ -1,7 +1,6 @@
-//! A server in a folder of its own, an HTTP client and a WebSocket client made of raw bytes, and what the tests
-//! know about events.
+//! A server in a temporary folder, HTTP and WebSocket clients that work with raw bytes, and helpers for events.
 //!
-//! Whatever waits, waits under [`DEADLINE`] and panics with what it waited for.
+//! Every wait ends after [`DEADLINE`] with a panic that names what it waited for.
 
 mod event_stream;
 pub mod h2;
@@ -25,14 +24,13 @@ pub use server::*;
 pub use tools::*;
 pub use websocket::*;
 
-/// How long anything may take before the test gives up. Nothing here needs more than a fraction of it;
-/// the rest is for a busy machine.
+/// How long a step may take before the test gives up. Each needs only a fraction of it; the rest is for a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Which of numbered events pass a filter.
+/// Whether the event with a number passes a filter.
 pub type Passes = fn(u64) -> bool;
 
-/// A small valid event: a tick of a session, numbered in its payload.
+/// A small valid event: a tick of a session, with a number in its payload.
 pub fn tick(session: &str, n: usize) -> String {
     json!({"event_type": "timer_tick", "source": "it", "session_id": session, "payload": {"n": n}}).to_string()
 }
@@ -41,12 +39,12 @@ pub fn ticks(session: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| tick(session, n)).collect()
 }
 
-/// The id of the event at a place in the log.
+/// The id of the event with a sequence number.
 pub fn id_of(sequence: u64) -> String {
     format!("evt_{sequence:012x}")
 }
 
-/// The place in the log that an id stands for.
+/// The sequence number of an id.
 pub fn sequence(id: &Value) -> u64 {
     let id = id.as_str().unwrap_or_else(|| panic!("{id} is no id"));
     let digits = id.strip_prefix("evt_").unwrap_or_else(|| panic!("{id} is no id"));
@@ -55,7 +53,7 @@ pub fn sequence(id: &Value) -> u64 {
     u64::from_str_radix(digits, 16).unwrap()
 }
 
-/// The sequence numbers of ok answers.
+/// The sequence numbers in answers, all of which must be ok.
 pub fn acknowledged(answers: &[Value]) -> Vec<u64> {
     answers
         .iter()
@@ -83,7 +81,7 @@ pub fn text_of(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_string()
 }
 
-/// Counts and last timestamps by type, as they must be for these events.
+/// The count and the last timestamp of each type, computed from these events.
 pub fn statistics(events: &[Value]) -> BTreeMap<String, (u64, String)> {
     let mut statistics = BTreeMap::new();
     for event in events {
@@ -93,8 +91,8 @@ pub fn statistics(events: &[Value]) -> BTreeMap<String, (u64, String)> {
     statistics
 }
 
-/// The total and what [`statistics`] computes, as `GET /stats` tells them.
-pub fn told_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>) {
+/// The total and the result of [`statistics`], as `GET /stats` reports them.
+pub fn reported_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>) {
     let stats = server.get_json("/stats");
     let rows = stats["by_type"].as_array().unwrap().iter();
     let rows =
@@ -102,7 +100,7 @@ pub fn told_statistics(server: &Server) -> (u64, BTreeMap<String, (u64, String)>
     (stats["total_events"].as_u64().unwrap(), rows.collect())
 }
 
-/// JSON text without the whitespace that means nothing.
+/// JSON text without insignificant whitespace.
 pub fn compact(text: &str) -> String {
     let (mut out, mut in_string, mut escaped) = (String::new(), false, false);
     for c in text.chars() {
@@ -118,17 +116,17 @@ pub fn compact(text: &str) -> String {
     out
 }
 
-/// A value of a JSON object as the bytes it was written in.
+/// A value of a JSON object, in the bytes in which it was written.
 pub fn raw_field(object: &str, name: &str) -> String {
     let fields: HashMap<String, &RawValue> =
         serde_json::from_str(object).unwrap_or_else(|error| panic!("{error} in {object}"));
     fields.get(name).unwrap_or_else(|| panic!("no {name} in {object}")).get().to_string()
 }
 
-/// Between two looks at something that cannot be awaited otherwise.
+/// The pause between two checks of a condition that gives no signal.
 pub const POLL: Duration = Duration::from_millis(10);
 
-/// Looks until `is_true`, for what nothing announces.
+/// Checks until `is_true`, for a condition that gives no signal.
 pub fn await_true(what: &str, is_true: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_true() {
@@ -147,13 +145,13 @@ pub fn in_parallel(count: usize, body: impl Fn(usize) + Sync) {
     });
 }
 
-/// A small generator of numbers (xorshift64*), so that a printed seed is enough to repeat a run.
-pub struct Dice(u64);
+/// A generator of random numbers (xorshift64*). A test prints its seed, with which its run can be repeated.
+pub struct Random(u64);
 
-impl Dice {
-    /// Takes the seed from the environment variable `SEED`, else from the clock, and prints it. The rounds of a test,
-    /// which has a thread of its own, get different seeds out of the one in `SEED`, the first that one itself.
-    pub fn thrown() -> Dice {
+impl Random {
+    /// Takes the seed from the environment variable `SEED`, or else from the clock, and prints it. A test runs on its own
+    /// thread: its first round uses `SEED` itself, and each further round another seed derived from it.
+    pub fn seeded() -> Random {
         thread_local!(static THROWN: Cell<u64> = const { Cell::new(0) });
         let nth = THROWN.replace(THROWN.get() + 1);
         let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
@@ -161,7 +159,7 @@ impl Dice {
         let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
         let seed = seed.map_or_else(clock, of_round) | 1;
         println!("repeat with SEED={seed}");
-        Dice(seed)
+        Random(seed)
     }
 
     /// A number below `end`.
@@ -173,7 +171,7 @@ impl Dice {
     }
 }
 
-/// The recorded class: each event as its own text, in the order of the recording.
+/// The recorded class: the text of each event, in the order of the recording.
 pub fn classroom() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/classroom.ndjson");
     let text = std::fs::read_to_string(path).unwrap();

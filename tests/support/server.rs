@@ -1,4 +1,4 @@
-//! The binary as a process: a server in a folder of its own, or a command that runs to its end.
+//! The binary as a process: a server in a temporary folder, or a command that runs to its end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -27,36 +27,36 @@ impl Server {
         Server::with(&[])
     }
 
-    /// Starts with these environment variables on top of the usual ones.
+    /// Starts with these environment variables in addition to the usual ones.
     pub fn with(settings: &[(&str, &str)]) -> Server {
         Server::in_folder(tempfile::tempdir().unwrap(), settings)
     }
 
-    /// Starts in a folder that was prepared by the test: the database is `data/events.db` in it.
+    /// Starts in a folder that the test has prepared. The database is `data/events.db` in it.
     pub fn in_folder(folder: TempDir, settings: &[(&str, &str)]) -> Server {
-        let mut server = Server::at_rest(folder, settings);
+        let mut server = Server::not_started(folder, settings);
         server.restart();
         server
     }
 
-    /// One that is yet to be started.
-    pub fn at_rest(folder: TempDir, settings: &[(&str, &str)]) -> Server {
+    /// A server that has not been started yet.
+    pub fn not_started(folder: TempDir, settings: &[(&str, &str)]) -> Server {
         let settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let addr = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         Server { addr, folder, settings, process: None, noise_allowed: false }
     }
 
-    /// For tests that make the server complain on purpose.
+    /// Allows warnings and errors in the log, for tests that cause them on purpose.
     pub fn allow_noise(&mut self) {
         self.noise_allowed = true;
     }
 
-    /// For the lives after such a part.
+    /// Forbids warnings and errors again, from the next start on.
     pub fn forbid_noise(&mut self) {
         self.noise_allowed = false;
     }
 
-    /// Another value for a setting, or the usual one again, from the next start on.
+    /// Changes a setting, or restores the usual value, from the next start on.
     pub fn set(&mut self, name: &str, value: Option<&str>) {
         self.settings.retain(|(set, _)| set != name);
         self.settings.extend(value.map(|value| (name.to_string(), value.to_string())));
@@ -74,17 +74,17 @@ impl Server {
         self.process.as_ref().expect("the server runs").child.0.id()
     }
 
-    /// Everything logged since the last start.
+    /// The log since the last start.
     pub fn log(&self) -> Vec<String> {
         self.process.as_ref().expect("the server runs").log.lines()
     }
 
-    /// Waits for a log line that holds `word`.
+    /// Waits for a log line with `word`.
     pub fn await_log(&self, word: &str) {
         self.process.as_ref().expect("the server runs").log.wait_for(word);
     }
 
-    /// SIGTERM; the exit code must be 0.
+    /// Sends SIGTERM. The exit code must be 0.
     pub fn stop(&mut self) {
         self.signal("TERM");
         self.await_exit_0();
@@ -108,13 +108,13 @@ impl Server {
         assert!(sent.success(), "kill -{name} failed");
     }
 
-    /// Whether the process has not ended yet.
+    /// Whether the process is still running.
     pub fn is_running(&self) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
         status.is_ok_and(|status| !status.contains(") Z "))
     }
 
-    /// SIGKILL, and gone when this returns.
+    /// Sends SIGKILL, and waits for the end of the process.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("the server runs");
         process.child.kill();
@@ -130,7 +130,7 @@ impl Server {
         self.process = Some(process);
     }
 
-    /// Starts again; if it ends before it listens, how, and what it complained of.
+    /// Starts again. If the server ends before it listens, the error has its exit status and its warnings and errors.
     pub fn try_restart(&mut self) -> Result<(), (ExitStatus, Vec<String>)> {
         assert!(self.process.is_none(), "restart of a running server");
         let mut process = Process::spawn(self.folder.path(), &self.settings, &[]);
@@ -143,7 +143,7 @@ impl Server {
         Ok(())
     }
 
-    /// Starts again on the same file and the same port, for clients that come back by themselves.
+    /// Starts again on the same file and the same port, for clients that reconnect by themselves.
     pub fn restart_in_place(&mut self) {
         self.settings.retain(|(name, _)| name != "PORT");
         self.settings.push(("PORT".to_string(), self.addr.port().to_string()));
@@ -165,7 +165,7 @@ impl Server {
         self.call("POST", "/events", &[JSON], body.as_ref())
     }
 
-    /// Publishes one event that must be accepted, and returns it as stored.
+    /// Publishes one event, which must be accepted, and returns the stored event.
     pub fn publish(&self, body: &str) -> Value {
         let response = self.post(body);
         assert_eq!(response.status, 201, "{body} → {}", response.text());
@@ -185,7 +185,7 @@ impl Server {
         call(self.addr, method, target, headers, body)
     }
 
-    /// Every stored event that the query leaves, oldest first, as the bytes of its line.
+    /// Every stored event that matches the query, oldest first, as the bytes of its line.
     pub fn stored_lines(&self, query: &str) -> Vec<String> {
         let response = self.call("GET", &format!("/events?{query}"), &[ACCEPT_NDJSON], b"");
         assert_eq!(response.status, 200, "{query}: {}", response.text());
@@ -212,7 +212,7 @@ impl Server {
         events
     }
 
-    /// Asks `/stats` until it is as wanted: for what becomes true a moment after the cause.
+    /// Reads `/stats` until it is `wanted`, for values that change a moment after their cause.
     pub fn await_stats(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
         await_true(what, || wanted(&self.get_json("/stats")));
     }
@@ -221,7 +221,7 @@ impl Server {
         Socket::open(self.addr, "/ws/publish")
     }
 
-    /// Publishes 500 events of 60,000 bytes: more than the buffers between the server and a client that reads nothing.
+    /// Publishes 500 events of 60,000 bytes: more than fits between the server and a client that does not read.
     pub fn publish_30_mb(&self) {
         let payload = json!({"filler": "x".repeat(60_000)});
         let big = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
@@ -262,38 +262,38 @@ impl Drop for Server {
     }
 }
 
-/// The database of a test folder: in a folder that the server makes.
+/// The database of a test folder. The server creates its folder.
 pub fn database(folder: &Path) -> PathBuf {
     folder.join("data").join("events.db")
 }
 
-/// One life of the binary, with its log.
+/// One run of the binary, with its log.
 pub struct Process {
     child: Held,
     pub log: Log,
 }
 
 impl Process {
-    /// Starts `serve` with nothing inherited from the environment of the test.
+    /// Starts `serve` without the environment of the test.
     pub fn spawn(folder: &Path, settings: &[(String, String)], arguments: &[&str]) -> Process {
         let mut command = command(folder);
         command.envs(settings.iter().map(|(name, value)| (name, value))).args(arguments);
         Process::watch(command.env("DATABASE_PATH", database(folder)))
     }
 
-    /// Starts a server by a command that was prepared by the test.
+    /// Starts a server with a command that the test has prepared.
     pub fn watch(command: &mut Command) -> Process {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::drain(child.stderr.take().unwrap());
         Process { child: Held(child), log }
     }
 
-    /// The address it listens on, once it does.
+    /// Waits for the address on which the server listens.
     pub fn address(&self) -> SocketAddr {
         self.try_address().unwrap_or_else(|| panic!("the server did not start:\n{}", self.log.lines().join("\n")))
     }
 
-    /// The same, or nothing once it has ended without.
+    /// The same, or `None` if the server has ended before it listened.
     pub fn try_address(&self) -> Option<SocketAddr> {
         let line: Value = serde_json::from_str(&self.log.find("\"listening\"")?).unwrap();
         Some(text_of(&line["fields"]["address"]).parse().unwrap())
@@ -306,7 +306,7 @@ impl Process {
     }
 }
 
-/// A process that does not outlive its test.
+/// A process that is killed at the end of its test.
 struct Held(Child);
 
 impl Held {
@@ -315,7 +315,7 @@ impl Held {
         let _ = self.0.wait();
     }
 
-    /// How it ended; nothing when it did not and had to be killed.
+    /// Its exit status; `None` if it did not end in time and was killed.
     fn await_exit(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
@@ -335,7 +335,7 @@ impl Drop for Held {
     }
 }
 
-/// The binary with an empty environment but for the network and the log, working in `folder`.
+/// The binary in `folder`, with an environment that only sets the network and the log.
 pub fn command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_event-pipeline"));
     command
@@ -346,12 +346,12 @@ pub fn command(folder: &Path) -> Command {
     command
 }
 
-/// What of a process is in memory.
+/// How much memory a process uses (resident set).
 pub fn resident_bytes(pid: u32) -> u64 {
     memory(pid, "VmRSS:")
 }
 
-/// The most that it was at any time.
+/// The most memory that it has used so far.
 pub fn peak_bytes(pid: u32) -> u64 {
     memory(pid, "VmHWM:")
 }
@@ -386,7 +386,7 @@ impl Run {
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut input, stdin) = (child.stdin.take().unwrap(), stdin.to_string());
-        // A command that ends without reading all of it is in its right.
+        // The command may end without reading all of its input.
         thread::spawn(move || input.write_all(stdin.as_bytes()));
         let (stdout, stderr) = (read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap()));
         Run { child: Held(child), stdout, stderr }
@@ -400,7 +400,7 @@ impl Run {
     }
 }
 
-/// What a process writes to its standard error, read for its whole life so that it never blocks on it.
+/// The standard error of a process. A thread reads it until the process ends, so that the process never blocks on it.
 pub struct Log {
     shared: Arc<LogState>,
     drain: Option<JoinHandle<()>>,
@@ -435,7 +435,7 @@ impl Log {
         self.find(word).unwrap_or_else(|| panic!("no log line with {word}:\n{}", self.lines().join("\n")))
     }
 
-    /// The first line with a word, once there is one; nothing if the log ended without.
+    /// Waits for the first line with a word; `None` if the log ends without one.
     pub fn find(&self, word: &str) -> Option<String> {
         let deadline = Instant::now() + DEADLINE;
         let mut guard = self.shared.lines.lock().unwrap();
@@ -452,7 +452,7 @@ impl Log {
         }
     }
 
-    /// Warnings, errors, panics and whatever else is not a JSON line of the log.
+    /// Warnings, errors, and lines that are not JSON, such as panics.
     pub fn noise(&self) -> Vec<String> {
         let calm = |line: &String| {
             serde_json::from_str::<Value>(line)

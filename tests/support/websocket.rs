@@ -1,4 +1,4 @@
-//! WebSockets by hand: the handshake, masked frames and every kind of wrong one.
+//! A WebSocket client: the handshake, masked frames, and invalid frames of every kind.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -20,12 +20,12 @@ pub struct Socket {
     wire: Wire,
 }
 
-/// What a server can say.
+/// What a server can send.
 #[derive(Debug, PartialEq)]
-pub enum Said {
+pub enum Received {
     Text(String),
     Pong(Vec<u8>),
-    /// The code, 1005 when the frame held none.
+    /// The close code; 1005 when the frame had none.
     Close(u16),
     /// The connection ended.
     End,
@@ -37,12 +37,12 @@ impl Socket {
             .unwrap_or_else(|refusal| panic!("{target}: {} {}", refusal.status, refusal.text()))
     }
 
-    /// Asks for an upgrade, with the key and the answer that RFC 6455 gives as its example.
+    /// Sends a handshake with the key of the example in RFC 6455, and checks the answer of that example.
     pub fn handshake(addr: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Socket, Response> {
         Socket::over(Wire::connect(addr), target, headers)
     }
 
-    /// Asks the same over a connection that is there.
+    /// The same over an open connection.
     pub fn over(mut wire: Wire, target: &str, headers: &[(&str, &str)]) -> Result<Socket, Response> {
         let mut all = vec![
             ("Connection", "Upgrade"),
@@ -77,21 +77,21 @@ impl Socket {
         self.wire.stream()
     }
 
-    pub fn hear(&mut self) -> Said {
+    pub fn receive(&mut self) -> Received {
         loop {
-            let Some((opcode, payload)) = self.frame() else { return Said::End };
+            let Some((opcode, payload)) = self.frame() else { return Received::End };
             match opcode {
-                TEXT => return Said::Text(String::from_utf8(payload).expect("text in UTF-8")),
-                PONG => return Said::Pong(payload),
+                TEXT => return Received::Text(String::from_utf8(payload).expect("text in UTF-8")),
+                PONG => return Received::Pong(payload),
                 PING => self.send_frame(PONG, &payload),
-                CLOSE if payload.is_empty() => return Said::Close(1005),
-                CLOSE => return Said::Close(u16::from_be_bytes([payload[0], payload[1]])),
+                CLOSE if payload.is_empty() => return Received::Close(1005),
+                CLOSE => return Received::Close(u16::from_be_bytes([payload[0], payload[1]])),
                 other => panic!("a frame with opcode {other}"),
             }
         }
     }
 
-    /// One frame; the server sends whole, unmasked ones.
+    /// One frame. The server sends only whole, unmasked frames.
     fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let what = "a frame";
         let head = self.wire.take(2, what)?;
@@ -106,8 +106,8 @@ impl Socket {
     }
 
     pub fn text(&mut self) -> String {
-        match self.hear() {
-            Said::Text(text) => text,
+        match self.receive() {
+            Received::Text(text) => text,
             other => panic!("{other:?} instead of a text message"),
         }
     }
@@ -137,37 +137,37 @@ impl Socket {
         })
     }
 
-    /// Everything said up to the Close frame, and its code; after it the connection must end.
-    pub fn last_words(&mut self) -> (Vec<String>, u16) {
+    /// All messages up to the Close frame, and its code. After it the connection must end.
+    pub fn read_to_close(&mut self) -> (Vec<String>, u16) {
         let mut words = Vec::new();
         loop {
-            match self.hear() {
-                Said::Text(text) => words.push(text),
-                Said::Pong(_) => {}
-                Said::Close(code) => {
+            match self.receive() {
+                Received::Text(text) => words.push(text),
+                Received::Pong(_) => {}
+                Received::Close(code) => {
                     self.send_frame(CLOSE, &code_bytes(if code == 1005 { 1000 } else { code }));
-                    assert_eq!(self.hear(), Said::End, "after the Close frame");
+                    assert_eq!(self.receive(), Received::End, "after the Close frame");
                     return (words, code);
                 }
-                Said::End => panic!("the connection ended without a Close frame, after {words:?}"),
+                Received::End => panic!("the connection ended without a Close frame, after {words:?}"),
             }
         }
     }
 
     /// The code of the Close frame that must come next.
     pub fn close_code(&mut self) -> u16 {
-        let (words, code) = self.last_words();
+        let (words, code) = self.read_to_close();
         assert!(words.is_empty(), "{words:?} before the Close frame");
         code
     }
 
-    /// Drops the connection with a reset instead of an orderly end.
+    /// Ends the connection with a TCP reset.
     pub fn reset(self) {
         self.wire.reset();
     }
 }
 
-/// Writes messages as masked frames, many a write. Ends quietly when the server hangs up.
+/// Writes messages as masked frames, 256 in each write. Ends without an error when the server closes the connection.
 pub fn send_all(mut stream: &TcpStream, messages: &[String]) {
     for chunk in messages.chunks(256) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|message| frame(0x80 | TEXT, message.as_bytes())).collect();
@@ -188,7 +188,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A frame as a client must not send it: without a mask.
+/// A frame without a mask, which a client must not send.
 pub fn unmasked_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = head(first, 0, payload.len());
     bytes.extend_from_slice(payload);
