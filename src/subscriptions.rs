@@ -261,7 +261,7 @@ impl Subscriptions {
             let mut by_name = self.by_name.lock();
             let Some(subscription) = by_name.remove(name) else { return Ok(false) };
             // This comes before the deletion: a later confirmation would store the subscription again.
-            subscription.state.lock().life = Lifecycle::Deleting;
+            subscription.state.lock().lifecycle = Lifecycle::Deleting;
             // The store gets the deletion under this lock, so a new subscription of the same name comes after it.
             (PendingDeletion(Some(subscription)), self.store.forget(name.into()))
         };
