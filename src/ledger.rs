@@ -426,7 +426,7 @@ mod tests {
             assert!(held.eq(self.events.iter().map(|(seq, event)| (*seq, event.holder))), "{ledger:?}");
             let since = self.events.values().filter_map(|event| event.holder).map(|(_, since)| since).min();
             assert_eq!(ledger.next_deadline(), since.map(|since| since + ACK_WAIT));
-            let position = self.events.keys().next().map_or(self.read, |first| first - 1);
+            let position = self.events.keys().next().map_or(self.reached, |first| first - 1);
             assert_eq!((ledger.position(), ledger.members()), (Seq(position), self.sent.len()));
             let bytes: usize = self.events.values().map(|event| event.bytes).sum();
             assert_eq!(ledger.has_room(), self.events.len() < LIMITS.window_events && bytes < LIMITS.window_bytes);
