@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::response::{self, BrokenOff};
-use crate::budget::{WAIT_MAX, Reservation, stall_max};
+use crate::budget::{Reservation, WAIT_MAX, stall_max};
 use crate::pipeline::Pipeline;
 use crate::wire::Refusal;
 
