@@ -26,6 +26,7 @@ mod h2;
 mod house;
 mod http;
 mod idempotency;
+mod imports;
 mod lag;
 mod publish;
 mod query;
