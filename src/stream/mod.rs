@@ -183,13 +183,17 @@ async fn next_in_rhythm(feed: &mut Feed, replay: &mut Option<PacedReplay>) -> st
 mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
+    use std::sync::mpsc;
     use std::task::Poll;
+
+    use tokio::task::spawn_blocking;
 
     use super::*;
     use crate::config::Config;
 
-    #[tokio::test]
-    async fn a_search_for_the_start_takes_a_permit_and_returns_it_when_its_client_leaves() {
+    /// One thread reads, so that reads happen in the order in which they are asked for.
+    #[test]
+    fn a_search_for_the_start_takes_a_permit_and_returns_it_when_its_client_leaves() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, _parts) = Store::open_parts(&Config::of_test(folder.path().join("events.db"))).expect("open");
         let (hub, searches) = (Hub::new(store.audience(), 1 << 20), Semaphore::new(1));
@@ -197,22 +201,47 @@ mod tests {
             let request = Subscribe::parse(first.as_bytes()).expect("a first message");
             Stream::open(&store, &hub, &request, 1 << 20, &searches).await.expect("read").expect("a start").1
         };
-        {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let permit = searches.acquire().await.expect("never closed");
             let mut searching = pin!(open(r#"{"last":1}"#));
-            let has_permit = poll_fn(|context| {
-                assert!(searching.as_mut().poll(context).is_pending(), "it ended without a permit");
-                if searches.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
-            });
-            has_permit.await;
-            open("{}").await;
-            let mut waiting = pin!(open(r#"{"last":1}"#));
+            // Each of these reads behind whatever the search reads, which would have ended before the last one has.
+            let others = async { [open("{}").await, open("{}").await, open("{}").await] };
             tokio::select! {
                 biased;
-                _ = waiting.as_mut() => panic!("the other search has the permit"),
-                _ = searching.as_mut() => {}
+                _ = searching.as_mut() => panic!("the search has no permit"),
+                _ = others => {}
             }
-        }
-        assert_eq!(searches.available_permits(), 1);
-        open(r#"{"last":1}"#).await;
+            drop(permit);
+            searching.await;
+
+            let block = || {
+                let (end, ended) = mpsc::channel::<()>();
+                spawn_blocking(move || ended.recv());
+                end
+            };
+            let before = block();
+            let behind = {
+                let mut searching = pin!(open(r#"{"last":1}"#));
+                let first = poll_fn(|context| Poll::Ready(searching.as_mut().poll(context).is_pending())).await;
+                assert!(first, "the thread that reads is blocked");
+                // Behind the first, short reading of the search, and before the one for which it takes a permit.
+                let behind = block();
+                drop(before);
+                poll_fn(|context| {
+                    assert!(searching.as_mut().poll(context).is_pending(), "the thread that reads is blocked");
+                    if searches.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                behind
+            };
+            assert_eq!(searches.available_permits(), 1);
+            drop(behind);
+            open(r#"{"last":1}"#).await;
+        });
     }
 }
