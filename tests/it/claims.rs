@@ -54,7 +54,7 @@ fn the_numbers_of_the_long_run_are_those_in_data_long() {
 #[test]
 fn the_gate_runs_the_test_command_of_the_readme() {
     let gate = fs::read_to_string(".ci/run").unwrap();
-    assert!(section("README.md", "## Two commands").contains("\ncargo test "));
+    assert!(section("README.md", "## Quick start").contains("\ncargo test "));
     assert!(gate.contains("\nstep \"cargo test\" cargo test\n"));
 }
 
