@@ -94,7 +94,7 @@ fn by_url(mut asked: Map<String, Value>, filter: &Filter) {
 
 /// Whether an event can have a value as long as this.
 fn fits(field: Field, value: &str) -> bool {
-    value.chars().count() <= [64, 100, 200, 200][field as usize]
+    value.chars().count() <= [64, 200, 200, 100][field as usize]
 }
 
 /// Whether it is a filter by the contract.
