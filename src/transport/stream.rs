@@ -28,6 +28,8 @@ pub struct Transport {
     peer: SocketAddr,
     patience: Patience,
     lingering: Option<Pin<Box<Sleep>>>,
+    /// So many more bytes are read while lingering.
+    linger_bytes_left: usize,
     /// Bytes that were read before they were asked for, at most [`AHEAD_BYTES_MAX`].
     ahead: Vec<u8>,
     /// The peer has ended its side, and this was found behind `ahead`.
@@ -47,7 +49,8 @@ impl Transport {
     /// Belongs to the runtime of the thread that calls this.
     pub(super) fn new(stream: StdStream, peer: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
         let (tcp, patience) = (TcpStream::from_std(stream)?, Patience::new(write_timeout));
-        Ok(Self { tcp, peer, patience, lingering: None, ahead: Vec::new(), peer_ended: false })
+        let (lingering, linger_bytes_left) = (None, usize::MAX);
+        Ok(Self { tcp, peer, patience, lingering, linger_bytes_left, ahead: Vec::new(), peer_ended: false })
     }
 
     pub fn peer(&self) -> SocketAddr {
@@ -73,6 +76,11 @@ impl Transport {
             self.ahead.extend_from_slice(piece.filled());
         }
         Poll::Ready(Ok(Ahead::Ended))
+    }
+
+    /// Ends the lingering of `shutdown` after this many bytes, too. Without this call its time alone ends it.
+    pub fn linger_for_bytes(&mut self, bytes_max: usize) {
+        self.linger_bytes_left = bytes_max;
     }
 
     /// What was read ahead and not asked for. To be called before [`Self::split`], whose halves do not know of it.
@@ -137,13 +145,47 @@ impl AsyncWrite for Transport {
         if over.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        loop {
+        while this.linger_bytes_left > 0 {
             let mut waste = [0; 8 << 10];
             let mut waste = ReadBuf::new(&mut waste);
             match ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut waste)) {
-                Ok(()) if !waste.filled().is_empty() => {}
-                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+                Ok(()) if !waste.filled().is_empty() => {
+                    this.linger_bytes_left = this.linger_bytes_left.saturating_sub(waste.filled().len());
+                }
+                Ok(()) | Err(_) => break,
             }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lingering_ends_after_as_many_bytes_as_are_allowed() {
+        const SENT: usize = 64 << 10;
+        for (bytes_max, is_over) in [(SENT / 2, true), (usize::MAX, false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+            let (stream, address) = listener.accept().await.expect("accepted");
+            let stream = stream.into_std().expect("a socket");
+            let mut transport = Transport::new(stream, address, Duration::from_secs(60)).expect("registered");
+            peer.write_all(&[0; SENT]).await.expect("sent");
+            let mut all = vec![0; SENT];
+            while transport.peek(&mut all).await.expect("readable") < SENT {}
+
+            transport.linger_for_bytes(bytes_max);
+            let mut shutdown = pin!(transport.shutdown());
+            let polled = poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx))).await;
+            assert_eq!(polled.is_ready(), is_over, "{bytes_max}");
         }
     }
 }

@@ -27,8 +27,13 @@ pub(super) async fn send_close(write: &mut WriteHalf<'_>, ending: Ending) -> boo
     write.write_all(&frame).await.is_ok()
 }
 
-/// After a Close frame: gives the peer time to read it and to close.
+/// 64 MiB: what a producer under full load may still have under way when its socket is closed.
+const LINGER_BYTES_MAX: usize = 64 << 20;
+
+/// After a Close frame: gives the peer time to read it and to close. A peer that floods the socket meanwhile is not read
+/// for the whole time.
 pub(super) async fn linger(mut transport: Transport) {
+    transport.linger_for_bytes(LINGER_BYTES_MAX);
     // The connection is over whether this fails or not.
     let _ = transport.shutdown().await;
 }
