@@ -10,7 +10,7 @@ use super::world::World;
 /// Seeds of an ordinary run of the tests: some 5 seconds.
 const SEEDS: u64 = 300;
 const ACTIONS_PER_SEED: usize = 300;
-/// Of so many seeds one is run once for each of its actions, with a crash after that action.
+/// One seed in 100 runs once for each of its actions, with a crash after that action.
 const SEEDS_PER_CRASH_EVERY: u64 = 100;
 /// Such a run is shorter than others, because there are as many of them as actions.
 const ACTIONS_BEFORE_CRASH_MAX: usize = 60;
