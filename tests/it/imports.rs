@@ -18,14 +18,17 @@ pub struct Crate {
 
 struct Source {
     path: PathBuf,
+    /// Without its `use` statements.
     code: String,
-    /// Each path of a `use`: the name it has here, the path, and whether the `use` only hands it on.
     uses: Vec<Use>,
 }
 
+/// One path of a `use` statement.
 struct Use {
+    /// The name that the item has in this file.
     name: String,
     path: Vec<String>,
+    /// Whether it hands the item on (`pub use`).
     is_reexport: bool,
 }
 
@@ -66,12 +69,13 @@ impl Crate {
     pub fn imports(&self) -> Imports {
         let mut imports = Imports::new();
         for (module, source) in &self.files {
-            let mut paths: Vec<Vec<String>> =
-                source.uses.iter().filter(|used| !used.is_reexport).map(|used| used.path.clone()).collect();
-            paths.extend(paths_in_code(&source.code));
-            let targets = paths.iter().filter_map(|path| self.resolve(module, path, 0));
-            let targets = targets.filter(|target| target != module).map(|target| self.files[&target].path.clone());
-            imports.insert(source.path.clone(), targets.collect());
+            let resolve = |path: &[String]| self.resolve(module, path, 0);
+            // A folder that hands on what one of its files defines does not import it.
+            let is_import = |used: &Use, from: &Module| !(used.is_reexport && from.starts_with(module));
+            let used = source.uses.iter().filter_map(|used| resolve(&used.path).filter(|from| is_import(used, from)));
+            let named = paths_in_code(&source.code).into_iter().filter_map(|path| resolve(&path));
+            let others = used.chain(named).filter(|from| from != module).map(|from| self.files[&from].path.clone());
+            imports.insert(source.path.clone(), others.collect());
         }
         imports
     }
@@ -114,23 +118,27 @@ impl Crate {
                 _ => Some(module),
             };
         }
-        // A module as a whole: what is taken from it is told by the paths that begin with its name.
-        (!rest.is_empty() && self.files[&module].path.ends_with("mod.rs")).then_some(()).map_or(Some(module), |()| None)
+        // The path names a module and no item. Where that is a folder, the paths that begin with its name say which of its
+        // files define what is used.
+        let is_folder = self.files[&module].path.ends_with("mod.rs");
+        (!is_folder).then_some(module)
     }
 }
 
 impl Source {
     fn read(path: PathBuf) -> Self {
-        let code = code(&path);
-        let mut uses = Vec::new();
-        for statement in code.split(';') {
-            // An attribute, or the end of what came before, may precede it.
-            let Some(at) = word(statement, "use") else { continue };
-            let line = statement[..at].rsplit('\n').next().unwrap().trim();
-            if !(line.is_empty() || line.starts_with("pub")) {
+        let (mut code, mut uses) = (String::new(), Vec::new());
+        for statement in self::code(&path).split(';') {
+            // An attribute, or the end of what came before, may precede a `use`.
+            let begin = word(statement, "use").unwrap_or(statement.len());
+            let (before, tree) = statement.split_at(begin);
+            let line = before.rsplit('\n').next().unwrap().trim();
+            if tree.is_empty() || !(line.is_empty() || line.starts_with("pub")) {
+                code.extend([statement, ";"]);
                 continue;
             }
-            for (path, name) in expand(statement[at + "use".len()..].trim()) {
+            code.push_str(before);
+            for (path, name) in expand(tree["use".len()..].trim()) {
                 uses.push(Use { name, path, is_reexport: line.starts_with("pub") });
             }
         }
@@ -180,7 +188,7 @@ fn expand(tree: &str) -> Vec<(Vec<String>, String)> {
     paths
 }
 
-/// Paths of two parts or more that stand in code, `use` lines included.
+/// Paths of two parts or more that stand in code.
 fn paths_in_code(code: &str) -> Vec<Vec<String>> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let words = code.split(|c: char| !is_part(c)).filter(|word| word.contains("::"));
