@@ -120,7 +120,7 @@ impl Comparison {
                 metrics,
             });
         }
-        let absent = sources.iter().enumerate().filter(|(place, _)| group.iter().all(|series| series.source != *place));
+        let absent = sources.iter().enumerate().filter(|(index, _)| group.iter().all(|series| series.source != *index));
         let absent = absent.map(|(_, source)| source.name.clone()).collect();
         Self { scenario: first.scenario.clone(), title: first.title.clone(), columns, absent }
     }
@@ -144,7 +144,7 @@ impl Comparison {
             .options
             .iter()
             .enumerate()
-            .map(|(place, (option, _))| fact(option, &|column| column.options[place].1.clone()));
+            .map(|(index, (option, _))| fact(option, &|column| column.options[index].1.clone()));
         let mut facts = vec![
             fact("", &|column| {
                 format!("{} ({} run{})", column.file, column.runs, if column.runs == 1 { "" } else { "s" })
@@ -174,7 +174,7 @@ impl Comparison {
         let (facts, names) = (self.facts(), self.names());
         let mut rows = facts.iter().map(|(name, _)| vec![name.clone()]).collect::<Vec<_>>();
         rows.extend(names.iter().map(|name| vec![name.to_string()]));
-        for (place, column) in self.columns.iter().enumerate() {
+        for (index, column) in self.columns.iter().enumerate() {
             let metrics = names.iter().map(|name| column.metrics.iter().find(|metric| metric.spread.name == **name));
             let parts = metrics.map(|metric| {
                 metric.map(Compared::parts).unwrap_or_else(|| ["–".to_owned(), String::new(), String::new()])
@@ -185,7 +185,7 @@ impl Comparison {
             let metrics = parts.iter().map(|[median, range, change]| {
                 format!("{median:>medians$} {range:<ranges$} {change}").trim_end().to_owned()
             });
-            let cells = facts.iter().map(|(_, cells)| cells[place].clone()).chain(metrics);
+            let cells = facts.iter().map(|(_, cells)| cells[index].clone()).chain(metrics);
             rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();

@@ -102,18 +102,14 @@ impl Connection {
             )
             .as_bytes(),
         );
-        let mut answered = false;
-        while !answered {
-            connection
-                .exchange(|bytes, _| {
-                    let Some(end) = end_of_head(bytes) else { return Ok(0) };
-                    let switched = bytes.starts_with(b"HTTP/1.1 101 ");
-                    ensure!(switched, "{path}: the server answered {}", refusal(&bytes[..end], &bytes[end..]));
-                    answered = true;
-                    Ok(end)
-                })
-                .await?;
-        }
+        let switched = connection.answer(|bytes, _, answer| {
+            let Some(end) = end_of_head(bytes) else { return Ok(0) };
+            let switched = bytes.starts_with(b"HTTP/1.1 101 ");
+            ensure!(switched, "{path}: the server answered {}", refusal(&bytes[..end], &bytes[end..]));
+            *answer = Some(());
+            Ok(end)
+        });
+        switched.await?;
         connection.left_over = !connection.rest.is_empty();
         Ok(connection)
     }
@@ -160,6 +156,20 @@ impl Connection {
             Poll::Ready(Ok(()))
         })
         .await
+    }
+
+    /// Exchanges until `read` has set an answer.
+    pub async fn answer<T>(
+        &mut self,
+        mut read: impl FnMut(&[u8], &mut Vec<u8>, &mut Option<T>) -> anyhow::Result<usize>,
+    ) -> anyhow::Result<T> {
+        let mut answer = None;
+        loop {
+            self.exchange(|bytes, out| read(bytes, out, &mut answer)).await?;
+            if let Some(answer) = answer.take() {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Sends the bytes to send, without reading.

@@ -205,7 +205,7 @@ impl Deliveries {
             // Events that were due together mostly arrive together.
             for together in sequences.chunk_by(|one, next| due.of(*one) == due.of(*next)) {
                 match due.of(together[0]) {
-                    Some(at) => run.took(Operation::Delivery, due.epoch() + at, now, together.len() as u64),
+                    Some(at) => run.took(Operation::Delivery, due.origin() + at, now, together.len() as u64),
                     None => {
                         let mut early = self.early.borrow_mut();
                         together.iter().for_each(|sequence| early.entry(*sequence).or_default().push(now));
@@ -264,8 +264,7 @@ impl Deliveries {
             let (expected, got) = (of_one(subscriber), subscriber.got.get().digest);
             if expected != got {
                 let (expected, got) = (expected.count, got.count);
-                let violation = || format!("subscriber {number} got {got} events, not the {expected} it asked for");
-                run.verification.borrow_mut().violation(violation);
+                run.violation(|| format!("subscriber {number} got {got} events, not the {expected} it asked for"));
             }
         }
     }

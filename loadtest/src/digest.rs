@@ -1,4 +1,4 @@
-//! Whether two sets of sequence numbers are equal, without recording_ids them.
+//! Whether two sets of sequence numbers are equal, without storing them.
 
 /// A set of sequence numbers, reduced to their count and the sum of their hashes: enough to compare two sets.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -5,31 +5,32 @@ use std::time::{Duration, Instant};
 
 /// When events were due, by their sequence numbers.
 pub struct DueTimes {
-    epoch: Instant,
+    origin: Instant,
     /// The sequence number of the first that is known.
     first: u64,
-    /// Nanoseconds since `epoch`.
+    /// Nanoseconds since `origin`.
     nanos: VecDeque<u64>,
     /// With this many times it is worth while to forget some.
     forget_at: usize,
 }
 
 impl DueTimes {
-    /// In the place of a time that is not known yet.
+    /// Stands for a time that is not known yet.
     const UNKNOWN: u64 = u64::MAX;
 
-    /// This many times (8 MiB) are kept whether they are still needed or not.
+    /// This many times (8 MiB) stay in memory whether they are still needed or not.
     const KEPT: usize = 1 << 20;
 
     /// A number this far ahead of all others is no sequence number.
     const AHEAD_MAX: usize = 1 << 24;
 
     pub fn new(newest: u64) -> Self {
-        Self { epoch: Instant::now(), first: newest + 1, nanos: VecDeque::new(), forget_at: Self::KEPT }
+        Self { origin: Instant::now(), first: newest + 1, nanos: VecDeque::new(), forget_at: Self::KEPT }
     }
 
-    pub fn epoch(&self) -> Instant {
-        self.epoch
+    /// The time from which [`of`](Self::of) counts.
+    pub fn origin(&self) -> Instant {
+        self.origin
     }
 
     /// Whether it is worth while to forget some.
@@ -39,13 +40,13 @@ impl DueTimes {
 
     /// Notes that `count` events from `first` on were due then.
     pub fn note(&mut self, first: u64, count: usize, due: Instant) {
-        let Some(place) = first.checked_sub(self.first) else { return };
-        let (place, nanos) = (place as usize, (due - self.epoch).as_nanos() as u64);
-        if place >= self.nanos.len() + Self::AHEAD_MAX {
+        let Some(index) = first.checked_sub(self.first) else { return };
+        let (index, nanos) = (index as usize, (due - self.origin).as_nanos() as u64);
+        if index >= self.nanos.len() + Self::AHEAD_MAX {
             return;
         }
-        self.nanos.resize(self.nanos.len().max(place + count), Self::UNKNOWN);
-        self.nanos.range_mut(place..place + count).for_each(|slot| *slot = nanos);
+        self.nanos.resize(self.nanos.len().max(index + count), Self::UNKNOWN);
+        self.nanos.range_mut(index..index + count).for_each(|slot| *slot = nanos);
     }
 
     #[inline]
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn due_times_are_known_until_they_are_forgotten() {
         let mut due = DueTimes::new(10);
-        let at = |millis| due.epoch + Duration::from_millis(millis);
+        let at = |millis| due.origin + Duration::from_millis(millis);
         let (one, two) = (at(1), at(2));
         due.note(13, 2, one);
         due.note(11, 1, two);

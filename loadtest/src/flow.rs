@@ -26,8 +26,18 @@ impl Flow {
     pub fn to_subscribers(rate: Rate, run: &Run, deliveries: &Rc<Deliveries>) -> anyhow::Result<Self> {
         Ok(match rate {
             Rate(None) => Self::Received(deliveries.clone()),
-            Rate(Some(rate)) => Self::Due(Pacer::start(run.start, RateProfile::steady(rate))?.schedule(0, 1)),
+            Rate(Some(rate)) => Self::at_rate(rate, run)?,
         })
+    }
+
+    /// The flow of the only producer, at this rate.
+    pub fn at_rate(per_second: u64, run: &Run) -> anyhow::Result<Self> {
+        Ok(Self::Due(Pacer::start(run.start, RateProfile::steady(per_second))?.schedule(0, 1)))
+    }
+
+    /// The flow of one of `producers` producers: at its share of the rate, or as fast as answers come if there is none.
+    pub fn share(pacer: Option<&Pacer>, producer: usize, producers: usize) -> Self {
+        pacer.map_or(Self::Window, |pacer| Self::Due(pacer.schedule(producer, producers)))
     }
 
     /// Waits until more may be sent. Cancel safe.

@@ -26,7 +26,7 @@ use crate::run_files::Source;
 
 const STYLE: &str = include_str!("html/style.css");
 
-/// A heading can name so many servers; of more it tells the number.
+/// Most servers that a heading names. Of more it says how many there are.
 const SUBJECTS_NAMED_MAX: usize = 2;
 
 /// Writes a page about these runs.
@@ -50,7 +50,7 @@ fn page(sources: &[Source]) -> String {
     let meta = |name, content| Element::new("meta").with("name", name).with("content", content);
     let head = Element::new("head")
         .put(Element::new("meta").with("charset", "utf-8"))
-        // Should a mistake let somebody's text become markup, it still neither runs nor fetches anything.
+        // If a mistake ever let text of a run become markup, it would still neither run nor fetch anything.
         .put(
             Element::new("meta")
                 .with("http-equiv", "Content-Security-Policy")
@@ -90,7 +90,7 @@ fn header(runs: &[&Report], subjects: &str, sections: &[Section]) -> Element {
         .put(contents)
 }
 
-/// From when to when runs were begun.
+/// When the first of the runs began, and when the last.
 fn when(runs: &[&Report]) -> String {
     let times = || runs.iter().map(|run| run.started_at.as_str());
     let (Some(first), Some(last)) = (times().min(), times().max()) else { return String::new() };
@@ -144,7 +144,7 @@ mod tests {
         found
     }
 
-    /// A page of these sources, of which it is made sure that it is whole and needs nothing else.
+    /// A page of these sources, after checking that it is whole and needs nothing else.
     fn checked(sources: &[Source]) -> String {
         let page = page(sources);
         for (name, attributes) in elements(&page) {

@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Latencies are kept from 1 µs to an hour, to three digits.
+/// The histograms hold latencies from 1 µs to an hour, to three digits.
 const NANOS: (u64, u64, u8) = (1_000, 3_600_000_000_000, 3);
 
 /// Percentiles for each halving of the share above them: 50, 58, 64.6, 70.3, 75 …, enough for a smooth curve.

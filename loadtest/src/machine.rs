@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Open files of a process that are no connections: its database, its log, what the runtime needs.
 const OTHER_FILES: usize = 100;
 
-/// What figures depend on. A field that the kernel does not tell is empty or 0.
+/// What figures depend on. A field that the kernel does not know is empty or 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// How many there are for this program.
@@ -63,7 +63,7 @@ pub fn processors() -> usize {
 /// Each connection is an open file, here and in a server started from here.
 ///
 /// # Errors
-/// There may not be so many.
+/// The system does not allow that many.
 pub fn ensure_open_files(connections: usize) -> anyhow::Result<()> {
     let (needed, allowed) = ((connections + OTHER_FILES) as u64, getrlimit(Resource::Nofile).current);
     ensure!(

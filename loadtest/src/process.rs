@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How many of the server's last lines, and of its warnings, are shown.
 const LINES_MAX: usize = 5;
 
-/// How many lines of a starting server are kept until [`Process::wait_for`] reads them.
+/// Most lines of a starting server that wait for [`Process::wait_for`].
 const LINES_AT_START_MAX: usize = 1_000;
 
 /// A child that serves. Dropped, it is killed and its folder removed.

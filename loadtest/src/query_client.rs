@@ -153,26 +153,22 @@ impl QueryClient {
         let QueryWorkload { prefix, headers, .. } = &*workload;
         let request = format!("GET {prefix}{} HTTP/1.1\r\n{headers}\r\n", query.path());
         self.connection.out().extend_from_slice(request.as_bytes());
-        let mut checked = None;
-        while checked.is_none() {
-            let read = self.connection.exchange(|bytes, _| {
-                let now = Instant::now();
-                responses(bytes, |status, body| {
-                    ensure!(checked.is_none(), "the server answered more often than it was asked");
-                    workload.took(ask, due, now);
-                    checked = Some(match status {
-                        200 => query.check(body, &expected).with_context(|| query.path())?,
-                        _ => Err(format!("{status} {}", String::from_utf8_lossy(body))),
-                    });
-                    Ok(())
-                })
-            });
-            read.await?;
-        }
-        match checked.expect("it was answered") {
+        let checked = self.connection.answer(|bytes, _, checked| {
+            let now = Instant::now();
+            responses(bytes, |status, body| {
+                ensure!(checked.is_none(), "the server answered more often than it was asked");
+                workload.took(ask, due, now);
+                *checked = Some(match status {
+                    200 => query.check(body, &expected).with_context(|| query.path())?,
+                    _ => Err(format!("{status} {}", String::from_utf8_lossy(body))),
+                });
+                Ok(())
+            })
+        });
+        match checked.await? {
             Err(fault) => {
                 let path = query.path();
-                workload.run.verification.borrow_mut().violation(|| format!("{path}: {fault}"));
+                workload.run.violation(|| format!("{path}: {fault}"));
             }
             Ok(page) => {
                 // At the beginning of the record, paging begins anew at the newest event.

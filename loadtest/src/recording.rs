@@ -115,7 +115,7 @@ impl Recording {
         self.events.last().expect("at least one event").offset + PAUSE
     }
 
-    /// The first event that was sent so long after the recording began; the first of all if none was.
+    /// The first event that was sent this long after the recording began, or later; the first of all if there is none.
     pub fn first_from(&self, offset: Duration) -> usize {
         self.events.partition_point(|event| event.offset < offset) % self.events.len()
     }
@@ -156,10 +156,10 @@ fn compact(json: &str) -> String {
 }
 
 impl Template {
-    /// A text cut at the places where marks belong.
-    fn cut(text: &str, places: &[usize]) -> Self {
-        let starts = [0].into_iter().chain(places.iter().copied());
-        let ends = places.iter().copied().chain([text.len()]);
+    /// A text cut at the offsets where marks belong.
+    fn cut(text: &str, offsets: &[usize]) -> Self {
+        let starts = [0].into_iter().chain(offsets.iter().copied());
+        let ends = offsets.iter().copied().chain([text.len()]);
         Self { pieces: starts.zip(ends).map(|(start, end)| text[start..end].into()).collect() }
     }
 

@@ -14,7 +14,7 @@ use crate::schedule::{Pacer, RateProfile};
 /// How often due events are looked for. The offsets of recordings are in milliseconds.
 const LOOKS_PER_SECOND: u64 = 1_000;
 
-/// When the events of several classes are due. Each class repeats its recording for ever.
+/// When the events of several classes are due. Each class repeats its recording without end.
 pub struct ReplaySchedule {
     /// The offset of each event.
     offsets: Vec<Duration>,
@@ -49,8 +49,8 @@ impl ReplaySchedule {
     /// When the event of a class is due that follows `before` others of the class.
     fn time(&self, class: usize, before: usize) -> Duration {
         let (count, begin) = (self.offsets.len(), self.begins[class]);
-        let place = begin + before;
-        let recorded = self.offsets[place % count] + self.lap * (place / count) as u32;
+        let index = begin + before;
+        let recorded = self.offsets[index % count] + self.lap * (index / count) as u32;
         (recorded - self.offsets[begin]).div_f64(self.speed)
     }
 
@@ -76,7 +76,7 @@ impl ReplaySchedule {
         self.begins.iter().map(of_class).sum()
     }
 
-    /// Puts each event into its queue when it is due; `queue_of` tells which. Goes on for ever.
+    /// Puts each event into its queue when it is due; `queue_of` says which. Never ends.
     ///
     /// # Errors
     /// The system has no thread for the clock.

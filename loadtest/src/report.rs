@@ -167,7 +167,7 @@ impl Report {
         [&self.latency_us].into_iter().chain(&self.more_latencies_us).filter(|latency| latency.count > 0)
     }
 
-    /// Whether every promise was kept.
+    /// Whether no promise was broken.
     pub fn kept(&self) -> bool {
         self.violations.is_empty()
     }

@@ -101,7 +101,7 @@ impl Requests {
         let (mut first, mut left) = ((first % self.ends.len() as u64) as usize, count);
         while left > 0 {
             let run = left.min(self.ends.len() - first);
-            out.extend_from_slice(&self.bytes[self.place(first..first + run)]);
+            out.extend_from_slice(&self.bytes[self.range(first..first + run)]);
             left -= run;
             first = 0;
         }
@@ -110,7 +110,7 @@ impl Requests {
     /// One request as it is sent.
     pub fn get(&self, number: u64) -> &[u8] {
         let number = (number % self.ends.len() as u64) as usize;
-        &self.bytes[self.place(number..number + 1)]
+        &self.bytes[self.range(number..number + 1)]
     }
 
     /// The keys of an event, counted over all requests.
@@ -119,7 +119,7 @@ impl Requests {
         self.keys[(event % self.keys.len() as u64) as usize]
     }
 
-    fn place(&self, requests: Range<usize>) -> Range<usize> {
+    fn range(&self, requests: Range<usize>) -> Range<usize> {
         let start = requests.start.checked_sub(1).map_or(0, |before| self.ends[before]);
         start..self.ends[requests.end - 1]
     }

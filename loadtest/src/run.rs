@@ -40,7 +40,7 @@ pub struct Run {
     begun: Notify,
     complete: Notify,
     recorders: [Recorder; Operation::ALL.len()],
-    /// Parts of the run, told apart by when something was due: when each but the first begins.
+    /// Parts of the run, by when something was due: the beginning of each but the first.
     phases: Vec<Instant>,
     of_phases: RefCell<Vec<Histogram<u64>>>,
     step: Duration,
@@ -83,6 +83,18 @@ impl Run {
             step,
             verification: RefCell::new(Verification::new(newest)),
         }
+    }
+
+    /// Notes a broken promise.
+    pub fn violation(&self, words: impl FnOnce() -> String) {
+        self.verification.borrow_mut().violation(words);
+    }
+
+    /// Compares what was acknowledged with what the server has stored since the run began, when it had stored `before`.
+    pub async fn check_stored(&self, target: &Target, before: u64) -> anyhow::Result<()> {
+        let stored = target.stored().await? - before;
+        self.verification.borrow_mut().check_stored(stored);
+        Ok(())
     }
 
     /// Stops sending new requests.

@@ -65,14 +65,14 @@ impl<'r> Series<'r> {
     /// All runs, in the order of their first.
     pub fn all(sources: &'r [Source]) -> Vec<Self> {
         let mut series = Vec::<Self>::new();
-        let mut places = BTreeMap::new();
+        let mut indexes = BTreeMap::new();
         for (source, report) in
             sources.iter().enumerate().flat_map(|(i, source)| source.reports.iter().map(move |r| (i, r)))
         {
             let of = (&report.scenario, &report.subject, &report.acknowledged_means);
             let key = (source, of, &report.title, report.options.to_string(), &report.server_settings);
-            let place = *places.entry(key).or_insert(series.len());
-            match series.get_mut(place) {
+            let index = *indexes.entry(key).or_insert(series.len());
+            match series.get_mut(index) {
                 Some(known) => known.runs.push(report),
                 None => series.push(Self { source, runs: vec![report] }),
             }

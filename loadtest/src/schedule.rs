@@ -98,6 +98,11 @@ impl Pacer {
         Ok(Self { start, profile, ticks_per_second, ticks })
     }
 
+    /// The same at a steady rate; `None` where that is as fast as possible.
+    pub fn steady(start: Instant, Rate(rate): Rate) -> anyhow::Result<Option<Self>> {
+        rate.map(|rate| Self::start(start, RateProfile::steady(rate))).transpose()
+    }
+
     /// The schedule of one of `producers` producers, each with its share of the rate.
     pub fn schedule(&self, producer: usize, producers: usize) -> Schedule {
         self.schedule_of(self.profile.clone(), producer, producers)

@@ -84,20 +84,17 @@ pub async fn subscribe(target: &Target, first_message: &str, scratch: &Scratch) 
 pub async fn subscribe_on(connection: Connection, target: &Target, first_message: &str) -> anyhow::Result<Connection> {
     let mut connection = connection.upgrade(target, "/ws/subscribe").await?;
     frame::masked(connection.out(), OpCode::Text, first_message.as_bytes(), *b"mask");
-    let mut subscribed = false;
-    while !subscribed {
-        let read = connection.exchange(|bytes, out| {
-            frames(bytes, out, |text| {
-                let answer: serde_json::Value = serde_json::from_slice(text).context("the server's first answer")?;
-                if answer["status"] != "subscribed" {
-                    bail!("the server answered {answer}");
-                }
-                subscribed = true;
-                Ok(())
-            })
-        });
-        read.await?;
-    }
+    let subscribed = connection.answer(|bytes, out, subscribed| {
+        frames(bytes, out, |text| {
+            let answer: serde_json::Value = serde_json::from_slice(text).context("the server's first answer")?;
+            if answer["status"] != "subscribed" {
+                bail!("the server answered {answer}");
+            }
+            *subscribed = Some(());
+            Ok(())
+        })
+    });
+    subscribed.await?;
     Ok(connection)
 }
 
@@ -129,14 +126,10 @@ impl Subscriber {
             let sequence = sequence.unwrap_or(last + 1);
             if sequence <= last || (self.dense && sequence != last + 1) {
                 let number = self.number;
-                let violation = || format!("subscriber {number} got event {sequence} after {last}");
-                self.run.verification.borrow_mut().violation(violation);
+                self.run.violation(|| format!("subscriber {number} got event {sequence} after {last}"));
             } else if let Some(wrong) = self.check.as_mut().and_then(|check| check(text)) {
                 let number = self.number;
-                self.run
-                    .verification
-                    .borrow_mut()
-                    .violation(|| format!("subscriber {number} got event {sequence}, {wrong}"));
+                self.run.violation(|| format!("subscriber {number} got event {sequence}, {wrong}"));
             }
             last = sequence;
             digest.add(sequence);

@@ -70,7 +70,7 @@ impl Tasks {
         select! {
             ended = timeout(PATIENCE, answered) => match ended {
                 Ok(ended) => ended?,
-                Err(_) => run.verification.borrow_mut().violation(|| format!("some requests are not answered after {PATIENCE:?}")),
+                Err(_) => run.violation(|| format!("some requests are not answered after {PATIENCE:?}")),
             },
             Some(ended) = listeners.join_next() => {
                 why(ended)?;

@@ -48,7 +48,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Of a run that has `counted` so much before it is measured, from `start` on for `length`.
+    /// Of a run whose count is `counted` when the measurement begins, at `start`, for `length`.
     pub fn new(start: Instant, length: Duration, step: Duration, counted: u64, server: Option<&Usage>) -> Self {
         // A multiple of the step, so that the points of two runs stand at the same times.
         let step = step * ((length.as_nanos() / step.as_nanos()) as u32).div_ceil(POINTS_MAX).max(1);
@@ -86,7 +86,7 @@ impl Timeline {
         self.counted = counted;
         self.server_cpu = server.map(|usage| usage.cpu);
         self.began = now;
-        // An interval that we were too late for becomes part of the next.
+        // An interval whose end was missed becomes part of the next.
         self.due = self.start + self.step * ((now - self.start).div_duration_f64(self.step) as u32 + 1);
     }
 

@@ -24,9 +24,8 @@ pub struct RequestTracker {
     deliveries: Option<Rc<Deliveries>>,
     /// In runs with queries: what is acknowledged is noted here.
     acknowledged: Option<Rc<AcknowledgedEvents>>,
-    /// Requests.
+    /// Counts of requests.
     sent: u64,
-    /// Requests.
     answered: u64,
     /// When the requests in flight were due, and how many.
     due: VecDeque<(Instant, usize)>,

@@ -53,7 +53,7 @@ mod tests {
         let growing = trend(|t| 100.0 + t + tremble(t));
         assert!(growing.is_real() && (growing.growth - 99.0).abs() < 1.0, "{growing:?}");
         assert!(trend(|t| 100.0 - t).is_real());
-        // Without noise, but nothing to speak of.
+        // Without noise, but less than 1 %.
         assert!(!trend(|t| 1_000.0 + t / 50.0).is_real());
         assert!(!trend(|_| 0.0).is_real());
     }

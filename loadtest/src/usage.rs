@@ -80,7 +80,7 @@ fn number(list: &str, name: &str) -> u64 {
     value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// For how long all processors together were idle, up to one point in time.
+/// The time that all processors together were idle, up to one point in time.
 #[derive(Clone, Copy)]
 pub struct Processors {
     count: usize,
@@ -130,7 +130,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// `units` are what the CPU time is divided by, `events` what the bytes and syncs are. For each of none it is 0.
+    /// The CPU time is divided by `units`, the bytes and the syncs by `events`. Divided by 0 it is 0.
     pub fn between(before: &Usage, after: &Usage, elapsed: Duration, units: u64, events: u64) -> Self {
         let of_each = |value: f64, count: u64| if count > 0 { value / count as f64 } else { 0.0 };
         let micros = |cpu: Duration, count| of_each(cpu.as_secs_f64() * 1e6, count);

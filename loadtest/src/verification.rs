@@ -1,6 +1,6 @@
 //! Which events were acknowledged, and which promises were broken.
 
-/// How many violations are kept in words; further ones are only counted.
+/// How many violations are described in words; further ones are only counted.
 const TOLD_MAX: usize = 10;
 
 /// Ids this far apart are no sequence numbers, and too far apart for a bit each.

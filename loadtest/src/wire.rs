@@ -94,23 +94,20 @@ pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
+/// For tests: feeds the bytes in two pieces, cut at each index, and expects the same in the end.
+#[cfg(test)]
+pub fn in_two_pieces(bytes: &[u8], expected: &[&str], take: impl Fn(&[u8], &mut Vec<String>) -> usize) {
+    for cut in 0..=bytes.len() {
+        let mut seen = Vec::new();
+        let used = take(&bytes[..cut], &mut seen);
+        let used = used + take(&bytes[used..], &mut seen);
+        assert_eq!((used, seen.iter().map(|s| &**s).collect()), (bytes.len(), expected.to_vec()), "cut at {cut}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Feeds the bytes in two pieces, cut at each place, and expects the same in the end.
-    fn in_two_pieces(bytes: &[u8], expected: &[&str], take: impl Fn(&[u8], &mut Vec<String>) -> usize) {
-        for cut in 0..=bytes.len() {
-            let mut seen = Vec::new();
-            let used = take(&bytes[..cut], &mut seen);
-            let used = used + take(&bytes[used..], &mut seen);
-            assert_eq!(
-                (used, &*seen),
-                (bytes.len(), &*expected.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()),
-                "cut at {cut}"
-            );
-        }
-    }
 
     #[test]
     fn frames_are_whole_wherever_they_are_cut() {

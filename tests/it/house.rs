@@ -84,22 +84,26 @@ fn no_file_is_longer_than_500_lines_without_its_tests() {
     }
 }
 
-/// The load test names its modules in order, at the top of its main file: each imports only from those below it.
+/// The load test names its modules in order at the top of its main file, and those of a folder in the file of the same
+/// name: each imports only from those below it.
 #[test]
-fn imports_of_the_load_test_point_down_its_list() {
-    let main = fs::read_to_string("loadtest/src/main.rs").unwrap();
-    let list = main.lines().take_while(|line| line.starts_with("//!")).filter(|line| line.starts_with("//! * ["));
-    let names = list.flat_map(|line| line.split('`').skip(1).step_by(2));
-    let heights: BTreeMap<_, _> = names.zip(0..).collect();
+fn imports_of_the_load_test_point_down_its_lists() {
     let imports = Crate::read(Path::new("loadtest/src"), "loadtest", &[]).imports();
-    for (file, others) in &imports {
-        let of = room(file);
-        if of == "main" {
-            continue;
-        }
-        let height = *heights.get(&*of).unwrap_or_else(|| panic!("{of} is not in the list of loadtest/src/main.rs"));
-        for other in others.iter().map(|other| room(other)).filter(|other| *other != of) {
-            assert!(heights[&*other] > height, "{} imports {other}, which the list has above it", file.display());
+    for (list, folder) in [("main.rs", ""), ("html.rs", "html"), ("peers.rs", "peers")] {
+        let text = fs::read_to_string(Path::new("loadtest/src").join(list)).unwrap();
+        let lines = text.lines().take_while(|line| line.starts_with("//!")).filter(|line| line.starts_with("//! * ["));
+        let heights: BTreeMap<_, _> = lines.flat_map(|line| line.split('`').skip(1).step_by(2)).zip(0..).collect();
+        let folder = Path::new("loadtest/src").join(folder);
+        let module = |file: &PathBuf| {
+            let inside = file.strip_prefix(&folder).ok()?.with_extension("");
+            inside.iter().next().unwrap().to_str().map(str::to_owned).filter(|module| module != "main")
+        };
+        for (file, others) in &imports {
+            let Some(of) = module(file) else { continue };
+            let height = *heights.get(&*of).unwrap_or_else(|| panic!("{of} is not in the list of {list}"));
+            for other in others.iter().filter_map(module).filter(|other| *other != of) {
+                assert!(heights[&*other] > height, "{} imports {other}, which {list} has above it", file.display());
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::metric::{RATE, SERVER, SERVER_CPU, written};
 use crate::report::Report;
 use crate::timeline::Point;
 
-/// Longer labels do not fit beside a plot: there the series is shown by its number alone.
+/// Longest label that fits beside a plot. A series with a longer one is shown by its number alone.
 const LABEL_MAX: usize = 22;
 
 /// With more threads than this, the cheapest are shown as one.
@@ -63,7 +63,7 @@ fn server_cpu(section: &Section) -> Option<Element> {
         let parts = parts.map(|(place, (name, us))| Part {
             length: us,
             look: format!("t{place}"),
-            // As exact as the sum, whose digits mean something.
+            // With as many digits as the sum: its digits mean something.
             name: in_digits_of(us, server.cpu_us_each).map(|us| format!("{name} {us}")).unwrap_or_default(),
         });
         Some(Bar {
@@ -79,7 +79,7 @@ fn server_cpu(section: &Section) -> Option<Element> {
     (!bars.is_empty()).then(|| Bars { title, bars }.draw())
 }
 
-/// A part with as many digits after the point as a sum is written with; none that would be written as zero.
+/// A part, with as many digits after the point as the sum has; `None` if it would be written as zero.
 fn in_digits_of(part: f64, sum: f64) -> Option<String> {
     let digits = written(sum).split_once('.').map_or(0, |(_, fraction)| fraction.len());
     let text = format!("{part:.digits$}");
@@ -104,7 +104,8 @@ fn percentiles(section: &Section, kind: Operation) -> Element {
     plot(section, format!("{} latency by percentile", capital(kind.name())), x, y, lines)
 }
 
-/// The percentiles that have names, each with its place and latency. The greatest stands where only one lies above.
+/// The percentiles that have names, each with its percentile and latency. The greatest latency has the percentile above
+/// which only one lies.
 fn named_percentiles(latency: &Latency) -> Vec<(f64, f64, &'static str)> {
     let greatest = 100.0 * (1.0 - 1.0 / latency.count as f64);
     let named = [

@@ -1,4 +1,4 @@
-//! Lines over axes, and bars, as SVG that is as wide as its place while its text keeps its size.
+//! Lines over axes, and bars, as SVG that becomes as wide as the page, while its text keeps its size.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ const SIZE: f64 = 1_000.0;
 /// How far labels beside a plot must be from each other to be read, as a part of its height.
 const LABEL_GAP: f64 = 0.08;
 
-/// Colours that can be told apart; from then on they come again, with dashes.
+/// How many colours the eye can distinguish. Further series have the same colours with dashes.
 const COLOURS: usize = 8;
 
 /// The classes that give something the look of a series or thread of this number.
@@ -42,13 +42,13 @@ pub struct Line {
     pub series: usize,
     /// Which look it has.
     pub look: usize,
-    /// What it is called at its end; empty where nothing is told, or the number of its series has to do.
+    /// The label at its end; empty where there is none, or where the number of its series is enough.
     pub label: String,
-    /// One of several of the same, behind the one that stands for all.
+    /// A repetition, which is drawn faintly behind the run that stands for all.
     pub is_faint: bool,
     /// Values for both axes; where one is missing the line is broken.
     pub points: Vec<Option<(f64, f64)>>,
-    /// Points of it that are marked, with what is told of each.
+    /// Points of it that are marked, each with its text.
     pub marks: Vec<(f64, f64, String)>,
 }
 
@@ -98,7 +98,7 @@ impl Plot {
             if let Some((x, y)) = point {
                 let (x, y) = (coordinate(self.x.place(*x)), coordinate(1.0 - self.y.place(*y)));
                 write!(path, "{}{x} {y}", if is_broken { 'M' } else { 'L' }).expect("a string takes everything");
-                // One alone is seen as a dot.
+                // A point without neighbours is drawn as a dot.
                 if is_broken {
                     path.push_str("h0");
                 }
@@ -107,7 +107,7 @@ impl Plot {
         }
         let marks = line.marks.iter().map(|(x, y, text)| {
             let (x, y) = (coordinate(self.x.place(*x)), coordinate(1.0 - self.y.place(*y)));
-            // As long as nothing, with round ends: a dot that stays round when the drawing is stretched.
+            // A line of length 0 with round ends: a dot that stays round when the drawing is stretched.
             let dot = Element::classed("path", "mark").with("d", format!("M{x} {y}h0"));
             dot.put(Element::new("title").text(text))
         });
@@ -117,7 +117,7 @@ impl Plot {
             .put_all(marks)
     }
 
-    /// Where each line is called by its name: where it ends, or as near as there is room.
+    /// Where the label of each line stands: at the end of the line, or as near as there is room.
     fn ends(&self) -> Vec<(&Line, f64)> {
         let bold = self.lines.iter().filter(|line| !line.is_faint && (self.is_keyed || !line.label.is_empty()));
         let end = |line: &Line| line.points.iter().rev().flatten().next().map(|(_, y)| self.y.place(*y));
@@ -128,11 +128,12 @@ impl Plot {
     }
 }
 
-/// Ascending places, moved until each is a gap away from the next; closer only if they do not fit between 0 and 1.
+/// Moves ascending positions apart until each is a gap away from the next; by less than a gap only if they do not fit
+/// between 0 and 1.
 fn apart(places: &[f64], gap: f64) -> Vec<f64> {
     let gap = gap.min(1.0 / places.len().saturating_sub(1).max(1) as f64);
-    // Those that push each other share the way: blocks of neighbours, each with the sum of where its members'
-    // first would stand.
+    // Neighbours that are too close become a block, whose middle is that of their positions. With each block is the sum of
+    // the positions that its first member would have by each of its members.
     let mut blocks = Vec::<(f64, usize)>::new();
     let start = |(sum, members): (f64, usize)| {
         let last = 1.0 - gap * (members - 1) as f64;
@@ -164,9 +165,9 @@ pub struct Bar {
     pub label: String,
     /// What is written beside it.
     pub value: String,
-    /// What it is put together from.
+    /// The parts that it consists of.
     pub parts: Vec<Part>,
-    /// From where to where its end moved between runs.
+    /// The range of its end over several runs.
     pub range: (f64, f64),
 }
 
@@ -175,7 +176,7 @@ pub struct Part {
     pub length: f64,
     /// The classes that give it its look.
     pub look: String,
-    /// What is written under the bar; nothing of a bar's only part.
+    /// The text under the bar; none for the only part of a bar.
     pub name: String,
 }
 
@@ -223,12 +224,12 @@ fn caption(title: &str) -> Element {
     Element::new("figcaption").text(title)
 }
 
-/// A drawing that is stretched to its place.
+/// A drawing that is stretched to the size of its element.
 fn drawing(height: f64) -> Element {
     Element::new("svg").with("viewBox", format!("0 0 {SIZE} {height}")).with("preserveAspectRatio", "none")
 }
 
-/// A place from 0 to 1 in a drawing, to what can be seen.
+/// A position from 0 to 1 as a coordinate of the drawing, rounded to what can be seen.
 fn coordinate(place: f64) -> f64 {
     (place * SIZE * 10.0).round() / 10.0
 }

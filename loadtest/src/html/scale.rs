@@ -13,11 +13,11 @@ pub struct Scale {
 /// What equal distances on an axis mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Spacing {
-    /// Equal differences; counted in values, of which each multiple of `step` is told.
+    /// Equal differences. Counted in values; each multiple of `step` has a label.
     Linear { step: f64 },
-    /// Equal ratios; counted in powers of ten.
+    /// Equal ratios. Counted in powers of ten.
     Logarithmic,
-    /// Equal ratios of what lies above a percentile; counted in nines, so that 90, 99 and 99.9 stand at 1, 2 and 3.
+    /// Equal ratios of the share above a percentile. Counted in nines, so that 90, 99 and 99.9 stand at 1, 2 and 3.
     Nines,
 }
 
@@ -35,7 +35,7 @@ pub enum Unit {
     Percentile,
 }
 
-/// A value that is told beside an axis.
+/// A label beside an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tick {
     /// Where it stands, from 0 to 1.
@@ -43,13 +43,13 @@ pub struct Tick {
     pub label: String,
 }
 
-/// More ticks than this are noise beside a plot as high as ours.
+/// Most ticks of an axis: more are noise beside a plot as high as ours.
 const TICKS_MAX: usize = 9;
 
-/// An axis of equal differences has at most so many steps: few are enough to read what lies between.
+/// Most steps of an axis of equal differences: a reader can estimate what lies between.
 const STEPS_MAX: f64 = 6.0;
 
-/// From so many nines on only each second has room for its label.
+/// With this many nines or more, only every second one has room for its label.
 const NINES_CROWDED: f64 = 5.0;
 
 /// What may stand before the power of ten on a logarithmic axis, the densest first.
@@ -60,7 +60,7 @@ const MANTISSAS: [&[f64]; 4] = [
     &[1.0],
 ];
 
-/// What is lost where a round number is computed must not move it over an edge.
+/// A tolerance: rounding errors must not move a round number over an edge.
 const ROUNDING: f64 = 1e-9;
 
 impl Scale {
@@ -71,7 +71,7 @@ impl Scale {
         Self { spacing: Spacing::Linear { step }, low: 0.0, high: (greatest / step - ROUNDING).ceil() * step, unit }
     }
 
-    /// From zero to the end of something that took so many seconds.
+    /// From zero to the end of something that took this many seconds.
     pub fn of_time(seconds: f64) -> Self {
         let high = usable(seconds).unwrap_or(1.0);
         let unit = match high {
@@ -96,7 +96,7 @@ impl Scale {
         Self { spacing: Spacing::Logarithmic, low: low.log10(), high: high.log10(), unit }
     }
 
-    /// The percentiles of so many values. The greatest of n stands where only one in n lies above.
+    /// The percentiles of this many values. The greatest of n values stands where only one in n lies above.
     pub fn nines(count: u64) -> Self {
         Self { spacing: Spacing::Nines, low: 0.0, high: (count.max(10) as f64).log10(), unit: Unit::Percentile }
     }
@@ -115,7 +115,7 @@ impl Scale {
         if place.is_nan() { 0.0 } else { place.clamp(0.0, 1.0) }
     }
 
-    /// The values to tell, ascending, none beyond an end.
+    /// The labels, ascending, none beyond an end.
     pub fn ticks(&self) -> Vec<Tick> {
         match self.spacing {
             Spacing::Linear { step } => {
@@ -138,7 +138,7 @@ impl Scale {
         Tick { place: self.place(value), label: self.unit.write(value) }
     }
 
-    /// The percentile of so many nines, written from them: not each can be told from 100 as a number.
+    /// The percentile with this many nines. It is written from them, because as a number it may not differ from 100.
     fn nines_tick(&self, nines: u32) -> Tick {
         let all = "9".repeat(nines as usize);
         let label = match all.split_at(all.len().min(2)) {
@@ -167,7 +167,7 @@ impl Scale {
 }
 
 impl Unit {
-    /// The value of one, as values of this unit are counted.
+    /// The value of one unit.
     fn size(self) -> f64 {
         match self {
             Self::Minutes => 60.0,
@@ -176,9 +176,9 @@ impl Unit {
         }
     }
 
-    /// A value as short as it is understood, with its unit.
+    /// A value with its unit, as short as possible.
     pub fn write(self, value: f64) -> String {
-        // A thousand of one are one of the next.
+        // Each is a thousand of the one before.
         let scaled = |names: &[&str]| {
             let power = if value > 0.0 { ((value.log10() + ROUNDING) / 3.0).floor() } else { 0.0 };
             let power = (power.max(0.0) as usize).min(names.len() - 1);
@@ -201,7 +201,7 @@ fn usable(value: f64) -> Option<f64> {
     (value.is_finite() && value > 1e-9).then_some(value)
 }
 
-/// The least of 1, 2 or 5 times a power of ten of which a few are as much as this.
+/// The least of 1, 2 or 5 times a power of ten of which a few make up this value.
 fn round_step(range: f64) -> f64 {
     round_above(range / STEPS_MAX)
 }
@@ -286,7 +286,7 @@ mod tests {
         #[test]
         fn ticks_are_few_ascend_and_differ(scale in scales()) {
             let ticks = scale.ticks();
-            // Beside the nines, which are told each: 64 bits have 20 of them.
+            // Besides one label for each nine: 64 bits have 20 of them.
             let most = if scale.spacing == Spacing::Nines { 22 } else { TICKS_MAX };
             prop_assert!((2..=most).contains(&ticks.len()), "{:?}", ticks);
             for pair in ticks.windows(2) {

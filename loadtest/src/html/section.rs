@@ -8,7 +8,7 @@ use crate::metric::{RATE, SERVER, Spread, written};
 use crate::report::{Count, Report};
 use crate::run_files::{Series, Source};
 
-/// From this size on the ends of a range are written shorter than what they surround.
+/// From this value on, the ends of a range are written with fewer digits than the value between them.
 const RANGE_WRITTEN_OUT: f64 = 10_000.0;
 
 pub struct Section<'r> {
@@ -123,8 +123,8 @@ impl<'r> Section<'r> {
             }
         });
         let heads = Element::new("tr").put(Element::new("td")).put_all(heads).put(Element::new("td"));
-        // The first of a group is set apart from the group before.
-        let leads = |place: usize| if place == 0 { "leads" } else { "follows" };
+        // The first row of a group has a gap above it.
+        let leads = |index: usize| if index == 0 { "leads" } else { "follows" };
         let names = groups.iter().flat_map(|(_, names)| names.iter().enumerate().map(|(i, name)| (leads(i), *name)));
         let names = names.collect::<Vec<_>>();
         let titles = names.iter().map(|(class, name)| {
@@ -147,7 +147,7 @@ impl<'r> Section<'r> {
             .put(Element::new("thead").put(heads).put(titles))
             .put(Element::new("tbody").put_all(rows));
         let label = format!("{}: metrics", self.scenario());
-        // It may be wider than a screen: then it is moved, also by keyboard.
+        // It may be wider than a screen. Then it scrolls, also by keyboard.
         Element::classed("div", "table").with("tabindex", 0).with("role", "region").with("aria-label", label).put(table)
     }
 
@@ -167,7 +167,7 @@ impl<'r> Section<'r> {
         (!sentences.is_empty()).then(|| Element::classed("p", "legend").text(sentences.join(" ")))
     }
 
-    /// What is told of a series in words.
+    /// The remarks on a series.
     fn remarks(&self, number: usize, series: &LabelledSeries) -> Element {
         let of_each = |texts: &dyn Fn(&Report) -> Vec<String>| unique(series.runs.iter().flat_map(|run| texts(run)));
         let facts = [
@@ -249,7 +249,7 @@ fn rate(run: &Report) -> f64 {
     count.unwrap_or(&run.events).per_second
 }
 
-/// For each series of a group what tells it from the others, and what tells none from another.
+/// What distinguishes each series of a group from the others, and what all of them have in common.
 struct Labels {
     labels: Vec<String>,
     shared: Vec<String>,
@@ -272,9 +272,9 @@ impl Labels {
                 facets.extend(options.map(|(name, value)| format!("{name} {value}")));
             }
         }
-        let label = |(place, facets): (usize, Vec<String>)| match facets.is_empty() {
+        let label = |(index, facets): (usize, Vec<String>)| match facets.is_empty() {
             // Nothing distinguishes it, so it is labelled by its file.
-            true => sources[group[place].source].name.clone(),
+            true => sources[group[index].source].name.clone(),
             false => facets.join(" · "),
         };
         Self { labels: own.into_iter().enumerate().map(label).collect(), shared }

@@ -32,7 +32,7 @@ impl Peers {
         ("fanout-paced", || fanout(100, Some(1_000))),
     ];
 
-    /// Everything that is to be measured. What is not installed is left out, and said.
+    /// Everything that is to be measured. What is not installed is left out, with a line on stderr.
     ///
     /// # Errors
     /// None of them is installed.

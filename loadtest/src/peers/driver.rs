@@ -119,10 +119,10 @@ pub async fn fanout(driver: &impl Driver, fanout: &Fanout, common: &Common) -> a
 
 /// Whether each event that comes is the next of these.
 fn is_next_of(events: Rc<Requests>) -> EventCheck {
-    let mut place = 0;
+    let mut index = 0;
     Box::new(move |text| {
-        let sent = events.get(place);
-        place += 1;
+        let sent = events.get(index);
+        index += 1;
         (text != sent).then(|| format!("which is not what was sent: {}", String::from_utf8_lossy(text)))
     })
 }
@@ -140,18 +140,9 @@ async fn check_stored(driver: &impl Driver, target: &Target, run: &Run) -> anyho
 /// None comes for a while, or what `read` says.
 pub async fn ask<T>(
     connection: &mut Connection,
-    mut read: impl FnMut(&[u8], &mut Vec<u8>, &mut Option<T>) -> anyhow::Result<usize>,
+    read: impl FnMut(&[u8], &mut Vec<u8>, &mut Option<T>) -> anyhow::Result<usize>,
 ) -> anyhow::Result<T> {
-    let answered = async {
-        loop {
-            let mut answer = None;
-            connection.exchange(|bytes, out| read(bytes, out, &mut answer)).await?;
-            if let Some(answer) = answer {
-                return anyhow::Ok(answer);
-            }
-        }
-    };
-    timeout(PATIENCE, answered).await.context("the server does not answer")?
+    timeout(PATIENCE, connection.answer(read)).await.context("the server does not answer")?
 }
 
 /// A program that is installed.
@@ -179,12 +170,12 @@ impl Binary {
         }
         Ok(None)
     }
+}
 
-    /// The first two numbers of its version.
-    pub fn version_parts(&self) -> (u32, u32) {
-        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
-        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-    }
+/// The first two numbers of a version.
+pub fn version_parts(version: &str) -> (u32, u32) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -197,7 +188,7 @@ mod tests {
         let events = Events { sessions: 3, users: 5, payload_bytes: 40 };
         let sent = Rc::new(Requests::render(&events, 1, &Framing::Plain, 0, 1));
         let mut check = is_next_of(sent.clone());
-        assert_eq!([0, 1].map(|place| check(sent.get(place))), [None, None]);
+        assert_eq!([0, 1].map(|index| check(sent.get(index))), [None, None]);
         let expected = format!("which is not what was sent: {}", String::from_utf8_lossy(sent.get(3)));
         assert_eq!(check(sent.get(3)), Some(expected));
         assert_eq!(check(sent.get(3)), None);
@@ -210,8 +201,7 @@ mod tests {
 
     #[test]
     fn versions_are_compared_by_their_numbers() {
-        let parts = |version: &str| Binary { path: "a".into(), version: version.to_owned() }.version_parts();
-        assert_eq!(["2.9.10", "2.10", "7"].map(parts), [(2, 9), (2, 10), (7, 0)]);
-        assert!(parts("2.9.10") < parts("2.10.0"));
+        assert_eq!(["2.9.10", "2.10", "7"].map(version_parts), [(2, 9), (2, 10), (7, 0)]);
+        assert!(version_parts("2.9.10") < version_parts("2.10.0"));
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::driver::{Binary, Driver, ask};
+use super::driver::{Binary, Driver, ask, version_parts};
 use crate::connection::{Connection, Scratch};
 use crate::folder::Folder;
 use crate::process::Process;
@@ -48,14 +48,14 @@ pub enum Sync {
 /// The server, if it is installed.
 ///
 /// # Errors
-/// It does not tell its version.
+/// It does not say its version.
 pub fn installed() -> anyhow::Result<Option<Binary>> {
     Binary::find("nats-server", |line| line.split_once(": v").map(|(_, version)| version.trim()))
 }
 
 /// Whether this server can sync every message.
 pub fn can_sync_always(binary: &Binary) -> bool {
-    binary.version_parts() >= SYNC_ALWAYS_SINCE
+    version_parts(&binary.version) >= SYNC_ALWAYS_SINCE
 }
 
 /// Where the acknowledgements of one producer arrive.

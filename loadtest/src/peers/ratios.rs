@@ -63,7 +63,7 @@ impl Column {
         };
         let units = if deliveries.is_some() { "deliveries" } else { "events" };
         let rate = median(RATE, units);
-        // Of nothing, nothing else can be said.
+        // Where nothing was counted, the other metrics mean nothing.
         let some = |value: Option<f64>| value.filter(|_| rate > Some(0.0));
         let column = |name: &str, median| Self { name: name.to_owned(), median, more_is_better: false };
         let of = latency.of.name();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::driver::{Binary, Driver, ask};
+use super::driver::{Binary, Driver, ask, version_parts};
 use crate::connection::{Connection, Scratch};
 use crate::folder::Folder;
 use crate::process::Process;
@@ -57,7 +57,7 @@ pub enum Fsync {
 pub fn installed() -> anyhow::Result<Option<Binary>> {
     let binary = Binary::find("redis-server", |line| line.split_once("v=")?.1.split(' ').next())?;
     if let Some(binary) = &binary
-        && binary.version_parts() < VERSION_MIN
+        && version_parts(&binary.version) < VERSION_MIN
     {
         bail!("redis-server {} cannot number entries as this needs: 7.0 was the first that could", binary.version);
     }

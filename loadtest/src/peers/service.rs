@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
+use super::driver::version_parts;
 use crate::folder::Folder;
 use crate::process::Process;
 use crate::target::{Subject, Target};
@@ -19,7 +20,7 @@ const REQUIREMENTS: &str = include_str!("../../baseline/requirements.txt");
 /// The first version of Python that has everything the service uses (`asyncio.timeout`).
 const PYTHON_MIN: (u32, u32) = (3, 11);
 
-/// How long it may take to end its connections before it ends all the same.
+/// How long it may take to end its connections before it is ended with them.
 const END_SECONDS: &str = "5";
 
 /// The service, installed.
@@ -36,10 +37,8 @@ impl Service {
             .await
             .context("this needs python3 (apt-get install python3-venv)")?;
         let version = version.trim().trim_start_matches("Python ").to_owned();
-        let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
-        let first_two = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
         let (major, minor) = PYTHON_MIN;
-        ensure!(first_two >= PYTHON_MIN, "this needs Python {major}.{minor}, and python3 is {version}");
+        ensure!(version_parts(&version) >= PYTHON_MIN, "this needs Python {major}.{minor}, and python3 is {version}");
 
         let cache = cache()?;
         let mut hasher = DefaultHasher::new();
@@ -95,7 +94,7 @@ async fn create(environment: &Path, cache: &Path) -> anyhow::Result<()> {
     let pip = ["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "-r"];
     let new = folder.path().join("new");
     output(new.join("bin/python"), pip.iter().map(Path::new).chain([&*requirements]), folder.path()).await?;
-    // Somebody else may have been faster, with the same result.
+    // Another run may have created it meanwhile, with the same result.
     fs::rename(&new, environment).or_else(|error| if environment.exists() { Ok(()) } else { Err(error) })?;
     Ok(())
 }
@@ -103,7 +102,7 @@ async fn create(environment: &Path, cache: &Path) -> anyhow::Result<()> {
 /// Runs a program to its end and returns what it printed. Cancelled, the program is killed.
 ///
 /// # Errors
-/// It did not succeed, with what it said to that.
+/// It did not succeed, with what it printed.
 async fn output<A: AsRef<std::ffi::OsStr>>(
     program: impl AsRef<Path>,
     arguments: impl IntoIterator<Item = A>,

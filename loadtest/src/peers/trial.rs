@@ -58,7 +58,7 @@ impl Trial {
     }
 }
 
-/// Each of these workloads so many times by each of its contenders, who take turns.
+/// Each of these workloads, `rounds` times by each of its contenders, which take turns.
 pub fn in_turns(
     rounds: u32,
     workloads: impl IntoIterator<Item = Workload>,

@@ -130,8 +130,7 @@ impl Classroom {
         tasks.finish(&run).await?;
         deliveries.check(&run).await;
         tasks.shutdown().await;
-        let stored = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(stored);
+        run.check_stored(&target, stored).await?;
 
         let rate = self.speed.0.map(|speed| {
             let schedule = classes.schedule(speed);
@@ -195,7 +194,7 @@ impl Classes {
         ReplaySchedule::new(&self.recording, &self.begins, speed)
     }
 
-    /// What each connection publishes, class by class; a class has so many connections.
+    /// What each connection publishes, class by class; `connections` is their number in each class.
     fn requests(&self, connections: usize) -> impl Iterator<Item = Requests> {
         let of_class = move |class: usize| {
             let hands = self.recording.deal(self.begins[class], connections, |session| session % connections);

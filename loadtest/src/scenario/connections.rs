@@ -66,8 +66,7 @@ impl Connections {
         let stopped = target.stop()?;
         let reports = measurements.into_iter().map(|Measurement { findings, run, measured }| {
             if stored != acknowledged {
-                let violation = || format!("{acknowledged} events were acknowledged, {stored} are stored");
-                run.verification.borrow_mut().violation(violation);
+                run.violation(|| format!("{acknowledged} events were acknowledged, {stored} are stored"));
             }
             Report::new(findings, &run, measured, stopped.clone())
         });

@@ -20,7 +20,7 @@ use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
 use crate::requests::{Framing, Requests};
 use crate::run::{PATIENCE, Run};
-use crate::schedule::{Pacer, Rate, RateProfile};
+use crate::schedule::Rate;
 use crate::subscriber::subscribe;
 use crate::target::Target;
 use crate::tasks::Tasks;
@@ -73,7 +73,7 @@ impl Dashboard {
         let run = Run::new(Operation::Acknowledgement, newest);
         let per_second = u64::from(self.sessions) * u64::from(self.ticks);
         let rate = Rate(Some(per_second));
-        let flow = Flow::Due(Pacer::start(run.start, RateProfile::steady(per_second))?.schedule(0, 1));
+        let flow = Flow::at_rate(per_second, &run)?;
         let ids = Ids::default();
         let tracker = RequestTracker::new(run.clone(), requests, Dialect::WebSocket).recording_ids(ids.clone());
         let mut tasks = Tasks::default();
@@ -109,8 +109,7 @@ impl Dashboard {
                 sleep(Duration::from_millis(5)).await;
             }
             if *shown.borrow() != last {
-                let violation = || format!("dashboard {number} does not show the last event of every session");
-                run.verification.borrow_mut().violation(violation);
+                run.violation(|| format!("dashboard {number} does not show the last event of every session"));
             }
         }
     }
@@ -124,9 +123,7 @@ async fn show(mut connection: Connection, run: Rc<Run>, shown: Shown) -> anyhow:
             frames(bytes, out, |text| {
                 let Some(sequence) = answer::of_delivery(text)? else { return Ok(()) };
                 if sequence <= last {
-                    run.verification
-                        .borrow_mut()
-                        .violation(|| format!("a dashboard got event {sequence} after {last}"));
+                    run.violation(|| format!("a dashboard got event {sequence} after {last}"));
                 }
                 last = sequence;
                 run.count(Operation::Delivery, 1);

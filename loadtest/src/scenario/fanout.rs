@@ -82,8 +82,7 @@ impl Fanout {
         tasks.finish(&run).await?;
         deliveries.check(&run).await;
         tasks.shutdown().await;
-        let stored = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(stored);
+        run.check_stored(&target, stored).await?;
         let filter = match self.filter {
             FilterBy::All => "of everything".to_owned(),
             by => format!("of one {} each", format!("{by:?}").to_lowercase()),

@@ -18,7 +18,6 @@ use crate::producer::Producer;
 use crate::report::{Findings, Report, grouped};
 use crate::requests::{Framing, Requests};
 use crate::run::Run;
-use crate::schedule::{Pacer, RateProfile};
 use crate::target::Target;
 use crate::tasks::Tasks;
 use crate::tracker::{Dialect, RequestTracker};
@@ -33,7 +32,7 @@ const BASE_BYTES: u64 = 128 << 20;
 /// The memory for each publishing WebSocket: an unfinished message, its events, their answers.
 const SOCKET_BYTES: u64 = 1 << 20;
 
-/// The memory for each HTTP connection besides the memory for bodies: 64 KiB read ahead, and everything that becomes of
+/// The memory for each HTTP connection beside the memory for bodies: 64 KiB read ahead, and everything that is made of
 /// a small body (16 KiB).
 const REQUEST_BYTES: u64 = 192 << 10;
 
@@ -97,13 +96,12 @@ impl Overload {
             }
             tasks.spawn(Producer::new(connection, Flow::Window, window, tracker).run());
         }
-        let probes = Flow::Due(Pacer::start(run.start, RateProfile::steady(PROBES_PER_SECOND))?.schedule(0, 1));
+        let probes = Flow::at_rate(PROBES_PER_SECOND, &run)?;
         let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", target.prefix, target.headers());
         tasks.spawn(ask(probe, probes, request, run.clone()));
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
-        let stored = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(stored);
+        run.check_stored(&target, stored).await?;
         let notes = [self.told(&run), self.check_memory(common, &run, &measured)];
         let title = format!(
             "{sockets} sockets that do not wait, {} HTTP requests of {} events under way",
@@ -133,8 +131,7 @@ impl Overload {
             + setting("MAX_BODIES_BYTES", defaults.max_bodies_bytes)?;
         let allowed = allowed_bytes(shared, u64::from(self.ws), u64::from(self.http));
         if held > allowed {
-            let violation = || format!("the server held {held} bytes, by its settings it may hold {allowed}");
-            run.verification.borrow_mut().violation(violation);
+            run.violation(|| format!("the server held {held} bytes, by its settings it may hold {allowed}"));
         }
         let [held, allowed] = [held, allowed].map(|bytes| bytes as f64 / 1e6);
         Some(format!("The server held {held:.0} MB at most; by its settings it may hold {allowed:.0} MB here."))
@@ -156,23 +153,19 @@ async fn ask(mut connection: Connection, mut due: Flow, request: String, run: Rc
             continue;
         };
         connection.out().extend_from_slice(request.as_bytes());
-        let mut answered = false;
-        while !answered {
-            let read = connection.exchange(|bytes, _| {
-                let now = std::time::Instant::now();
-                responses(bytes, |status, _| {
-                    answered = true;
-                    run.took(Operation::Query, since, now, 1);
-                    run.count(Operation::Query, 1);
-                    if status != 200 || now - since > PATIENCE {
-                        let violation = || format!("/health was answered {status} after {:?}", now - since);
-                        run.verification.borrow_mut().violation(violation);
-                    }
-                    Ok(())
-                })
-            });
-            read.await?;
-        }
+        let answered = connection.answer(|bytes, _, answered| {
+            let now = std::time::Instant::now();
+            responses(bytes, |status, _| {
+                *answered = Some(());
+                run.took(Operation::Query, since, now, 1);
+                run.count(Operation::Query, 1);
+                if status != 200 || now - since > PATIENCE {
+                    run.violation(|| format!("/health was answered {status} after {:?}", now - since));
+                }
+                Ok(())
+            })
+        });
+        answered.await?;
     }
     Ok(())
 }

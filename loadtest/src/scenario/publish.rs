@@ -16,7 +16,7 @@ use crate::producer::Producer;
 use crate::report::{Findings, Report};
 use crate::requests::{Framing, Requests};
 use crate::run::{PATIENCE, Run};
-use crate::schedule::{Pacer, Rate, RateProfile};
+use crate::schedule::{Pacer, Rate};
 use crate::target::{Target, TargetArgs};
 use crate::tasks::Tasks;
 use crate::tracker::{Dialect, Ids, RequestTracker};
@@ -95,15 +95,11 @@ impl Publish {
         }
 
         let run = Run::new(Operation::Acknowledgement, newest);
-        let pacer = match self.rate {
-            Rate(None) => None,
-            Rate(Some(rate)) => {
-                Some(Pacer::start(run.start, RateProfile::steady(rate.div_ceil(u64::from(self.batch))))?)
-            }
-        };
+        let requests_per_second = self.rate.0.map(|rate| rate.div_ceil(u64::from(self.batch)));
+        let pacer = Pacer::steady(run.start, Rate(requests_per_second))?;
         let (mut tasks, mut ids) = (Tasks::default(), Vec::new());
         for (number, (connection, requests)) in ready.into_iter().enumerate() {
-            let flow = pacer.as_ref().map_or(Flow::Window, |p| Flow::Due(p.schedule(number, plan.connections)));
+            let flow = Flow::share(pacer.as_ref(), number, plan.connections);
             let mut tracker = RequestTracker::new(run.clone(), requests.into(), plan.dialect);
             if self.read_back {
                 ids.push(Ids::default());
@@ -113,8 +109,7 @@ impl Publish {
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
-        let stored = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(stored);
+        run.check_stored(&target, stored).await?;
         if self.read_back {
             self.compare(&target, &run, &ids, &scratch).await?;
         }
@@ -145,32 +140,32 @@ impl Publish {
     }
 
     /// Reads everything back through a subscription and compares each event with what its producer sent,
-    /// and its place with what the producer was answered.
+    /// and its order with what the producer was answered.
     async fn compare(&self, target: &Target, run: &Run, ids: &[Ids], scratch: &Scratch) -> anyhow::Result<()> {
         let mut socket = Connection::web_socket(target, "/ws/subscribe", scratch).await?;
         frame::masked(socket.out(), OpCode::Text, br#"{"after":"evt_000000000000"}"#, *b"mask");
         let sent = (0..ids.len()).map(|producer| self.requests(&Framing::Plain, producer, ids.len()));
         let sent = sent.collect::<Vec<_>>();
-        // An event's place among those of its producer follows from its id.
-        let mut places = ids
+        // An event's index among those of its producer follows from its id.
+        let mut events = ids
             .iter()
             .enumerate()
             .flat_map(|(p, ids)| (0..).zip(ids.take()).map(move |(n, id)| (id, p, n)))
             .collect::<Vec<_>>();
-        places.sort_unstable();
-        let mut places = places.into_iter();
-        let mut left = places.len();
+        events.sort_unstable();
+        let mut events = events.into_iter();
+        let mut left = events.len();
         while left > 0 {
             let read = socket.exchange(|bytes, out| {
                 frames(bytes, out, |text| {
                     let Some(sequence) = answer::of_delivery(text)? else { return Ok(()) };
-                    let (id, producer, number) = places.next().context("more events came back than were sent")?;
+                    let (id, producer, number) = events.next().context("more events came back than were sent")?;
                     ensure!(id == sequence, "event {sequence} was read back where {id} should be");
                     // Before what was sent stands the id, behind it the timestamp.
                     const ID_BYTES: usize = r#"{"id":"evt_000000000000","#.len();
                     let sent = sent[producer].get(number).strip_suffix(b"}").expect("an object ends so");
                     if !text.get(ID_BYTES..).is_some_and(|text| text.starts_with(&sent[1..])) {
-                        run.verification.borrow_mut().violation(|| {
+                        run.violation(|| {
                             format!("event {sequence} is not what was sent: {}", String::from_utf8_lossy(text))
                         });
                     }

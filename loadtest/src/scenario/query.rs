@@ -17,7 +17,7 @@ use crate::query_client::{QueryClient, QueryKind, QueryWorkload};
 use crate::report::{Findings, Report, grouped};
 use crate::requests::{Framing, Requests};
 use crate::run::Run;
-use crate::schedule::{Pacer, Rate, RateProfile};
+use crate::schedule::{Pacer, Rate};
 use crate::target::Target;
 use crate::tasks::Tasks;
 use crate::tracker::{Dialect, RequestTracker};
@@ -77,26 +77,21 @@ impl Query {
 
         let run = Run::new(Operation::Query, newest);
         let workload = QueryWorkload::new(&run, &target, &self.events, &self.ask, newest, stored);
-        let pacer = |rate: Rate| rate.0.map(|rate| Pacer::start(run.start, RateProfile::steady(rate))).transpose();
-        let (query_pacer, pacer) = (pacer(self.query_rate)?, pacer(self.rate)?);
-        let flow = |pacer: &Option<Pacer>, number, of| {
-            pacer.as_ref().map_or(Flow::Window, |pacer| Flow::Due(pacer.schedule(number, of)))
-        };
+        let (query_pacer, pacer) = (Pacer::steady(run.start, self.query_rate)?, Pacer::steady(run.start, self.rate)?);
         let mut tasks = Tasks::default();
         for (number, (connection, requests)) in publishers.into_iter().enumerate() {
             let tracker = RequestTracker::new(run.clone(), Rc::new(requests), Dialect::WebSocket);
             let tracker = tracker.with_acknowledged(workload.acknowledged.clone());
-            tasks
-                .spawn(Producer::new(connection, flow(&pacer, number, producers), self.window as usize, tracker).run());
+            let flow = Flow::share(pacer.as_ref(), number, producers);
+            tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
         }
         for (number, connection) in readers.into_iter().enumerate() {
-            let flow = flow(&query_pacer, number, self.readers as usize);
+            let flow = Flow::share(query_pacer.as_ref(), number, self.readers as usize);
             tasks.spawn(QueryClient::new(number, workload.clone(), connection, flow).run());
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
-        let more = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(more);
+        run.check_stored(&target, stored).await?;
         let Self { readers, publishers, .. } = self;
         let title = format!("{readers} readers over {} stored events, {publishers} producers", grouped(stored as f64));
         let findings =

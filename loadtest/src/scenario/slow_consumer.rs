@@ -115,8 +115,7 @@ impl SlowConsumer {
         };
         let may_be_cut_off = self.slow_bytes_per_second == 0 && third >= patience;
         slow.iter().for_each(|slow| slow.check(last, may_be_cut_off));
-        let stored = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(stored);
+        run.check_stored(&target, stored).await?;
 
         let slowness = match self.slow_bytes_per_second {
             0 => "hang".to_owned(),
@@ -246,8 +245,7 @@ impl Slow {
         let last = self.last.replace(sequence);
         if sequence != last + 1 {
             let number = self.number;
-            let violation = || format!("slow subscriber {number} got event {sequence} after {last}");
-            self.run.verification.borrow_mut().violation(violation);
+            self.run.violation(|| format!("slow subscriber {number} got event {sequence} after {last}"));
         }
         if let Some((since, newest)) = self.resumed.get()
             && sequence >= newest

@@ -128,20 +128,16 @@ impl Traffic {
             tasks.spawn(Producer::new(connection, flow, ingress.window, tracker).run());
         }
         connected.listen(&run, &mut tasks);
-        let query_pacer =
-            self.query_rate.0.map(|rate| Pacer::start(run.start, RateProfile::steady(rate))).transpose()?;
+        let query_pacer = Pacer::steady(run.start, self.query_rate)?;
         for (number, connection) in readers.into_iter().enumerate() {
-            let flow = query_pacer
-                .as_ref()
-                .map_or(Flow::Window, |pacer| Flow::Due(pacer.schedule(number, self.readers as usize)));
+            let flow = Flow::share(query_pacer.as_ref(), number, self.readers as usize);
             tasks.spawn(QueryClient::new(number, workload.clone(), connection, flow).run());
         }
         let measured = tasks.measure(&run, common, &target).await?;
         tasks.finish(&run).await?;
         deliveries.check(&run).await;
         tasks.shutdown().await;
-        let more = target.stored().await? - stored;
-        run.verification.borrow_mut().check_stored(more);
+        run.check_stored(&target, stored).await?;
         let server = target.stop()?;
         Ok(Driven { measured, server, notes: workload.notes(), run })
     }

@@ -199,16 +199,7 @@ pub fn entries<'a>(bytes: &'a [u8], mut visit: impl FnMut(u64, &'a [u8])) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Feeds the bytes in two pieces, cut at each place, and expects the same in the end.
-    fn in_two_pieces(bytes: &[u8], expected: &[&str], take: impl Fn(&[u8], &mut Vec<String>) -> usize) {
-        for cut in 0..=bytes.len() {
-            let mut seen = Vec::new();
-            let used = take(&bytes[..cut], &mut seen);
-            let used = used + take(&bytes[used..], &mut seen);
-            assert_eq!((used, seen.iter().map(|s| &**s).collect()), (bytes.len(), expected.to_vec()), "cut at {cut}");
-        }
-    }
+    use crate::wire::in_two_pieces;
 
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()

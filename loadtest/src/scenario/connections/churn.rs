@@ -20,7 +20,6 @@ use crate::producer::Producer;
 use crate::report::{Findings, grouped};
 use crate::requests::{Framing, Requests};
 use crate::run::{PATIENCE, Run};
-use crate::schedule::{Pacer, RateProfile};
 use crate::subscriber::subscribe_on;
 use crate::target::Target;
 use crate::tasks::Tasks;
@@ -54,7 +53,7 @@ pub async fn storm(
     let (memory_before, files_before) = (memory(target)?, open_files(target));
 
     let run = Run::new(Operation::Connection, target.newest().await?);
-    let flow = Flow::Due(Pacer::start(run.start, RateProfile::steady(rate))?.schedule(0, 1));
+    let flow = Flow::at_rate(rate, &run)?;
     let mut tasks = Tasks::default();
     let tracker = RequestTracker::new(run.clone(), requests, Dialect::WebSocket);
     tasks.spawn(Producer::new(connection, flow, WINDOW, tracker).run());
@@ -77,8 +76,7 @@ pub async fn storm(
         Ok(gone) => gone?,
         Err(_) => {
             let left = target.subscribers().await? - subscribers;
-            let violation = || format!("the server counts {left} subscribers that left {PATIENCE:?} ago");
-            run.verification.borrow_mut().violation(violation);
+            run.violation(|| format!("the server counts {left} subscribers that left {PATIENCE:?} ago"));
         }
     }
     let mut notes = Vec::new();
@@ -179,18 +177,14 @@ async fn request(connection: &mut Connection, target: &Target) -> anyhow::Result
     let (prefix, headers) = (&target.prefix, target.headers());
     let request = format!("GET {prefix}/health HTTP/1.1\r\n{headers}\r\n");
     connection.out().extend_from_slice(request.as_bytes());
-    let mut answered = false;
-    while !answered {
-        let read = connection.exchange(|bytes, _| {
-            responses(bytes, |status, body| {
-                if status != 200 {
-                    bail!("the server answered {status} {}", String::from_utf8_lossy(body));
-                }
-                answered = true;
-                Ok(())
-            })
-        });
-        read.await?;
-    }
-    Ok(())
+    let answered = connection.answer(|bytes, _, answer| {
+        responses(bytes, |status, body| {
+            if status != 200 {
+                bail!("the server answered {status} {}", String::from_utf8_lossy(body));
+            }
+            *answer = Some(());
+            Ok(())
+        })
+    });
+    answered.await
 }

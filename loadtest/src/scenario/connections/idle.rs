@@ -28,7 +28,7 @@ use crate::wire::frames;
 /// 120 s: a subscriber that is not connected by then counts as refused. 10,000 take less than a second.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(120);
 
-/// How finely it is told how connecting goes.
+/// The resolution of the report on how connecting went.
 const STEP: Duration = Duration::from_millis(50);
 
 /// Events of one message to the subscribers that idle.
@@ -180,8 +180,7 @@ async fn wake(
         }
         Err(_) => {
             let missing = count - reached.len();
-            let violation = || format!("{missing} of {count} subscribers did not get the event of their session");
-            run.verification.borrow_mut().violation(violation);
+            run.violation(|| format!("{missing} of {count} subscribers did not get the event of their session"));
             Ok((None, reached))
         }
     }
@@ -192,25 +191,21 @@ async fn publish(publisher: &mut Connection, numbers: &[usize], run: &Run) -> an
     let event = |number: &usize| json!({ "event_type": "session_created", "source": "loadtest", "session_id": session(*number), "payload": {} });
     let events = numbers.iter().map(event).collect::<Vec<_>>();
     frame::masked(publisher.out(), OpCode::Text, json!(events).to_string().as_bytes(), *b"mask");
-    let mut answered = false;
-    while !answered {
-        let read = publisher.exchange(|bytes, out| {
-            frames(bytes, out, |text| {
-                let verification = &mut *run.verification.borrow_mut();
-                answered = true;
-                match answer::of_socket(text, |sequence| verification.acknowledge(sequence))? {
-                    Answer::Ok(count) if count == events.len() => {}
-                    Answer::Ok(count) => {
-                        verification.violation(|| format!("{} events were answered with {count} ids", events.len()))
-                    }
-                    Answer::Refused(reason) => verification.refuse(events.len(), reason),
+    let answered = publisher.answer(|bytes, out, answered| {
+        frames(bytes, out, |text| {
+            let verification = &mut *run.verification.borrow_mut();
+            *answered = Some(());
+            match answer::of_socket(text, |sequence| verification.acknowledge(sequence))? {
+                Answer::Ok(count) if count == events.len() => {}
+                Answer::Ok(count) => {
+                    verification.violation(|| format!("{} events were answered with {count} ids", events.len()))
                 }
-                Ok(())
-            })
-        });
-        read.await?;
-    }
-    Ok(())
+                Answer::Refused(reason) => verification.refuse(events.len(), reason),
+            }
+            Ok(())
+        })
+    });
+    answered.await
 }
 
 /// Waits for the event of its session, then sends a ping message, and checks that nothing else comes before the answer.
@@ -227,9 +222,7 @@ async fn listen(number: usize, mut connection: Connection, run: &Run) -> anyhow:
                 };
                 let text = String::from_utf8_lossy(text);
                 if event.is_some() || !text.contains(&own) {
-                    run.verification
-                        .borrow_mut()
-                        .violation(|| format!("subscriber {number} got another's event: {text}"));
+                    run.violation(|| format!("subscriber {number} got another's event: {text}"));
                 }
                 (event, asks) = (Some(sequence), true);
                 Ok(())
