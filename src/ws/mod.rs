@@ -5,6 +5,7 @@ mod keepalive;
 mod publish;
 mod reader;
 mod subscribe;
+mod subscriber;
 
 pub use close::refuse;
 pub use publish::publish;
