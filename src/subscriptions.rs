@@ -113,9 +113,6 @@ const GROUP_PREFIX: &str = "group:";
 
 impl Subscriptions {
     /// The subscriptions of a store, and the dispatchers of their groups, which the caller has to run.
-    ///
-    /// # Errors
-    /// What SQLite reports.
     pub fn load(
         store: &Store,
         hub: &Arc<Hub>,

@@ -11,7 +11,7 @@ use crate::wire::Refusal;
 
 pub struct Key {
     required: bool,
-    /// With an empty one nobody is let in.
+    /// If it is empty, every client is refused.
     key: Box<[u8]>,
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::fields::{Columns, Field};
 use super::object::only_known;
 use super::payload::{Comparison, PayloadKey, not_scalars};
-use super::values::{self, Allowed, Sorted, VALUES_MAX};
+use super::values::{self, Sorted, VALUES_MAX};
 
 /// Selects events by their fields. A field that the filter does not name may have any value.
 ///
@@ -18,8 +18,9 @@ use super::values::{self, Allowed, Sorted, VALUES_MAX};
 /// `exclude` is true of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct Filter {
-    /// By [`Field`]. A type need not be registered: stored events may have types that an earlier configuration knew.
-    wanted: [Allowed; 4],
+    /// By [`Field`]: the values that pass; with none of them no event passes. `None` lets every event pass, also one without
+    /// the field. A type need not be registered: stored events may have types that an earlier configuration knew.
+    wanted: [Option<Sorted<Box<str>>>; 4],
     /// What the index does not know. Few filters have it, so the others pay only one word for it.
     rest: Option<Arc<Rest>>,
 }
@@ -55,9 +56,6 @@ pub fn means_any(value: &Value) -> bool {
 
 impl Filter {
     /// The filter that a JSON object asks for; keys that are not a filter's are ignored.
-    ///
-    /// # Errors
-    /// A sentence for the client.
     pub fn parse(object: &Map<String, Value>) -> Result<Self, String> {
         let filter = Self::parse_stored(object)?;
         let rest = filter.rest.as_deref();
@@ -82,12 +80,9 @@ impl Filter {
         Ok(filter)
     }
 
-    /// A filter from the database. An older version may have stored it that accepted empty and longer values in lists,
-    /// and numbers with any exponent. The texts are compared as they are. A number whose exponent is out of range is
+    /// A filter from the database. It may be from an older version, which accepted empty and longer values in lists, and
+    /// numbers with any exponent. The texts are compared as they are. A number whose exponent is out of range is
     /// equal to nothing, not even to itself in a payload.
-    ///
-    /// # Errors
-    /// A sentence.
     pub fn parse_stored(object: &Map<String, Value>) -> Result<Self, String> {
         let mut rest = Rest { payload: PayloadKey::parse_all(object)?, ..Rest::default() };
         match object.get("exclude") {
@@ -104,7 +99,7 @@ impl Filter {
         }
         let mut filter = Self { rest: (rest != Rest::default()).then(|| Arc::new(rest)), ..Self::default() };
         for field in Field::ALL {
-            filter.wanted[field as usize] = values_of(object, field)?.map_or(Allowed::Any, Allowed::OneOf);
+            filter.wanted[field as usize] = values_of(object, field)?;
         }
         Ok(filter)
     }
@@ -135,7 +130,7 @@ impl Filter {
 
     /// The same filter, but with only these values of a field; with none of them no event passes.
     pub fn with<S: Into<Box<str>>>(mut self, field: Field, values: impl IntoIterator<Item = S>) -> Self {
-        self.wanted[field as usize] = Allowed::OneOf(values::sorted(values.into_iter().map(Into::into).collect()));
+        self.wanted[field as usize] = Some(values::sorted(values.into_iter().map(Into::into).collect()));
         self
     }
 
@@ -147,7 +142,10 @@ impl Filter {
     /// This filter narrowed by another one: an event passes if it passes both.
     #[must_use]
     pub fn within(&self, other: &Self) -> Self {
-        let wanted = std::array::from_fn(|field| self.wanted[field].within(&other.wanted[field]));
+        let wanted = std::array::from_fn(|field| match (&self.wanted[field], &other.wanted[field]) {
+            (None, wanted) | (wanted, None) => wanted.clone(),
+            (Some(one), Some(other)) => Some(values::in_both(one, other)),
+        });
         let rest = match (&self.rest, &other.rest) {
             (None, rest) | (rest, None) => rest.clone(),
             (Some(one), Some(other)) => Some(Arc::new(one.within(other))),
@@ -157,7 +155,7 @@ impl Filter {
 
     /// The values of a field that pass, sorted; `None` if every value does.
     pub fn wanted(&self, field: Field) -> Option<&[Box<str>]> {
-        self.wanted[field as usize].list()
+        self.wanted[field as usize].as_deref()
     }
 
     /// Whether every event passes.
@@ -167,7 +165,7 @@ impl Filter {
 
     /// Whether it names values of a field, which the index finds.
     pub fn is_indexed(&self) -> bool {
-        self.wanted.iter().any(|allowed| *allowed != Allowed::Any)
+        self.wanted.iter().any(Option::is_some)
     }
 
     /// Whether it asks for more than the index finds: then [`matches`](Self::matches) decides.

@@ -1,5 +1,6 @@
 //! What an event is: its fields and their rules, its sequence number, id and time, the parser that reads it and the filter
-//! that selects it. No input or output; no clock but [`Timestamp::now`].
+//! that selects it. An error that is a `String` is a sentence for the client. No input or output; no clock but
+//! [`Timestamp::now`].
 
 mod decimal;
 mod fields;

@@ -44,9 +44,6 @@ impl Object {
 }
 
 /// Refuses unknown keys: a misspelled one would have no effect, and its client would not notice.
-///
-/// # Errors
-/// A sentence for the client.
 pub fn only_known(object: &Map<String, Value>, is_known: impl Fn(&str) -> bool, what: &str) -> Result<(), String> {
     match object.keys().find(|key| !is_known(key)) {
         Some(key) => Err(format!("{what} has the unknown key '{key}'")),

@@ -166,7 +166,7 @@ impl Parser {
 
     /// Ten thousand connections share the memory, so a parser gives back what a large message needed.
     fn shrink(&mut self) {
-        /// Of a text of 256 KiB or less the buffers are kept: four of [`CHUNK_BYTES`], which usual messages never reach.
+        /// Largest text whose buffers are kept: four of [`CHUNK_BYTES`], which usual messages never reach.
         const SCRATCH_BYTES_MAX: usize = 256 << 10;
         if self.scratch.capacity() > SCRATCH_BYTES_MAX {
             self.scratch = Vec::new();

@@ -29,9 +29,6 @@ pub struct PayloadKey {
 
 impl PayloadKey {
     /// The conditions that a JSON object has under `payload`, sorted by key.
-    ///
-    /// # Errors
-    /// A sentence for the client.
     pub fn parse_all(object: &Map<String, Value>) -> Result<Vec<Self>, String> {
         let keys = match object.get("payload") {
             None | Some(Value::Null) => return Ok(Vec::new()),

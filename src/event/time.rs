@@ -24,17 +24,11 @@ impl Timestamp {
     }
 
     /// The last microsecond at or before a time, in any spelling: an exclusive lower bound.
-    ///
-    /// # Errors
-    /// `NotATime`.
     pub fn parse_floor(text: &str) -> Result<Self, NotATime> {
         nanoseconds(text).map(|ns| Self(ns.div_euclid(1000) as i64))
     }
 
     /// The first microsecond at or after a time, in any spelling: an exclusive upper bound.
-    ///
-    /// # Errors
-    /// `NotATime`.
     pub fn parse_ceil(text: &str) -> Result<Self, NotATime> {
         nanoseconds(text).map(|ns| Self((-(-ns).div_euclid(1000)) as i64))
     }

@@ -1,4 +1,4 @@
-//! Sorted lists of values, and what a condition on a field allows.
+//! Sorted lists of the values that a condition of a filter names.
 
 /// Most values of one condition: more than the sessions of a class. Each costs its own look-up in the index.
 pub const VALUES_MAX: usize = 1_000;
@@ -28,31 +28,4 @@ pub fn in_both<T: Ord + Clone>(one: &[T], other: &[T]) -> Sorted<T> {
 
 pub fn in_either<T: Ord + Clone>(one: &[T], other: &[T]) -> Sorted<T> {
     sorted([one, other].concat())
-}
-
-/// The values that a condition on a field allows.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
-pub enum Allowed {
-    /// Every value; an event without the field passes, too.
-    #[default]
-    Any,
-    /// One of these. With none of them, no event passes.
-    OneOf(Sorted<Box<str>>),
-}
-
-impl Allowed {
-    pub fn list(&self) -> Option<&[Box<str>]> {
-        match self {
-            Self::Any => None,
-            Self::OneOf(values) => Some(values),
-        }
-    }
-
-    /// Those that both allow.
-    pub fn within(&self, other: &Self) -> Self {
-        match (self, other) {
-            (Self::Any, allowed) | (allowed, Self::Any) => allowed.clone(),
-            (Self::OneOf(one), Self::OneOf(other)) => Self::OneOf(in_both(one, other)),
-        }
-    }
 }

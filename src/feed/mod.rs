@@ -160,9 +160,6 @@ impl Feed {
     }
 
     /// The next chunk. Cancel-safe: a chunk that was not handed out comes again.
-    ///
-    /// # Errors
-    /// What SQLite reports.
     pub async fn next(&mut self) -> store::Result<Chunk> {
         loop {
             if let Some(reading) = &mut self.reading {

@@ -1,4 +1,4 @@
-//! Pages: what a feed reads from storage at one time.
+//! Pages: what a feed reads from storage in one read.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,9 +35,6 @@ pub struct Page {
 
 impl PageRequest {
     /// Reads the page. Blocks.
-    ///
-    /// # Errors
-    /// What SQLite reports.
     pub fn read(&self, reader: &Reader) -> store::Result<Page> {
         let (mut batch, mut seqs, mut text, mut bytes) = (Batch::default(), Vec::new(), StoredText::default(), 0);
         let mut push = |event: StoredEvent<'_>| {

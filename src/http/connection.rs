@@ -21,6 +21,7 @@ use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
 use super::{event_stream, events, publish, status, subscriptions};
 use crate::auth::{Access, Caller, Principal};
+use crate::config::CorsOrigins;
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
 use crate::record::Failure;
@@ -90,10 +91,11 @@ impl Connection {
 
     /// The web pages that may read the answer.
     fn readers(&self, headers: &HeaderMap) -> Readers {
-        let origins = &self.pipeline.access.origins;
+        let access = &self.pipeline.access;
         match headers.get(header::ORIGIN) {
-            _ if origins.allow_any() => Readers::All,
-            Some(origin) if origins.allow(Some(origin)) => Readers::Origin(origin.clone()),
+            // The answer is the same for each origin.
+            _ if access.origins == CorsOrigins::Any => Readers::All,
+            Some(origin) if access.allows_origin(headers) => Readers::Origin(origin.clone()),
             _ => Readers::None,
         }
     }
@@ -101,11 +103,11 @@ impl Connection {
     /// Checks a request in this order: valid HTTP, rate, key, `Origin`, path, method. Its endpoint checks the rest. The rate
     /// comes before the key, so that guessing keys is limited too.
     async fn check(&self, parts: Parts, body: Incoming) -> response::Result {
-        let Access { key, origins, rates, .. } = &self.pipeline.access;
-        let origin_allowed = || origins.allow(parts.headers.get(header::ORIGIN));
+        let access = &self.pipeline.access;
+        let Access { key, rates, .. } = access;
         check_host(&parts)?;
         if is_preflight(&parts) {
-            return match origin_allowed() {
+            return match access.allows_origin(&parts.headers) {
                 true => Ok(response::preflight(&parts.headers, &route::all_methods())),
                 false => Err(Refusal::ForbiddenOrigin),
             };
@@ -126,7 +128,7 @@ impl Connection {
             }
         };
         // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
-        if changes_something(method) && !origin_allowed() {
+        if changes_something(method) && !access.allows_origin(&parts.headers) {
             return Err(Refusal::ForbiddenOrigin);
         }
         let Some((route, variable)) = target.route else {
@@ -173,7 +175,7 @@ impl Connection {
 
 /// The 503 for a client that connects when the server is full, as bytes: nothing of its request is read.
 pub fn no_slots_left(access: &Access) -> Vec<u8> {
-    let readers = if access.origins.allow_any() { Readers::All } else { Readers::None };
+    let readers = if access.origins == CorsOrigins::Any { Readers::All } else { Readers::None };
     response::refused_unread(&Refusal::TooManyConnections, readers)
 }
 

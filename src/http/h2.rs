@@ -164,7 +164,8 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// The body of an answer, whose bytes are counted until the peer has taken them.
+/// The body of an answer, whose bytes are counted until the peer has taken them. http-body-util's `MapFrame` would not pass
+/// on the length.
 struct Counted {
     body: Body,
     counts: Arc<Counts>,

@@ -23,8 +23,8 @@ pub(super) enum Rule {
     GiveUpLater = 1,
     /// The answer is given up at once: it waits for events, and a client that wants these keeps its side open.
     GiveUp = 2,
-    /// The same for an answer without an end, which is also given up when so many bytes are sent behind its request that
-    /// they would hide the end of the client's side. They would never be answered.
+    /// The same for an answer without an end. It is also given up when the client sends more behind its request than is read
+    /// ahead: that would hide the end of the client's side, and would never be answered.
     GiveUpEndless = 3,
 }
 

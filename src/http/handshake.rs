@@ -1,7 +1,6 @@
 //! Handshakes of WebSockets.
 
 use http_body_util::Full;
-use hyper::header;
 use hyper::upgrade::OnUpgrade;
 
 use super::request::Request;
@@ -34,7 +33,7 @@ pub(super) fn accept(request: &Request<'_>) -> Result<(hyper::Response<Body>, Ha
     let Some(upgrade) = upgrade.filter(|_| fastwebsockets::upgrade::is_upgrade_request(&asked)) else {
         return Err(Refusal::UpgradeRequired);
     };
-    if !access.origins.allow(parts.headers.get(header::ORIGIN)) {
+    if !access.allows_origin(&parts.headers) {
         return Err(Refusal::ForbiddenOrigin);
     }
     let ack = request.parameters().get("ack").map(Ack::parse).transpose().map_err(Refusal::BadRequest)?;

@@ -42,7 +42,7 @@ enum FirstLine {
     Ended,
 }
 
-/// Bytes that are read at a time while the end of a first line is looked for: as many as hyper reads first.
+/// Bytes of one read while the end of a first line is looked for: as many as hyper reads first.
 const PIECE_BYTES: usize = 8 << 10;
 
 /// What hyper writes, and what is written instead. Both have the same length, so that after a short write the rest of

@@ -131,13 +131,10 @@ mod tests {
 
     use super::*;
 
-    fn uri(query: &str) -> Uri {
-        format!("/events?{query}").parse().unwrap()
-    }
-
     #[test]
     fn a_listing_has_each_condition_of_its_url() {
-        let uri = uri("event_type=b,a,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z");
+        let query = "event_type=b,a,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z";
+        let uri: Uri = format!("/events?{query}").parse().unwrap();
         let listing = Listing::of(&Parameters::of(&uri), Principal::Everything, LIMIT_MAX).unwrap();
         let asked = serde_json::json!({"event_types": ["a", "b"], "source": "s", "session_id": "x&y"});
         assert_eq!(listing.filter, Filter::parse(asked.as_object().unwrap()).unwrap(), "an empty user means any");
@@ -158,7 +155,8 @@ mod tests {
     #[test]
     fn the_link_to_the_next_page_keeps_the_parameters() {
         let check = |query: &str, expected: &str| {
-            let link = next_page("/api/v1/events", &Parameters::of(&uri(query)), Order::NewestFirst, Seq(0xabc));
+            let uri: Uri = format!("/events?{query}").parse().unwrap();
+            let link = next_page("/api/v1/events", &Parameters::of(&uri), Order::NewestFirst, Seq(0xabc));
             assert_eq!(link, format!("</api/v1/events?{expected}before_id=evt_000000000abc>; rel=\"next\""));
         };
         check("", "");

@@ -53,7 +53,7 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
     if let Some(key) = key {
         if !batch.keyed().is_empty() {
             let why = "A request has an Idempotency-Key or its events have keys of their own, not both";
-            return Err(bad_key(vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], why.to_owned()));
+            return Err(bad_header_key(why.to_owned()));
         }
         batch.set_key(key);
     }
@@ -115,7 +115,11 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
     let why = || format!("{IDEMPOTENCY_KEY} must be 1 to {KEY_CHARS_MAX} characters");
-    valid.map(Some).ok_or_else(|| bad_key(vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], why()))
+    valid.map(Some).ok_or_else(|| bad_header_key(why()))
+}
+
+fn bad_header_key(msg: String) -> Refusal {
+    bad_key(vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], msg)
 }
 
 fn bad_key(loc: Vec<Step>, msg: String) -> Refusal {
@@ -127,8 +131,11 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
     let outcomes = match &stored.outcomes {
         Outcomes::Each(outcomes, _) => outcomes,
         Outcomes::From(..) | Outcomes::Queued => {
-            let body =
-                if many { summary(stored.batch.first(), stored.batch.len()).into() } else { stored.batch.json(0) };
+            let (batch, first) = (&stored.batch, stored.batch.first());
+            let body = match many {
+                true => summary((0..batch.len()).map(|index| first.plus(index))).into(),
+                false => batch.json(0),
+            };
             return Ok(response::new(StatusCode::CREATED, JSON, body));
         }
     };
@@ -136,21 +143,18 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
     for outcome in outcomes.iter() {
         match outcome {
             Outcome::Stored(seq) | Outcome::Replayed(seq) => seqs.push(*seq),
-            Outcome::Refused(place) => {
-                let of = |place| vec![Step::Name("body"), Step::Index(place), Step::Name("idempotency_key")];
-                let (loc, index) = match (key_of_all, many) {
-                    (true, _) => (vec![Step::Name("header"), Step::Name(IDEMPOTENCY_KEY)], None),
-                    (false, true) => (of(*place), Some(*place)),
-                    (false, false) => (vec![Step::Name("body"), Step::Name("idempotency_key")], None),
-                };
-                return Err(bad_key(loc, key_reused(index)));
+            Outcome::Refused(_) if key_of_all => return Err(bad_header_key(key_reused(None))),
+            Outcome::Refused(index) => {
+                let index = many.then_some(*index);
+                let loc = [Some(Step::Name("body")), index.map(Step::Index), Some(Step::Name("idempotency_key"))];
+                return Err(bad_key(loc.into_iter().flatten().collect(), key_reused(index)));
             }
             Outcome::Damaged => return Err(Refusal::Failed(Failure::Damaged)),
         }
     }
     let is_replay = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Replayed(_)));
     let body = match many {
-        true => ids(&seqs),
+        true => summary(seqs.iter().copied()),
         false => {
             let id = seqs[0];
             // It may have been deleted since. Then the client tries again, and it is stored anew.
@@ -273,20 +277,11 @@ fn of_header<'h>(headers: &'h HeaderMap) -> Result<impl Fn(&str) -> Option<&'h s
     Ok(move |name: &str| headers.get(name).and_then(|value| str::from_utf8(value.as_bytes()).ok()))
 }
 
-/// The answer to many events: how many they are and their ids, which follow each other.
-fn summary(first: Seq, count: usize) -> Vec<u8> {
-    summary_of(first, first.plus(count - 1), (0..count).map(|n| first.plus(n)), count)
-}
-
-/// The same for events of which some were stored before.
-fn ids(seqs: &[Seq]) -> Vec<u8> {
-    let (first, last) = (seqs[0], seqs[seqs.len() - 1]);
-    summary_of(first, last, seqs.iter().copied(), seqs.len())
-}
-
-fn summary_of(first: Seq, last: Seq, seqs: impl Iterator<Item = Seq>, count: usize) -> Vec<u8> {
-    let mut json =
-        format!(r#"{{"count":{count},"first_id":"{}","last_id":"{}","ids":["#, first.id(), last.id()).into_bytes();
+/// The answer to many events, of which there is at least one.
+fn summary(seqs: impl ExactSizeIterator<Item = Seq> + DoubleEndedIterator + Clone) -> Vec<u8> {
+    let count = seqs.len();
+    let [first, last] = [seqs.clone().next(), seqs.clone().next_back()].map(|seq| seq.expect("an event").id());
+    let mut json = format!(r#"{{"count":{count},"first_id":"{first}","last_id":"{last}","ids":["#).into_bytes();
     write_ids(seqs, &mut json);
     json.extend_from_slice(b"]}");
     json

@@ -17,9 +17,6 @@ pub(super) async fn reading<T: Send + 'static>(
 
 /// One read of a page or an export. No deadline bounds it, because it looks at a bounded number of events
 /// ([`Reader::scan_some`]): a page has a bounded number of reads, and an export goes on for as long as its client takes it.
-///
-/// # Errors
-/// As of [`reading`].
 pub(super) async fn reading_some<T: Send + 'static>(
     store: &Store,
     read: impl FnOnce(&Reader) -> store::Result<T> + Send + 'static,

@@ -4,7 +4,6 @@
 use hyper::Method;
 
 use crate::auth::Class;
-use crate::wire::cloud_event;
 use crate::wire::request::STREAM_OPTIONS;
 
 /// One method of one path.
@@ -16,10 +15,7 @@ pub struct Route {
     pub endpoint: Endpoint,
     pub guard: Guard,
     /// Groups of query parameters that mean something. A name that ends with a dot stands for all that begin with it.
-    pub parameters: Parameters,
-    /// The status of an answer that is no refusal, and its media types. Where there are several the client chooses.
-    pub status: u16,
-    pub media_types: &'static [&'static str],
+    pub parameters: ParameterGroups,
 }
 
 /// What answers a request.
@@ -52,7 +48,7 @@ pub enum Guard {
     KeyInUrl(Class),
 }
 
-pub type Parameters = &'static [&'static [&'static str]];
+pub type ParameterGroups = &'static [&'static [&'static str]];
 
 /// Every path also exists under this one, which the service before this one had.
 pub const PREFIX: &str = "/api/v1";
@@ -70,9 +66,9 @@ pub(super) const FILTER: &[&str] = &[
 /// Options of an event stream that a subscriber's first message has under another name, or not at all.
 pub(super) const STREAM_OPTIONS_IN_URLS: &[&str] = &["interval_ms", "skipped", "latest_by"];
 
-pub(super) const STREAM: Parameters = &[FILTER, &STREAM_OPTIONS, STREAM_OPTIONS_IN_URLS, KEY];
-const LIST: Parameters = &[FILTER, &["since", "until", "before_id", "after_id", "epoch", "limit", "wait"]];
-const DELETE: Parameters = &[FILTER, &["before"]];
+pub(super) const STREAM: ParameterGroups = &[FILTER, &STREAM_OPTIONS, STREAM_OPTIONS_IN_URLS, KEY];
+const LIST: ParameterGroups = &[FILTER, &["since", "until", "before_id", "after_id", "epoch", "limit", "wait"]];
+const DELETE: ParameterGroups = &[FILTER, &["before"]];
 const ACK: &[&str] = &["ack"];
 const KEY: &[&str] = &["api_key"];
 
@@ -82,28 +78,23 @@ const ADMIN: Guard = Guard::Key(Class::Admin);
 const QUERY_IN_URL: Guard = Guard::KeyInUrl(Class::Query);
 const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Class::Publish);
 
-const JSON: &[&str] = &["application/json"];
-const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
-const EVENTS: &[&str] = &["application/json", "application/x-ndjson", cloud_event::BATCH_MEDIA_TYPE];
-const SSE: &[&str] = &["text/event-stream"];
-
 /// Where two rows match a request the first counts, so a fixed segment stands before a variable one.
 #[rustfmt::skip]
 pub static ROUTES: [Route; 14] = [
-    row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
-    row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
-    row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
-    row(Method::GET, "/events/stream", Endpoint::EventStream, QUERY_IN_URL, STREAM, 200, SSE),
-    row(Method::GET, "/events/{id}", Endpoint::Event, QUERY, &[], 200, EVENT),
-    row(Method::GET, "/subscriptions", Endpoint::ListSubscriptions, QUERY, &[], 200, JSON),
-    row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]], 200, JSON),
-    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[], 204, &[]),
-    row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[], 200, JSON),
-    row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[], 200, JSON),
-    row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[], 200, JSON),
-    row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[], 200, JSON),
-    row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY], 101, &[]),
-    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY], 101, &[]),
+    row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST),
+    row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK]),
+    row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE),
+    row(Method::GET, "/events/stream", Endpoint::EventStream, QUERY_IN_URL, STREAM),
+    row(Method::GET, "/events/{id}", Endpoint::Event, QUERY, &[]),
+    row(Method::GET, "/subscriptions", Endpoint::ListSubscriptions, QUERY, &[]),
+    row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]]),
+    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[]),
+    row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[]),
+    row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[]),
+    row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[]),
+    row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[]),
+    row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY]),
+    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY]),
 ];
 
 const fn row(
@@ -111,11 +102,9 @@ const fn row(
     template: &'static str,
     endpoint: Endpoint,
     guard: Guard,
-    parameters: Parameters,
-    status: u16,
-    media_types: &'static [&'static str],
+    parameters: ParameterGroups,
 ) -> Route {
-    Route { method, template, endpoint, guard, parameters, status, media_types }
+    Route { method, template, endpoint, guard, parameters }
 }
 
 impl Route {
@@ -176,7 +165,7 @@ impl<'p> Target<'p> {
 }
 
 /// Whether a parameter means something.
-pub(super) fn is_known(parameters: Parameters, name: &str) -> bool {
+pub(super) fn is_known(parameters: ParameterGroups, name: &str) -> bool {
     parameters.iter().copied().flatten().any(|known| match known.ends_with('.') {
         true => name.starts_with(known),
         false => name == *known,

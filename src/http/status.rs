@@ -17,13 +17,13 @@ use crate::store::{Integrity, Progress};
 /// How long the probe of a readiness check may take. Load balancers commonly give up on a check after one to five seconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the server knows of itself at one time, without reading the record. `/stats` and `/readiness` show the same.
-struct Snapshot {
+/// What the server knows of itself without reading the record. `/stats` and `/readiness` show the same.
+struct Status {
     router: Value,
     integrity: Value,
 }
 
-impl Snapshot {
+impl Status {
     fn of(pipeline: &Pipeline) -> Self {
         let Pipeline { store, config, .. } = pipeline;
         let (counts, log) = (store.counts(), store.log());
@@ -56,7 +56,7 @@ pub(super) async fn stats(pipeline: &Pipeline) -> response::Result {
     let by_type = stats.by_type.iter().map(
         |of_type| json!({ "event_type": of_type.event_type, "count": of_type.count, "last_seen": of_type.last_seen }),
     );
-    let Snapshot { router, integrity } = Snapshot::of(pipeline);
+    let Status { router, integrity } = Status::of(pipeline);
     let stats = json!({
         "total_events": stats.total_events,
         "events_last_hour": stats.events_last_hour,
@@ -80,7 +80,7 @@ pub(super) async fn readiness(pipeline: &Pipeline) -> response::Result {
             Err(_) => (false, "unavailable", "The database did not answer in time".to_owned()),
         },
     };
-    let Snapshot { router, integrity } = Snapshot::of(pipeline);
+    let Status { router, integrity } = Status::of(pipeline);
     let mut body = json!({ "ready": ready, "database": database, "integrity": integrity, "router": router });
     if ready {
         return Ok(response::json(body.to_string()));

@@ -54,9 +54,6 @@ impl Stream {
     /// A search for the start that does not end in a moment is stopped. It waits for a permit of `searches`, with which it
     /// begins again, as its result has to be of one point in time. That costs little more than the whole search. While it
     /// waits it holds nothing else.
-    ///
-    /// # Errors
-    /// What SQLite reports.
     pub async fn open(
         store: &Store,
         hub: &Arc<Hub>,
@@ -105,9 +102,6 @@ impl Stream {
     }
 
     /// The next item. Cancel-safe: an item that was not returned comes again.
-    ///
-    /// # Errors
-    /// What SQLite reports.
     pub async fn next(&mut self) -> store::Result<StreamItem> {
         loop {
             if let Some(item) = self.ready.pop_front() {

@@ -28,7 +28,7 @@ pub struct Transport {
     peer: SocketAddr,
     patience: Patience,
     lingering: Option<Pin<Box<Sleep>>>,
-    /// So many more bytes are read while lingering.
+    /// How many more bytes are read while lingering.
     linger_bytes_left: usize,
     /// Bytes that were read before they were asked for, at most [`AHEAD_BYTES_MAX`].
     ahead: Vec<u8>,

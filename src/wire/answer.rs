@@ -29,8 +29,6 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// # Errors
-    /// A sentence for the client.
     pub fn parse(words: &str) -> Result<Self, String> {
         let (mut mode, mut level) = (None, None);
         for word in words.split(',') {

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::committed::Committed;
+use super::committed::{Committed, Seqs};
 use super::event_json::{JsonString, NULL, SKELETON, SKELETON_LEN, StoredEvent};
 use super::frame::{self, OpCode};
 use super::row::{Row, Span};
@@ -201,13 +201,17 @@ impl Batch {
     /// The batch after its commit, for sharing. Its events must have been stamped with `first` and the numbers that
     /// follow it.
     pub fn committed(self, first: Seq) -> Committed {
-        Committed::new(first, self.frames.into(), self.decoded, self.rows)
+        self.shared(Seqs::From(first))
     }
 
     /// The batch for sharing, if its events were read back and have these numbers.
     pub fn read_back(self, seqs: Vec<Seq>) -> Committed {
         assert_eq!(seqs.len(), self.len(), "each event has its number");
-        Committed::read_back(seqs, self.frames.into(), self.decoded, self.rows)
+        self.shared(Seqs::Each(seqs))
+    }
+
+    fn shared(self, seqs: Seqs) -> Committed {
+        Committed { seqs, frames: self.frames.into(), decoded: self.decoded, rows: self.rows }
     }
 }
 

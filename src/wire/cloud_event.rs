@@ -51,25 +51,55 @@ pub struct Translation {
 
 /// Translates a structured CloudEvent; `index` is that in a batch.
 pub fn of_json(json: &str, index: Option<usize>) -> Translation {
-    let (event, faults) = structured(json);
     let refused = |fault| NotACloudEvent { part: Part::Body, index, fault };
-    Translation { index, event, rejections: faults.into_iter().map(refused).collect() }
+    // A map, because of two equal keys the last counts, as in every event; a derived struct would refuse them.
+    let members: BTreeMap<String, &RawValue> = match serde_json::from_str(json) {
+        Ok(members) => members,
+        Err(error) => {
+            let rejections = vec![refused(Fault::reading(&error, Fault::NotAnObject))];
+            return Translation { index, event: None, rejections };
+        }
+    };
+    // The JSON format lets an attribute that is not set be null.
+    let member = |name| members.get(name).copied().filter(|value| value.get() != "null");
+    let binary_data = member("data_base64").map(|_| Fault::BinaryData);
+    let attribute = |name| match member(name).map(RawValue::get) {
+        None => Ok(None),
+        Some(string) if string.starts_with('"') => {
+            let text: String = serde_json::from_str(string).map_err(|error| Fault::NotJson(error.to_string()))?;
+            Ok(Some(text.into()))
+        }
+        Some(_) => Err(Fault::NotAString(name)),
+    };
+    let (event, faults) = translate(attribute, member("data"), binary_data);
+    Translation { index, event: Some(event), rejections: faults.into_iter().map(refused).collect() }
+}
+
+/// Translates a request in binary mode: `get` gives the value of a header by its lower-case name, `body` is the data.
+pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Translation {
+    let attribute = |name| match name {
+        // This attribute is HTTP's own header, and has HTTP's spelling.
+        "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
+        _ => get(&format!("ce-{name}")).map(|value| decoded(value).ok_or(Fault::NotUtf8(name))).transpose(),
+    };
+    // The body is put into an object, so it has to be one whole value: other text could end the object and add fields.
+    let data: Result<Option<&RawValue>, Fault> = match body.trim_ascii() {
+        "" | "null" => Ok(None),
+        _ => serde_json::from_str(body).map(Some).map_err(|error| Fault::NotJson(error.to_string())),
+    };
+    let (data, fault) = data.map_or_else(|fault| (None, Some(fault)), |data| (data, None));
+    let (event, faults) = translate(attribute, data, fault);
+    let refused = |fault: Fault| {
+        let part = if fault.field().is_some() { Part::Header } else { Part::Body };
+        NotACloudEvent { part, index: None, fault }
+    };
+    Translation { index: None, event: Some(event), rejections: faults.into_iter().map(refused).collect() }
 }
 
 /// The CloudEvents of a batch.
 pub fn items(json: &str) -> Result<Vec<&RawValue>, NotACloudEvent> {
     let refused = |fault| NotACloudEvent { part: Part::Body, index: None, fault };
     serde_json::from_str(json).map_err(|error| refused(Fault::reading(&error, Fault::NotAnArray)))
-}
-
-/// Translates a request in binary mode: `get` gives the value of a header by its lower-case name, `body` is the data.
-pub fn of_headers<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> Translation {
-    let (event, faults) = binary(get, body);
-    let refused = |fault: Fault| {
-        let part = if fault.field().is_some() { Part::Header } else { Part::Body };
-        NotACloudEvent { part, index: None, fault }
-    };
-    Translation { index: None, event: Some(event), rejections: faults.into_iter().map(refused).collect() }
 }
 
 /// Appends the structured CloudEvent of a delivered event's JSON.
@@ -220,42 +250,6 @@ struct CloudEvent<'a> {
     userid: Option<&'a RawValue>,
     datacontenttype: &'static str,
     data: &'a RawValue,
-}
-
-fn structured(json: &str) -> (Option<String>, Vec<Fault>) {
-    // A map, because of two equal keys the last counts, as in every event; a derived struct would refuse them.
-    let members: BTreeMap<String, &RawValue> = match serde_json::from_str(json) {
-        Ok(members) => members,
-        Err(error) => return (None, vec![Fault::reading(&error, Fault::NotAnObject)]),
-    };
-    // The JSON format lets an attribute that is not set be null.
-    let member = |name| members.get(name).copied().filter(|value| value.get() != "null");
-    let binary_data = member("data_base64").map(|_| Fault::BinaryData);
-    let attribute = |name| match member(name).map(RawValue::get) {
-        None => Ok(None),
-        Some(string) if string.starts_with('"') => {
-            let text: String = serde_json::from_str(string).map_err(|error| Fault::NotJson(error.to_string()))?;
-            Ok(Some(text.into()))
-        }
-        Some(_) => Err(Fault::NotAString(name)),
-    };
-    let (event, faults) = translate(attribute, member("data"), binary_data);
-    (Some(event), faults)
-}
-
-fn binary<'h>(get: impl Fn(&str) -> Option<&'h str>, body: &str) -> (String, Vec<Fault>) {
-    let attribute = |name| match name {
-        // This attribute is HTTP's own header, and has HTTP's spelling.
-        "datacontenttype" => Ok(get("content-type").map(Cow::Borrowed)),
-        _ => get(&format!("ce-{name}")).map(|value| decoded(value).ok_or(Fault::NotUtf8(name))).transpose(),
-    };
-    // The body is put into an object, so it has to be one whole value: other text could end the object and add fields.
-    let data: Result<Option<&RawValue>, Fault> = match body.trim_ascii() {
-        "" | "null" => Ok(None),
-        _ => serde_json::from_str(body).map(Some).map_err(|error| Fault::NotJson(error.to_string())),
-    };
-    let (data, fault) = data.map_or_else(|fault| (None, Some(fault)), |data| (data, None));
-    translate(attribute, data, fault)
 }
 
 /// The text of a header's value: without its double quotes, which older senders use, and percent-decoded. `None` if the

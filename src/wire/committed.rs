@@ -12,15 +12,15 @@ use crate::event::{Columns, Seq, Timestamp};
 /// A batch on disk: its events are numbered, and all subscribers share its bytes.
 #[derive(Debug)]
 pub struct Committed {
-    seqs: Seqs,
-    frames: Bytes,
-    decoded: Vec<u8>,
-    rows: Vec<Row>,
+    pub(super) seqs: Seqs,
+    pub(super) frames: Bytes,
+    pub(super) decoded: Vec<u8>,
+    pub(super) rows: Vec<Row>,
 }
 
 /// The numbers of a batch's events.
 #[derive(Debug)]
-enum Seqs {
+pub(super) enum Seqs {
     /// Just committed: this one and those that follow it.
     From(Seq),
     /// Read back through a filter.
@@ -28,16 +28,6 @@ enum Seqs {
 }
 
 impl Committed {
-    /// A batch just committed, whose events have the number `first` and those that follow it.
-    pub(super) fn new(first: Seq, frames: Bytes, decoded: Vec<u8>, rows: Vec<Row>) -> Self {
-        Self { seqs: Seqs::From(first), frames, decoded, rows }
-    }
-
-    /// Events that were read back, which have these numbers.
-    pub(super) fn read_back(seqs: Vec<Seq>, frames: Bytes, decoded: Vec<u8>, rows: Vec<Row>) -> Self {
-        Self { seqs: Seqs::Each(seqs), frames, decoded, rows }
-    }
-
     /// The number of the first event. A batch that was read back must have one.
     pub fn first(&self) -> Seq {
         self.seq(0)

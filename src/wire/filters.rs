@@ -16,8 +16,6 @@ pub struct Filters {
 pub const FILTERS_BYTES_MAX: usize = 512 << 10;
 
 impl Filters {
-    /// # Errors
-    /// A sentence for the client.
     pub fn parse(message: &Map<String, Value>) -> Result<Self, String> {
         Ok(Self::new(Filter::parse(message)?, message))
     }
@@ -41,10 +39,7 @@ impl Filters {
         }
     }
 
-    /// Filters from the database. An older version may have stored them that accepted more than this one.
-    ///
-    /// # Errors
-    /// A sentence.
+    /// Filters from the database. They may be from an older version, which accepted more than this one.
     pub fn parse_stored(stored: &Map<String, Value>) -> Result<Self, String> {
         Ok(Self::new(Filter::parse_stored(stored)?, stored))
     }
@@ -55,9 +50,6 @@ impl Filters {
     }
 
     /// The same filters, if they are no larger than a subscription may have them.
-    ///
-    /// # Errors
-    /// A sentence for the client.
     pub(super) fn within_bounds(self) -> Result<Self, String> {
         match self.bytes() > FILTERS_BYTES_MAX {
             true => {

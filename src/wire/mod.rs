@@ -1,4 +1,5 @@
-//! What crosses the network, as bytes: frames, messages, answers, and the one table of refusals. No input or output.
+//! What crosses the network, as bytes: frames, messages, answers, and the one table of refusals. An error that is a
+//! `String` is a sentence for the client. No input or output.
 //!
 //! * [`frame`], [`decoder`] — WebSocket frames, and the messages in them
 //! * [`request`], [`filters`] — what a subscriber asks for

@@ -106,11 +106,9 @@ pub const STREAM_OPTIONS: [&str; 10] =
     ["after", "since", "last", "epoch", "until", "speed", "on_lag", "signals", "conflate", "strict"];
 /// The keys that an event stream does not have: it has `latest_by` instead of `snapshot`, and confirms nothing.
 const OPTIONS_OF_MESSAGES: [&str; 4] = ["snapshot", "name", "group", "ack_wait_ms"];
+
 impl Subscribe {
     /// Parses the first message.
-    ///
-    /// # Errors
-    /// A sentence for the client.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let Ok(message) = Object::read(text, &|depth, key| depth > 0 || is_known(key)) else {
             return Err("The first message must be a JSON object with the filters".to_owned());
@@ -122,11 +120,8 @@ impl Subscribe {
     }
 
     /// What a JSON object asks for.
-    ///
-    /// # Errors
-    /// A sentence for the client.
     pub fn of(message: &Map<String, Value>) -> Result<Self, String> {
-        let text = |key: &str| match given(message, key).filter(|text| !means_any(text)) {
+        let text = |key: &str| match stated(message, key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(format!("'{key}' must be a string")),
@@ -135,10 +130,7 @@ impl Subscribe {
         if strict {
             only_known(message, is_known, "The first message")?;
         }
-        let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match message
-            .get(key)
-            .filter(|time| !means_any(time))
-        {
+        let time = |key: &str, read: fn(&str) -> Result<Timestamp, _>| match stated(message, key) {
             None => Ok(None),
             Some(Value::String(text)) => read(text).map(Some).map_err(|error| format!("'{key}' is {error}")),
             Some(_) => Err(format!("'{key}' must be a time in a string")),
@@ -176,13 +168,13 @@ impl Subscribe {
             durable: Durable::parse(message)?,
             strict,
         };
-        subscribe.is_sensible().map(|()| subscribe)
+        subscribe.check_options().map(|()| subscribe)
     }
 
     /// Refuses options that exclude each other.
-    fn is_sensible(&self) -> Result<(), String> {
-        let starts = self.start != Start::Now;
-        let confirms = self.durable.is_some();
+    fn check_options(&self) -> Result<(), String> {
+        let (starts, confirms) = (self.start != Start::Now, self.durable.is_some());
+        let is_group = self.durable.as_ref().is_some_and(|durable| durable.is_group);
         let excluding = [
             (self.snapshot.is_some() && starts, "A snapshot starts now: leave out 'after', 'since' and 'last'"),
             (self.snapshot.is_some() && self.until.is_some(), "A snapshot has no 'until'"),
@@ -192,17 +184,18 @@ impl Subscribe {
             (confirms && self.snapshot.is_some(), "A durable subscription has no 'snapshot'"),
             (confirms && self.until.is_some(), "A durable subscription has no 'until'"),
             (confirms && self.on_lag == OnLag::Skip, "A durable subscription skips nothing: leave out 'on_lag'"),
-            (self.is_group() && self.speed.is_some(), "A group has no 'speed'"),
+            (is_group && self.speed.is_some(), "A group has no 'speed'"),
         ];
         match excluding.into_iter().find(|(is_so, _)| *is_so) {
             Some((_, why)) => Err(why.to_owned()),
             None => Ok(()),
         }
     }
+}
 
-    fn is_group(&self) -> bool {
-        self.durable.as_ref().is_some_and(|durable| durable.is_group)
-    }
+/// A text or a time that is there and does not mean "any".
+fn stated<'m>(message: &'m Map<String, Value>, key: &str) -> Option<&'m Value> {
+    message.get(key).filter(|value| !means_any(value))
 }
 
 /// A value that is there and is not null.
@@ -518,7 +511,7 @@ mod tests {
                 let (filters, start, epoch, until, on_lag) = first;
                 Subscribe { filters, start, epoch, until, speed, on_lag, signals, conflate, snapshot, durable, strict }
             })
-            .prop_filter("sensible", |subscribe| subscribe.is_sensible().is_ok())
+            .prop_filter("options that exclude each other", |subscribe| subscribe.check_options().is_ok())
     }
 
     /// The first message, as a client spells it.
