@@ -22,8 +22,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     match cli::parse() {
         cli::Invocation::Serve(flags) => serve(&flags),
-        cli::Invocation::Client(command) => client(command),
-        cli::Invocation::File(command) => report(command.run()),
+        cli::Invocation::Command(command) => run(command),
     }
 }
 
@@ -51,17 +50,10 @@ fn log_to_stderr(config: &Config) {
     }
 }
 
-fn client(command: cli::ClientCommand) -> ExitCode {
+fn run(command: cli::Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(FAILURE, error),
-    };
-    report(runtime.block_on(command.run()))
-}
-
-fn report(result: anyhow::Result<()>) -> ExitCode {
-    match result {
+    let done = runtime.map_err(anyhow::Error::msg).and_then(|runtime| runtime.block_on(command.run()));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         // Only stdout gives a bare IO error. Its reader, such as `head`, has closed the pipe, which is no failure.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {

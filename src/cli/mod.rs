@@ -25,8 +25,7 @@ pub fn parse() -> Invocation {
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match (cli.command, matches.subcommand()) {
-        (Some(Command::Client(command)), _) => Invocation::Client(command),
-        (Some(Command::File(command)), _) => Invocation::File(command),
+        (Some(Subcommands::Command(command)), _) => Invocation::Command(command),
         (_, Some((_, flags))) => Invocation::Serve(flags.clone()),
         (_, None) => Invocation::Serve(matches),
     }
@@ -36,8 +35,7 @@ pub fn parse() -> Invocation {
 pub enum Invocation {
     /// With the flags that [`config::args`] defines.
     Serve(ArgMatches),
-    Client(ClientCommand),
-    File(FileCommand),
+    Command(Command),
 }
 
 /// The flags of `serve` come from the table of settings. They are accepted without the command too.
@@ -66,11 +64,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
 )]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<Subcommands>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+#[expect(clippy::large_enum_variant, reason = "there is only one in a process")]
+enum Subcommands {
     /// Run the server until SIGTERM or SIGINT
     ///
     /// A flag overrides an environment variable, which overrides a TOML file, which overrides the default. In the file,
@@ -80,46 +79,26 @@ enum Command {
   API_KEY=secret event-pipeline serve --require-auth --log-format json")]
     Serve,
     #[command(flatten)]
-    Client(ClientCommand),
-    #[command(flatten)]
-    File(FileCommand),
+    Command(Command),
 }
 
-/// Commands that work on a database file. No server needs to run.
+/// The commands besides `serve`: the clients of a running server, and those that work on a database file.
 #[derive(Subcommand)]
-pub enum FileCommand {
-    Check(Check),
-    Repair(Repair),
-}
-
-impl FileCommand {
-    /// Runs the command to its end and writes its results to stdout.
-    ///
-    /// # Errors
-    /// The command failed, or the file is damaged. A bare [`std::io::Error`] comes from stdout.
-    pub fn run(self) -> anyhow::Result<()> {
-        match self {
-            Self::Check(check) => check.run(),
-            Self::Repair(repair) => repair.run(),
-        }
-    }
-}
-
-/// Commands that connect to a running server.
-#[derive(Subcommand)]
-pub enum ClientCommand {
+pub enum Command {
     Publish(Publish),
     Tail(Tail),
     Query(Query),
     Stats(Stats),
     Replay(Replay),
+    Check(Check),
+    Repair(Repair),
 }
 
-impl ClientCommand {
+impl Command {
     /// Runs the command to its end and writes its results to stdout.
     ///
     /// # Errors
-    /// The command failed. A bare [`std::io::Error`] comes from stdout.
+    /// The command failed, or the file is damaged. A bare [`std::io::Error`] comes from stdout.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Publish(publish) => publish.run().await,
@@ -127,6 +106,8 @@ impl ClientCommand {
             Self::Query(query) => query.run().await,
             Self::Stats(stats) => stats.run().await,
             Self::Replay(replay) => replay.run().await,
+            Self::Check(check) => check.run(),
+            Self::Repair(repair) => repair.run(),
         }
     }
 }
@@ -182,7 +163,7 @@ mod tests {
     fn the_path_of_a_query_has_only_the_parameters_that_were_given() {
         let check = |line: &str, path: &str| {
             let matches = command().get_matches_from(std::iter::once("event-pipeline").chain(line.split(' ')));
-            let Ok(Cli { command: Some(Command::Client(ClientCommand::Query(query))) }) =
+            let Ok(Cli { command: Some(Subcommands::Command(Command::Query(query))) }) =
                 Cli::from_arg_matches(&matches)
             else {
                 panic!("{line} is no query")
