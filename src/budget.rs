@@ -27,8 +27,8 @@ pub fn stall_max(bytes: usize) -> Duration {
     STALL_MAX + at_slowest(bytes)
 }
 
-/// The same for a body of `expected` bytes that has to be complete within `time_max`: the pace is faster where that needs
-/// it.
+/// The same for the first `bytes` of a body of `expected` bytes, which has to be complete within `time_max`. Where the
+/// slowest pace would take longer, the pace is faster.
 pub fn stall_max_within(time_max: Duration, bytes: usize, expected: usize) -> Duration {
     let whole = time_max.min(at_slowest(expected));
     time_max.min(STALL_MAX + whole.mul_f64(bytes as f64 / expected as f64))

@@ -274,7 +274,9 @@ impl Dispatcher {
                     }
                     Some(Request::End) | None => return None,
                 },
-                Some((id, seq)) = self.confirmed.recv() => drop(self.distributor.ledger.confirm(id, seq)),
+                Some((id, seq)) = self.confirmed.recv() => {
+                    self.distributor.ledger.confirm(id, seq);
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
                     self.distributor.ledger.expire(Instant::now());
                 }

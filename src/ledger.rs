@@ -229,11 +229,6 @@ impl<T: Clone> Ledger<T> {
         self.events.len()
     }
 
-    /// The number of members.
-    pub fn members(&self) -> usize {
-        self.members.len()
-    }
-
     /// Puts an event that is in hand back among the waiting ones. Its confirmation order is kept for each present member
     /// that has had it, as that member may get it again.
     fn take_back(&mut self, seq: Seq) {
@@ -427,7 +422,7 @@ mod tests {
             let since = self.events.values().filter_map(|event| event.holder).map(|(_, since)| since).min();
             assert_eq!(ledger.next_deadline(), since.map(|since| since + ACK_WAIT));
             let position = self.events.keys().next().map_or(self.reached, |first| first - 1);
-            assert_eq!((ledger.position(), ledger.members()), (Seq(position), self.sent.len()));
+            assert_eq!((ledger.position(), ledger.members.len()), (Seq(position), self.sent.len()));
             let bytes: usize = self.events.values().map(|event| event.bytes).sum();
             assert_eq!(ledger.has_room(), self.events.len() < LIMITS.window_events && bytes < LIMITS.window_bytes);
         }

@@ -120,7 +120,7 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
-            // In order, because the writer sends no more commits.
+            // The fan-out has ended in order, because the writer sends it no more commits.
             Ok(()) => writer_failed(writer.await),
             Err(_) => Error::Panicked("fan-out"),
         }),

@@ -65,8 +65,8 @@ struct Limiter {
     checks: AtomicUsize,
 }
 
-/// After this many requests the clients are forgotten whose rate is whole again. So a limiter has at most this many
-/// clients more than send requests in one period of its rate.
+/// After this many requests, clients whose rate is whole again are forgotten. So a limiter has in memory at most this many
+/// clients beside those that have sent a request within one period of its rate.
 const CHECKS_PER_SWEEP: usize = 4096;
 
 impl Limiter {

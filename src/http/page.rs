@@ -35,16 +35,16 @@ pub(super) async fn page(
     let listing = Listing::of(parameters, request.caller.principal, LIMIT_MAX)?;
     let order = listing.order();
     let deadline = Instant::now() + listing.wait.unwrap_or_default();
-    let (page, rest, memory) = loop {
-        let (page, rest, memory) = read_page(pipeline, &listing, shape, Instant::now() + PAGE_TIME_MAX).await?;
-        let is_final = listing.wait.is_none_or(|wait| wait.is_zero()) || page.shown > 0 || rest.is_some();
+    let (page, memory) = loop {
+        let (page, memory) = read_page(pipeline, &listing, shape, Instant::now() + PAGE_TIME_MAX).await?;
+        let is_final = listing.wait.is_none_or(|wait| wait.is_zero()) || page.shown > 0 || page.rest_after.is_some();
         if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline, guard).await? {
-            break (page, rest, memory);
+            break (page, memory);
         }
     };
     let response = response::new(StatusCode::OK, shape.media_type(true), page.json);
     let mut response = within_memory(response, memory, pipeline, request.deadlines).await?;
-    if let Some(last) = rest {
+    if let Some(last) = page.rest_after {
         let link = next_page(request.parts.uri.path(), parameters, order, last);
         let link = HeaderValue::try_from(link).expect("percent-encoded text is ASCII");
         response.headers_mut().insert(header::LINK, link);
@@ -69,7 +69,7 @@ struct Page {
     query: Query,
     shape: Shape,
     limit: usize,
-    /// An array that is not closed yet.
+    /// An array, not closed while the page is read.
     json: Vec<u8>,
     /// The events in it, and the last of them.
     shown: usize,
@@ -79,6 +79,8 @@ struct Page {
     /// The high-water mark when the page began: up to here it misses no event that passes.
     reached: Seq,
     gap: Option<Gap>,
+    /// The event after which the next page goes on, if there may be more.
+    rest_after: Option<Seq>,
 }
 
 /// Why a read of a page has ended.
@@ -108,6 +110,7 @@ impl Page {
             looked_at: Seq::ZERO,
             reached,
             gap,
+            rest_after: None,
         }))
     }
 
@@ -152,8 +155,7 @@ impl Page {
     }
 }
 
-/// Reads a page. Returns also the event after which the next page goes on, if there may be more, and the page's memory.
-/// Each read is a task of its own on the blocking threads: other requests are read between two of them, and no further read
+/// Reads a page, and returns it with its memory. Each read is a task of its own on the blocking threads: other requests are read between two of them, and no further read
 /// begins when the client is gone.
 ///
 /// A page that its first read has not filled is a search. It waits for a permit ([`Pipeline::searches`]) and keeps it until it
@@ -164,7 +166,7 @@ async fn read_page(
     listing: &Listing,
     shape: Shape,
     deadline: Instant,
-) -> Result<(Page, Option<Seq>, Option<Reservation>), Refusal> {
+) -> Result<(Page, Option<Reservation>), Refusal> {
     let begun = listing.clone();
     let first = move |reader: &Reader| {
         let mut page = match Page::begin(reader, begun, shape)? {
@@ -177,7 +179,7 @@ async fn read_page(
     let (mut page, mut stop) = reading_some(&pipeline.store, first).await??;
     let shutdown = pipeline.shutdown();
     let (mut memory, mut bytes_max, mut permit) = (None, SMALL_BYTES_MAX, None);
-    let rest = loop {
+    let rest_after = loop {
         match stop {
             Stop::End => break None,
             Stop::Full => break Some(page.last),
@@ -214,7 +216,8 @@ async fn read_page(
     drop(permit);
     page.json.push(b']');
     page.json.shrink_to_fit();
-    Ok((page, rest, memory))
+    page.rest_after = rest_after;
+    Ok((page, memory))
 }
 
 /// Whether an event that passes is committed after `reached`, before the deadline and before the server shuts down. A request
@@ -297,12 +300,12 @@ mod tests {
             if pipeline.searches.available_permits() == 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         has_permit.await;
-        let (page, rest, _) = tokio::select! {
+        let (page, _) = tokio::select! {
             biased;
             _ = pipeline.searches.acquire() => panic!("another search gets the permit between two reads"),
             read = search.as_mut() => read.expect("read"),
         };
-        assert_eq!((page.shown, rest), (0, None));
+        assert_eq!((page.shown, page.rest_after), (0, None));
         assert_eq!(pipeline.searches.available_permits(), 1);
     }
 
@@ -316,8 +319,8 @@ mod tests {
             let read =
                 tokio::time::timeout(Duration::from_secs(60), read_page(&pipeline, &listing, Shape::Own, deadline))
                     .await;
-            let (page, rest, _) = read.expect("it ends while it waits for a permit").expect("read");
-            (page.shown, rest.is_some())
+            let (page, _) = read.expect("it ends while it waits for a permit").expect("read");
+            (page.shown, page.rest_after.is_some())
         };
         assert_eq!(read("limit=1", in_time()).await, (1, true), "a short reading is no search");
         let soon = Instant::now() + Duration::from_millis(10);
@@ -331,9 +334,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let pipeline = pipeline(&folder);
         let read = async |deadline| {
-            let (page, rest, _) =
+            let (page, _) =
                 read_page(&pipeline, &listing("payload.n=nothing"), Shape::Own, deadline).await.expect("read");
-            (page.shown, rest)
+            (page.shown, page.rest_after)
         };
         assert_eq!(read(in_time()).await, (0, None));
         assert_eq!(read(Instant::now()).await, (0, Some(Seq(161))), "after its first read");
@@ -367,12 +370,12 @@ mod tests {
             let read = read_page(&pipeline, &listing("limit=1000"), Shape::Own, in_time()).await;
             read.expect("not refused")
         };
-        let (page, rest, mut memory) = read().await;
-        assert_eq!((page.shown, rest), (100, None));
+        let (page, mut memory) = read().await;
+        assert_eq!((page.shown, page.rest_after), (100, None));
         // An answer keeps what it needs.
         memory.as_mut().expect("it is large").shrink_to(page.json.len());
-        let (page, rest, _) = read().await;
-        assert!(page.json.len() <= MEDIUM_PAGE_BYTES_MAX && rest == Some(page.last), "it ends short");
+        let (page, _) = read().await;
+        assert!(page.json.len() <= MEDIUM_PAGE_BYTES_MAX && page.rest_after == Some(page.last), "it ends short");
         drop(memory);
         assert_eq!(read().await.0.shown, 100);
     }

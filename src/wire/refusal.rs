@@ -1,6 +1,7 @@
 //! Every reason that a client can be given, in one table: HTTP status, text, and whether to try again. What an operator
 //! needs to know is logged where it happens, and is not part of it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -232,39 +233,33 @@ pub enum Ending {
 impl Ending {
     /// The code of the Close frame; `None` if no such frame is sent.
     pub fn code(self) -> Option<u16> {
-        match self {
-            Self::Gone => None,
-            Self::Asked(code) => Some(code.unwrap_or(1000)),
-            Self::Violated(violation) => Some(violation.close_code()),
-            Self::GoingAway => Some(1001),
-            Self::NoFirstMessage | Self::NotUnderstood => Some(1008),
-            // An internal error, for a silent peer too: so it connects again once it works again.
-            Self::Silent | Self::Failed => Some(1011),
-            Self::Capacity => Some(1013),
-            Self::Complete => Some(1000),
-            Self::TooManyConnections => Some(4002),
-            Self::TooSlow => Some(4008),
-            Self::TakenOver => Some(4009),
-            Self::Deleted => Some(4010),
-        }
+        self.close().map(|(code, _)| code)
     }
 
+    /// The reason in the Close frame.
     pub fn reason(self) -> String {
-        match self {
-            Self::Gone | Self::Asked(_) => String::new(),
-            Self::Violated(violation) => violation.to_string(),
-            Self::GoingAway => "Server is shutting down".to_owned(),
-            Self::NoFirstMessage => "No filters received in time".to_owned(),
-            Self::Silent => "No answer to a ping".to_owned(),
-            Self::NotUnderstood => "The message was not understood".to_owned(),
-            Self::Capacity => "Server at subscriber capacity".to_owned(),
-            Self::TooManyConnections => "Too many connections from this address".to_owned(),
-            Self::Complete => "Everything was sent".to_owned(),
-            Self::TooSlow => "Too slow for the live stream".to_owned(),
-            Self::Deleted => "The subscription was deleted".to_owned(),
-            Self::TakenOver => "Another connection goes on with this subscription".to_owned(),
-            Self::Failed => "Internal error, reconnect".to_owned(),
-        }
+        self.close().map_or(String::new(), |(_, reason)| reason.into_owned())
+    }
+
+    fn close(self) -> Option<(u16, Cow<'static, str>)> {
+        let (code, reason) = match self {
+            Self::Gone => return None,
+            Self::Asked(code) => (code.unwrap_or(1000), ""),
+            Self::Violated(violation) => return Some((violation.close_code(), violation.to_string().into())),
+            Self::GoingAway => (1001, "Server is shutting down"),
+            Self::NoFirstMessage => (1008, "No filters received in time"),
+            // An internal error, for a silent peer too: so it connects again once it works again.
+            Self::Silent => (1011, "No answer to a ping"),
+            Self::Failed => (1011, "Internal error, reconnect"),
+            Self::NotUnderstood => (1008, "The message was not understood"),
+            Self::Capacity => (1013, "Server at subscriber capacity"),
+            Self::Complete => (1000, "Everything was sent"),
+            Self::TooManyConnections => (4002, "Too many connections from this address"),
+            Self::TooSlow => (4008, "Too slow for the live stream"),
+            Self::TakenOver => (4009, "Another connection goes on with this subscription"),
+            Self::Deleted => (4010, "The subscription was deleted"),
+        };
+        Some((code, reason.into()))
     }
 }
 

@@ -55,7 +55,7 @@ async fn serve(
     let request = first_message(pipeline, &mut reader, write).await?;
     // A subscriber takes its slot with its first message.
     let slot = pipeline.subscriber_slot();
-    let slot = slot.ok_or_else(|| Declined::Refused(Ending::Capacity.reason(), Ending::Capacity))?;
+    let slot = slot.ok_or_else(|| Declined::Refused(Refusal::TooManySubscribers.to_string(), Ending::Capacity))?;
     let Opened { served, opening, filters } = loop {
         if let Some(opened) = open(pipeline, caller, &slot, request.clone(), &mut reader).await? {
             break opened;
