@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_expected_to_get_what_it_asked_for() {
+    fn each_subscriber_is_expected_to_get_the_events_of_its_filter() {
         let asking = FilterBy::ALL.map(|by| (by, 7));
         let deliveries = Deliveries::new(0, &EVENTS, &asking, 8, true);
         assert_eq!(deliveries.filters().count(), 28);

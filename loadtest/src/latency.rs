@@ -30,31 +30,25 @@ impl Operation {
 
     /// What a latency of this kind is called.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Acknowledgement => "acknowledgement",
-            Self::Delivery => "delivery",
-            Self::Query => "query",
-            Self::Connection => "connection",
-        }
+        self.words().0
     }
 
     /// One of what is counted.
     pub fn unit(self) -> &'static str {
-        match self {
-            Self::Acknowledgement => "event",
-            Self::Delivery => "delivery",
-            Self::Query => "query",
-            Self::Connection => "connection",
-        }
+        self.words().1
     }
 
     /// Many of what is counted.
     pub fn units(self) -> &'static str {
+        self.words().2
+    }
+
+    fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::Acknowledgement => "events",
-            Self::Delivery => "deliveries",
-            Self::Query => "queries",
-            Self::Connection => "connections",
+            Self::Acknowledgement => ("acknowledgement", "event", "events"),
+            Self::Delivery => ("delivery", "delivery", "deliveries"),
+            Self::Query => ("query", "query", "queries"),
+            Self::Connection => ("connection", "connection", "connections"),
         }
     }
 }

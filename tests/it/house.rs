@@ -9,17 +9,17 @@ use event_pipeline::wire::refusal::{Again, CLOSE_CODES};
 use crate::imports::{Crate, Imports, circles, code, files};
 
 /// Modules that only tests have, and the program's root.
-const NOT_ROOMS: [&str; 3] = ["sim", "model", "main"];
+const LEFT_OUT: [&str; 3] = ["sim", "model", "main"];
 
 /// Modules whose files still import each other, or are longer than 500 lines. To be emptied.
 const TO_BE_CUT: [&str; 1] = ["store"];
 
 fn server() -> Imports {
-    Crate::read(Path::new("src"), "event_pipeline", &NOT_ROOMS).imports()
+    Crate::read(Path::new("src"), "event_pipeline", &LEFT_OUT).imports()
 }
 
 /// The top-level module of a file of `src` or `loadtest/src`.
-fn room(file: &Path) -> String {
+fn module(file: &Path) -> String {
     let inside = file.strip_prefix("loadtest").unwrap_or(file).strip_prefix("src").unwrap();
     inside.with_extension("").iter().next().unwrap().to_str().unwrap().to_owned()
 }
@@ -32,7 +32,9 @@ fn allowed() -> BTreeMap<String, BTreeSet<String>> {
     let rows = map.lines().filter(|line| line.starts_with("| `"));
     let cells = rows.map(|row| row.split('|').map(str::to_owned).collect::<Vec<_>>());
     cells
-        .flat_map(|cells| names(&cells[1]).into_iter().map(move |room| (room, names(&cells[2]).into_iter().collect())))
+        .flat_map(|cells| {
+            names(&cells[1]).into_iter().map(move |module| (module, names(&cells[2]).into_iter().collect()))
+        })
         .collect()
 }
 
@@ -40,18 +42,18 @@ fn allowed() -> BTreeMap<String, BTreeSet<String>> {
 fn imports_point_down_the_code_map() {
     let allowed = allowed();
     for (file, imports) in server() {
-        let of = room(&file);
+        let of = module(&file);
         if of == "lib" {
             continue;
         }
         let may = allowed.get(&of).unwrap_or_else(|| panic!("{of} is not in the code map of ARCHITECTURE.md"));
-        for other in imports.iter().map(|other| room(other)).filter(|other| *other != of) {
+        for other in imports.iter().map(|other| module(other)).filter(|other| *other != of) {
             assert!(may.contains(&other), "{} imports {other}, which the code map does not allow", file.display());
         }
     }
     // Downward: no module can be reached from one that it may import.
     let mut left = allowed;
-    while let Some(lowest) = left.iter().find(|(_, may)| may.iter().all(|room| !left.contains_key(room))) {
+    while let Some(lowest) = left.iter().find(|(_, may)| may.iter().all(|module| !left.contains_key(module))) {
         let lowest = lowest.0.clone();
         left.remove(&lowest);
     }
@@ -60,7 +62,7 @@ fn imports_point_down_the_code_map() {
 
 /// Circles of files, but for those that are to be cut.
 fn uncut(imports: &Imports) -> Vec<BTreeSet<PathBuf>> {
-    let is_known = |circle: &BTreeSet<PathBuf>| circle.iter().all(|file| TO_BE_CUT.contains(&room(file).as_str()));
+    let is_known = |circle: &BTreeSet<PathBuf>| circle.iter().all(|file| TO_BE_CUT.contains(&module(file).as_str()));
     circles(imports).into_iter().filter(|circle| !is_known(circle)).collect()
 }
 
@@ -75,7 +77,7 @@ fn no_files_import_each_other() {
 fn no_file_is_longer_than_500_lines_without_its_tests() {
     for file in files(Path::new("src")).into_iter().chain(files(Path::new("loadtest/src"))) {
         let is_rust = file.extension().is_some_and(|extension| extension == "rs");
-        if !is_rust || room(&file) == "sim" || TO_BE_CUT.contains(&room(&file).as_str()) {
+        if !is_rust || module(&file) == "sim" || TO_BE_CUT.contains(&module(&file).as_str()) {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
@@ -94,14 +96,14 @@ fn imports_of_the_load_test_point_down_its_lists() {
         let lines = text.lines().take_while(|line| line.starts_with("//!")).filter(|line| line.starts_with("//! * ["));
         let heights: BTreeMap<_, _> = lines.flat_map(|line| line.split('`').skip(1).step_by(2)).zip(0..).collect();
         let folder = Path::new("loadtest/src").join(folder);
-        let module = |file: &PathBuf| {
+        let module_within = |file: &PathBuf| {
             let inside = file.strip_prefix(&folder).ok()?.with_extension("");
             inside.iter().next().unwrap().to_str().map(str::to_owned).filter(|module| module != "main")
         };
         for (file, others) in &imports {
-            let Some(of) = module(file) else { continue };
+            let Some(of) = module_within(file) else { continue };
             let height = *heights.get(&*of).unwrap_or_else(|| panic!("{of} is not in the list of {list}"));
-            for other in others.iter().filter_map(module).filter(|other| *other != of) {
+            for other in others.iter().filter_map(module_within).filter(|other| *other != of) {
                 assert!(heights[&*other] > height, "{} imports {other}, which {list} has above it", file.display());
             }
         }

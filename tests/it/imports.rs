@@ -60,7 +60,7 @@ impl Crate {
             if matches!(module.last().unwrap().as_str(), "mod" | "lib") {
                 module.pop();
             }
-            let is_left_out = module.first().is_some_and(|room| left_out.contains(&room.as_str()));
+            let is_left_out = module.first().is_some_and(|name| left_out.contains(&name.as_str()));
             (!is_left_out).then(|| (module, Source::read(path)))
         });
         Self { files: modules.collect(), name }

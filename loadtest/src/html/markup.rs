@@ -114,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_means_itself(text in any::<String>()) {
+        fn no_text_is_taken_for_markup(text in any::<String>()) {
             let escaped = escaped(&text);
             prop_assert!(!escaped.contains(['<', '>', '"', '\'']), "{escaped:?}");
             let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")];

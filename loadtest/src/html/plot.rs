@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_push_each_other_share_the_way() {
+    fn labels_that_are_too_close_stand_around_their_middle() {
         for (places, moved) in [
             (&[0.5, 0.5][..], &[0.45, 0.55][..]),
             (&[0.4, 0.4, 0.4], &[0.3, 0.4, 0.5]),
