@@ -209,3 +209,13 @@ impl Drop for SubscriberSlot {
         self.pipeline.slots.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+impl Pipeline {
+    /// For tests: on an open store, with the hub that its commits go to.
+    pub(crate) fn of_test(config: Config, store: Store, hub: Arc<Hub>, parsing: Handle) -> Arc<Self> {
+        let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
+        let (subscriptions, _) = loaded.expect("readable");
+        Arc::new(Self::new(config, store, hub, subscriptions, parsing))
+    }
+}

@@ -262,7 +262,6 @@ mod tests {
     use crate::hub::Hub;
     use crate::store::Store;
     use crate::store::fixture::{hand_in, tick};
-    use crate::subscriptions::Subscriptions;
 
     /// With one permit for searches, and with more events than are looked at in one read.
     fn pipeline(folder: &tempfile::TempDir) -> Arc<Pipeline> {
@@ -275,8 +274,7 @@ mod tests {
         hand_in(&store, payloads.iter().map(|payload| Event { payload, ..tick() }));
         while parts.write() {}
         let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
-        let (subscriptions, _) = Subscriptions::load(&store, &hub, 1, config.max_subscriber_bytes).expect("load");
-        Arc::new(Pipeline::new(config, store, hub, subscriptions, Handle::current()))
+        Pipeline::of_test(config, store, hub, Handle::current())
     }
 
     fn listing(query: &str) -> Listing {

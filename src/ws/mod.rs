@@ -31,7 +31,6 @@ mod tests {
     use crate::hub::Hub;
     use crate::pipeline::Pipeline;
     use crate::store::Store;
-    use crate::subscriptions::Subscriptions;
     use crate::transport::{Listener, Transport};
     use crate::wire::answer::Ack;
     use crate::wire::decoder::{Decoder, Message};
@@ -94,9 +93,7 @@ mod tests {
         let config = Config::of_test(folder.path().join("db"));
         let (store, _parts) = Store::open_parts(&config).expect("a new database");
         let hub = Hub::new(store.audience(), config.max_subscriber_bytes);
-        let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
-        let (subscriptions, _) = loaded.expect("readable");
-        let pipeline = Arc::new(Pipeline::new(config, store, hub, subscriptions, Handle::current()));
+        let pipeline = Pipeline::of_test(config, store, hub, Handle::current());
         let mut subscriber = Client::subscribing(&pipeline, "{}").await;
         let (id, _) = pipeline.subscriber_list()[0];
         assert!(pipeline.end_subscriber(id, Ending::Deleted));
@@ -121,13 +118,11 @@ mod tests {
             let (hub, commits) = (hub.clone(), running.commits);
             move || hub.run(&commits)
         });
-        let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
-        let (subscriptions, _) = loaded.expect("readable");
         // The one thread that parses is held up until the gate opens.
         let parsing = Builder::new_current_thread().max_blocking_threads(1).build().expect("a runtime");
         let (gate, held_up) = mpsc::channel::<()>();
         parsing.spawn_blocking(move || held_up.recv());
-        let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub, subscriptions, parsing.handle().clone()));
+        let pipeline = Pipeline::of_test(config, store.clone(), hub, parsing.handle().clone());
 
         let network = Builder::new_current_thread().enable_all().build().expect("a runtime");
         network.block_on(async {

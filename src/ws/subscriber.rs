@@ -39,6 +39,7 @@ const CHANGING_BYTES_MAX: usize = 2 * FILTERS_BYTES_MAX;
 /// After one read with more bytes of messages than this, the other connections of the thread are served first.
 const READ_BYTES_MAX: usize = 4 << 10;
 
+/// What the reading half and the writing half of a subscriber's socket share.
 pub(super) struct SubscriberSocket<'p> {
     pipeline: &'p Pipeline,
     caller: Caller,
