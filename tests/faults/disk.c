@@ -367,6 +367,8 @@ static void cut_power(void) {
     random_state = injection->seed;
     for (int i = 0; i < name_count; i++) {
         struct name *name = &names[i];
+        // A folder that was there before and was only opened.
+        if (!name->count) continue;
         struct file *now = name->meanings[name->count - 1];
         struct file *chosen = name->meanings[throw_version(name->count - 1, throw_likelihood())];
         if (now == &a_folder || chosen == &a_folder) {
@@ -394,7 +396,7 @@ static void cut_power(void) {
         snprintf(shm, sizeof shm, "%s-shm", names[i].path);
         if (throw_dice(2) || (names[i].count == 1 && !names[i].meanings[0])) real_unlink(shm);
         // A lost folder is empty by now. One that is not lost is not empty, so that rmdir fails.
-        if (names[i].meanings[names[i].count - 1] == &a_folder) rmdir(names[i].path);
+        if (names[i].count && names[i].meanings[names[i].count - 1] == &a_folder) rmdir(names[i].path);
     }
     real_unlink(carried);
     kill(getpid(), SIGKILL);
@@ -423,7 +425,7 @@ static void carry(void) {
     FILE *out = fopen(draft, "w");
     if (!out) give_up(draft);
     for (int i = 0; i < name_count; i++) {
-        struct file *file = names[i].meanings[names[i].count - 1];
+        struct file *file = names[i].count ? names[i].meanings[names[i].count - 1] : NULL;
         if (!file || file == &a_folder) continue;
         struct carried_file head = {0};
         memcpy(head.path, names[i].path, sizeof head.path);
@@ -594,7 +596,7 @@ static int sync_file(int fd) {
     for (int i = 0; is_folder && kind != FAIL && i < name_count; i++) {
         struct name *name = &names[i];
         bool is_below = strncmp(name->path, path, len) == 0 && name->path[len] == '/';
-        if (!is_below || strchr(name->path + len + 1, '/')) continue;
+        if (!is_below || !name->count || strchr(name->path + len + 1, '/')) continue;
         name->meanings[0] = name->meanings[name->count - 1];
         name->count = 1;
     }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -95,9 +96,12 @@ impl Server {
         assert_eq!(status.code(), Some(0), "the server ended with {status}");
     }
 
+    /// Waits for the end of the process. Nothing but SIGKILL may end it otherwise than by an exit code: not even a fault of
+    /// the disk that a test put below it.
     pub fn await_exit(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the server runs");
         let status = process.await_exit();
+        assert!(matches!(status.signal(), None | Some(9)), "the server ended with {status}");
         self.check_log(&process);
         status
     }
