@@ -28,7 +28,7 @@ use crate::event::{Event, EventTypes, Filter, Seq, Timestamp, TimestampText};
 use crate::feed::{Chunk, Feed, Step};
 use crate::hub::{FanOut, Hub};
 use crate::outbox::{Outbox, Taken};
-use crate::store::{Kept, Parts, Receipt, Store};
+use crate::store::{Parts, Receipt, Store, StoredSubscription};
 use crate::subscriptions::Subscriptions;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::wire::Batch;
@@ -309,7 +309,7 @@ fn a_subscriber_that_joins_at_any_time_misses_no_event() {
             let (store, through) = (store.clone(), through.clone());
             move || {
                 for events in [1, 2] {
-                    let (receipt, stored) = Receipt::new();
+                    let (receipt, stored) = Receipt::synced();
                     store.try_append(batch(events), receipt).expect("there is room");
                     let last = block_on(stored).expect("it resolves").expect("there is room").batch.first();
                     assert!(last.plus(events).prev() <= store.committed(), "acknowledged before it can be read");
@@ -356,11 +356,11 @@ fn room_in_the_queue_is_given_back_when_a_producer_gives_up_waiting() {
                 for _ in 0..2 {
                     {
                         // Polls once and gives up.
-                        let (receipt, _nobody) = Receipt::new();
+                        let (receipt, _nobody) = Receipt::synced();
                         let mut append = pin!(store.append(Batch::default(), receipt));
                         _ = block_on(std::future::poll_fn(|context| Poll::Ready(append.as_mut().poll(context))));
                     }
-                    let (receipt, stored) = Receipt::new();
+                    let (receipt, stored) = Receipt::synced();
                     block_on(store.append(batch(events), receipt));
                     let stored = block_on(stored).expect("it resolves").expect("it is stored");
                     let first = stored.batch.first().0;
@@ -385,7 +385,7 @@ fn the_last_state_of_a_durable_subscription_is_stored() {
     in_many_orders(400, || {
         let (_folder, _, store, parts) = open(10);
         let through = Arc::new(AtomicUsize::new(0));
-        let kept = |name: &str, position| Kept {
+        let state = |name: &str, position| StoredSubscription {
             name: name.into(),
             filters: "{}".into(),
             position: Seq(position),
@@ -394,28 +394,28 @@ fn the_last_state_of_a_durable_subscription_is_stored() {
         let confirming = thread::spawn({
             let (store, through) = (store.clone(), through.clone());
             move || {
-                (1..=4).for_each(|position| store.keep(kept("marks", position)));
+                (1..=4).for_each(|position| store.save_soon(state("marks", position)));
                 through.fetch_add(1, Ordering::SeqCst);
             }
         });
         let waiting = thread::spawn({
             let (store, through) = (store.clone(), through.clone());
             move || {
-                block_on(store.keep_now(kept("mail", 1))).expect("it is kept");
-                let is_kept = |known: &Kept| (&*known.name, known.position) == ("mail", Seq(1));
+                block_on(store.save(state("mail", 1))).expect("it is stored");
+                let is_it = |stored: &StoredSubscription| (&*stored.name, stored.position) == ("mail", Seq(1));
                 assert!(
-                    store.reader().durable_subscriptions().expect("readable").iter().any(is_kept),
+                    store.reader().durable_subscriptions().expect("readable").iter().any(is_it),
                     "it was said to be"
                 );
-                store.keep(kept("mail", 2));
-                block_on(store.forget("mail".into())).expect("it is gone");
+                store.save_soon(state("mail", 2));
+                block_on(store.remove("mail".into())).expect("it is gone");
                 through.fetch_add(1, Ordering::SeqCst);
             }
         });
         let parts = write_until_through(parts, &through, 2);
         confirming.join().expect("it ends");
         waiting.join().expect("it ends");
-        assert_eq!(store.reader().durable_subscriptions().expect("readable"), [kept("marks", 4)]);
+        assert_eq!(store.reader().durable_subscriptions().expect("readable"), [state("marks", 4)]);
         drop(parts);
     });
 }

@@ -15,7 +15,7 @@ use crate::feed::Feed;
 use crate::group::{Dispatcher, Group, Member, Progress};
 use crate::hub::Hub;
 use crate::record::Failure;
-use crate::store::{self, Kept, Store};
+use crate::store::{self, Store, StoredSubscription};
 use crate::sync::Mutex;
 use crate::wire::filters::Filters;
 use crate::wire::refusal::Ending;
@@ -180,7 +180,7 @@ impl Subscriptions {
                 if is_current(&by_name, &subscription) {
                     by_name.remove(&*subscription.name);
                     // The writer would store it as soon as it can. This is said under the lock, as a deletion is.
-                    self.store.forget_soon(subscription.name.clone());
+                    self.store.remove_soon(subscription.name.clone());
                 }
                 Err(failure.into())
             }
@@ -196,7 +196,7 @@ impl Subscriptions {
             if !is_current(&by_name, subscription) {
                 return Err(None);
             }
-            self.store.keep_now(subscription.state.lock().kept(&subscription.name))
+            self.store.save(subscription.state.lock().to_store(&subscription.name))
         };
         stored.await.map_err(Some)
     }
@@ -260,7 +260,7 @@ impl Subscriptions {
             // This comes before the deletion: a later confirmation would store the subscription again.
             subscription.state.lock().lifecycle = Lifecycle::Deleting;
             // The store gets the deletion under this lock, so a new subscription of the same name comes after it.
-            (PendingDeletion(Some(subscription)), self.store.forget(name.into()))
+            (PendingDeletion(Some(subscription)), self.store.remove(name.into()))
         };
         let Err(failure) = stored.await else { return Ok(true) };
         let mut by_name = self.by_name.lock();
@@ -393,7 +393,7 @@ impl Subscription {
     fn store_changes(&self, state: &mut State) {
         state.last_seen = Timestamp::now();
         if state.lifecycle == Lifecycle::Present {
-            self.store.keep(state.kept(&self.name));
+            self.store.save_soon(state.to_store(&self.name));
         }
     }
 
@@ -427,9 +427,9 @@ impl State {
         (self.filters_text, self.filters) = (text_of(&filters), filters);
     }
 
-    fn kept(&self, name: &Arc<str>) -> Kept {
+    fn to_store(&self, name: &Arc<str>) -> StoredSubscription {
         let (filters, last_seen) = (self.filters_text.clone(), self.last_seen.to_string());
-        Kept { name: name.clone(), filters, position: self.position, last_seen }
+        StoredSubscription { name: name.clone(), filters, position: self.position, last_seen }
     }
 }
 

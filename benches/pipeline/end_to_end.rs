@@ -74,7 +74,7 @@ impl Server {
             let parsed = parser.parse(text, |event| batch.push(&event, &self.pipeline.types));
             parsed.result.expect("an event");
         }
-        let (receipt, answer) = Receipt::new();
+        let (receipt, answer) = Receipt::synced();
         self.pipeline.store.append(batch, receipt).await;
         let mut due = answer.await.expect("an answer").expect("stored").batch.frames().len();
         while due > 0 {

@@ -82,7 +82,7 @@ fn fill(path: &Path, rows: usize) {
             break;
         }
         left -= batch.len();
-        let (receipt, answer) = Receipt::new();
+        let (receipt, answer) = Receipt::synced();
         record.store.try_append(workload::batch(batch), receipt).expect("room for two");
         if let Some(answer) = waiting.replace(answer) {
             answer.blocking_recv().expect("an answer").expect("stored");

@@ -10,7 +10,7 @@ use crate::workload::Record;
 pub fn queue(c: &mut Criterion) {
     let record = Record::new();
     let hand_in = || {
-        let (receipt, answer) = Receipt::new();
+        let (receipt, answer) = Receipt::synced();
         record.store.try_append(Batch::default(), receipt).expect("an empty queue");
         answer
     };

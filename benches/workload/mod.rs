@@ -188,7 +188,7 @@ impl Record {
 
     /// Stores a batch, in a transaction of its own unless another thread stores one at the same time.
     pub fn store(&self, batch: Batch) {
-        let (receipt, answer) = Receipt::new();
+        let (receipt, answer) = Receipt::synced();
         self.store.try_append(batch, receipt).expect("an empty queue");
         answer.blocking_recv().expect("an answer").expect("stored");
     }

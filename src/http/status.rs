@@ -26,7 +26,7 @@ struct Status {
 impl Status {
     fn of(pipeline: &Pipeline) -> Self {
         let Pipeline { store, config, .. } = pipeline;
-        let (counts, log) = (store.counts(), store.log());
+        let (counts, log) = (store.counts(), store.wal());
         let at = |level: AckLevel| (level.name().to_owned(), counts.at(level).into());
         let acknowledged: Map<String, Value> = AckLevel::ALL.into_iter().map(at).collect();
         let router = json!({
@@ -73,7 +73,7 @@ pub(super) async fn stats(pipeline: &Pipeline) -> response::Result {
 pub(super) async fn readiness(pipeline: &Pipeline) -> response::Result {
     let (ready, database, detail) = match pipeline.shutdown().has_begun() {
         true => (false, "connected", "The server is shutting down".to_owned()),
-        false => match timeout(PROBE_TIMEOUT, pipeline.store.check()).await {
+        false => match timeout(PROBE_TIMEOUT, pipeline.store.probe()).await {
             Ok(Ok(())) => (true, "connected", String::new()),
             Ok(Err(failure @ Failure::QueueFull)) => (false, "connected", failure.to_string()),
             Ok(Err(failure)) => (false, "unavailable", failure.to_string()),

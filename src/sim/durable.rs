@@ -7,7 +7,7 @@ use super::filter::ModelFilter;
 use super::pending::{Pending, poll};
 use crate::event::Seq;
 use crate::record::Failure;
-use crate::store::{Kept, Store};
+use crate::store::{Store, StoredSubscription};
 
 /// All states that were handed to the store since it was opened, by name.
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub struct Durables {
 struct History {
     /// The states in the order in which they were handed over, beginning with what was there. `None`: the name was
     /// deleted.
-    states: Vec<Option<(Kept, ModelFilter)>>,
+    states: Vec<Option<(StoredSubscription, ModelFilter)>>,
     /// The last state that the store has answered as stored.
     settled: usize,
     replies: Vec<(usize, Pending<()>)>,
@@ -31,23 +31,23 @@ impl Durables {
     pub fn store(&mut self, store: &Store, name: &'static str, filter: &ModelFilter, position: Seq, now: bool) {
         self.count += 1;
         let (filters, last_seen) = (format!("{:?}", filter.real), self.count.to_string());
-        let kept = Kept { name: name.into(), filters: filters.into(), position, last_seen };
-        let history = self.hand_over(name, Some((kept.clone(), filter.clone())));
+        let state = StoredSubscription { name: name.into(), filters: filters.into(), position, last_seen };
+        let history = self.hand_over(name, Some((state.clone(), filter.clone())));
         match now {
-            false => store.keep(kept),
+            false => store.save_soon(state),
             true => {
                 let store = store.clone();
-                history.wait(Box::pin(async move { store.keep_now(kept).await }));
+                history.wait(Box::pin(async move { store.save(state).await }));
             }
         }
     }
 
-    pub fn forget(&mut self, store: &Store, name: &'static str) {
+    pub fn remove(&mut self, store: &Store, name: &'static str) {
         let store = store.clone();
-        self.hand_over(name, None).wait(Box::pin(async move { store.forget(name.into()).await }));
+        self.hand_over(name, None).wait(Box::pin(async move { store.remove(name.into()).await }));
     }
 
-    fn hand_over(&mut self, name: &'static str, state: Option<(Kept, ModelFilter)>) -> &mut History {
+    fn hand_over(&mut self, name: &'static str, state: Option<(StoredSubscription, ModelFilter)>) -> &mut History {
         let history = self.by_name.entry(name).or_insert_with(|| History { states: vec![None], ..History::default() });
         history.states.push(state);
         history
@@ -80,12 +80,13 @@ impl Durables {
     fn find(&self, store: &Store) -> BTreeMap<&'static str, usize> {
         let stored = store.reader().durable_subscriptions().expect("read");
         assert!(
-            stored.iter().all(|kept| self.by_name.contains_key(&*kept.name)),
+            stored.iter().all(|stored| self.by_name.contains_key(&*stored.name)),
             "a name is stored that was never handed over"
         );
         let find = |(name, history): (&&'static str, &History)| {
-            let stored = stored.iter().find(|kept| *kept.name == **name);
-            let is_it = |state: &Option<(Kept, ModelFilter)>| state.as_ref().map(|(kept, _)| kept) == stored;
+            let stored = stored.iter().find(|stored| *stored.name == **name);
+            let is_it =
+                |state: &Option<(StoredSubscription, ModelFilter)>| state.as_ref().map(|(state, _)| state) == stored;
             let index = history.states.iter().rposition(is_it).expect("a state that was handed over");
             assert!(index >= history.settled, "{name} is older than what was stored");
             (*name, index)
@@ -119,8 +120,8 @@ impl Durables {
 
     /// The last state of a name.
     pub fn last_of(&self, name: &str) -> Option<(Seq, &ModelFilter)> {
-        let (kept, filter) = self.by_name.get(name)?.states.last()?.as_ref()?;
-        Some((kept.position, filter))
+        let (state, filter) = self.by_name.get(name)?.states.last()?.as_ref()?;
+        Some((state.position, filter))
     }
 }
 

@@ -11,7 +11,7 @@ use super::subscriber::{Over, Request, Subscriber};
 use super::world::World;
 use crate::config::Durability;
 use crate::event::Seq;
-use crate::store::Witness;
+use crate::store::Sidecar;
 
 /// The header of a write-ahead log, and a page of it with its own.
 const WAL_HEADER_BYTES: usize = 32;
@@ -92,7 +92,7 @@ impl World {
             log.set_len(bytes).expect("a shorter log");
         }
         if is_power_cut {
-            Witness::copy_to_another_boot(&beside(&self.config.database_path, ".lock"), &beside(&after, ".lock"));
+            Sidecar::copy_to_another_boot(&beside(&self.config.database_path, ".lock"), &beside(&after, ".lock"));
             self.tear(&beside(&after, "-wal"));
         }
         self.config.database_path = after;
@@ -147,7 +147,7 @@ impl World {
     }
 }
 
-fn beside(path: &Path, end: &str) -> PathBuf {
+pub fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()

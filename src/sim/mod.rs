@@ -9,6 +9,7 @@
 //! with all seeds.
 //!
 //! * [`seeds`] — the test: which seeds are run, and how one runs
+//! * [`copies`] — another test: one history applied to two databases
 //! * [`actions`] — what may happen next, and how often
 //! * [`endings`] — crashes, power cuts and orderly restarts
 //! * [`readers`], [`producers`] — what clients do, and what the server's threads do for them
@@ -26,6 +27,7 @@
 
 mod actions;
 mod checks;
+mod copies;
 mod durable;
 mod endings;
 mod event;

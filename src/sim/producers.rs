@@ -128,7 +128,7 @@ impl World {
         assert!(reached.is_none_or(|reached| reached > after), "no progress");
         if !chosen.is_empty() {
             let these = chosen.clone();
-            self.model.delete_chosen(chosen, Box::pin(async move { store.delete_these(these).await }));
+            self.model.delete_chosen(chosen, Box::pin(async move { store.delete_chosen(these).await }));
         }
         self.filtered_deletion = reached.map(|after| FilteredDeletion { filter, before, after, last });
         true

@@ -20,7 +20,7 @@ impl World {
         let name = self.random.pick(&NAMES);
         let position = Seq(self.random.below(self.model.last().0 + 1));
         match self.random.below(8) {
-            0 => self.durables.forget(&self.server.store, name),
+            0 => self.durables.remove(&self.server.store, name),
             choice => self.durables.store(&self.server.store, name, &ModelFilter::default(), position, choice == 1),
         }
     }
@@ -37,7 +37,7 @@ impl World {
             }
             Some(_) if self.random.one_in(4) => {
                 self.groups.remove(name);
-                self.durables.forget(&self.server.store, name);
+                self.durables.remove(&self.server.store, name);
             }
             Some(_) => {}
         }

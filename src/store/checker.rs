@@ -11,7 +11,8 @@ use rusqlite::Connection;
 use super::check::{self, Pages, Rows};
 use super::error::Result;
 use super::integrity::Progress;
-use super::{Shared, schema};
+use super::schema;
+use super::shared::Shared;
 
 /// After each transaction the check rests this many times as long as the transaction took: it takes a fifth of a core.
 const REST: u32 = 4;

@@ -20,7 +20,7 @@ pub fn tick() -> Event<'static> {
 pub fn hand_in<'e>(store: &Store, events: impl IntoIterator<Item = Event<'e>>) {
     let (mut batch, types) = (Batch::default(), EventTypes::builtin());
     events.into_iter().for_each(|event| batch.push(&event, &types));
-    store.try_append(batch, Receipt::new().0).expect("room");
+    store.try_append(batch, Receipt::synced().0).expect("room");
 }
 
 /// Hands in ticks of five sessions, without waiting for them.
@@ -58,7 +58,7 @@ pub fn three_segments(folder: &tempfile::TempDir) -> (Store, Parts) {
 /// Deletes events, and has the writer do so at once.
 pub fn delete(store: &Store, parts: &mut Parts, seqs: Vec<Seq>) {
     let expected = seqs.len() as u64;
-    let mut deletion = std::pin::pin!(store.delete_these(seqs));
+    let mut deletion = std::pin::pin!(store.delete_chosen(seqs));
     let mut context = Context::from_waker(Waker::noop());
     assert!(deletion.as_mut().poll(&mut context).is_pending());
     while parts.write() {}

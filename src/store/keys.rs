@@ -12,29 +12,29 @@ use sha2::{Digest as _, Sha256};
 
 use super::damage::{damaged, is_damage};
 use super::read::Record;
-use super::{Shared, checksum, read};
+use super::{checksum, read};
 use crate::event::{Columns, Field, Seq};
-use crate::record::Outcome as Fate;
+use crate::record::Outcome;
 use crate::wire::batch::{Batch, Keyed};
 
 /// What is to become of the events of one message.
-pub(super) enum Verdict {
-    Accepted(Vec<Known>),
-    /// The key of the event in this place of the message was used for another one.
+pub(super) enum Judgement {
+    Accepted(Vec<Seen>),
+    /// The key of the event with this index in the message was used for another event.
     Refused(usize),
 }
 
-/// Whether an event was seen before.
+/// Whether an event was seen before under its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known {
-    New,
+pub(super) enum Seen {
+    Never,
     /// It is stored under this number.
     Stored(Seq),
-    /// It stands in this place of the batch too.
-    Like(usize),
+    /// It is also the event with this index in the batch.
+    InBatch(usize),
 }
 
-/// Selects keys by a condition, with the columns that [`Kept::read`] expects.
+/// Selects keys by a condition, with the columns that [`StoredKey::read`] expects.
 macro_rules! select_keys {
     ($which:literal) => {
         concat!("SELECT key, seq, count, digest, checksum FROM idempotency_keys ", $which)
@@ -65,15 +65,15 @@ pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
     messages
 }
 
-/// Looks which events of a message were stored before. Everything before it in this transaction must be in the
-/// tables.
+/// Looks which events of a message were stored before. Everything before it in this transaction must be in the tables. A key
+/// whose events are all deleted is free again, whether its row is removed yet or not.
 pub(super) fn judge(
     record: Record<'_>,
     batch: &Batch,
     message: &Range<usize>,
     keys: &[Keyed],
-) -> rusqlite::Result<Verdict> {
-    let mut known = vec![Known::New; message.len()];
+) -> rusqlite::Result<Judgement> {
+    let mut seen = vec![Seen::Never; message.len()];
     let mut find = record.connection.prepare_cached(select_keys!("WHERE key = ?1"))?;
     for (nth, keyed) in keys.iter().enumerate() {
         let place = keyed.events.start - message.start;
@@ -81,27 +81,30 @@ pub(super) fn judge(
             // Only keys of single events stand beside others.
             let like = before.events.start;
             if !is_alike(&batch.columns(like), &batch.columns(keyed.events.start)) {
-                return Ok(Verdict::Refused(place));
+                return Ok(Judgement::Refused(place));
             }
-            known[place] = match known[like - message.start] {
-                Known::New => Known::Like(like),
+            seen[place] = match seen[like - message.start] {
+                Seen::Never => Seen::InBatch(like),
                 earlier => earlier,
             };
             continue;
         }
-        let Some(kept) = find.query_row([&*keyed.key], |row| Ok(Kept::read(row))).optional()?.transpose()? else {
+        let found = find.query_row([&*keyed.key], |row| Ok(StoredKey::read(row))).optional()?.transpose()?;
+        let Some(stored) = found else { continue };
+        if stored.last() <= record.deleted_through {
+            StoredKey::remove(stored.first, record.connection)?;
             continue;
-        };
+        }
         let said = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
-        let is_same = kept.count == keyed.events.len() as u64 && kept.digest(record)? == Some(said);
+        let is_same = stored.count == keyed.events.len() as u64 && stored.digest(record)? == Some(said);
         if !is_same {
-            return Ok(Verdict::Refused(place));
+            return Ok(Judgement::Refused(place));
         }
         for (n, index) in keyed.events.clone().enumerate() {
-            known[index - message.start] = Known::Stored(kept.first.plus(n));
+            seen[index - message.start] = Seen::Stored(stored.first.plus(n));
         }
     }
-    Ok(Verdict::Accepted(known))
+    Ok(Judgement::Accepted(seen))
 }
 
 /// Whether two events say the same.
@@ -109,18 +112,23 @@ fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
     Field::ALL.into_iter().all(|field| one.field(field) == other.field(field)) && one.payload == other.payload
 }
 
-/// Keeps the keys of a message whose events without a number got the next ones.
+/// Stores the keys of a message whose new events are stored.
 ///
 /// # Errors
 /// Damage, by name. A key or number that is in the table although [`judge`] did not find it is damage, too: index and
 /// table disagree.
-pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates: &[Fate]) -> rusqlite::Result<()> {
+pub(super) fn store(
+    connection: &Connection,
+    batch: &Batch,
+    keys: &[Keyed],
+    outcomes: &[Outcome],
+) -> rusqlite::Result<()> {
     for keyed in keys {
-        if let Fate::Stored(first) = fates[keyed.events.start] {
+        if let Outcome::Stored(first) = outcomes[keyed.events.start] {
             let digest = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
             let count = keyed.events.len() as u64;
-            let kept = Kept { key: keyed.key.clone(), first, count, digest: Some(digest) };
-            kept.store(connection).map_err(|error| {
+            let stored = StoredKey { key: keyed.key.clone(), first, count, digest: Some(digest) };
+            stored.store(connection).map_err(|error| {
                 let is_there = error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation);
                 match is_there || is_damage(&error) {
                     true => damaged(format!("idempotency_keys: one cannot be stored ({error})")),
@@ -134,7 +142,7 @@ pub(super) fn keep(connection: &Connection, batch: &Batch, keys: &[Keyed], fates
 
 /// A key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct StoredKey {
     pub key: Box<str>,
     /// The first of the events that were stored under it, which follow each other.
     pub first: Seq,
@@ -144,7 +152,7 @@ pub(super) struct Kept {
     pub digest: Option<Digest>,
 }
 
-impl Kept {
+impl StoredKey {
     /// From a row of [`select_keys`].
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let (key, first): (String, i64) = (row.get(0)?, row.get(1)?);
@@ -159,6 +167,11 @@ impl Kept {
             _ => false,
         };
         is_whole.then_some(kept).ok_or_else(|| damaged(format!("idempotency_keys: that of {} is damaged", first.id())))
+    }
+
+    /// The last of its events.
+    pub fn last(&self) -> Seq {
+        self.first.plus(self.count as usize).prev()
     }
 
     pub fn store(&self, connection: &Connection) -> rusqlite::Result<()> {
@@ -194,7 +207,7 @@ impl Kept {
     }
 
     /// Stores the digest of its events, while all of them are still there.
-    fn remember(self, record: Record<'_>) -> rusqlite::Result<()> {
+    fn store_digest(self, record: Record<'_>) -> rusqlite::Result<()> {
         let digest = self.digest(record)?;
         const SQL: &str = "UPDATE idempotency_keys SET digest = ?2, checksum = ?3 WHERE seq = ?1";
         let Some(Digest(bytes)) = digest else { return Ok(()) };
@@ -202,7 +215,7 @@ impl Kept {
         record.connection.prepare_cached(SQL)?.execute((self.first.0 as i64, &bytes[..], checksum)).map(drop)
     }
 
-    fn forget(first: Seq, connection: &Connection) -> rusqlite::Result<()> {
+    fn remove(first: Seq, connection: &Connection) -> rusqlite::Result<()> {
         connection.prepare_cached("DELETE FROM idempotency_keys WHERE seq = ?1")?.execute([first.0 as i64]).map(drop)
     }
 }
@@ -235,46 +248,47 @@ impl Digest {
 }
 
 /// The key that an event was stored under, which it may share with others.
-fn of_event(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<Kept>> {
+fn of_event(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<StoredKey>> {
     let mut find = connection.prepare_cached(select_keys!("WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"))?;
-    let kept = find.query_row([seq.0 as i64], |row| Ok(Kept::read(row))).optional()?.transpose()?;
+    let kept = find.query_row([seq.0 as i64], |row| Ok(StoredKey::read(row))).optional()?.transpose()?;
     Ok(kept.filter(|kept| seq.0 < kept.first.0 + kept.count))
 }
 
-/// The key of an event that is being deleted: found before the event is deleted, and forgotten after it if no event of
-/// the key is left.
-pub(super) struct Parting {
+/// The key of an event that is being deleted: found before the event is deleted, and removed after it if none of its other
+/// events is left.
+pub(super) struct KeyOfDeleted {
     first: Seq,
     count: u64,
 }
 
-impl Parting {
-    /// Looks for the key of an event that is about to be deleted. Where the event, or another one of the key, is damaged,
-    /// the key goes with the last of them all the same; meanwhile its repeats are refused, as they were before.
-    pub fn of(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Self>> {
-        let Some(kept) = of_event(connection, seq)? else { return Ok(None) };
-        let parting = Self { first: kept.first, count: kept.count };
-        if kept.digest.is_none() && kept.count > 1 {
-            match kept.remember(shared.record(connection)) {
-                Err(error) if is_damage(&error) => shared.note_damage(&error),
-                remembered => remembered?,
+impl KeyOfDeleted {
+    /// Looks for the key of an event that is about to be deleted. A key without a digest gets it now, while all its events are
+    /// there. Where one of them is damaged, the key goes with the last of them all the same; until then its repeats are
+    /// refused, as they were before.
+    pub fn find(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<Self>> {
+        let Some(stored) = of_event(record.connection, seq)? else { return Ok(None) };
+        let this = Self { first: stored.first, count: stored.count };
+        if stored.digest.is_none() && stored.count > 1 {
+            match stored.store_digest(record) {
+                Err(error) if is_damage(&error) => record.integrity.lock().note_error(&error),
+                stored => stored?,
             }
         }
-        Ok(Some(parting))
+        Ok(Some(this))
     }
 
-    /// Forgets the key if no event under it is left.
-    pub fn end(self, connection: &Connection) -> rusqlite::Result<()> {
-        let last = self.first.plus(self.count as usize - 1);
-        if self.count == 1 || !read::is_any_of(connection, self.first..=last)? {
-            Kept::forget(self.first, connection)?;
+    /// Removes the key if none of its events is left.
+    pub fn remove_if_last(self, record: Record<'_>) -> rusqlite::Result<()> {
+        let numbers = self.first.max(record.deleted_through.next())..=self.first.plus(self.count as usize - 1);
+        if numbers.is_empty() || self.count == 1 || !read::is_any_of(record.connection, numbers)? {
+            StoredKey::remove(self.first, record.connection)?;
         }
         Ok(())
     }
 }
 
-/// Forgets the keys that have no event after `last`.
-pub(super) fn forget_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
+/// Removes the keys that have no event after `last`.
+pub(super) fn remove_through(connection: &Connection, last: Seq) -> rusqlite::Result<()> {
     const SQL: &str = "DELETE FROM idempotency_keys WHERE seq <= ?1 AND seq + count - 1 <= ?1";
     connection.prepare_cached(SQL)?.execute([last.0 as i64]).map(drop)
 }

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::checker::Checker;
-use super::damage::{is_damage, within};
-use super::epoch::Witness;
+use super::damage::{ignoring_damage, is_damage, within};
 use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
 use super::integrity::Integrity;
 use super::migrate::{self, python};
 use super::queue::Queue;
 use super::schema::meta;
 use super::segments::{Recent, Segment};
+use super::shared::{Counts, Shared};
+use super::sidecar::{self, Sidecar};
 use super::threads::{Checkpointer, Parts, Running, Sealer};
-use super::writer::Writer;
-use super::{Counts, Log, Shared, Store, epoch, read, schema, segments, wal, writer};
+use super::write::{Applier, Position, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
+use super::{Store, read, schema, segments, wal};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, Seq, Timestamp};
@@ -93,7 +94,7 @@ impl Store {
         let has_log = wal::is_there(path);
         let log = |error| OpenError::Log(path.clone(), error);
         if let Some(severed) = wal::examine(path).map_err(log)? {
-            if epoch::rules_out_power_cut(&lock, &severed) {
+            if sidecar::rules_out_power_cut(&lock, &severed) {
                 return Err(OpenError::SeveredLog(path.clone(), severed));
             }
             severed.drop_end(path).map_err(log)?;
@@ -126,11 +127,12 @@ impl Store {
         if !is_current {
             migrate::to_newest(&mut connection).map_err(database)?;
         }
-        let state = State::read(&connection, epoch::last_noted(&lock)).map_err(database)?;
+        let state = State::read(&connection, sidecar::last_noted(&lock)).map_err(database)?;
         let beside = lock.try_clone().map_err(|e| OpenError::File(path.clone(), e))?;
-        let witness =
-            Witness::hear(beside, &connection, path, state.last, has_log, config.durability).map_err(database)?;
-        assemble(config, folder, connection, state, witness, lock, has_log).map_err(database)
+        let last = state.position.seq;
+        let sidecar =
+            Sidecar::compare(beside, &connection, path, last, has_log, config.durability).map_err(database)?;
+        assemble(config, folder, connection, state, sidecar, lock, has_log).map_err(database)
     }
 }
 
@@ -150,12 +152,13 @@ pub(super) fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
 
 /// What the file says at start.
 struct State {
-    last: Seq,
-    last_time: Timestamp,
+    position: Position,
+    /// The last number that was given is also the largest in the table.
     is_last_largest: bool,
     recent: Recent,
     has_legacy_ids: bool,
     unchecked_through: Seq,
+    tidying: Tidying,
     /// What was found damaged on the way.
     damage: Vec<String>,
 }
@@ -163,12 +166,13 @@ struct State {
 impl State {
     /// Numbers and times go on from the larger of what is noted and what is stored. Lists of segments
     /// that are not in the table yet are built again from their rows.
-    fn read(connection: &Connection, witnessed: Seq) -> rusqlite::Result<State> {
+    fn read(connection: &Connection, last_told: Seq) -> rusqlite::Result<State> {
         let noted = |key| meta::get(connection, key);
-        let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
+        let unchecked_through = meta::seq(connection, meta::UNCHECKED_THROUGH)?;
+        let deleted_through = meta::seq(connection, meta::DELETED_THROUGH)?;
         let mut damage = Vec::new();
         let last_seen = match read::last_seen(connection) {
-            // The statistics bear witness to events without a checksum only.
+            // The statistics are needed for events without a checksum only.
             Err(error) if is_damage(&error) => {
                 damage.push(within("event_stats", error).to_string());
                 None
@@ -176,21 +180,24 @@ impl State {
             last_seen => last_seen?,
         };
         let newest = read::newest(connection, unchecked_through, last_seen)?;
-        let last = newest.last(Seq(noted(meta::LAST_SEQ)? as u64), witnessed);
+        let last = newest.last(meta::seq(connection, meta::LAST_SEQ)?, last_told);
         let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
         let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
         damage.extend(newest.damaged.iter().map(|seq| read::name_of_damaged(*seq)));
         let sealed_before = noted(meta::SEALED_BEFORE)?;
         connection.execute("DELETE FROM event_index WHERE segment >= ?1", [sealed_before])?;
 
-        let recent = lists(connection, sealed_before as u64, last, unchecked_through, &mut damage)?;
+        let position = Position { seq: last, time: last_time, deleted_through };
+        let recent = lists(connection, sealed_before as u64, &position, unchecked_through, &mut damage)?;
         let has_legacy_ids = connection.query_row(
             "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS its \
              JOIN pragma_index_info(its.name) AS columns WHERE columns.name = 'legacy_id')",
             [],
             |row| row.get(0),
         )?;
-        Ok(State { last, last_time, is_last_largest, recent, has_legacy_ids, unchecked_through, damage })
+        // A damaged page of the oldest rows keeps them in the file, and nothing else from working.
+        let tidying = ignoring_damage(Tidying::after_start(connection, deleted_through))?.unwrap_or_else(Tidying::none);
+        Ok(State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage })
     }
 }
 
@@ -200,12 +207,12 @@ impl State {
 fn lists(
     connection: &Connection,
     from: u64,
-    last: Seq,
+    position: &Position,
     unchecked_through: Seq,
     damage: &mut Vec<String>,
 ) -> rusqlite::Result<Recent> {
     let mut recent = Recent { open: Segment::new(from), full: Vec::new() };
-    let mut next = segments::first_of(from);
+    let (mut next, last) = (segments::first_of(from).max(position.oldest()), position.seq);
     // Damaged rows behind the last whole one: their numbers are among those up to the next.
     let mut doubtful = Vec::new();
     let mut statement = connection.prepare(read::select_events!("seq >= ?1 ORDER BY seq"))?;
@@ -252,11 +259,11 @@ fn assemble(
     folder: PathBuf,
     mut connection: Connection,
     state: State,
-    witness: Witness,
+    sidecar: Sidecar,
     lock: File,
     has_log: bool,
 ) -> rusqlite::Result<(Store, Parts)> {
-    let State { last, last_time, is_last_largest, recent, has_legacy_ids, unchecked_through, damage } = state;
+    let State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
     for segment in &recent.full {
         full_sender.send(segment.clone()).expect("its receiver is in this scope");
@@ -265,8 +272,8 @@ fn assemble(
     damage.into_iter().for_each(|what| integrity.note(what));
     let integrity = Arc::new(Mutex::new(integrity));
     let shared = Arc::new(Shared {
-        committed: AtomicU64::new(last.0),
-        log: Log::default(),
+        committed: AtomicU64::new(position.seq.0),
+        wal: Wal::default(),
         recent: RwLock::new(recent),
         audience: Audience::default(),
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
@@ -276,15 +283,14 @@ fn assemble(
         integrity,
         has_legacy_ids,
         unchecked_through,
-        epoch: witness.epoch(),
+        epoch: sidecar.epoch(),
         read_timeout: config.read_timeout,
-        folder,
         queue: Queue::new(config),
     });
     connection.wal_hook(Some({
         let shared = shared.clone();
         move |_: &mut rusqlite::hooks::Wal, pages| {
-            shared.log.grew(pages as usize);
+            shared.wal.grew(pages as usize);
             Ok(())
         }
     }))?;
@@ -297,16 +303,13 @@ fn assemble(
         commands: queue,
         commits: commit_sender,
         sealer: full_sender,
-        checkpointer: due_sender,
-        last,
-        last_time,
-        is_last_largest,
-        free_space_min_bytes: config.free_space_min_bytes,
-        witness,
-        durability: config.durability,
-        syncs: config.durability != Durability::Off,
-        has_unsynced: true,
-        work: writer::Work::beside_log(has_log),
+        position,
+        space: Space::new(folder, config.free_space_min_bytes),
+        syncing: Syncing::new(config.durability, sidecar),
+        wal: WalUpkeep::new(due_sender, has_log),
+        applier: Applier::new(is_last_largest),
+        tidying,
+        work: Work::default(),
     };
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;

@@ -1,23 +1,23 @@
-//! Room for what waits to be written.
+//! The bounds of what waits to be written.
 
-use crate::budget::{Budget, Reservation};
+use crate::budget::{self, Budget};
 use crate::config::Config;
 use crate::wire::Batch;
 
-/// Room for what waits to be written. The channel itself has no bound: who has no room does not send. A batch larger
-/// than the whole queue takes all of it; an empty one, which only carries answers, takes a place, so that they are
-/// bounded too.
+/// How many events and bytes may wait to be written. The channel itself has no bound: a batch is sent only with a reservation.
+/// A batch larger than the whole queue reserves all of it. An empty one, which only carries answers, counts as one event, so
+/// that answers are bounded, too.
 #[derive(Debug)]
 pub(super) struct Queue {
     events: Budget,
     bytes: Budget,
 }
 
-/// Room taken in the queue, given back when dropped.
+/// What a batch takes of the queue, returned when it is dropped.
 #[derive(Debug)]
-pub(super) struct Room {
-    _events: Reservation,
-    _bytes: Reservation,
+pub struct Reservation {
+    _events: budget::Reservation,
+    _bytes: budget::Reservation,
 }
 
 impl Queue {
@@ -30,11 +30,14 @@ impl Queue {
         self.events.reserved()
     }
 
-    pub(super) async fn room(&self, batch: &Batch) -> Room {
-        Room { _events: self.events.reserve(batch.len()).await, _bytes: self.bytes.reserve(batch.bytes()).await }
+    pub(super) async fn reserve(&self, batch: &Batch) -> Reservation {
+        Reservation { _events: self.events.reserve(batch.len()).await, _bytes: self.bytes.reserve(batch.bytes()).await }
     }
 
-    pub(super) fn try_room(&self, batch: &Batch) -> Option<Room> {
-        Some(Room { _events: self.events.try_reserve(batch.len())?, _bytes: self.bytes.try_reserve(batch.bytes())? })
+    pub(super) fn try_reserve(&self, batch: &Batch) -> Option<Reservation> {
+        Some(Reservation {
+            _events: self.events.try_reserve(batch.len())?,
+            _bytes: self.bytes.try_reserve(batch.bytes())?,
+        })
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::Shared;
-use super::deletion::{CHOSEN_BYTES_PER_COMMIT, CHOSEN_EVENTS_PER_COMMIT};
 use super::error::{Error, Result};
-use super::kept::Kept;
 use super::read::{self, Latest, Order, Query, Record, Scan, Stats, TRANSACTION_TIME, Values, in_memory};
 use super::segments;
+use super::shared::Shared;
+use super::subscription::StoredSubscription;
+use super::write::{CHOSEN_BYTES_PER_COMMIT, CHOSEN_EVENTS_PER_COMMIT};
 use crate::event::{EventId, Field, Filter, Seq, Timestamp, TimestampText};
 use crate::record::Retained;
 use crate::wire::StoredEvent;
@@ -40,6 +40,10 @@ pub(super) struct Limit {
 const EVENTS_PER_READ: usize = if cfg!(test) { 40 } else { 1 << 16 };
 
 impl Reader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, limit: None }
+    }
+
     /// The high-water mark: every event up to it can be read.
     pub fn committed(&self) -> Seq {
         self.shared.committed()
@@ -233,8 +237,8 @@ impl Reader {
     }
 
     /// The durable subscriptions that are stored. Those whose rows are damaged are noted and left out.
-    pub fn durable_subscriptions(&self) -> Result<Vec<Kept>> {
-        let rows = self.shared.pool.with(|transaction| Kept::rows(transaction))?;
+    pub fn durable_subscriptions(&self) -> Result<Vec<StoredSubscription>> {
+        let rows = self.shared.pool.with(|transaction| StoredSubscription::rows(transaction))?;
         let mut whole = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
@@ -273,7 +277,7 @@ impl Reader {
 
     /// One transaction, which must be short.
     pub(super) fn with_record<T>(&self, read: impl FnOnce(Record<'_>) -> rusqlite::Result<T>) -> Result<T> {
-        self.shared.pool.with(|transaction| read(self.shared.record(transaction)))
+        self.shared.pool.with(|transaction| read(self.shared.record(transaction)?))
     }
 
     /// Called between two transactions of one reading.

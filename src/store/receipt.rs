@@ -1,29 +1,24 @@
 //! The promise that somebody who handed in events hears what became of them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::doorbell::{TaskThread, Wakes};
-use crate::outbox::Outbox;
 use crate::record::{AckLevel, Failure, Outcomes};
-use crate::wire::answer::{Answered, Answers, ToPublisher};
 use crate::wire::committed::Committed;
 
-/// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because
-/// whoever held it died, as unavailable. Nobody waits for ever.
-#[derive(Debug)]
+/// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because its holder died, as
+/// unavailable. So no producer waits for ever.
 pub struct Receipt {
     /// How safe the events are to be before it resolves.
     level: AckLevel,
-    to: Option<To>,
+    resolve: Option<Resolve>,
 }
 
-#[derive(Debug)]
-enum To {
-    One(TaskThread, oneshot::Sender<Result<Stored, Failure>>),
-    Socket(Arc<Outbox<ToPublisher>>, Answers),
-}
+/// Tells the producer. Tasks that have to learn of it are added to the wakes.
+type Resolve = Box<dyn FnOnce(Result<Stored, Failure>, &mut Wakes) + Send>;
 
 /// A batch that is stored.
 #[derive(Debug, Clone)]
@@ -35,49 +30,43 @@ pub struct Stored {
 }
 
 impl Receipt {
-    /// For a single request of the task that asks, once its events are synced.
-    pub fn new() -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
+    /// Calls `resolve` on the writer's thread, in the order in which the batches were handed in. It must not block.
+    pub fn new(level: AckLevel, resolve: impl FnOnce(Result<Stored, Failure>, &mut Wakes) + Send + 'static) -> Self {
+        Self { level, resolve: Some(Box::new(resolve)) }
+    }
+
+    /// For a single request of the calling task, once its events are synced.
+    pub fn synced() -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
         Self::at(AckLevel::Synced)
     }
 
-    /// For a single request of the task that asks.
+    /// For a single request of the calling task.
     pub fn at(level: AckLevel) -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
         let (sender, receiver) = oneshot::channel();
-        (Self { level, to: Some(To::One(TaskThread::current(), sender)) }, receiver)
+        let thread = TaskThread::current();
+        let resolve = move |outcome, wakes: &mut Wakes| wakes.call(thread, move || tell(sender, outcome));
+        (Self::new(level, resolve), receiver)
     }
 
-    /// For a socket that answers many messages: the answers go into its outbox, in the order in which
-    /// their batches were handed in.
-    pub fn for_socket(outbox: Arc<Outbox<ToPublisher>>, answers: Answers, level: AckLevel) -> Self {
-        Self { level, to: Some(To::Socket(outbox, answers)) }
-    }
-
-    /// For nobody: whoever handed in the events was told that they wait.
+    /// For a producer that was told already that its events wait.
     pub fn for_nobody() -> Self {
-        Self { level: AckLevel::Queued, to: None }
+        Self { level: AckLevel::Queued, resolve: None }
     }
 
-    /// How safe the events are to be before it resolves.
     pub(super) fn level(&self) -> AckLevel {
         self.level
     }
 
     pub(super) fn resolve(mut self, outcome: Result<Stored, Failure>, wakes: &mut Wakes) {
-        self.settle(outcome, wakes);
-    }
-
-    fn settle(&mut self, outcome: Result<Stored, Failure>, wakes: &mut Wakes) {
-        match self.to.take() {
-            None => {}
-            Some(To::One(home, sender)) => {
-                wakes.call(home, move || tell(sender, outcome));
-            }
-            Some(To::Socket(outbox, answers)) => {
-                let bytes = answers.bytes();
-                let answered = Answered { outcomes: outcome.map(|stored| stored.outcomes), answers };
-                outbox.push(ToPublisher::Answered(answered), bytes, wakes);
-            }
+        if let Some(resolve) = self.resolve.take() {
+            resolve(outcome, wakes);
         }
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt").field("level", &self.level).finish_non_exhaustive()
     }
 }
 
@@ -88,9 +77,9 @@ pub(super) fn tell<T>(reply: oneshot::Sender<T>, answer: T) {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if self.to.is_some() {
+        if let Some(resolve) = self.resolve.take() {
             let mut wakes = Wakes::default();
-            self.settle(Err(Failure::Unavailable), &mut wakes);
+            resolve(Err(Failure::Unavailable), &mut wakes);
             wakes.wake_all();
         }
     }

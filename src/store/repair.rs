@@ -12,7 +12,8 @@ use super::open::is_another_programs;
 use super::rebuild::Rebuild;
 use super::salvage::{Salvage, or_lost};
 use super::schema::{self, meta};
-use super::{Kept, epoch, migrate, read, wal};
+use super::subscription::StoredSubscription;
+use super::{migrate, read, sidecar, wal};
 use crate::config::Durability;
 use crate::event::Seq;
 
@@ -74,7 +75,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
     let mended = beside(into, ".damaged");
     let saved = open_old(from, severed.is_some(), &mended).and_then(|old| {
-        let saved = save(&old, into, epoch::last_noted(&held));
+        let saved = save(&old, into, sidecar::last_noted(&held));
         saved.map_err(|error| match is_damage(&error) {
             true => RepairError::Unreadable(from.to_owned(), error),
             false => RepairError::Write(into.to_owned(), error),
@@ -141,13 +142,14 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let noted = |key| or_lost(meta::get(old, key), 0);
     // Numbers are never given twice. That includes the numbers of lost events.
     let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
+    let deleted_through = Seq(noted(meta::DELETED_THROUGH)? as u64);
     let last_seen = or_lost(read::last_seen(old), None)?;
     let newest = or_lost(read::newest(old, unchecked_through, last_seen), read::Newest::default())?;
     let last = last_noted.max(newest.last(Seq(noted(meta::LAST_SEQ)? as u64), last_noted));
     let mut salvage = Salvage::new(old, Rebuild::new(new)?, unchecked_through, last_seen)?;
-    salvage.run(Seq(1)..=last)?;
+    salvage.run(deleted_through.next()..=last)?;
     if salvage.events == 0 {
-        // The file is empty, or lacks the page that leads to all others: then this is an error.
+        // Everything is deleted, or the page is missing that leads to all others: then this is an error.
         old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
     }
     salvage.finish()?;
@@ -155,6 +157,9 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let mut repaired = Repaired { events, damaged, ..Repaired::default() };
     meta::set(new, meta::LAST_SEQ, last.max(last_seq).0 as i64)?;
     meta::set(new, meta::LAST_TIME_US, last_time.0.max(noted(meta::LAST_TIME_US)?))?;
+    // Events that are lost before the first one that was saved count as deleted: no row and no hole tells of them.
+    let before_first = first.map_or(last, Seq::prev);
+    meta::set(new, meta::DELETED_THROUGH, before_first.0 as i64)?;
     if has_legacy_ids {
         new.execute_batch(schema::LEGACY_INDEX)?;
     }
@@ -178,7 +183,7 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
         let mut statement = old.prepare(select_keys!("ORDER BY seq"))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let kept = match keys::Kept::read(row) {
+            let kept = match keys::StoredKey::read(row) {
                 Err(error) if is_damage(&error) => continue,
                 kept => kept?,
             };
@@ -199,7 +204,7 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
 }
 
 fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
-    let rows = or_lost(Kept::rows(old), Vec::new())?;
+    let rows = or_lost(StoredSubscription::rows(old), Vec::new())?;
     let whole: Vec<_> = rows.into_iter().flatten().collect();
     whole.iter().try_for_each(|kept| kept.store(new))?;
     Ok(whole.len() as u64)

@@ -4,6 +4,7 @@
 //! of a tree, which an ordinary index on random keys cannot do.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::checksum;
@@ -78,6 +79,11 @@ impl Segment {
         self.lists[field as usize].get(key).map(Vec::as_slice)
     }
 
+    /// The lists of a field, each with its value.
+    pub fn lists_of(&self, field: Field) -> impl Iterator<Item = (&[u8], &[u16])> {
+        self.lists[field as usize].iter().map(|(key, list)| (&**key, &**list))
+    }
+
     /// How many lists there are.
     pub fn lists(&self) -> usize {
         self.lists.iter().map(HashMap::len).sum()
@@ -129,6 +135,11 @@ impl Recent {
         });
         self.open.note(seq, event);
         filled
+    }
+
+    /// A segment, if it is in memory.
+    pub fn segment(&self, number: u64) -> Option<&Segment> {
+        self.full.iter().map(|full| &**full).chain([&self.open]).find(|segment| segment.number == number)
     }
 
     /// The oldest segment in memory; all before it are in the table.
@@ -258,6 +269,29 @@ pub fn decode(blob: &[u8]) -> Option<Vec<u16>> {
     }
 }
 
+/// How many offsets of a blob are in a range and no holes, or `None` when it is not one that `encode` made. A bitmap is
+/// counted byte by byte, some 5 µs, where decoding it takes 100.
+pub fn count(blob: &[u8], range: &RangeInclusive<u16>, holes: &[u16]) -> Option<u64> {
+    match blob.split_first()? {
+        (&BITMAP, bits) if bits.len() == BITMAP_LEN => {
+            let set_before = |end: usize| {
+                let whole: u64 = bits[..end / 8].iter().map(|byte| u64::from(byte.count_ones())).sum();
+                let rest = bits.get(end / 8).map_or(0, |byte| byte & ((1 << (end % 8)) - 1));
+                whole + u64::from(rest.count_ones())
+            };
+            let is_set = |offset: u16| bits[usize::from(offset) / 8] & 1 << (offset % 8) != 0;
+            let set = set_before(usize::from(*range.end()) + 1) - set_before(usize::from(*range.start()));
+            Some(set - holes.iter().filter(|hole| range.contains(hole) && is_set(**hole)).count() as u64)
+        }
+        _ => decode(blob).map(|list| count_in(&list, range, holes)),
+    }
+}
+
+/// How many offsets of a list are in a range and no holes.
+pub fn count_in(list: &[u16], range: &RangeInclusive<u16>, holes: &[u16]) -> u64 {
+    list.iter().filter(|offset| range.contains(offset) && holes.binary_search(offset).is_err()).count() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +332,18 @@ mod tests {
             if let Some(offsets) = decode(&blob) {
                 prop_assert!(offsets.is_sorted_by(|a, b| a < b));
             }
+        }
+
+        #[test]
+        fn counting_is_decoding_and_counting(
+            offsets: BTreeSet<u16>, is_dense: bool, holes: BTreeSet<u16>, start: u16, end: u16,
+        ) {
+            let all = (0..=u16::MAX).filter(|offset| !offsets.contains(offset));
+            let list: Vec<u16> = if is_dense { all.collect() } else { offsets.iter().copied().collect() };
+            let want = list.iter().filter(|offset| (start..=end).contains(offset) && !holes.contains(offset)).count();
+            let holes: Vec<u16> = holes.into_iter().collect();
+            prop_assume!(start <= end);
+            prop_assert_eq!(count(&encode(&list), &(start..=end), &holes), Some(want as u64));
         }
 
         #[test]

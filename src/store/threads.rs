@@ -10,11 +10,17 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::checker::Checker;
-use super::checkpoint::{Company, checkpoint};
 use super::error::Error;
+use super::holes;
+#[cfg(test)]
+use super::queue::Reservation;
 use super::segments::Segment;
-use super::writer::{Command, Writer};
-use super::{Shared, holes};
+use super::shared::Shared;
+#[cfg(test)]
+use super::write::ordered::{Changed, Ordered, Reply};
+use super::write::{Command, Readers, Writer, checkpoint};
+#[cfg(test)]
+use crate::wire::Batch;
 use crate::wire::committed::Commit;
 
 /// The threads of an open store, and what they hand on.
@@ -79,44 +85,44 @@ impl Sealer {
     }
 }
 
-/// Moves the log's pages into the database, so that no commit waits for the disk to take them.
+/// Moves pages from the write-ahead log into the database, so that no commit waits for that.
 pub(super) struct Checkpointer {
     pub(super) connection: Connection,
     pub(super) shared: Arc<Shared>,
-    pub(super) due: Receiver<Company>,
+    pub(super) due: Receiver<Readers>,
     pub(super) commands: Sender<Command>,
 }
 
-/// Keeps reads out until the writer has moved the last pages.
-struct Alone<'c> {
-    _gate: Option<RwLockWriteGuard<'c, ()>>,
+/// The gate, closed until the writer has moved the last pages.
+struct ClosedGate<'c> {
+    _guard: Option<RwLockWriteGuard<'c, ()>>,
     /// Ends with the writer's part.
     finished: Receiver<()>,
 }
 
 impl Checkpointer {
-    /// Moves what was in the log when it began. The bulk is moved beside the readers in any case: they are kept out
-    /// only for what comes after that.
-    fn checkpoint(&self, company: Company) -> Option<Alone<'_>> {
-        let mut how = checkpoint(&self.connection, "PASSIVE").map(drop);
-        if company == Company::Readers {
-            let _ = self.commands.send(Command::Checkpointed { how, alone: None });
+    /// Moves what was in the write-ahead log when it began. Most of it is moved beside the readers in any case: they wait only
+    /// for what comes after that.
+    fn checkpoint(&self, readers: Readers) -> Option<ClosedGate<'_>> {
+        let mut result = checkpoint(&self.connection, "PASSIVE").map(drop);
+        if readers == Readers::GoOn {
+            let _ = self.commands.send(Command::Checkpointed { result, gate: None });
             return None;
         }
-        let _gate = self.shared.pool.close_gate();
-        if how.is_ok() {
-            how = checkpoint(&self.connection, "PASSIVE").map(drop);
+        let _guard = self.shared.pool.close_gate();
+        if result.is_ok() {
+            result = checkpoint(&self.connection, "PASSIVE").map(drop);
         }
-        let (alone, finished) = bounded(0);
-        let _ = self.commands.send(Command::Checkpointed { how, alone: Some(alone) });
-        Some(Alone { _gate, finished })
+        let (gate, finished) = bounded(0);
+        let _ = self.commands.send(Command::Checkpointed { result, gate: Some(gate) });
+        Some(ClosedGate { _guard, finished })
     }
 
     fn run(self) {
-        for company in &self.due {
-            if let Some(alone) = self.checkpoint(company) {
+        for readers in &self.due {
+            if let Some(gate) = self.checkpoint(readers) {
                 // Nothing is ever sent: the writer drops its end when it is done, or when it dies.
-                let _ = alone.finished.recv();
+                let _ = gate.finished.recv();
             }
         }
     }
@@ -151,7 +157,7 @@ impl Parts {
         let has_work = self.writer.has_housekeeping() || !self.writer.commands.is_empty();
         let can = has_work && !self.commits.is_full();
         if can {
-            self.writer.turn(&mut Vec::new()).expect("the writer can go on");
+            self.writer.turn(&mut Ordered::default()).expect("the writer can go on");
         }
         can
     }
@@ -163,29 +169,57 @@ impl Parts {
         }
     }
 
+    /// Applies commands that were put in order elsewhere. If it is unheard, the writer breaks off after its commit.
+    pub(crate) fn apply(&mut self, mut ordered: Ordered, changed: Option<(Changed, Reply<()>)>, is_unheard: bool) {
+        self.writer.apply_ordered(&mut ordered, changed, is_unheard);
+        self.commits.try_iter().for_each(drop);
+    }
+
+    /// What a batch takes of the queue.
+    pub(crate) fn reserve(&self, batch: &Batch) -> Reservation {
+        self.writer.shared.queue.try_reserve(batch).expect("nothing else is in the queue")
+    }
+
+    /// The idempotency keys that have events: each with the number of its first event, and how many it has.
+    pub(crate) fn keys(&self) -> Vec<(String, u64, u64)> {
+        const SQL: &str = "SELECT key, seq, count FROM idempotency_keys WHERE seq + count - 1 > ?1 ORDER BY seq";
+        let mut keys = self.writer.connection.prepare(SQL).expect("a table");
+        let number = |row: &rusqlite::Row<'_>, column| row.get::<_, i64>(column).map(|number| number as u64);
+        let deleted_through = self.writer.position.deleted_through.0 as i64;
+        let keys = keys.query_map([deleted_through], |row| Ok((row.get(0)?, number(row, 1)?, number(row, 2)?)));
+        keys.expect("read").map(|key| key.expect("read")).collect()
+    }
+
+    /// The rows of events, deleted or not.
+    pub(crate) fn rows(&self) -> u64 {
+        let rows: i64 =
+            self.writer.connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("read");
+        rows as u64
+    }
+
     pub(crate) fn seal(&self) -> bool {
         self.sealer.full.try_recv().map(|segment| self.sealer.encode(&segment)).is_ok()
     }
 
     pub(crate) fn checkpoint(&self) -> bool {
         // Readers are on the same thread: nobody can wait for the writer to let them in again.
-        self.checkpointer.due.try_recv().map(|company| drop(self.checkpointer.checkpoint(company))).is_ok()
+        self.checkpointer.due.try_recv().map(|readers| drop(self.checkpointer.checkpoint(readers))).is_ok()
     }
 
     /// From now on so much of the disk is to stay free.
     pub(crate) fn keep_free(&mut self, bytes: u64) {
-        self.writer.free_space_min_bytes = bytes;
+        self.writer.space.free_bytes_min = bytes;
     }
 
     /// How many pages are in the log, how many of them are in the database too, and whether all of them are synced.
     pub(crate) fn log(&self) -> (usize, usize, bool) {
-        let log = &self.writer.shared.log;
-        (log.pages(), log.pages() - log.pages_to_move(), !self.writer.has_unsynced)
+        let wal = &self.writer.shared.wal;
+        (wal.pages(), wal.pages() - wal.pages_to_move(), !self.writer.syncing.has_unsynced())
     }
 
     /// From now on the clock is so much behind the last event's time.
     pub(crate) fn step_clock_back(&mut self, micros: i64) {
-        self.writer.last_time.0 += micros;
+        self.writer.position.time.0 += micros;
     }
 
     /// Lets the database grow by so many pages; without a number, without end.

@@ -132,7 +132,11 @@ impl PublisherSocket<'_> {
                     let bytes = answers.bytes();
                     self.push(ToPublisher::Answered(Answered { outcomes: Ok(Outcomes::Queued), answers }), bytes);
                 } else {
-                    let receipt = Receipt::for_socket(self.outbox.clone(), answers, self.level);
+                    let (outbox, bytes) = (self.outbox.clone(), answers.bytes());
+                    let receipt = Receipt::new(self.level, move |stored, wakes| {
+                        let outcomes = stored.map(|stored| stored.outcomes);
+                        outbox.push(ToPublisher::Answered(Answered { outcomes, answers }), bytes, wakes);
+                    });
                     self.pipeline.store.append(batch, receipt).await;
                 }
                 reader.done();

@@ -308,7 +308,7 @@ fn a_clock_behind_the_last_event_is_logged_once_and_the_last_hour_counts_back_fr
         await_true("a warning in the log", || lines_with("the clock is behind") == episode);
         clock(2 * HOUR);
         server.publish(&tick("s", 2));
-        await_true("the end of the episode in the log", || lines_with("has come past the last event") == episode);
+        await_true("the end of the episode in the log", || lines_with("has passed the last event") == episode);
         assert_eq!(warnings(&server).len(), episode, "{:#?}", warnings(&server));
     }
 }

@@ -441,7 +441,7 @@ fn files_of_formats_1_and_2_are_brought_to_the_newest_format() {
         assert_eq!(checked.stdout, "data/events.db is sound: 65637 events\n");
         let file = Connection::open(server.db_path()).unwrap();
         let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-        assert_eq!(version, 4);
+        assert_eq!(version, 5);
         drop(file);
         server.restart();
         assert_eq!(of_session(&server), expected);
@@ -500,10 +500,65 @@ fn stored_filters_that_a_client_may_not_send_any_more_are_still_served() {
 /// segment and an open one; two keys, of which one is that of a request with three events; a durable subscription.
 const FORMAT_3: &[u8] = include_bytes!("golden/format-3.db");
 
-/// The statements that make a file one of format 3 again, as the documents have them.
-fn way_back() -> &'static str {
+/// What the last server of format 4 left behind: 76 events. The first 100 of its 65,640 were deleted by their age, the others
+/// were chosen to be deleted. It has a sealed segment and an open one, and the key of a request with three events. It was
+/// written again by `VACUUM`, which leaves out free pages.
+const FORMAT_4: &[u8] = include_bytes!("golden/format-4.db");
+
+/// The statements that make a file of the newest format one of an earlier format again, as the documents have them.
+fn way_back_to(format: usize) -> String {
     let document = include_str!("../../docs/formats.md");
-    document.split_once("```sql\n").and_then(|(_, rest)| rest.split_once("```")).expect("statements").0
+    let steps: Vec<_> = document.split("```sql\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    // The first leads to format 4, the next to format 3.
+    steps[..=4 - format].concat()
+}
+
+#[test]
+fn a_file_of_format_4_knows_at_once_up_to_where_it_is_deleted_and_there_is_a_way_back() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(database(folder.path()), FORMAT_4).unwrap();
+    let checked = Run::start(command(folder.path()).args(["check", "data/events.db"]), "").finish();
+    assert_eq!((checked.code, &*checked.stdout), (Some(0), "data/events.db is sound: 76 events\n"), "as it is");
+
+    let mut server = Server::in_folder(folder, &[]);
+    let number = |server: &Server, sql: &str| -> i64 {
+        Connection::open(server.db_path()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let deleted_through = "SELECT value FROM meta WHERE key = 'deleted_through'";
+    assert_eq!((number(&server, "PRAGMA user_version"), number(&server, deleted_through)), (5, 100));
+    let stored = sequences(&server.stored(""));
+    assert_eq!((stored.len(), stored[0]), (76, 101));
+    let of_s1: Vec<u64> = stored.iter().copied().filter(|n| n % 3 == 1 && *n <= 65_636).chain([65_640]).collect();
+    assert_eq!(sequences(&server.stored("session_id=s1")), of_s1);
+
+    // Everything before the request's second event: its key is known as long as any event of it is.
+    let line = |n| {
+        format!(r#"{{"event_type":"quiz_completed","source":"golden","session_id":"asked","payload":{{"n": {n}}}}}"#)
+    };
+    let lines = (0..3).map(line).collect::<Vec<_>>().join("\n");
+    let repeat = |server: &Server| {
+        let answer = server.call("POST", "/events", &[NDJSON, ("Idempotency-Key", "request")], lines.as_bytes());
+        (answer.status, answer.json()["ids"][0].clone())
+    };
+    let second = encode(&timestamp(&server.get_json(&format!("/events/{}", id_of(65_638)))));
+    let deleted = server.call("DELETE", &format!("/events?before={second}"), &[], b"").json();
+    assert_eq!(deleted, json!({"deleted": 73}));
+    assert_eq!(repeat(&server), (200, json!(id_of(65_637))));
+    assert_eq!(number(&server, deleted_through), 65_637);
+    server.stop();
+    let checked = Run::start(command(server.folder()).args(["check", "data/events.db"]), "").finish();
+    assert_eq!((checked.code, &*checked.stdout), (Some(0), "data/events.db is sound: 3 events\n"));
+
+    Connection::open(server.db_path()).unwrap().execute_batch(&way_back_to(4)).unwrap();
+    assert_eq!(number(&server, "PRAGMA user_version"), 4);
+    assert_eq!(number(&server, "SELECT min(seq) FROM events"), 65_638);
+    assert_eq!(number(&server, "SELECT count(*) FROM meta WHERE key = 'deleted_through'"), 0);
+    let checked = Run::start(command(server.folder()).args(["check", "data/events.db"]), "").finish();
+    assert_eq!((checked.code, &*checked.stdout), (Some(0), "data/events.db is sound: 3 events\n"));
+    server.restart();
+    assert_eq!(sequences(&server.stored("")), [65_638, 65_639, 65_640]);
+    assert_eq!(repeat(&server), (200, json!(id_of(65_637))));
 }
 
 #[test]
@@ -527,7 +582,7 @@ fn a_file_of_format_3_is_opened_with_its_keys_and_holes_and_there_is_a_way_back(
     let number = |server: &Server, sql: &str| -> i64 {
         Connection::open(server.db_path()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(number(&server, "PRAGMA user_version"), 4);
+    assert_eq!(number(&server, "PRAGMA user_version"), 5);
     await_true("the holes", || number(&server, "SELECT count(*) FROM holes WHERE offsets IS NULL") == 0);
     assert_eq!(number(&server, "SELECT length(offsets) FROM holes WHERE segment = 0"), 1 + 65_536 / 8);
     let of_s1: Vec<u64> = (0..=64).filter(|n| n % 3 == 1).map(|n| n * 1_024 + 5).collect();
@@ -566,7 +621,7 @@ fn a_file_of_format_3_is_opened_with_its_keys_and_holes_and_there_is_a_way_back(
         Some("data/new.db: 67 events, 2 idempotency keys, 1 durable subscriptions")
     );
 
-    Connection::open(server.db_path()).unwrap().execute_batch(way_back()).unwrap();
+    Connection::open(server.db_path()).unwrap().execute_batch(&way_back_to(3)).unwrap();
     assert_eq!(number(&server, "PRAGMA user_version"), 3);
     assert_eq!(columns(&server.db_path()), format_3);
     assert_eq!(
@@ -588,7 +643,7 @@ fn the_holes_of_the_open_segment_of_a_file_of_format_3_are_counted() {
     server.publish_lines(&(0..100).map(event).collect::<Vec<_>>());
     assert_eq!(server.call("DELETE", "/events?user_id=gone", &[], b"").json(), json!({"deleted": 54}));
     server.stop();
-    Connection::open(server.db_path()).unwrap().execute_batch(way_back()).unwrap();
+    Connection::open(server.db_path()).unwrap().execute_batch(&way_back_to(3)).unwrap();
     server.restart();
     let kept = |server: &Server| {
         let stats = server.get_json("/stats");

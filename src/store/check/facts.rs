@@ -1,12 +1,14 @@
 //! What a check has to know of the whole file, and the rows that belong to no segment.
 
+use std::ops::RangeInclusive;
+
 use rusqlite::Connection;
 
 use crate::event::Seq;
-use crate::store::damage::{ignoring_damage, is_damage, within};
-use crate::store::kept::Kept;
+use crate::store::damage::{damaged, ignoring_damage, is_damage, within};
 use crate::store::read;
 use crate::store::schema::{self, meta};
+use crate::store::subscription::StoredSubscription;
 
 /// What is known of the file before its segments are checked.
 #[derive(Clone, Copy)]
@@ -19,14 +21,14 @@ pub struct Facts {
     pub deletions: Deletions,
 }
 
-/// What a deletion changes for good: where the events begin, and how many were chosen out of the middle, unless damage
-/// hides that number.
+/// What a deletion changes for good: up to which event everything is deleted, and how many were chosen out of the middle, unless
+/// damage hides that number.
 pub type Deletions = (Seq, Option<i64>);
 
 impl Facts {
     /// Also checks the marks in `meta` and the durable subscriptions.
     pub fn read(connection: &Connection, found: &mut dyn FnMut(String)) -> rusqlite::Result<Self> {
-        if let Err(error) = Kept::all(connection) {
+        if let Err(error) = StoredSubscription::all(connection) {
             found(name_of_damage(error)?);
         }
         let unchecked_through = match marks(connection) {
@@ -46,8 +48,7 @@ impl Facts {
 
 /// What was deleted of the whole file.
 pub fn deletions(connection: &Connection) -> rusqlite::Result<Deletions> {
-    let oldest = read::rows(connection)?.map_or(Seq::MAX, |rows| *rows.start());
-    Ok((oldest, ignoring_damage(chosen(connection))?))
+    Ok((deleted_through(connection)?, ignoring_damage(chosen(connection))?))
 }
 
 /// The name of damage. Gives back any other error.
@@ -62,9 +63,29 @@ fn chosen(connection: &Connection) -> rusqlite::Result<i64> {
     chosen.map_err(|error| within("holes", error))
 }
 
+/// Everything up to this event is deleted. Where the mark is damaged, nothing counts as deleted.
+pub fn deleted_through(connection: &Connection) -> rusqlite::Result<Seq> {
+    let mark = match schema::version(connection)? < schema::DELETED_THROUGH_SINCE {
+        true => read::first_row(connection).map(Seq::prev),
+        false => meta::seq(connection, meta::DELETED_THROUGH),
+    };
+    Ok(ignoring_damage(mark)?.unwrap_or_default())
+}
+
+/// The numbers of the rows whose events are not deleted, from the first one that may be stored to the last row, damaged or not.
+pub fn stored(connection: &Connection) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
+    let (first, last) = (deleted_through(connection)?.next(), read::last_row(connection)?.unwrap_or_default());
+    Ok(Some(first..=last).filter(|stored| !stored.is_empty()))
+}
+
 fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
-    for mark in [meta::LAST_SEQ, meta::LAST_TIME_US, meta::EPOCH, meta::INODE] {
+    for mark in [meta::LAST_TIME_US, meta::EPOCH, meta::INODE] {
         meta::get(connection, mark)?;
+    }
+    let deleted_through = meta::seq(connection, meta::DELETED_THROUGH)?;
+    let last = meta::seq(connection, meta::LAST_SEQ)?.max(read::last_row(connection)?.unwrap_or_default());
+    if deleted_through > last {
+        return Err(damaged("meta: deleted_through is behind the last event"));
     }
     meta::get(connection, meta::UNCHECKED_THROUGH).map(|seq| Seq(seq as u64))
 }

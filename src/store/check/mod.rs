@@ -108,10 +108,10 @@ mod tests {
     use crate::config::Config;
     use crate::event::{Event, Field, Filter, Seq, Timestamp, TimestampText};
     use crate::sim::random::Random;
-    use crate::store::kept::Kept;
     use crate::store::read::EVENTS_PER_LOOK_AT_CLOCK;
     use crate::store::schema::meta;
     use crate::store::segments::SEGMENT_EVENTS;
+    use crate::store::subscription::StoredSubscription;
     use crate::store::{Parts, Query, Receipt, Store, TypeStats, repair};
     use crate::wire::Batch;
 
@@ -142,7 +142,7 @@ mod tests {
             };
             let mut batch = Batch::default();
             batch.push(&event, &types);
-            store.try_append(batch, Receipt::new().0).expect("room");
+            store.try_append(batch, Receipt::synced().0).expect("room");
         }
     }
 
@@ -150,9 +150,10 @@ mod tests {
     fn filled(path: &Path) -> (Store, Parts) {
         let (store, mut parts) = open(path).expect("a new file");
         append(&store, &mut parts, 0..200);
-        store.keep(Kept { name: "n".into(), filters: "{}".into(), position: Seq(7), last_seen: "then".into() });
+        let (name, filters, last_seen) = ("n".into(), "{}".into(), "then".into());
+        store.save_soon(StoredSubscription { name, filters, position: Seq(7), last_seen });
         {
-            let mut chosen = std::pin::pin!(store.delete_these(vec![Seq(40), Seq(41), Seq(101)]));
+            let mut chosen = std::pin::pin!(store.delete_chosen(vec![Seq(40), Seq(41), Seq(101)]));
             let mut context = Context::from_waker(Waker::noop());
             assert!(chosen.as_mut().poll(&mut context).is_pending());
             while parts.write() {}
@@ -198,7 +199,7 @@ mod tests {
     struct Told {
         /// Everything, and what the index finds of two sessions and a type.
         events: Vec<(Vec<String>, bool)>,
-        rest: Option<(Vec<TypeStats>, Vec<Kept>)>,
+        rest: Option<(Vec<TypeStats>, Vec<StoredSubscription>)>,
     }
 
     fn told(store: &Store) -> Told {
@@ -294,7 +295,7 @@ mod tests {
                         }
                         4 | 5 => {
                             let near = random.below(next);
-                            begin(store.delete_these(random.some(&[1, 2, 3, 9, 10].map(|n| Seq(near + n)), 2)));
+                            begin(store.delete_chosen(random.some(&[1, 2, 3, 9, 10].map(|n| Seq(near + n)), 2)));
                         }
                         6 => {
                             if let Some(time) = time_after(&store, Seq(random.below(events + 2))) {
@@ -336,7 +337,7 @@ mod tests {
                 // One in each look: the second transaction of a look finds that it is disturbed.
                 if transactions <= last_disturbance && !transactions.is_multiple_of(2) {
                     doomed = doomed.prev();
-                    begin(store.delete_these(vec![doomed]));
+                    begin(store.delete_chosen(vec![doomed]));
                     settle(&mut parts);
                 }
             });

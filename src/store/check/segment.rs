@@ -108,7 +108,7 @@ impl SegmentCheck {
     /// Goes on in another transaction. A check that deletions disturb and that may not begin again still holds every row
     /// against its checksum and the rows against their order, and nothing else.
     pub fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Came> {
-        let Some(stored) = read::rows(connection)? else {
+        let Some(stored) = facts::stored(connection)? else {
             self.is_last = true;
             self.statistics(connection)?;
             return Ok(Came::ToTheEnd);
@@ -268,7 +268,7 @@ impl SegmentCheck {
                     break;
                 }
             };
-            keys::Kept::read(row).map(drop).or_else(|error| self.note(error))?;
+            keys::StoredKey::read(row).map(drop).or_else(|error| self.note(error))?;
             let seq = Seq(row.get::<_, i64>(1)? as u64);
             // As with events, no transaction ends at a row out of order.
             if seq >= from {

@@ -10,6 +10,7 @@ pub mod python;
 mod to_2;
 mod to_3;
 mod to_4;
+mod to_5;
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -19,7 +20,7 @@ use super::schema::{APPLICATION_ID, TABLES, VERSION, version};
 type Step = fn(&Connection) -> rusqlite::Result<()>;
 
 /// The first leads from format 1 to format 2, the last to [`VERSION`].
-const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run];
+const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run, to_5::run];
 
 /// Brings a file to the newest format and creates the tables that are missing, which in a new file are all. This is one
 /// transaction: after a crash the file is either as before or of the newest format.

@@ -14,8 +14,10 @@ pub use latest::{Latest, Values};
 pub use newest::{Newest, last_seen, newest};
 pub use pool::Pool;
 pub use query::{Order, Query};
-pub use record::{Record, first_row, is_any_of, of_legacy_id, rows};
+pub use record::{Record, first_row, is_any_of, last_row, of_legacy_id};
 pub(super) use row::select_events;
 pub use row::{name_of_damaged, number, out_of_order, stored};
-pub use scan::{EVENTS_PER_LOOK_AT_CLOCK, Scan, TRANSACTION_TIME, in_memory, newest_of_type, posting_list};
+pub use scan::{
+    EVENTS_PER_LOOK_AT_CLOCK, Scan, TRANSACTION_TIME, damaged_list, in_memory, newest_of_type, posting_list, whole_list,
+};
 pub use stats::{Stats, TypeStats};

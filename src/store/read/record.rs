@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::query::Query;
-use super::row::{name_of_damaged, number, select_events, stored};
+use super::row::{number, select_events, stored};
 use crate::event::{Seq, Timestamp};
-use crate::store::damage::{damaged, ignoring_damage, is_damage, within};
+use crate::store::damage::{is_damage, within};
 use crate::store::integrity::{Integrity, noting_damage};
 use crate::sync::Mutex;
 use crate::wire::StoredEvent;
@@ -20,12 +20,17 @@ pub struct Record<'c> {
     pub unchecked_through: Seq,
     /// The high-water mark when the transaction began, or before.
     pub last: Seq,
+    /// Everything up to this event is deleted, also where its row is still there.
+    pub deleted_through: Seq,
     pub integrity: &'c Mutex<Integrity>,
 }
 
 impl Record<'_> {
     /// Shows an event, if it is stored.
     pub fn event(self, seq: Seq, show: impl FnOnce(StoredEvent<'_>)) -> rusqlite::Result<()> {
+        if seq <= self.deleted_through {
+            return Ok(());
+        }
         let mut statement = self.connection.prepare_cached(select_events!("seq = ?1"))?;
         let mut rows = statement.query([seq.0 as i64])?;
         rows.next()?.map(|row| stored(row, self.unchecked_through).map(show)).transpose().map(drop)
@@ -33,19 +38,20 @@ impl Record<'_> {
 
     /// The retained range: the first and the last number of the stored events up to `committed`. Between them only those
     /// are missing that were chosen to be deleted. The number of a damaged row is not believed, so beside one the range may
-    /// be wider. Where a damaged page hides the first event, the range begins with the first number that was ever given:
-    /// only a read that comes to that page fails.
+    /// be wider. Where a damaged page hides the first event, the range begins with the first number that is not deleted: only
+    /// a read that comes to that page fails.
     pub fn retained(self, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
         let Some(newest) = self.newest()? else { return Ok(None) };
         let first = self.first().map_err(|error| within("events", error));
         let start = match noting_damage(self.integrity, first)? {
             None => Seq(1),
             Some((first, damaged)) => {
-                // Numbers are dense: so many precede the first whole event.
+                // Numbers are dense: as many as there are damaged rows precede the first whole event.
                 let first = first.unwrap_or(self.last.next()).0.saturating_sub(damaged.len() as u64);
-                damaged.into_iter().fold(Seq(first.max(1)), Seq::min)
+                damaged.into_iter().fold(Seq(first), Seq::min)
             }
         };
+        let start = start.max(self.deleted_through.next());
         Ok(Some(start..=newest.min(committed)).filter(|retained| !retained.is_empty()))
     }
 
@@ -79,18 +85,6 @@ impl Record<'_> {
         Ok(Seq(low.min(retained.end().0 + 1)))
     }
 
-    /// Makes sure that everything up to a number is deleted. SQLite deletes up to the first number that is larger, also
-    /// where that number is damaged and smaller ones follow.
-    pub fn begins_after(self, through: Seq) -> rusqlite::Result<()> {
-        let (first, damaged) = self.first()?;
-        let end = first.unwrap_or(self.last.next());
-        let wrong = damaged.into_iter().find(|seq| *seq <= through || *seq >= end);
-        match wrong.or(first.filter(|first| *first <= through)) {
-            Some(seq) => Err(self::damaged(name_of_damaged(seq))),
-            None => Ok(()),
-        }
-    }
-
     /// The number of the last event, or the high-water mark where its row is damaged. `None` if there is no row.
     pub fn newest(self) -> rusqlite::Result<Option<Seq>> {
         let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq DESC LIMIT 1"))?;
@@ -99,10 +93,10 @@ impl Record<'_> {
         Ok(newest)
     }
 
-    /// The number of the first whole event, and those that damaged rows before it have.
+    /// The number of the first whole event that is not deleted, and those that damaged rows before it have.
     fn first(self) -> rusqlite::Result<(Option<Seq>, Vec<Seq>)> {
-        let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq"))?;
-        let (mut rows, mut damaged) = (find.query([])?, Vec::new());
+        let mut find = self.connection.prepare_cached(select_events!("seq > ?1 ORDER BY seq"))?;
+        let (mut rows, mut damaged) = (find.query([self.deleted_through.0 as i64])?, Vec::new());
         while let Some(row) = rows.next()? {
             match stored(row, self.unchecked_through) {
                 Ok(event) => return Ok((Some(event.seq), damaged)),
@@ -151,12 +145,9 @@ pub fn first_row(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(end_row(connection, "SELECT min(seq) FROM events")?.unwrap_or(Seq::MAX))
 }
 
-/// The numbers of the first and the last row, damaged or not. Where a damaged page hides the first row, the range begins
-/// with the first number that was ever given: only a read that comes to that page fails.
-pub fn rows(connection: &Connection) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
-    let Some(last) = end_row(connection, "SELECT max(seq) FROM events")? else { return Ok(None) };
-    let first = ignoring_damage(first_row(connection))?.unwrap_or(Seq(1));
-    Ok(Some(first..=last).filter(|rows| !rows.is_empty()))
+/// The number of the last row, damaged or not. `None` if there is no row.
+pub fn last_row(connection: &Connection) -> rusqlite::Result<Option<Seq>> {
+    end_row(connection, "SELECT max(seq) FROM events")
 }
 
 fn end_row(connection: &Connection, sql: &str) -> rusqlite::Result<Option<Seq>> {

@@ -254,8 +254,22 @@ pub fn posting_list(
     field: Field,
     key: &[u8],
 ) -> rusqlite::Result<Vec<u16>> {
+    segments::decode(whole_list(row, column, segment, field, key)?).ok_or_else(|| damaged_list(segment))
+}
+
+/// The same, encoded.
+pub fn whole_list<'r>(
+    row: &'r Row<'_>,
+    column: usize,
+    segment: u64,
+    field: Field,
+    key: &[u8],
+) -> rusqlite::Result<&'r [u8]> {
     let offsets = row.get_ref(column)?.as_blob()?;
     let is_whole = checksum::of_list(segment as i64, field as i64, key, offsets) == row.get::<_, i32>(column + 1)?;
-    let offsets = is_whole.then(|| segments::decode(offsets)).flatten();
-    offsets.ok_or_else(|| damaged(format!("event_index: a list of segment {segment} is damaged")))
+    is_whole.then_some(offsets).ok_or_else(|| damaged_list(segment))
+}
+
+pub fn damaged_list(segment: u64) -> rusqlite::Error {
+    damaged(format!("event_index: a list of segment {segment} is damaged"))
 }

@@ -92,7 +92,7 @@ impl<'c> Walk<'c> {
             Order::NewestFirst if shown < self.far => shown.next()..=self.last.map_or(self.near, Seq::prev),
             _ => return Ok(false),
         };
-        Ok(holes::count_events(self.record.connection, between)? == 0)
+        Ok(self.count_events(between)? == 0)
     }
 
     /// Looks at the row on the other side of the near end, after the search for it came to the row of `found`. A search for
@@ -113,8 +113,14 @@ impl<'c> Walk<'c> {
         };
         match stored(row, self.record.unchecked_through) {
             // It is damaged, but its number may be right all the same.
-            Err(error) if holes::count_events(self.record.connection, between)? > 0 => Err(error),
+            Err(error) if self.count_events(between)? > 0 => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// How many of these numbers have events that are not deleted.
+    fn count_events(&self, numbers: RangeInclusive<Seq>) -> rusqlite::Result<u64> {
+        let oldest = self.record.deleted_through.next();
+        holes::count_events(self.record.connection, oldest.max(*numbers.start())..=*numbers.end())
     }
 }

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
+use crate::event::Seq;
 use crate::store::checksum;
 use crate::store::damage::damaged;
 
@@ -9,6 +10,8 @@ use crate::store::damage::damaged;
 pub const LAST_SEQ: &str = "last_seq";
 /// The time of the event `LAST_SEQ`; later events have later times.
 pub const LAST_TIME_US: &str = "last_time_us";
+/// Everything up to this event is deleted, whether its rows are removed yet or not.
+pub const DELETED_THROUGH: &str = "deleted_through";
 /// Which life of the database this is.
 pub const EPOCH: &str = "epoch";
 /// The file it is stored in.
@@ -27,6 +30,11 @@ pub fn get(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
         Some((value, sum)) if checksum::of_meta(key, value) == sum => Ok(value),
         Some(_) => Err(damaged(format!("meta: {key} is damaged"))),
     }
+}
+
+/// The number of an event in a row, 0 if there is none.
+pub fn seq(connection: &Connection, key: &str) -> rusqlite::Result<Seq> {
+    get(connection, key).map(|seq| Seq(seq as u64))
 }
 
 pub fn set(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
-pub const VERSION: i64 = 4;
+pub const VERSION: i64 = 5;
 
 /// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
 pub const PAGE_BYTES: u64 = 4_096;
@@ -16,7 +16,7 @@ pub const APPLICATION_ID: i64 = 0x4576_506c;
 
 /// `events` is append-only: `seq` is the rowid, and no index needs an update in the middle of a tree.
 /// `legacy_id` is the id an event had in the service this one replaces. The view `readable_events` shows
-/// a person what a client sees; were `id` and `timestamp` generated columns of the table, SQLite would
+/// a person what a client sees, without rows that are deleted and not removed yet; were `id` and `timestamp` generated columns of the table, SQLite would
 /// compute them at every insert (a quarter of its time), even though it stores neither.
 ///
 /// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets of the events
@@ -45,7 +45,7 @@ CREATE VIEW IF NOT EXISTS readable_events AS SELECT
     strftime('%Y-%m-%dT%H:%M:%S', time_us / 1000000 - (time_us % 1000000 < 0), 'unixepoch')
         || printf('.%06dZ', (time_us % 1000000 + 1000000) % 1000000) AS timestamp,
     seq
-FROM events;
+FROM events WHERE seq > coalesce((SELECT value FROM meta WHERE key = 'deleted_through'), 0);
 CREATE TABLE IF NOT EXISTS event_index (
     segment INTEGER NOT NULL,
     kind INTEGER NOT NULL,

@@ -14,6 +14,9 @@ pub const VERIFIED: RangeInclusive<i64> = 3..=VERSION;
 /// The first format in which keys and holes have checksums.
 pub const HOLES_CHECKED_SINCE: i64 = 4;
 
+/// The first format that has a mark up to which event everything is deleted.
+pub const DELETED_THROUGH_SINCE: i64 = 5;
+
 /// The columns that came with format 4.
 const SINCE_4: [&str; 4] = ["idempotency_keys.digest", "idempotency_keys.checksum", "holes.offsets", "holes.checksum"];
 

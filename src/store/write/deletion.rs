@@ -1,90 +1,191 @@
-//! Deleting events: the oldest, a slice with each commit, or chosen ones out of the middle. Statistics stay true to
-//! what remains, and keys go with their events. What is used up of numbers and times is for the writer to note.
+//! Applying deletions: of the oldest events, which is a mark, or of chosen ones out of the middle. Statistics stay true to what
+//! remains, and idempotency keys go with their events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::Shared;
-use super::damage::is_damage;
-use super::holes::{self, Holes};
-use super::keys::{self, Parting};
-use super::read;
-use super::segments;
+use super::position::Position;
 use crate::event::{Field, Seq, Timestamp};
+use crate::store::damage::is_damage;
+use crate::store::holes::{self, Holes};
+use crate::store::keys::KeyOfDeleted;
+use crate::store::read::Record;
+use crate::store::schema::{self, meta};
+use crate::store::shared::Shared;
+use crate::store::{read, segments};
 
-/// What one transaction deleted of the oldest events.
-pub(super) struct Deleted {
-    pub events: u64,
-    /// Whether nothing is left of what is to be deleted.
-    pub is_done: bool,
-}
+/// Chosen events deleted in one commit: each touches a page of its own at worst.
+pub const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
-/// Events deleted in one commit: some 2 ms of work.
-const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
+/// Bytes of payload that one commit deletes of chosen events, plus one event: all their pages go through the write-ahead log,
+/// because they are overwritten. This is half of what is kept free for it by default.
+pub const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 << 10 };
 
-/// Events chosen out of the middle deleted in one commit: each touches a page of its own at worst.
-pub(super) const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
-
-/// Bytes of payload that one commit deletes of chosen events, and an event: all their pages go through the log, for
-/// they are overwritten. That is half of the room that is kept free for it where nothing else is configured.
-pub(super) const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 << 10 };
-
-/// Deletes a slice of the events from the oldest up to `last`, with the lists of segments that are gone.
-pub(super) fn oldest(connection: &Connection, shared: &Shared, oldest: Seq, last: Seq) -> rusqlite::Result<Deleted> {
-    let first = oldest.min(last.next());
-    let through = last.min(Seq(first.0 + EVENTS_PER_COMMIT - 1));
-    let mut events = 0;
-    if first <= through {
-        const COUNTS: &str = "UPDATE event_stats SET count = count - gone.n FROM (SELECT event_type AS type, count(*) \
-                              AS n FROM events WHERE seq <= ?1 GROUP BY event_type) AS gone \
-                              WHERE event_type = gone.type";
-        connection.prepare_cached(COUNTS)?.execute([through.0 as i64])?;
-        // The last key alone may keep some of its events: those of every key before it are all in this slice.
-        let parting = part(connection, shared, through)?;
-        events = connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])? as u64;
-        keys::forget_through(connection, through)?;
-        parting.map(|parting| parting.end(connection)).transpose()?;
+/// Deletes everything up to an event, and returns how many events that were. Only marks and counts are changed; the rows go
+/// later (`tidying`). It counts by the posting lists, some 10 µs for a segment, and takes no longer for large events.
+///
+/// # Errors
+/// What SQLite reports, and damage of the statistics or of the lists' pages. A single damaged list costs a look at the
+/// events of its segment.
+pub fn through(
+    connection: &Connection,
+    shared: &Shared,
+    position: &mut Position,
+    through: Seq,
+) -> rusqlite::Result<u64> {
+    let numbers = position.oldest()..=through;
+    if numbers.is_empty() {
+        return Ok(0);
     }
-    shared.record(connection).begins_after(through)?;
-    const ORPHANS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
-                           kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
-                           LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
-    let kept_from = segments::segment_of(through.max(Seq(1)).next());
-    let orphans = connection.prepare_cached(ORPHANS)?.execute((kept_from as i64, EVENTS_PER_COMMIT as i64))?;
-    connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([kept_from as i64])?;
-    Ok(Deleted { events, is_done: through == last && (orphans as u64) < EVENTS_PER_COMMIT })
+    let record = shared.record_at(connection, position.deleted_through);
+    // Of the keys, only the last one may keep some of its events.
+    key_of_deleted(record, through)?;
+    let deleted = match through == position.seq {
+        true => {
+            const ALL: &str = "SELECT coalesce(sum(count), 0) FROM event_stats";
+            let all: i64 = connection.prepare_cached(ALL)?.query_row([], |row| row.get(0))?;
+            connection.prepare_cached("DELETE FROM event_stats")?.execute([])?;
+            all as u64
+        }
+        false => {
+            let counts = count_by_type(record, shared, numbers)?;
+            const COUNT: &str = "UPDATE event_stats SET count = count - ?2 WHERE event_type = ?1";
+            let mut count = connection.prepare_cached(COUNT)?;
+            for (event_type, events) in &counts {
+                count.execute((schema::Text(Some(event_type)), *events as i64))?;
+            }
+            counts.values().sum()
+        }
+    };
+    meta::set(connection, meta::DELETED_THROUGH, through.0 as i64)?;
+    position.deleted_through = through;
+    Ok(deleted)
 }
 
-/// Looks for the key of an event that is about to be deleted. A damaged key stays, and the check reports it.
-fn part(connection: &Connection, shared: &Shared, seq: Seq) -> rusqlite::Result<Option<Parting>> {
-    match Parting::of(connection, shared, seq) {
+type Counts = BTreeMap<Box<[u8]>, u64>;
+
+/// How many events of each type these numbers have.
+fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
+    // No list has the events of this transaction yet.
+    let (first, last) = numbers.into_inner();
+    let (listed, new) = (last.min(record.last), first.max(record.last.next()));
+    let mut counts = count_in_rows(record.connection, &(new..=last))?;
+    let (numbers, recent) = (first..=listed, shared.recent.read());
+    if numbers.is_empty() {
+        return Ok(counts);
+    }
+    for segment in segments::segment_of(*numbers.start())..=segments::segment_of(*numbers.end()) {
+        let (first, last) = (segments::first_of(segment), segments::first_of(segment + 1).prev());
+        let numbers = first.max(*numbers.start())..=last.min(*numbers.end());
+        let counted = match Holes::of(record.connection, segment) {
+            Err(error) => Err(error),
+            // It is not known yet where the holes are.
+            Ok(Some(Holes { offsets: None, .. })) => Ok(None),
+            Ok(holes) => {
+                let holes = holes.and_then(|holes| holes.offsets).unwrap_or_default();
+                let offsets = segments::offset_of(*numbers.start())..=segments::offset_of(*numbers.end());
+                match recent.segment(segment) {
+                    Some(in_memory) => Ok(Some(
+                        in_memory
+                            .lists_of(Field::Type)
+                            .map(|(key, list)| (key.into(), segments::count_in(list, &offsets, &holes)))
+                            .collect(),
+                    )),
+                    None => count_in_lists(record.connection, segment, &offsets, &holes).map(Some),
+                }
+            }
+        };
+        let counted: Counts = match counted {
+            Ok(Some(counted)) => counted,
+            // The events themselves tell.
+            Ok(None) => count_in_rows(record.connection, &numbers)?,
+            Err(error) if is_damage(&error) => {
+                shared.note_damage(&error);
+                count_in_rows(record.connection, &numbers)?
+            }
+            Err(error) => return Err(error),
+        };
+        for (event_type, events) in counted {
+            *counts.entry(event_type).or_default() += events;
+        }
+    }
+    Ok(counts)
+}
+
+/// By the posting lists of a sealed segment.
+fn count_in_lists(
+    connection: &Connection,
+    segment: u64,
+    offsets: &RangeInclusive<u16>,
+    holes: &[u16],
+) -> rusqlite::Result<Counts> {
+    const SQL: &str = "SELECT key, offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2";
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut rows = statement.query((segment as i64, Field::Type as i64))?;
+    let mut counts = Counts::new();
+    while let Some(row) = rows.next()? {
+        let key = row.get_ref(0)?.as_bytes()?;
+        let list = read::whole_list(row, 1, segment, Field::Type, key)?;
+        let events = segments::count(list, offsets, holes).ok_or_else(|| read::damaged_list(segment))?;
+        counts.insert(key.into(), events);
+    }
+    Ok(counts)
+}
+
+/// By a look at each row: some 20 ms for a whole segment.
+fn count_in_rows(connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
+    if numbers.is_empty() {
+        return Ok(Counts::new());
+    }
+    const SQL: &str = "SELECT event_type, count(*) FROM events WHERE seq BETWEEN ?1 AND ?2 GROUP BY event_type";
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
+    let mut counts = Counts::new();
+    while let Some(row) = rows.next()? {
+        counts.insert(row.get_ref(0)?.as_bytes()?.into(), row.get::<_, i64>(1)? as u64);
+    }
+    Ok(counts)
+}
+
+/// Looks for the key of an event that is about to be deleted. A damaged key stays, and the integrity check reports it.
+fn key_of_deleted(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<KeyOfDeleted>> {
+    match KeyOfDeleted::find(record, seq) {
         Err(error) if is_damage(&error) => {
-            shared.note_damage(&error);
+            record.integrity.lock().note_error(&error);
             Ok(None)
         }
-        parting => parting,
+        found => found,
     }
 }
 
-/// Deletes events out of the middle, ascending, and returns how many there still were. The index keeps their numbers,
-/// which are noted as holes. No event is before `oldest`. Call it after the events of this transaction are in the
-/// statistics.
-pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: &[Seq]) -> rusqlite::Result<u64> {
+/// Deletes events out of the middle, ascending, and returns how many there still were. The index keeps their numbers, which are
+/// noted as holes. Call it after the events of this transaction are in the statistics.
+pub fn chosen(connection: &Connection, shared: &Shared, position: &Position, chosen: &[Seq]) -> rusqlite::Result<u64> {
+    // Pages that become free are overwritten, too, which costs a write for each.
+    connection.pragma_update(None, "secure_delete", "ON")?;
+    let deleted = delete_chosen(connection, shared, position.oldest(), chosen);
+    connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
+    deleted
+}
+
+fn delete_chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: &[Seq]) -> rusqlite::Result<u64> {
     const FIND: &str = "SELECT time_us, event_type, session_id, user_id, source FROM events WHERE seq = ?1";
+    let record = shared.record_at(connection, oldest.prev());
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
     let mut by_type = BTreeMap::<String, (u64, Timestamp)>::new();
     let mut lists = BTreeSet::<(u64, Field, String)>::new();
     let mut deleted = Vec::with_capacity(chosen.len());
-    for seq in chosen {
+    for seq in chosen.iter().filter(|seq| **seq >= oldest) {
         let found = find.query_row([seq.0 as i64], |row| {
             Ok((row.get(0)?, [row.get::<_, Option<String>>(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))
         });
         let Some((time, values)) = found.optional()? else { continue };
-        let parting = part(connection, shared, *seq)?;
+        let key = key_of_deleted(record, *seq)?;
         delete.execute([seq.0 as i64])?;
-        parting.map(|parting| parting.end(connection)).transpose()?;
+        key.map(|key| key.remove_if_last(record)).transpose()?;
         let of_type = by_type.entry(values[0].clone().unwrap_or_default()).or_default();
         *of_type = (of_type.0 + 1, of_type.1.max(Timestamp(time)));
         let of_fields = Field::ALL.into_iter().zip(values);
@@ -110,7 +211,7 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chos
         if !is_another_newest {
             continue;
         }
-        if let Some(newest) = read::newest_of_type(shared.record(connection), &shared.recent, &event_type, oldest)? {
+        if let Some(newest) = newest_of_type(record, shared, &event_type, oldest)? {
             const LAST_SEEN: &str = "UPDATE event_stats SET last_seen = ?2 WHERE event_type = ?1";
             connection.prepare_cached(LAST_SEEN)?.execute((event_type, newest.to_string()))?;
         }
@@ -118,8 +219,24 @@ pub(super) fn chosen(connection: &Connection, shared: &Shared, oldest: Seq, chos
     Ok(deleted.len() as u64)
 }
 
-/// Removes a list whose last event is deleted: the key, which may name a person, goes with it. A segment that is not
-/// sealed yet has none, and such a list is left out when it is.
+/// The time of the newest event of a type.
+fn newest_of_type(
+    record: Record<'_>,
+    shared: &Shared,
+    event_type: &str,
+    oldest: Seq,
+) -> rusqlite::Result<Option<Timestamp>> {
+    // No list has the events of this transaction yet.
+    const NEW: &str = "SELECT max(time_us) FROM events WHERE seq > ?1 AND event_type = ?2";
+    let mut find = record.connection.prepare_cached(NEW)?;
+    match find.query_row((record.last.0 as i64, event_type), |row| row.get(0))? {
+        Some(time) => Ok(Some(Timestamp(time))),
+        None => read::newest_of_type(record, &shared.recent, event_type, oldest),
+    }
+}
+
+/// Removes a list whose last event is deleted: the value, which may name a person, goes with it. A segment that is not sealed
+/// yet has none, and such a list is left out when it is.
 fn drop_if_emptied(
     connection: &Connection,
     (holes, oldest): (&Holes, Seq),
@@ -195,7 +312,7 @@ mod tests {
             });
             assert_eq!(scanned, Ok(Some(Seq(10))));
             assert_eq!(finish(&mut parts, store.delete(tenth, Filter::default())), 9);
-            assert_eq!(finish(&mut parts, store.delete_these(vec![Seq(20)])), 1);
+            assert_eq!(finish(&mut parts, store.delete_chosen(vec![Seq(20)])), 1);
             if !is_sealed {
                 seal(&mut parts);
             }
@@ -231,7 +348,7 @@ mod tests {
             let (mut batch, types) = (Batch::default(), EventTypes::builtin());
             (0..3).for_each(|_| batch.push(&tick(), &types));
             batch.set_key("request");
-            store.try_append(batch, Receipt::new().0).expect("room");
+            store.try_append(batch, Receipt::synced().0).expect("room");
             while parts.write() {}
             // The key as format 3 left it.
             let file = schema::open_writer(&config.database_path).expect("whole");
@@ -241,7 +358,7 @@ mod tests {
             let keys = || file.query_row("SELECT count(*) FROM idempotency_keys", [], |row| row.get::<_, i64>(0));
             for seq in order {
                 assert_eq!(keys(), Ok(1), "event {damaged} is damaged, {seq} of {order:?} goes next");
-                assert_eq!(finish(&mut parts, store.delete_these(vec![Seq(seq)])), 1);
+                assert_eq!(finish(&mut parts, store.delete_chosen(vec![Seq(seq)])), 1);
             }
             assert_eq!(keys(), Ok(0), "event {damaged} is damaged, deleted in the order {order:?}");
             assert_eq!(store.integrity().damage, [format!("events: {} is damaged", Seq(damaged).id())]);
@@ -249,26 +366,19 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_that_comes_to_a_damaged_number_is_refused_and_not_half_done() {
+    fn nothing_is_read_below_a_deletion_that_comes_to_a_damaged_number() {
         use crate::store::fixture::{file_with, renumber};
         for (seq, to) in [(1, 100), (130, 130 + 8_192), (200, 200 + 8_192)] {
             let (_folder, config) = file_with(200);
             renumber(&config.database_path, seq, to);
             let (store, mut parts) = Store::open_parts(&config).expect("open");
-            let (mut deletion, mut context) =
-                (pin!(store.delete(None, Filter::default())), Context::from_waker(Waker::noop()));
-            assert!(deletion.as_mut().poll(&mut context).is_pending());
+            assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 200, "{seq} is {to}");
+            let shown = store.reader().scan(&Query::default(), |event| panic!("{:?}", event.seq));
+            assert_eq!(shown, Ok(None), "{seq} is {to}");
+            append(&store, 1..=3);
             while parts.write() {}
-            let answer = deletion.poll(&mut context);
-            let file = schema::open_reader(&config.database_path).expect("whole");
-            let left: i64 = file.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("read");
-            match answer {
-                Poll::Ready(Ok(200)) => assert_eq!(left, 0, "{seq} is {to}"),
-                refused => {
-                    assert_eq!(refused, Poll::Ready(Err(Failure::Damaged)), "{seq} is {to}");
-                    assert!(left > 0 && store.reader().scan(&Query::default(), |_| ControlFlow::Continue(())).is_err());
-                }
-            }
+            let count = store.reader().count(&Query::default());
+            assert_eq!(count, Ok(3), "{seq} is {to}");
         }
     }
 

@@ -10,12 +10,13 @@ use crate::event::Seq;
 
 /// A durable subscription as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredSubscription {
     pub name: Arc<str>,
     /// As they were asked for, in JSON.
     pub filters: Arc<str>,
     /// Everything up to this event is confirmed.
     pub position: Seq,
+    /// When it was last used. The server that was used says so, so it is the same in each copy.
     pub last_seen: String,
 }
 
@@ -32,7 +33,7 @@ impl From<Damaged> for rusqlite::Error {
     }
 }
 
-impl Kept {
+impl StoredSubscription {
     /// All of them.
     ///
     /// # Errors
@@ -47,13 +48,13 @@ impl Kept {
         const SQL: &str = "SELECT name, filters, position, last_seen, checksum FROM subscriptions";
         let mut statement = connection.prepare(SQL)?;
         let mut rows = statement.query([])?;
-        let mut kept = Vec::new();
+        let mut stored = Vec::new();
         while let Some(row) = rows.next()? {
             let checksum = row.get::<_, i32>(4).ok();
-            let whole = Self::read(row).ok().filter(|kept| Some(kept.checksum()) == checksum);
-            kept.push(whole.ok_or_else(|| Damaged { name: row.get(0).unwrap_or_default() }));
+            let whole = Self::read(row).ok().filter(|stored| Some(stored.checksum()) == checksum);
+            stored.push(whole.ok_or_else(|| Damaged { name: row.get(0).unwrap_or_default() }));
         }
-        Ok(kept)
+        Ok(stored)
     }
 
     /// From a row's first columns: name, filters, position, last_seen.

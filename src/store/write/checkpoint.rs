@@ -1,17 +1,17 @@
-//! The write-ahead log, and how its pages get into the database.
+//! The write-ahead log: how long it is, and when and how its pages get into the database.
 
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::schema::PAGE_BYTES;
-use super::wal::FRAME_HEADER_LEN;
 use crate::event::Timestamp;
+use crate::store::schema::PAGE_BYTES;
+use crate::store::wal::FRAME_HEADER_LEN;
 use crate::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
-/// The write-ahead log.
+/// What is known of the write-ahead log.
 #[derive(Debug, Default)]
-pub struct Log {
+pub struct Wal {
     /// Pages in it.
     pages: AtomicUsize,
     /// How many of them are in the database, too.
@@ -20,9 +20,9 @@ pub struct Log {
     held_since: AtomicI64,
 }
 
-impl Log {
+impl Wal {
     /// Pages in it.
-    pub(super) fn pages(&self) -> usize {
+    pub fn pages(&self) -> usize {
         self.pages.load(Ordering::Relaxed)
     }
 
@@ -31,9 +31,9 @@ impl Log {
         self.pages().saturating_sub(self.moved.load(Ordering::Relaxed))
     }
 
-    /// The room it takes.
+    /// The bytes it takes on the disk.
     pub fn bytes(&self) -> u64 {
-        self.pages() as u64 * LOG_PAGE_BYTES
+        self.pages() as u64 * WAL_PAGE_BYTES
     }
 
     /// Since when a reader has kept it from starting over.
@@ -41,8 +41,8 @@ impl Log {
         Some(Timestamp(self.held_since.load(Ordering::Relaxed))).filter(|since| since.0 != 0)
     }
 
-    /// A commit made it so long.
-    pub(super) fn grew(&self, pages: usize) {
+    /// A commit made it this long.
+    pub fn grew(&self, pages: usize) {
         // Where all of it was moved, the commit has begun at its start.
         if self.pages_to_move() == 0 {
             self.moved.store(0, Ordering::Relaxed);
@@ -50,8 +50,8 @@ impl Log {
         self.pages.store(pages, Ordering::Relaxed);
     }
 
-    /// A checkpoint came so far.
-    pub(super) fn note(&self, log: Moved) {
+    /// What a checkpoint found and did.
+    pub fn note(&self, log: Moved) {
         self.pages.store(log.pages, Ordering::Relaxed);
         self.moved.store(log.moved, Ordering::Relaxed);
         let was_held = self.held_since().is_some();
@@ -62,18 +62,18 @@ impl Log {
     }
 }
 
-/// A page and its head in the log.
-const LOG_PAGE_BYTES: u64 = PAGE_BYTES + FRAME_HEADER_LEN as u64;
+/// A page and its header in the write-ahead log.
+const WAL_PAGE_BYTES: u64 = PAGE_BYTES + FRAME_HEADER_LEN as u64;
 
-/// How many pages are in the log, and how many of these a checkpoint has moved into the database.
+/// How many pages are in the write-ahead log, and how many of these a checkpoint has moved into the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moved {
+pub struct Moved {
     pages: usize,
     moved: usize,
 }
 
 impl Moved {
-    pub(super) fn is_empty(self) -> bool {
+    pub fn is_empty(self) -> bool {
         self.pages == 0
     }
 
@@ -82,40 +82,42 @@ impl Moved {
     }
 }
 
-/// Pages in the write-ahead log at which a checkpoint begins: 4 MiB keeps each one short.
+/// Pages in the write-ahead log at which a checkpoint begins. 4 MiB keeps each checkpoint short.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
 
-/// While a reader holds the log, another checkpoint is tried each time that so many pages were added.
+/// While a reader keeps the write-ahead log from starting over, another checkpoint is tried each time it has grown by this
+/// many pages.
 const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
 
-/// A log of 64 MiB that a reader holds is worth a warning, and again each time it has doubled.
+/// At 64 MiB of a write-ahead log that a reader keeps from starting over, an operator is warned, and again each time it has
+/// doubled.
 const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
 
-/// 12 MiB: from this length on a checkpoint keeps our own reads out, because at every one before it a reader kept the
-/// log from starting over. Where bodies have up to 2 MiB and come one after the other, the log stays below 32 MiB, for it
-/// grows by less than 20 MiB meanwhile. Many large bodies at one time fill commits of 16 MiB, several while one checkpoint
-/// is under way: then it comes to some 60 MiB.
+/// From 12 MiB on, our own reads wait at the gate during a checkpoint, because at every checkpoint before it a reader kept the
+/// write-ahead log from starting over. With bodies of up to 2 MiB, one after the other, the write-ahead log stays below
+/// 32 MiB: it grows by less than 20 MiB meanwhile. Many large bodies at one time fill commits of 16 MiB, several of them
+/// during one checkpoint, and bring it to some 60 MiB.
 const CHECKPOINT_PAGES_ALONE: usize = CHECKPOINT_PAGES * 3;
 
-/// What a checkpoint does about our own reads. Those of other programs it cannot keep out.
+/// What our own reads do during a checkpoint. Those of other programs go on in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Company {
-    /// They go on. What one of them needs stays in the log.
-    Readers,
-    /// New ones are kept out until all is moved, so that the log can start over.
-    Nobody,
+pub enum Readers {
+    /// They go on. What one of them needs stays in the write-ahead log.
+    GoOn,
+    /// New ones wait at the gate until all is moved, so that the write-ahead log can start over.
+    Wait,
 }
 
-/// When the log is to be moved, and whether somebody holds it.
-pub(super) struct Checkpoints {
+/// When the next checkpoint begins, and whether a reader keeps the write-ahead log from starting over.
+pub struct Checkpoints {
     is_running: bool,
-    /// Pages in the log at which the next one begins.
+    /// Pages in the write-ahead log at which the next checkpoint begins.
     due_at: usize,
-    /// Pages in the log at which the next one is to be alone.
+    /// Pages in the write-ahead log from which on reads wait during a checkpoint.
     alone_at: usize,
-    /// Since when a reader keeps the log from starting over.
+    /// Since when a reader has kept the write-ahead log from starting over.
     held_since: Option<Instant>,
-    /// Pages of a log that is held at which an operator is told.
+    /// Pages in such a log at which an operator is warned.
     tell_at: usize,
 }
 
@@ -127,9 +129,9 @@ impl Default for Checkpoints {
 }
 
 impl Checkpoints {
-    /// Whether one is to begin, now that the log is so long, and how; it is then under way. `erasure` is whether the
-    /// log has traces of what was deleted.
-    pub(super) fn begin(&mut self, pages: usize, erasure: Erasure) -> Option<Company> {
+    /// Begins a checkpoint if one is due, now that the write-ahead log has this many pages and these traces of deleted
+    /// events.
+    pub fn begin(&mut self, pages: usize, erasure: Erasure) -> Option<Readers> {
         let erases = match erasure {
             Erasure::None => false,
             Erasure::Due(from) => from <= Instant::now(),
@@ -141,28 +143,27 @@ impl Checkpoints {
         self.is_running = true;
         let is_alone = pages >= self.alone_at || erases;
         if is_alone {
-            // Where another program reads, keeping ours out does not help: the log has to grow before the next try.
+            // Where another program reads, it does not help that ours wait: the log has to grow before the next try.
             self.alone_at = pages + CHECKPOINT_PAGES.max(pages / 4);
         }
-        Some(if is_alone { Company::Nobody } else { Company::Readers })
+        Some(if is_alone { Readers::Wait } else { Readers::GoOn })
     }
 
-    /// When the log is to be emptied although nothing is written, if it is so long and nothing comes before.
-    pub(super) fn empties(&self, pages: usize, erasure: Erasure) -> Option<Instant> {
+    /// When the write-ahead log is to be emptied if nothing is written before.
+    pub fn empties(&self, pages: usize, erasure: Erasure) -> Option<Instant> {
         match erasure {
             Erasure::Due(from) => Some(from).filter(|_| !self.is_running),
             _ => (pages > 0).then(|| Instant::now() + IDLE_BEFORE_TRUNCATE),
         }
     }
 
-    pub(super) fn end(&mut self) {
+    pub fn end(&mut self) {
         self.is_running = false;
     }
 
-    /// A log that is not moved entirely has a reader that needs what its pages would replace: one of ours for an
-    /// instant, another program for as long as its transaction is open. The log grows until that ends, so it is
-    /// said who is to blame.
-    pub(super) fn watch(&mut self, log: Moved) {
+    /// A reader needs what the pages of a log that is not moved entirely would replace: one of ours for an instant, another
+    /// program for as long as its transaction is open. The log grows until that ends, so an operator is told why.
+    pub fn watch(&mut self, log: Moved) {
         if log.is_all() {
             if let Some(since) = self.held_since
                 && self.tell_at > HELD_PAGES_TOLD
@@ -177,7 +178,7 @@ impl Checkpoints {
         let since = *self.held_since.get_or_insert_with(Instant::now);
         if log.pages >= self.tell_at {
             self.tell_at = log.pages * 2;
-            let (seconds, bytes) = (since.elapsed().as_secs(), log.pages as u64 * LOG_PAGE_BYTES);
+            let (seconds, bytes) = (since.elapsed().as_secs(), log.pages as u64 * WAL_PAGE_BYTES);
             tracing::warn!(
                 bytes,
                 seconds,
@@ -187,35 +188,36 @@ impl Checkpoints {
     }
 }
 
-/// A log that nobody adds to is emptied after this long.
+/// The write-ahead log is emptied when nothing has been written for 2 s: by then a burst of events is over.
 const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
 
-/// Where another program reads, the log is emptied so long after it has ended at the latest, however busy the writer is.
-/// Each try may keep our own reads waiting for some ms.
+/// Where another program reads, the server tries once a second to remove traces from the write-ahead log, however busy the
+/// writer is. Each try may keep our own reads waiting for some ms.
 const BETWEEN_ERASURES: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 
-/// When a log that a start has found is emptied: not while the first requests come, for which our reads would wait.
+/// A write-ahead log that a start has found is emptied after 10 s: our reads would wait for that, and the first requests come
+/// now.
 const AFTER_START: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
 
-/// Whether the log has traces of events that were chosen to be deleted. They go when it is truncated.
+/// Whether the write-ahead log has traces of events that were chosen to be deleted. They go when it is truncated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Erasure {
+pub enum Erasure {
     #[default]
     None,
-    /// They are to go, and from when on that is tried again.
+    /// It has. From this moment on, the next try may begin.
     Due(Instant),
-    /// A client that deleted events waits until they are gone.
+    /// It has, and a client that deleted the events waits until they are gone.
     Awaited,
 }
 
 impl Erasure {
-    /// Traces are left after a try, because another program reads.
-    pub(super) fn later() -> Self {
+    /// After a try that left traces, because another program reads.
+    pub fn later() -> Self {
         Self::Due(Instant::now() + BETWEEN_ERASURES)
     }
 
-    /// The server before may have ended while another program kept the log.
-    pub(super) fn after_start(has_log: bool) -> Self {
+    /// After a start: the server before may have ended while another program read.
+    pub fn after_start(has_log: bool) -> Self {
         if has_log { Self::Due(Instant::now() + AFTER_START) } else { Self::None }
     }
 }
@@ -225,7 +227,7 @@ impl Erasure {
 ///
 /// # Errors
 /// A failed sync. What it should have brought to the disk would be taken for synced by the next one.
-pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
+pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
     match moved {

@@ -1,0 +1,106 @@
+//! What the threads of an open store share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::error::Error;
+use super::integrity::Integrity;
+use super::queue::Queue;
+use super::read::{Pool, Record};
+use super::schema::meta;
+use super::segments::Recent;
+use super::subscription::StoredSubscription;
+use super::write::Wal;
+use crate::audience::Audience;
+use crate::event::Seq;
+use crate::record::{AckLevel, Epoch};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
+
+/// What the threads of an open store share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The number of the last event on disk. Events up to it are in the table and in the segment lists.
+    pub committed: AtomicU64,
+    pub wal: Wal,
+    pub recent: RwLock<Recent>,
+    pub audience: Audience,
+    pub usual_level: AckLevel,
+    pub counts: Counts,
+    /// Durable subscriptions whose last state the writer has not taken yet; `None` for one that is removed.
+    pub changed_subscriptions: Mutex<HashMap<Arc<str>, Option<StoredSubscription>>>,
+    pub pool: Pool,
+    pub integrity: Arc<Mutex<Integrity>>,
+    pub has_legacy_ids: bool,
+    /// Events up to this one were stored before rows had checksums.
+    pub unchecked_through: Seq,
+    pub epoch: Epoch,
+    /// How long one reading may take for which a client waits.
+    pub read_timeout: Duration,
+    pub queue: Queue,
+}
+
+impl Shared {
+    /// Takes note of an error that was met, if it is damage.
+    pub fn note_damage(&self, error: &rusqlite::Error) {
+        self.integrity.lock().note_error(error);
+    }
+
+    /// The high-water mark.
+    pub fn committed(&self) -> Seq {
+        Seq(self.committed.load(Ordering::SeqCst))
+    }
+
+    /// The record as a transaction of this connection sees it.
+    ///
+    /// # Errors
+    /// What SQLite reports, and damage of the mark up to where it is deleted.
+    pub fn record<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Record<'c>> {
+        Ok(self.record_at(connection, meta::seq(connection, meta::DELETED_THROUGH)?))
+    }
+
+    /// The record as the writer sees it, who knows up to where it is deleted.
+    pub fn record_at<'c>(&'c self, connection: &'c Connection, deleted_through: Seq) -> Record<'c> {
+        let (unchecked_through, integrity) = (self.unchecked_through, &*self.integrity);
+        Record { connection, unchecked_through, last: self.committed(), deleted_through, integrity }
+    }
+
+    /// Logs that a search for events to delete failed, and notes damage.
+    pub fn note_failed_deletion(&self, error: &Error) {
+        tracing::error!(%error, "find what to delete");
+        if error.is_damage() {
+            self.integrity.lock().note(error.to_string());
+        }
+    }
+}
+
+/// Events acknowledged since the start, by how safe they were then.
+#[derive(Debug, Default)]
+pub struct Counts {
+    by_level: [AtomicU64; 3],
+    lost: AtomicU64,
+}
+
+impl Counts {
+    pub fn acknowledged(&self, level: AckLevel, events: usize) {
+        self.by_level[level as usize].fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    pub fn lost(&self, events: usize) {
+        self.lost.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// How many were acknowledged at a level.
+    pub fn at(&self, level: AckLevel) -> u64 {
+        self.by_level[level as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many were acknowledged as queued and could not be stored then because of a full disk, a lock or damage; those
+    /// refused for a used key are not counted.
+    pub fn queued_and_lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}

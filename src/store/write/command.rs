@@ -1,0 +1,84 @@
+//! What the writer is asked to do.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use tokio::sync::oneshot;
+
+use crate::event::{Seq, Timestamp};
+use crate::record::{Failure, Outcome};
+use crate::store::queue::Reservation;
+use crate::store::receipt::Receipt;
+use crate::store::segments::IndexRow;
+use crate::wire::batch::Batch;
+
+/// The answer to somebody who waits for the writer.
+pub type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+pub enum Command {
+    Append(Append),
+    /// Delete the events before a time, or all.
+    DeleteOldest {
+        before: Option<Timestamp>,
+        reply: Reply<u64>,
+    },
+    /// Delete these events, ascending.
+    DeleteChosen {
+        chosen: Vec<Seq>,
+        reply: Reply<u64>,
+    },
+    /// Durable subscriptions are to be stored: at once if a client waits for the reply, else with others within a moment.
+    SubscriptionsChanged {
+        reply: Option<Reply<()>>,
+    },
+    /// Say whether an event would be stored now.
+    Probe {
+        reservation: Reservation,
+        reply: Reply<()>,
+    },
+    /// Chosen events were deleted: answer once their traces are gone from the write-ahead log, or cannot go because another
+    /// program reads it.
+    Erase {
+        reply: Reply<()>,
+    },
+    /// The posting lists of a full segment, ready to be stored.
+    Encoded {
+        segment: u64,
+        rows: Vec<IndexRow>,
+    },
+    /// Where the holes of a segment of a file from before format 4 are.
+    HolesFound {
+        segment: u64,
+        offsets: Vec<u16>,
+    },
+    /// The checkpointer has moved into the database what was in the write-ahead log when it began; or a sync failed.
+    Checkpointed {
+        result: rusqlite::Result<()>,
+        /// Dropped when the writer has done its part, if reads wait at the gate until then.
+        gate: Option<Sender<()>>,
+    },
+    /// Nothing will follow: finish and end.
+    Close,
+}
+
+/// Events to be stored.
+pub struct Append {
+    pub batch: Batch,
+    pub receipt: Receipt,
+    /// What the batch takes of the queue, returned once the writer has answered.
+    pub reservation: Reservation,
+    /// When it was ordered: its events get this time, or later ones.
+    pub time: Timestamp,
+    /// The outcome of each event, if some have idempotency keys and not all are new.
+    pub outcomes: Option<Arc<[Outcome]>>,
+}
+
+impl Append {
+    pub fn new(batch: Batch, receipt: Receipt, reservation: Reservation) -> Self {
+        Self { batch, receipt, reservation, time: Timestamp::default(), outcomes: None }
+    }
+
+    pub fn has_keys(&self) -> bool {
+        !self.batch.keyed().is_empty()
+    }
+}

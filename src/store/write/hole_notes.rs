@@ -1,0 +1,48 @@
+//! Noting where the holes of segments from before format 4 are, once the sealer has found them.
+
+use std::collections::VecDeque;
+
+use super::housekeeping::{Housekeeping, Turn, go_on_after};
+use crate::store::damage::is_damage;
+use crate::store::holes;
+use crate::store::shared::Shared;
+
+/// Segments whose holes are noted in one commit: 8 KiB each at most.
+const SEGMENTS_PER_COMMIT: usize = 8;
+
+/// Holes that were found and are not noted yet: a segment, and the offsets in it.
+#[derive(Default)]
+pub struct HoleNotes {
+    pub found: VecDeque<(u64, Vec<u16>)>,
+    /// Those that the last transaction noted, or dropped because damage is in the way.
+    done: usize,
+}
+
+impl Housekeeping for HoleNotes {
+    fn is_due(&self) -> bool {
+        !self.found.is_empty()
+    }
+
+    fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
+        self.done = if turn.is_disk_full { 0 } else { self.found.len().min(SEGMENTS_PER_COMMIT) };
+        if turn.left_out.holes {
+            return Ok(());
+        }
+        for (segment, offsets) in self.found.iter().take(self.done) {
+            match holes::found(turn.connection, *segment, offsets.clone()) {
+                // The row also has the number of holes, which is lost. Offsets without it are of no use, so they are
+                // dropped.
+                Err(error) if is_damage(&error) => {
+                    turn.shared.note_damage(&error);
+                    go_on_after(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
+                }
+                noted => noted?,
+            }
+        }
+        Ok(())
+    }
+
+    fn after_commit(&mut self, _: &Shared) {
+        self.found.drain(..std::mem::take(&mut self.done));
+    }
+}

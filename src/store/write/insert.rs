@@ -1,0 +1,245 @@
+//! Applying appends: events get their numbers and times, idempotency keys are judged, and rows are inserted.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use rusqlite::{Connection, Statement};
+
+use super::command::Append;
+use super::housekeeping::{LeftOut, go_on_after};
+use super::position::Position;
+use crate::event::{Columns, Seq, Timestamp, TimestampText};
+use crate::record::Outcome;
+use crate::store::checksum;
+use crate::store::damage::is_damage;
+use crate::store::keys::{self, Judgement, Seen};
+use crate::store::schema::Text;
+use crate::store::shared::Shared;
+use crate::wire::batch::{Batch, Keyed};
+
+/// Events of one statement. More would have more parameters than SQLite keeps memory for beside a connection, and each would
+/// cost an allocation: 16 take 16 % fewer instructions than single ones, 64 take 12 % more.
+const ROWS_PER_INSERT: usize = 16;
+
+const COLUMNS: usize = 7;
+const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum, \
+                            seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+/// Where a damaged number is behind the last one. SQLite would continue from that, so each event names its number; should
+/// one come to it, the damaged row is replaced.
+const INSERT_NAMED: &str = "INSERT OR REPLACE INTO events (time_us, event_type, source, session_id, user_id, payload, \
+                            checksum, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum) \
+                          VALUES (?, ?, ?, ?, ?, ?, ?)";
+static INSERT_MANY: LazyLock<String> =
+    LazyLock::new(|| INSERT_ONE.to_owned() + &", (?, ?, ?, ?, ?, ?, ?)".repeat(ROWS_PER_INSERT - 1));
+
+pub struct Inserter {
+    /// Whether the last number that was given is also the largest in the table.
+    is_last_largest: bool,
+    time_text: TimestampText,
+    /// For checksums.
+    scratch: Vec<u8>,
+}
+
+/// What was inserted so far in one transaction.
+pub struct Inserted {
+    pub last: Seq,
+    pub last_time: Timestamp,
+    /// The types of the new events, with their number and last time. A handful: searched, not hashed.
+    pub by_type: Vec<(Box<[u8]>, u64, Timestamp)>,
+}
+
+impl Inserter {
+    pub fn new(is_last_largest: bool) -> Self {
+        Self { is_last_largest, time_text: TimestampText::default(), scratch: Vec::new() }
+    }
+
+    /// Inserts the events that are new.
+    pub fn insert(
+        &mut self,
+        connection: &Connection,
+        shared: &Shared,
+        position: Position,
+        appends: &mut [Append],
+        left_out: &mut LeftOut,
+    ) -> rusqlite::Result<Inserted> {
+        let inserted = Inserted { last: position.seq, last_time: position.time, by_type: Vec::new() };
+        let mut inserting = Inserting { inserter: self, connection, shared, position, left_out, inserted };
+        for appends in appends.chunk_by_mut(|one, other| !one.has_keys() && !other.has_keys()) {
+            match appends {
+                [append] if append.has_keys() => inserting.keyed(append)?,
+                appends => {
+                    let len = appends.iter().map(|append| append.batch.len()).sum();
+                    let events = appends.iter_mut().map(|a| (a.time, 0..a.batch.len(), &mut a.batch));
+                    inserting.run(events, len)?;
+                }
+            }
+        }
+        Ok(inserting.inserted)
+    }
+}
+
+/// The appends of one transaction on their way into the table.
+struct Inserting<'t> {
+    inserter: &'t mut Inserter,
+    connection: &'t Connection,
+    shared: &'t Shared,
+    /// Where the record stood before the transaction.
+    position: Position,
+    left_out: &'t mut LeftOut,
+    inserted: Inserted,
+}
+
+impl Inserting<'_> {
+    /// Inserts those events of a batch with idempotency keys that are new, message by message. Which these are is noted
+    /// beside the batch: the batch itself stays as it is until the commit.
+    fn keyed(&mut self, append: &mut Append) -> rusqlite::Result<()> {
+        let mut outcomes = Vec::with_capacity(append.batch.len());
+        for (message, keys) in keys::messages(&append.batch) {
+            match self.left_out.keys && !keys.is_empty() {
+                true => outcomes.extend(message.map(|_| Outcome::Damaged)),
+                false => self.message((append.time, &mut append.batch), message, &keys, &mut outcomes)?,
+            }
+        }
+        let are_all_new = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Stored(_)));
+        append.outcomes = (!are_all_new).then(|| outcomes.into());
+        Ok(())
+    }
+
+    /// Inserts those events of a message that are new, with its keys, and adds the outcome of each to those of the messages
+    /// before it.
+    fn message(
+        &mut self,
+        (time, batch): (Timestamp, &mut Batch),
+        message: Range<usize>,
+        keys: &[Keyed],
+        outcomes: &mut Vec<Outcome>,
+    ) -> rusqlite::Result<()> {
+        let record = self.shared.record_at(self.connection, self.position.deleted_through);
+        let seen = match keys::judge(record, batch, &message, keys) {
+            Ok(Judgement::Accepted(seen)) => seen,
+            Ok(Judgement::Refused(index)) => {
+                outcomes.extend(message.map(|_| Outcome::Refused(index)));
+                return Ok(());
+            }
+            // Whether it is a repeat cannot be told, and damage must not end the server.
+            Err(error) if is_damage(&error) => {
+                outcomes.extend(message.map(|_| Outcome::Damaged));
+                self.shared.note_damage(&error);
+                return go_on_after(error, self.connection).inspect_err(|_| self.left_out.keys = true);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut index = message.start;
+        for alike in seen.chunk_by(|one, other| (*one == Seen::Never) == (*other == Seen::Never)) {
+            let events = index..index + alike.len();
+            index = events.end;
+            if alike[0] == Seen::Never {
+                let first = self.inserted.last.next();
+                outcomes.extend((0..events.len()).map(|n| Outcome::Stored(first.plus(n))));
+                self.run([(time, events.clone(), &mut *batch)].into_iter(), events.len())?;
+                continue;
+            }
+            for before in alike {
+                let seq = match *before {
+                    Seen::Stored(seq) => seq,
+                    Seen::InBatch(index) => match outcomes[index] {
+                        Outcome::Stored(seq) | Outcome::Replayed(seq) => seq,
+                        Outcome::Refused(_) | Outcome::Damaged => unreachable!("a message is refused as a whole"),
+                    },
+                    Seen::Never => unreachable!("chunks are of one kind"),
+                };
+                outcomes.push(Outcome::Replayed(seq));
+            }
+        }
+        let stored = keys::store(self.connection, batch, keys, outcomes);
+        self.left_out.unless_damaged(self.shared, |left_out| &mut left_out.keys, stored)
+    }
+
+    /// Inserts `len` events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next ones from
+    /// SQLite, which then appends without searching the table for each. The events of a batch are a microsecond apart, from
+    /// its own time or from the time of the last event on, so that times increase.
+    fn run<'b>(
+        &mut self,
+        events: impl Iterator<Item = (Timestamp, Range<usize>, &'b mut Batch)>,
+        len: usize,
+    ) -> rusqlite::Result<()> {
+        let Inserter { is_last_largest, time_text, scratch } = &mut *self.inserter;
+        let is_last_largest = *is_last_largest;
+        let after_first = len.saturating_sub(1);
+        let in_many = if is_last_largest { after_first / ROWS_PER_INSERT * ROWS_PER_INSERT } else { 0 };
+        // Finding a statement costs a small commit as much as running it: only those that are needed.
+        let prepare = |sql, is_needed: bool| is_needed.then(|| self.connection.prepare_cached(sql)).transpose();
+        let mut first = self.connection.prepare_cached(if is_last_largest { INSERT_FIRST } else { INSERT_NAMED })?;
+        let mut many = prepare(&INSERT_MANY, in_many > 0)?;
+        let mut one = prepare(INSERT_ONE, is_last_largest && in_many < after_first)?;
+        let (mut inserted, so_far) = (0_usize, &mut self.inserted);
+        for (time, events, batch) in events {
+            let mut time = Timestamp(time.0.max(so_far.last_time.0 + 1));
+            for index in events {
+                so_far.last = so_far.last.next();
+                batch.stamp(index, so_far.last, &time_text.render(time));
+                let columns = batch.columns(index);
+                let checksum = checksum::of_event(scratch, so_far.last, time, &columns, None);
+                match (inserted.checked_sub(1).filter(|_| is_last_largest), &mut many, &mut one) {
+                    (None, ..) => {
+                        first.raw_bind_parameter(COLUMNS + 1, so_far.last.0 as i64)?;
+                        bind(&mut first, 0, time, &columns, checksum)?;
+                        first.raw_execute()?;
+                    }
+                    (Some(nth), Some(many), _) if nth < in_many => {
+                        let row = nth % ROWS_PER_INSERT;
+                        bind(many, row, time, &columns, checksum)?;
+                        if row + 1 == ROWS_PER_INSERT {
+                            many.raw_execute()?;
+                        }
+                    }
+                    (_, _, one) => {
+                        let one = one.as_mut().expect("prepared for what is left");
+                        bind(one, 0, time, &columns, checksum)?;
+                        one.raw_execute()?;
+                    }
+                }
+                inserted += 1;
+                so_far.count(columns.event_type, time);
+                so_far.last_time = time;
+                time.0 += 1;
+            }
+        }
+        let numbered_as_stamped = inserted == 0 || self.connection.last_insert_rowid() as u64 == so_far.last.0;
+        assert!(numbered_as_stamped, "SQLite numbers events as they are stamped");
+        Ok(())
+    }
+}
+
+impl Inserted {
+    #[inline]
+    fn count(&mut self, event_type: &[u8], time: Timestamp) {
+        match self.by_type.iter_mut().find(|(of, ..)| **of == *event_type) {
+            Some((_, events, last_seen)) => {
+                *events += 1;
+                *last_seen = time;
+            }
+            None => self.by_type.push((event_type.into(), 1, time)),
+        }
+    }
+}
+
+/// Binds the parameters of row number `row` of a statement.
+#[inline]
+fn bind(
+    insert: &mut Statement<'_>,
+    row: usize,
+    time: Timestamp,
+    columns: &Columns<'_>,
+    checksum: i32,
+) -> rusqlite::Result<()> {
+    let before = row * COLUMNS;
+    insert.raw_bind_parameter(before + 1, time.0)?;
+    insert.raw_bind_parameter(before + 2, Text(Some(columns.event_type)))?;
+    insert.raw_bind_parameter(before + 3, Text(Some(columns.source)))?;
+    insert.raw_bind_parameter(before + 4, Text(columns.session_id))?;
+    insert.raw_bind_parameter(before + 5, Text(columns.user_id))?;
+    insert.raw_bind_parameter(before + 6, Text(Some(columns.payload)))?;
+    insert.raw_bind_parameter(before + 7, checksum)
+}

@@ -1,0 +1,79 @@
+//! Order: which commands the next transaction applies, and at what time. Here, where one server is alone with its file, the
+//! queue is the order; in a cluster a log will be. What comes behind it reads no clock.
+
+use std::time::Duration;
+
+use super::command::{Append, Reply};
+use crate::event::{Seq, Timestamp};
+
+/// The commands of one transaction, in their order: the appends, then a deletion, then durable subscriptions.
+#[derive(Default)]
+pub struct Ordered {
+    pub appends: Vec<Append>,
+    pub deletion: Option<Deletion>,
+    /// Whether the changes of durable subscriptions that wait are applied.
+    pub subscriptions: bool,
+}
+
+/// A deletion, which one transaction does as a whole.
+pub struct Deletion {
+    pub what: Deleted,
+    pub reply: Reply<u64>,
+}
+
+/// Which events a deletion deletes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// Everything up to this event. A deletion before a time is ordered as one up to an event: the search for it passes over
+    /// damage, which not every copy of a record has in the same place.
+    Through(Seq),
+    /// Chosen events, ascending.
+    Chosen(Vec<Seq>),
+}
+
+/// A clock is set back by a second or two now and then. More is worth a warning.
+const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
+
+/// The clock by which commands are ordered.
+#[derive(Default)]
+pub struct Clock {
+    /// It is behind the last event, which an operator was told.
+    is_behind: bool,
+}
+
+impl Ordered {
+    /// Whether something is to be applied.
+    pub fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.deletion.is_none() && !self.subscriptions
+    }
+
+    /// Bytes of the batches.
+    pub fn bytes(&self) -> usize {
+        self.appends.iter().map(|append| append.batch.bytes()).sum()
+    }
+}
+
+impl Clock {
+    /// Stamps appends with the present time. Tells an operator once that events get other times than the clock's, and once
+    /// that they do so no longer.
+    pub fn stamp(&mut self, ordered: &mut Ordered, last: Timestamp) {
+        if ordered.appends.is_empty() {
+            return;
+        }
+        let now = Timestamp::now();
+        ordered.appends.iter_mut().for_each(|append| append.time = now);
+        let behind = last.0 - now.0;
+        let was_behind = self.is_behind;
+        if !was_behind && behind > CLOCK_BEHIND_TOLD.as_micros() as i64 {
+            self.is_behind = true;
+            let seconds = behind / 1_000_000;
+            tracing::warn!(
+                seconds, %last,
+                "the clock is behind the last event: until it has passed that, each event is stamped 1 µs after the one before"
+            );
+        } else if was_behind && behind <= 0 {
+            self.is_behind = false;
+            tracing::info!("the clock has passed the last event: events are stamped with its time again");
+        }
+    }
+}

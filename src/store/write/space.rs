@@ -1,0 +1,58 @@
+//! Whether the disk has room for more events.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::checkpoint::Wal;
+use crate::store::schema::PAGE_BYTES;
+
+/// What is known of the free space on the disk.
+pub struct Space {
+    folder: PathBuf,
+    /// Bytes that are to stay free (`FREE_SPACE_MIN_BYTES`).
+    pub free_bytes_min: u64,
+    /// Events were refused for lack of space, and none was stored since.
+    pub is_full: bool,
+    /// When an operator was last told why events are refused.
+    warned: Option<Instant>,
+}
+
+/// A disk at its limit takes some batches and not others. At most every 10 s an operator is told.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+
+impl Space {
+    pub fn new(folder: PathBuf, free_bytes_min: u64) -> Self {
+        Self { folder, free_bytes_min, is_full: false, warned: None }
+    }
+
+    /// Whether less is free than is to stay free.
+    pub fn is_low(&self) -> bool {
+        self.free_bytes() < self.free_bytes_min
+    }
+
+    /// Whether this many bytes of events can be stored and enough stays free. Pages in the write-ahead log count as used,
+    /// because they are still to be moved into the database. `reusable_bytes` are free pages of the database.
+    pub fn fits(&self, bytes: usize, reusable_bytes: u64, wal: &Wal) -> bool {
+        let free = self.free_bytes();
+        // Rows, their index and the pages around them come to less than twice the encoded events. The write-ahead log takes
+        // this from the disk for a while and gives it back, so it may use most of what is kept free; the database takes it
+        // for good.
+        let needed = 2 * bytes as u64;
+        let in_wal = wal.pages_to_move() as u64 * PAGE_BYTES;
+        free >= needed + self.free_bytes_min / 4 && free + reusable_bytes >= needed + in_wal + self.free_bytes_min
+    }
+
+    /// Whether it is time to tell an operator again.
+    pub fn may_warn(&mut self) -> bool {
+        let may = self.warned.is_none_or(|at| at.elapsed() > BETWEEN_WARNINGS);
+        if may {
+            self.warned = Some(Instant::now());
+        }
+        may
+    }
+
+    fn free_bytes(&self) -> u64 {
+        // On a file system that cannot tell, everything is stored.
+        rustix::fs::statvfs(&*self.folder).map_or(u64::MAX / 4, |fs| fs.f_bavail * fs.f_frsize)
+    }
+}

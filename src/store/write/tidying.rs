@@ -1,0 +1,130 @@
+//! Removing the rows of events that were deleted by a deletion of the oldest. Such a deletion only says up to which number the
+//! record is deleted (`meta.deleted_through`), and nothing below is read from then on. Its rows go in slices, so that no event
+//! waits long for a commit.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::housekeeping::{Housekeeping, LeftOut, Turn};
+use super::position::Position;
+use crate::event::Seq;
+use crate::store::damage::damaged;
+use crate::store::shared::Shared;
+use crate::store::{keys, read, segments};
+
+/// Events removed in one commit: some 2 ms of work.
+const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
+
+/// On a full disk slices become smaller, down to this many events.
+const EVENTS_PER_COMMIT_MIN: u64 = if cfg!(test) { 2 } else { 64 };
+
+/// When even such a slice does not fit on the disk, it is tried again after this.
+const REST_WHEN_FULL: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
+
+pub struct Tidying {
+    is_due: bool,
+    /// Not before this moment.
+    from: Option<Instant>,
+    events_per_commit: u64,
+    /// The last transaction removed the last of it.
+    is_done: bool,
+}
+
+impl Tidying {
+    /// After a start: the server before may have ended between a deletion and its last slice.
+    ///
+    /// # Errors
+    /// What SQLite reports. A damaged page of the oldest rows keeps them in the file, and nothing else from working.
+    pub fn after_start(connection: &Connection, deleted_through: Seq) -> rusqlite::Result<Self> {
+        const LISTS: &str = "SELECT EXISTS (SELECT 1 FROM event_index WHERE segment < ?1)";
+        let lists =
+            || connection.query_row(LISTS, [segments::segment_of(deleted_through.next()) as i64], |row| row.get(0));
+        let is_due = deleted_through > Seq::ZERO && (read::first_row(connection)? <= deleted_through || lists()?);
+        Ok(Self { is_due, from: None, events_per_commit: EVENTS_PER_COMMIT, is_done: false })
+    }
+
+    /// Without anything to remove.
+    pub fn none() -> Self {
+        Self { is_due: false, from: None, events_per_commit: EVENTS_PER_COMMIT, is_done: false }
+    }
+
+    /// Events were deleted.
+    pub fn begin(&mut self) {
+        (self.is_due, self.from) = (true, None);
+    }
+
+    /// Whether there is something left to remove, now or later.
+    pub fn is_under_way(&self) -> bool {
+        self.is_due
+    }
+
+    /// When it goes on, if it waits.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.from.filter(|_| self.is_due)
+    }
+
+    /// The disk is full: the next slices are smaller or, if they cannot be, come later. Returns whether to try again now.
+    pub fn shrink(&mut self) -> bool {
+        let is_smaller = self.events_per_commit > EVENTS_PER_COMMIT_MIN;
+        match is_smaller {
+            true => self.events_per_commit = (self.events_per_commit / 2).max(EVENTS_PER_COMMIT_MIN),
+            false => self.rest(),
+        }
+        is_smaller
+    }
+
+    /// Comes later, so that commands can be applied without it.
+    pub fn rest(&mut self) {
+        self.from = Some(Instant::now() + REST_WHEN_FULL);
+    }
+
+    /// Removes a slice of the oldest events, and the lists and holes of segments that are gone. Returns whether nothing is
+    /// left.
+    fn remove(&self, connection: &Connection, position: &Position) -> rusqlite::Result<bool> {
+        let (first, last) = (read::first_row(connection)?, position.deleted_through);
+        let through = match first <= last {
+            true => last.min(Seq(first.0 + self.events_per_commit - 1)),
+            false => last,
+        };
+        if first <= last {
+            let removed =
+                connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
+            if removed == 0 {
+                // A damaged number has led SQLite astray, and would do so again.
+                return Err(damaged(read::name_of_damaged(first)));
+            }
+            keys::remove_through(connection, through)?;
+        }
+        const LISTS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
+                             kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
+                             LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
+        let kept_from = segments::segment_of(through.next()) as i64;
+        let lists = connection.prepare_cached(LISTS)?.execute((kept_from, self.events_per_commit as i64))?;
+        connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([kept_from])?;
+        Ok(through == last && (lists as u64) < self.events_per_commit)
+    }
+}
+
+impl Housekeeping for Tidying {
+    fn is_due(&self) -> bool {
+        self.is_due && self.from.is_none_or(|from| from <= Instant::now())
+    }
+
+    fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
+        self.is_done = turn.left_out.tidying;
+        if !self.is_due() || self.is_done {
+            return Ok(());
+        }
+        let removed = self.remove(turn.connection, &turn.position);
+        self.is_done =
+            turn.left_out.unless_damaged(turn.shared, |left_out: &mut LeftOut| &mut left_out.tidying, removed)?;
+        Ok(())
+    }
+
+    fn after_commit(&mut self, _: &Shared) {
+        if std::mem::take(&mut self.is_done) {
+            *self = Self::none();
+        }
+    }
+}

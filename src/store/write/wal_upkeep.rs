@@ -1,0 +1,119 @@
+//! Keeping the write-ahead log short, and free of traces of deleted events.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use rusqlite::Connection;
+
+use super::checkpoint::{Checkpoints, Erasure, Readers, checkpoint};
+use super::command::Reply;
+use crate::store::receipt::tell;
+use crate::store::schema;
+use crate::store::shared::Shared;
+use crate::store::sidecar::Sidecar;
+
+/// How long a truncation waits for readers where the disk is short of room: longer than one of our own takes, and no longer,
+/// because nothing is stored meanwhile.
+pub const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
+
+pub struct WalUpkeep {
+    checkpoints: Checkpoints,
+    checkpointer: Sender<Readers>,
+    erasure: Erasure,
+    /// Clients that wait for the erasure.
+    waiting: Vec<Reply<()>>,
+}
+
+impl WalUpkeep {
+    /// `has_log`: the start has found a write-ahead log.
+    pub fn new(checkpointer: Sender<Readers>, has_log: bool) -> Self {
+        let erasure = Erasure::after_start(has_log);
+        Self { checkpoints: Checkpoints::default(), checkpointer, erasure, waiting: Vec::new() }
+    }
+
+    pub fn start_if_due(&mut self, shared: &Shared) {
+        if let Some(readers) = self.checkpoints.begin(shared.wal.pages(), self.erasure) {
+            self.checkpointer.send(readers).expect("the checkpointer lives as long as the writer");
+        }
+    }
+
+    /// When the write-ahead log is to be emptied if nothing is written before.
+    pub fn empties(&self, shared: &Shared) -> Option<Instant> {
+        self.checkpoints.empties(shared.wal.pages(), self.erasure)
+    }
+
+    pub fn has_traces(&self) -> bool {
+        self.erasure != Erasure::None
+    }
+
+    /// Chosen events were deleted: their traces are to go, soon.
+    pub fn leave_traces(&mut self) {
+        if self.erasure == Erasure::None {
+            self.erasure = Erasure::later();
+        }
+    }
+
+    /// A client waits until the traces are gone.
+    pub fn erase(&mut self, reply: Reply<()>) {
+        self.waiting.push(reply);
+        self.erasure = Erasure::Awaited;
+    }
+
+    /// Ends a checkpoint. The checkpointer has moved most pages; the few that were written meanwhile are moved here, between
+    /// two commits, because a write-ahead log can only start over when all of it is moved. Without this step it would grow for
+    /// as long as events keep coming.
+    ///
+    /// # Errors
+    /// A failed sync: going on would be unsafe.
+    pub fn finish(
+        &mut self,
+        result: rusqlite::Result<()>,
+        do_reads_wait: bool,
+        (connection, shared, sidecar): (&Connection, &Shared, &mut Sidecar),
+    ) -> rusqlite::Result<()> {
+        self.checkpoints.end();
+        result?;
+        if !do_reads_wait || self.erasure == Erasure::None {
+            return self.checkpoint(connection, shared, "PASSIVE").map(drop);
+        }
+        // Only another program can be reading now, perhaps for long.
+        self.truncate(Duration::ZERO, (connection, shared, sidecar))?;
+        if self.erasure != Erasure::None {
+            self.erasure = Erasure::later();
+            self.tell_erased();
+        }
+        Ok(())
+    }
+
+    /// Truncates the write-ahead log, which gives its room back to the disk and erases what is in it. If a reader still needs
+    /// it after `patience`, the next idle moment tries again, or the next erasure.
+    ///
+    /// # Errors
+    /// A failed sync: going on would be unsafe.
+    pub fn truncate(
+        &mut self,
+        patience: Duration,
+        (connection, shared, sidecar): (&Connection, &Shared, &mut Sidecar),
+    ) -> rusqlite::Result<()> {
+        sidecar.note_log_may_be_emptied();
+        connection.busy_timeout(patience)?;
+        let truncated = self.checkpoint(connection, shared, "TRUNCATE");
+        if let Ok(true) = truncated {
+            self.erasure = Erasure::None;
+            self.tell_erased();
+        }
+        truncated.and(connection.busy_timeout(schema::BUSY_TIMEOUT))
+    }
+
+    /// Returns whether the write-ahead log is empty now.
+    fn checkpoint(&mut self, connection: &Connection, shared: &Shared, mode: &str) -> rusqlite::Result<bool> {
+        let Some(log) = checkpoint(connection, mode)? else { return Ok(false) };
+        shared.wal.note(log);
+        self.checkpoints.watch(log);
+        Ok(log.is_empty())
+    }
+
+    fn tell_erased(&mut self) {
+        self.waiting.drain(..).for_each(|reply| tell(reply, Ok(())));
+    }
+}

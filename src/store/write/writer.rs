@@ -1,0 +1,796 @@
+//! The one thread that writes: it takes the commands that wait, applies them in one transaction, commits, and only then lets
+//! anyone know.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rusqlite::Connection;
+
+use super::apply::{Applied, Applier};
+use super::command::{Append, Command, Reply};
+use super::durability::Syncing;
+use super::hole_notes::HoleNotes;
+use super::housekeeping::{Housekeeping, LeftOut, Turn};
+use super::order::{Clock, Deleted, Deletion, Ordered};
+use super::position::Position;
+use super::sealing::Sealing;
+use super::space::Space;
+use super::subscriptions::Changes;
+use super::tidying::Tidying;
+use super::wal_upkeep::{TRUNCATE_PATIENCE, WalUpkeep};
+use crate::doorbell::Wakes;
+use crate::event::{Seq, Timestamp};
+use crate::record::{AckLevel, Failure, Outcome, Outcomes};
+use crate::store::damage::is_damage;
+use crate::store::error::Error;
+use crate::store::receipt::{Stored, tell};
+use crate::store::schema::PAGE_BYTES;
+use crate::store::segments::Segment;
+use crate::store::shared::Shared;
+use crate::sync::atomic::Ordering;
+use crate::wire::committed::Commit;
+
+pub struct Writer {
+    pub connection: Connection,
+    pub shared: Arc<Shared>,
+    pub commands: Receiver<Command>,
+    pub commits: Sender<Arc<Commit>>,
+    pub sealer: Sender<Arc<Segment>>,
+    pub position: Position,
+    pub space: Space,
+    pub syncing: Syncing,
+    pub wal: WalUpkeep,
+    pub applier: Applier,
+    pub tidying: Tidying,
+    pub work: Work,
+}
+
+/// What the writer has taken on and not finished. There is nothing at a start.
+#[derive(Default)]
+pub struct Work {
+    clock: Clock,
+    subscriptions: Changes,
+    sealing: Sealing,
+    hole_notes: HoleNotes,
+    /// Clients that wait to hear whether an event would be stored.
+    probes: Vec<Reply<()>>,
+    wakes: Wakes,
+}
+
+/// Most events and bytes of one transaction. At some 2 µs for each event, 10,000 bound how long the last acknowledgement of a
+/// full queue waits behind the first.
+const COMMIT_EVENTS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
+const COMMIT_BYTES_MAX: usize = 16 << 20;
+
+/// What one transaction did.
+struct Written {
+    applied: Applied,
+    level: AckLevel,
+    left_out: LeftOut,
+}
+
+impl Writer {
+    /// Runs until `Close` or an error that makes it unsafe to go on. Receipts that are not resolved by then resolve themselves
+    /// as unavailable.
+    pub fn run(mut self) -> rusqlite::Result<()> {
+        let ended = self.run_to_the_end();
+        if ended.is_err() {
+            // Closing the last connection would move and sync the write-ahead log once more, after a disk that failed.
+            std::mem::forget(self.connection);
+        }
+        ended
+    }
+
+    fn run_to_the_end(&mut self) -> rusqlite::Result<()> {
+        let mut ordered = Ordered::default();
+        while self.turn(&mut ordered)? {}
+        self.truncate_wal(TRUNCATE_PATIENCE)?;
+        self.syncing.sidecar.note_ended();
+        Ok(())
+    }
+
+    /// Takes what waits, or waits for something, and commits it. Returns whether more may come. `ordered` is empty before and
+    /// after it; its memory is used again.
+    pub fn turn(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
+        let closing = self.receive(ordered)?;
+        self.commit(ordered)?;
+        if self.wal.has_traces() {
+            self.wal.start_if_due(&self.shared);
+        }
+        Ok(!closing)
+    }
+
+    /// A turn that breaks off after its commit, before anyone knows.
+    #[cfg(test)]
+    pub fn turn_unheard(&mut self) {
+        let mut ordered = Ordered::default();
+        self.receive(&mut ordered).expect("the writer can go on");
+        // On a full disk nothing is committed, and no client hears of that either.
+        let _ = self.write(&mut ordered);
+    }
+
+    /// Commits commands that were put in order elsewhere. If it is unheard, it breaks off before anyone knows.
+    #[cfg(test)]
+    pub fn apply_ordered(
+        &mut self,
+        ordered: &mut Ordered,
+        changed: Option<(super::subscriptions::Changed, Reply<()>)>,
+        is_unheard: bool,
+    ) {
+        if let Some((changed, reply)) = changed {
+            self.work.subscriptions = Changes::default();
+            self.work.subscriptions.changed = changed;
+            self.work.subscriptions.announce(Some(reply));
+            ordered.subscriptions = true;
+        }
+        match is_unheard {
+            true => drop(self.write(ordered).expect("the writer can go on")),
+            false => self.commit(ordered).expect("the writer can go on"),
+        }
+    }
+
+    /// Waits for commands and takes what there is, up to one commit, in the order of the queue. Returns whether it is the end.
+    fn receive(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
+        let first = if self.has_housekeeping() {
+            self.commands.try_recv().ok()
+        } else {
+            let until = self.work.subscriptions.due.or(self.wal.empties(&self.shared));
+            let until = until.into_iter().chain(self.tidying.rests_until()).min();
+            let received = match until {
+                Some(until) => self.commands.recv_deadline(until),
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Disconnected) => return Ok(true),
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.work.subscriptions.due.is_none() && !self.wal.has_traces() {
+                        // The next event must not wait for a reader that takes its time.
+                        self.truncate_wal(Duration::ZERO)?;
+                    }
+                    None
+                }
+            }
+        };
+        let (mut events, mut bytes, mut is_end) = (0, 0, false);
+        let mut next = first;
+        while let Some(command) = next {
+            match command {
+                Command::Append(append) => {
+                    events += append.batch.len();
+                    bytes += append.batch.bytes();
+                    ordered.appends.push(append);
+                    if events >= COMMIT_EVENTS_MAX || bytes >= COMMIT_BYTES_MAX {
+                        break;
+                    }
+                }
+                Command::DeleteOldest { before, reply } => match self.end_of_deletion(before) {
+                    // A deletion ends the list: what comes behind it in the queue comes in the next transaction.
+                    Ok(through) => {
+                        ordered.deletion = Some(Deletion { what: Deleted::Through(through), reply });
+                        break;
+                    }
+                    Err(error) => {
+                        let error = Error::from(error);
+                        self.shared.note_failed_deletion(&error);
+                        tell(reply, Err(error.failure()));
+                    }
+                },
+                Command::DeleteChosen { chosen, reply } => {
+                    ordered.deletion = Some(Deletion { what: Deleted::Chosen(chosen), reply });
+                    break;
+                }
+                Command::Probe { reservation, reply } => {
+                    drop(reservation);
+                    self.work.probes.push(reply);
+                }
+                Command::SubscriptionsChanged { reply } => self.work.subscriptions.announce(reply),
+                Command::Encoded { segment, rows } => self.work.sealing.push(segment, rows),
+                Command::HolesFound { segment, offsets } => self.work.hole_notes.found.push_back((segment, offsets)),
+                Command::Checkpointed { result, gate } => {
+                    let parts = (&self.connection, &*self.shared, &mut self.syncing.sidecar);
+                    self.wal.finish(result, gate.is_some(), parts)?;
+                }
+                Command::Erase { reply } => self.wal.erase(reply),
+                Command::Close => {
+                    self.work.subscriptions.hurry();
+                    is_end = true;
+                    break;
+                }
+            }
+            next = self.commands.try_recv().ok();
+        }
+        self.work.subscriptions.order(&self.shared, ordered);
+        self.work.clock.stamp(ordered, self.position.time);
+        Ok(is_end)
+    }
+
+    /// Everything up to which event is to be deleted. This is looked for outside of the transaction, which a damaged page on
+    /// the way would end.
+    fn end_of_deletion(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
+        let Position { seq: last, deleted_through, .. } = self.position;
+        let Some(before) = before else { return Ok(last) };
+        let record = self.shared.record_at(&self.connection, deleted_through);
+        match record.retained(last)? {
+            Some(retained) => Ok(record.first_later(&retained, Timestamp(before.0 - 1))?.prev()),
+            None => Ok(deleted_through),
+        }
+    }
+
+    /// Whether something is to be done although no command waits.
+    pub fn has_housekeeping(&self) -> bool {
+        // On a full disk removing rows is what helps; the index can wait.
+        let index = self.work.sealing.is_due() || self.work.hole_notes.is_due();
+        self.tidying.is_due() || self.work.subscriptions.is_due() || (!self.space.is_full && index)
+    }
+
+    /// One transaction for all that was taken. Returns an error only when going on is unsafe.
+    fn commit(&mut self, ordered: &mut Ordered) -> rusqlite::Result<()> {
+        let stores = !ordered.appends.is_empty() || !self.work.probes.is_empty();
+        if stores && !self.has_free_space(ordered.bytes())? {
+            self.refuse_events(ordered, Failure::StorageFull);
+        }
+        loop {
+            if ordered.is_empty() && self.work.probes.is_empty() && !self.has_housekeeping() {
+                return Ok(());
+            }
+            if (ordered.deletion.is_some() || self.tidying.is_due()) && self.space.is_low() {
+                // Deleting is what helps, and it needs the room of the write-ahead log.
+                self.truncate_wal(TRUNCATE_PATIENCE)?;
+            }
+            let error = match self.write(ordered) {
+                Ok(written) => {
+                    self.space.is_full &= ordered.appends.is_empty();
+                    self.publish(ordered, written);
+                    self.wal.start_if_due(&self.shared);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            // An error at COMMIT may have ended the transaction already.
+            let _ = self.connection.execute_batch("ROLLBACK");
+            match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DiskFull) => {
+                    if self.space.may_warn() {
+                        tracing::warn!(%error, "the disk is full: events are refused until there is space");
+                    }
+                    if !self.leave_out_for_space(ordered) {
+                        self.refuse(ordered, Failure::StorageFull);
+                        return Ok(());
+                    }
+                }
+                // Nothing was written, and the other program may give the lock back.
+                Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                    if self.space.may_warn() {
+                        tracing::warn!(%error, "another program writes to the database: events are refused until it ends");
+                    }
+                    self.tidying.rest();
+                    self.refuse(ordered, Failure::Locked);
+                    return Ok(());
+                }
+                _ => {
+                    self.refuse_events(ordered, Failure::Unavailable);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// A transaction did not fit on the disk: makes it smaller, if it can be. First it does without the events and the index,
+    /// because a deletion makes room; then without removing rows, or with fewer of them.
+    fn leave_out_for_space(&mut self, ordered: &mut Ordered) -> bool {
+        let was_full = std::mem::replace(&mut self.space.is_full, true);
+        let had_events = !ordered.appends.is_empty() || !self.work.probes.is_empty();
+        self.refuse_events(ordered, Failure::StorageFull);
+        if had_events || !was_full {
+            return true;
+        }
+        match self.tidying.is_due() {
+            false => false,
+            // Commands do not wait for smaller slices.
+            true if !ordered.is_empty() => {
+                self.tidying.rest();
+                true
+            }
+            true => self.tidying.shrink(),
+        }
+    }
+
+    /// Tells producers that their events are not stored, and clients that none would be. Deletions and confirmations go on.
+    fn refuse_events(&mut self, ordered: &mut Ordered, failure: Failure) {
+        for Append { receipt, batch, .. } in ordered.appends.drain(..) {
+            if receipt.level() == AckLevel::Queued {
+                self.shared.counts.lost(batch.len());
+            }
+            receipt.resolve(Err(failure), &mut self.work.wakes);
+        }
+        self.work.wakes.wake_all();
+        self.work.probes.drain(..).for_each(|reply| tell(reply, Err(failure)));
+    }
+
+    /// Tells every client that waits that the transaction was not written. A later one may be.
+    fn refuse(&mut self, ordered: &mut Ordered, failure: Failure) {
+        self.refuse_events(ordered, failure);
+        if let Some(deletion) = ordered.deletion.take() {
+            tell(deletion.reply, Err(failure));
+        }
+        ordered.subscriptions = false;
+        self.work.subscriptions.refuse(failure);
+    }
+
+    /// Whether this many bytes of events can be stored and enough of the disk stays free.
+    fn has_free_space(&mut self, bytes: usize) -> rusqlite::Result<bool> {
+        if self.space.free_bytes_min == 0 {
+            return Ok(true);
+        }
+        let mut enough = self.space.fits(bytes, 0, &self.shared.wal);
+        if !enough {
+            // This is rare, so it may cost something: the write-ahead log gives its room back, and the pages that deleted
+            // events left in the database are counted.
+            if !self.space.is_full {
+                self.truncate_wal(TRUNCATE_PATIENCE)?;
+            }
+            let reusable_pages: i64 = self.connection.query_row("PRAGMA freelist_count", [], |r| r.get(0)).unwrap_or(0);
+            enough = self.space.fits(bytes, reusable_pages as u64 * PAGE_BYTES, &self.shared.wal);
+        }
+        if !enough && self.space.may_warn() {
+            tracing::warn!("almost no disk space left: events are refused until there is more");
+        }
+        self.space.is_full = !enough;
+        Ok(enough)
+    }
+
+    /// Writes everything in one transaction and commits it. Changes no state that a failure would have to undo. Where SQLite
+    /// meets damage, the transaction begins again without the part that met it ([`LeftOut`]).
+    fn write(&mut self, ordered: &mut Ordered) -> rusqlite::Result<Written> {
+        let others_wait = ordered.deletion.is_some() || self.work.subscriptions.does_anybody_wait();
+        let levels = ordered.appends.iter().map(|append| append.receipt.level());
+        let level = self.syncing.prepare(&self.connection, levels, others_wait)?;
+        let mut left_out = LeftOut::default();
+        loop {
+            let before = left_out;
+            match self.try_to_write(ordered, &mut left_out) {
+                Err(error) if is_damage(&error) && left_out != before => {
+                    // An error at COMMIT may have ended the transaction already.
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                }
+                tried => return tried.map(|applied| Written { applied, level, left_out }),
+            }
+        }
+    }
+
+    fn try_to_write(&mut self, ordered: &mut Ordered, left_out: &mut LeftOut) -> rusqlite::Result<Applied> {
+        let (connection, shared) = (&self.connection, &*self.shared);
+        connection.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        let changed = &self.work.subscriptions.changed;
+        let applied = self.applier.apply(connection, shared, self.position, ordered, changed, left_out)?;
+        let (position, events) = (applied.position, applied.events);
+        let is_disk_full = self.space.is_full;
+        let mut turn = Turn { connection, shared, position, events, is_disk_full, left_out };
+        for part in [&mut self.work.sealing as &mut dyn Housekeeping, &mut self.work.hole_notes, &mut self.tidying] {
+            part.in_transaction(&mut turn)?;
+        }
+        if applied.events == 0 {
+            self.syncing.in_transaction(connection, &applied.position)?;
+        }
+        connection.prepare_cached("COMMIT")?.raw_execute()?;
+        for Append { batch, outcomes, .. } in &mut ordered.appends {
+            if let Some(outcomes) = outcomes {
+                batch.retain(|index| matches!(outcomes[index], Outcome::Stored(_)));
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Lets everyone know of what is now on disk, in this order: queries see it, producers hear of it, subscribers get it.
+    fn publish(&mut self, ordered: &mut Ordered, Written { applied, level, left_out }: Written) {
+        let before = std::mem::replace(&mut self.position, applied.position);
+        self.syncing.after_commit(&before, &self.position);
+        self.note_in_segments(&ordered.appends, before.seq);
+        self.shared.committed.store(self.position.seq.0, Ordering::SeqCst);
+
+        self.acknowledge(&mut ordered.appends, before.seq.next(), level);
+        self.work.probes.drain(..).for_each(|reply| tell(reply, Ok(())));
+        if let Some(deletion) = ordered.deletion.take() {
+            self.finish_deletion(deletion, applied.deleted);
+        }
+        if std::mem::take(&mut ordered.subscriptions) {
+            self.work.subscriptions.after_commit();
+        }
+        self.finish_housekeeping(left_out);
+    }
+
+    /// Resolves the receipts of a commit, of which the first new event has this number, and hands it to the fan-out.
+    fn acknowledge(&mut self, appends: &mut Vec<Append>, mut first: Seq, level: AckLevel) {
+        let has_audience = self.shared.audience.is_present();
+        let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
+        for Append { batch, receipt, reservation, outcomes, .. } in appends.drain(..) {
+            drop(reservation);
+            if receipt.level() == AckLevel::Queued {
+                let is_lost = |outcome: &&Outcome| matches!(outcome, Outcome::Damaged);
+                self.shared.counts.lost(outcomes.iter().flat_map(|each| each.iter().filter(is_lost)).count());
+            }
+            let outcomes = match outcomes {
+                None => Outcomes::From(first, level),
+                Some(each) => Outcomes::Each(each, level),
+            };
+            let batch = Arc::new(batch.committed(first));
+            first = first.plus(batch.len());
+            if receipt.level() != AckLevel::Queued {
+                self.shared.counts.acknowledged(level, batch.len());
+            }
+            receipt.resolve(Ok(Stored { batch: batch.clone(), outcomes }), &mut self.work.wakes);
+            if has_audience && !batch.is_empty() {
+                batches.push(batch);
+            }
+        }
+        self.work.wakes.wake_all();
+        if !batches.is_empty() {
+            // The fan-out never waits for a subscriber, so this waits only while it is busy; it is gone only when the process
+            // is ending.
+            let _ = self.commits.send(Arc::new(Commit { batches, through: self.position.seq }));
+        }
+    }
+
+    fn note_in_segments(&self, appends: &[Append], before: Seq) {
+        let mut seq = before;
+        let mut recent = self.shared.recent.write();
+        for Append { batch, .. } in appends {
+            for index in 0..batch.len() {
+                seq = seq.next();
+                if let Some(full) = recent.note(seq, &batch.columns(index)) {
+                    self.sealer.send(full).expect("the sealer lives as long as the writer");
+                }
+            }
+        }
+    }
+
+    /// Answers a deletion. `deleted` is `None` if damage was in its way.
+    fn finish_deletion(&mut self, deletion: Deletion, deleted: Option<u64>) {
+        let Some(events) = deleted else { return tell(deletion.reply, Err(Failure::Damaged)) };
+        match deletion.what {
+            Deleted::Through(_) => self.tidying.begin(),
+            Deleted::Chosen(_) => {
+                self.wal.leave_traces();
+                // It may have freed enough: the next event truncates the write-ahead log and looks at the free space again.
+                self.space.is_full = false;
+            }
+        }
+        tracing::info!(events, "deleted events");
+        tell(deletion.reply, Ok(events));
+    }
+
+    fn finish_housekeeping(&mut self, left_out: LeftOut) {
+        let was_tidying = self.tidying.is_under_way();
+        for part in [&mut self.work.sealing as &mut dyn Housekeeping, &mut self.work.hole_notes, &mut self.tidying] {
+            part.after_commit(&self.shared);
+        }
+        if was_tidying && !self.tidying.is_under_way() {
+            // As after a deletion of chosen events.
+            self.space.is_full = false;
+            if left_out.tidying {
+                tracing::error!("damage keeps the rows of deleted events in the file");
+            }
+        }
+    }
+
+    fn truncate_wal(&mut self, patience: Duration) -> rusqlite::Result<()> {
+        self.wal.truncate(patience, (&self.connection, &self.shared, &mut self.syncing.sidecar))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::event::{Event, Filter};
+    use crate::store::schema;
+    use crate::store::segments::SEGMENT_EVENTS;
+    use crate::store::{Order, Parts, Query, Receipt, Store};
+    use crate::wire::Batch;
+
+    fn open(folder: &tempfile::TempDir) -> (Store, Parts, Config) {
+        let config = Config::of_test(folder.path().join("events.db"));
+        let (store, parts) = Store::open_parts(&config).expect("open");
+        (store, parts, config)
+    }
+
+    fn hand_in(
+        store: &Store,
+        config: &Config,
+        events: usize,
+        payload: &str,
+    ) -> oneshot::Receiver<Result<Stored, Failure>> {
+        hand_in_messages(store, config, &vec![None; events], payload)
+    }
+
+    /// Hands in messages of one event each, some with a key, as they come out of one read of a socket.
+    fn hand_in_messages(
+        store: &Store,
+        config: &Config,
+        keys: &[Option<&str>],
+        payload: &str,
+    ) -> oneshot::Receiver<Result<Stored, Failure>> {
+        let event_type = config.event_types.get("timer_tick").expect("built in");
+        let (source, session_id, user_id) = ("s", None, None);
+        let mut batch = Batch::default();
+        for (nth, idempotency_key) in keys.iter().copied().enumerate() {
+            let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
+            batch.push(&event, &config.event_types);
+            batch.end_message(nth);
+        }
+        let (receipt, answer) = Receipt::synced();
+        store.try_append(batch, receipt).expect("room");
+        answer
+    }
+
+    #[test]
+    fn on_a_full_disk_events_are_refused_while_a_deletion_is_done_and_its_rows_are_removed() {
+        const EVENTS: u64 = 100;
+        let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60_000));
+        let fills: [fn(&mut Parts); 2] = [|parts| parts.limit_disk(Some(0)), |parts| parts.keep_free(1 << 60)];
+        for (fill, fits_then) in fills.into_iter().zip([true, false]) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (store, mut parts, config) = open(&folder);
+            drop(hand_in(&store, &config, EVENTS as usize, &large));
+            while parts.write() {}
+            fill(&mut parts);
+
+            let mut context = Context::from_waker(Waker::noop());
+            let mut probing = pin!(store.probe());
+            assert!(probing.as_mut().poll(&mut context).is_pending());
+            let mut refused = hand_in(&store, &config, 1, &large);
+            let mut deleting = pin!(store.delete(None, Filter::default()));
+            assert!(deleting.as_mut().poll(&mut context).is_pending());
+            assert!(parts.write());
+            assert!(matches!(refused.try_recv(), Ok(Err(Failure::StorageFull))));
+            assert_eq!(probing.poll(&mut context), Poll::Ready(Err(Failure::StorageFull)));
+            assert_eq!(deleting.poll(&mut context), Poll::Ready(Ok(EVENTS)));
+            assert_eq!(store.reader().count(&Query::default()), Ok(0));
+
+            let rows = || -> i64 {
+                let count = |file: Connection| file.query_row("SELECT count(*) FROM events", [], |row| row.get(0));
+                schema::open_reader(&config.database_path).and_then(count).expect("read")
+            };
+            assert_eq!(rows(), EVENTS as i64);
+            let mut slices = 0;
+            while parts.write() {
+                slices += 1;
+            }
+            assert_eq!(rows(), 0);
+            assert!(slices > 2, "a single slice shows nothing");
+            let mut then = hand_in(&store, &config, 1, &large);
+            assert!(parts.write());
+            assert_eq!(matches!(then.try_recv(), Ok(Ok(_))), fits_then);
+        }
+    }
+
+    #[test]
+    fn damaged_holes_are_named_and_do_not_end_the_writer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts, config) = open(&folder);
+        drop(hand_in(&store, &config, SEGMENT_EVENTS as usize, "{}"));
+        while parts.write() {}
+        let mut context = Context::from_waker(Waker::noop());
+        let mut delete = |parts: &mut Parts, seq| {
+            let mut deleting = pin!(store.delete_chosen(vec![Seq(seq)]));
+            assert!(deleting.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            deleting.poll(&mut context)
+        };
+        assert_eq!(delete(&mut parts, 7), Poll::Ready(Ok(1)));
+        let file = schema::open_writer(&config.database_path).expect("whole");
+        assert_eq!(file.execute("UPDATE holes SET checksum = checksum + 1", []), Ok(1));
+
+        // The first of the next segment has the lists of this one stored.
+        drop(hand_in(&store, &config, 1, "{}"));
+        while parts.write() | parts.seal() {}
+        assert_eq!(store.integrity().damage, ["holes: those of segment 0 are damaged"]);
+        let lists: i64 = file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0)).expect("read");
+        assert_eq!(lists, 2, "of a type and a source");
+        parts.writer.work.hole_notes.found.push_back((0, vec![6]));
+        assert_eq!(delete(&mut parts, 8), Poll::Ready(Err(Failure::Damaged)));
+        assert_eq!(parts.writer.work.hole_notes.found.len(), 0);
+        let mut stored = hand_in(&store, &config, 1, "{}");
+        while parts.write() {}
+        assert!(matches!(stored.try_recv(), Ok(Ok(_))));
+    }
+
+    /// What became of the events of a batch.
+    fn outcomes(mut answer: oneshot::Receiver<Result<Stored, Failure>>, events: usize) -> Vec<Outcome> {
+        match answer.try_recv().expect("an answer").expect("a commit").outcomes {
+            Outcomes::From(first, _) => (0..events).map(|n| Outcome::Stored(first.plus(n))).collect(),
+            Outcomes::Each(outcomes, _) => outcomes.to_vec(),
+            Outcomes::Queued => unreachable!("asked for more than that"),
+        }
+    }
+
+    /// Fills the page of a file with zeros, as a disk may return one.
+    fn damage_page(path: &std::path::Path, whole: &[u8], page: u32) {
+        let (mut bytes, end) = (whole.to_vec(), page as usize * PAGE_BYTES as usize);
+        bytes[end - PAGE_BYTES as usize..end].fill(0);
+        std::fs::write(path, bytes).expect("written");
+    }
+
+    /// A file with events that have keys, and the pages of the two trees of the keys.
+    fn with_keys(folder: &tempfile::TempDir, keys: &[String]) -> (Vec<u8>, Vec<u32>) {
+        let (store, mut parts, config) = open(folder);
+        for key in keys {
+            drop(hand_in_messages(&store, &config, &[Some(key.as_str())], "{}"));
+            while parts.write() {}
+        }
+        store.close();
+        drop(parts.finish());
+        let file = schema::open_reader(&config.database_path).expect("whole");
+        let sql = "SELECT pageno FROM dbstat WHERE name IN ('idempotency_keys', 'sqlite_autoindex_idempotency_keys_1')";
+        let mut pages = file.prepare(sql).expect("a table");
+        let pages = pages.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<_>>>();
+        (std::fs::read(&config.database_path).expect("a file"), pages.expect("read"))
+    }
+
+    #[test]
+    fn damage_that_a_key_meets_as_it_is_stored_costs_only_messages_with_keys() {
+        const KEYS: usize = 100;
+        // Long enough for some ten leaves of the index.
+        let key = |name: &str| format!("{name}{}", "k".repeat(200));
+        let folder = tempfile::tempdir().expect("a folder");
+        let (whole, pages) = with_keys(&folder, &(0..KEYS).map(|n| key(&format!("{n:02}"))).collect::<Vec<_>>());
+        let path = folder.path().join("events.db");
+        let (mut damaged, mut stored) = (0, 0);
+        for page in pages {
+            damage_page(&path, &whole, page);
+            let mut last = Seq(KEYS as u64);
+            for life in ["a", "b"] {
+                let (store, mut parts, config) = open(&folder);
+                assert_eq!(store.committed(), last, "page {page}");
+                // Each falls between others in the index.
+                let keys = ["10", "50", "90"].map(|after| key(&format!("{after}{life}")));
+                let messages = [Some(keys[0].as_str()), None, Some(keys[1].as_str()), Some(keys[2].as_str())];
+                let first = hand_in(&store, &config, 1, "{}");
+                let second = hand_in_messages(&store, &config, &messages, "{}");
+                let third = hand_in(&store, &config, 1, "{}");
+                assert!(parts.write());
+                let told = [outcomes(first, 1), outcomes(second, 4), outcomes(third, 1)].concat();
+                let are_damaged = told.contains(&Outcome::Damaged);
+                let places = match are_damaged {
+                    true => [Some(1), None, Some(2), None, None, Some(3)],
+                    false => [1, 2, 3, 4, 5, 6].map(Some),
+                };
+                let expected =
+                    places.map(|place| place.map_or(Outcome::Damaged, |place| Outcome::Stored(last.plus(place))));
+                assert_eq!(told, expected, "page {page}");
+                assert_eq!(are_damaged, !store.integrity().damage.is_empty(), "page {page}: {:?}", store.integrity());
+                last = last.plus(if are_damaged { 3 } else { 6 });
+                // Alone each tells what it meets. What was refused left nothing behind, and what was stored is known.
+                for (key, before) in keys.iter().zip([1, 3, 4].map(|place| told[place])) {
+                    let alone = hand_in_messages(&store, &config, &[Some(key.as_str())], "{}");
+                    assert!(parts.write());
+                    match (before, outcomes(alone, 1)[0]) {
+                        (Outcome::Stored(before), fate) => assert_eq!(fate, Outcome::Replayed(before), "page {page}"),
+                        (_, Outcome::Damaged) => damaged += 1,
+                        (_, fate) => {
+                            last = last.next();
+                            stored += 1;
+                            assert_eq!(fate, Outcome::Stored(last), "page {page}");
+                        }
+                    }
+                }
+                let file = schema::open_reader(&path).expect("readable");
+                let found = file.query_row("SELECT count(*), max(seq) FROM events", [], |row| {
+                    Ok([row.get::<_, i64>(0)?, row.get::<_, i64>(1)?].map(|n| Seq(n as u64)))
+                });
+                assert_eq!(found, Ok([last, last]), "page {page}");
+                drop(file);
+                store.close();
+                drop(parts.finish());
+            }
+        }
+        assert!(damaged > 0 && stored > 0, "{damaged} damaged, {stored} stored");
+    }
+
+    #[test]
+    fn a_deletion_that_meets_a_damaged_page_is_refused_and_nothing_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (whole, pages) = with_keys(&folder, &["a".to_owned(), "b".to_owned()]);
+        let mut all_refused = 0;
+        for page in pages {
+            damage_page(&folder.path().join("events.db"), &whole, page);
+            let mut left = 2;
+            for life in 0..2 {
+                let (store, mut parts, config) = open(&folder);
+                let mut context = Context::from_waker(Waker::noop());
+                let mut one = pin!(store.delete_chosen(vec![Seq(2)]));
+                let mut all = pin!(store.delete(None, Filter::default()));
+                assert!(one.as_mut().poll(&mut context).is_pending() && all.as_mut().poll(&mut context).is_pending());
+                let stored = hand_in(&store, &config, 1, "{}");
+                while parts.write() {}
+                let is_there = left > 1 || life == 0;
+                let expected = if is_there { Err(Failure::Damaged) } else { Ok(0) };
+                assert_eq!(one.poll(&mut context), Poll::Ready(expected), "page {page}");
+                match all.poll(&mut context) {
+                    // The index of the keys is only needed to remove the rows.
+                    Poll::Ready(Ok(deleted)) => assert_eq!(deleted, std::mem::replace(&mut left, 0), "page {page}"),
+                    refused => {
+                        assert_eq!(refused, Poll::Ready(Err(Failure::Damaged)), "page {page}");
+                        all_refused += 1;
+                    }
+                }
+                left += 1;
+                assert_eq!(outcomes(stored, 1), [Outcome::Stored(Seq(3 + life))], "page {page}");
+                assert!(!store.integrity().damage.is_empty());
+                store.close();
+                drop(parts.finish());
+            }
+        }
+        assert_eq!(all_refused, 2, "where the keys themselves are damaged");
+    }
+
+    #[test]
+    fn a_wiped_page_of_the_oldest_events_costs_only_who_comes_to_it() {
+        const EVENTS: usize = SEGMENT_EVENTS as usize;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("events.db");
+        // Some nine on a page.
+        let payload = format!(r#"{{"x":"{}"}}"#, "x".repeat(400));
+        let (store, mut parts, config) = open(&folder);
+        drop(hand_in(&store, &config, EVENTS + 1, &payload));
+        while parts.write() | parts.seal() {}
+        store.close();
+        drop(parts.finish());
+        const OLDEST: &str = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY path";
+        let page = schema::open_reader(&path).and_then(|file| file.query_row(OLDEST, [], |row| row.get(0)));
+        damage_page(&path, &std::fs::read(&path).expect("a file"), page.expect("a page"));
+
+        let mut context = Context::from_waker(Waker::noop());
+        for life in 1..=2 {
+            let (store, mut parts, config) = open(&folder);
+            let before = store.committed();
+            assert_eq!(store.reader().extent().map(|extent| extent.newest), Ok(before));
+            let hour = store.reader().stats(Timestamp::now()).expect("counted").events_last_hour;
+            assert!((1..=before.0).contains(&hour), "{hour} of {before:?}");
+            // A full segment has its lists stored, and a deletion looks into them.
+            let mut stored = hand_in(&store, &config, EVENTS, &payload);
+            while parts.write() | parts.seal() {}
+            assert!(matches!(stored.try_recv(), Ok(Ok(_))));
+            let last = store.committed();
+            assert_eq!(last, before.plus(EVENTS));
+            let lists = |file: Connection| file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0));
+            // All are of one type and one source; the last segment stays open.
+            assert_eq!(schema::open_reader(&path).and_then(lists), Ok(2 + 2 * life));
+            let mut second_segment = None;
+            let query = Query { after: Seq(EVENTS as u64), ..Query::default() };
+            let read = store.reader().scan(&query, |event| {
+                second_segment = Some(event.time);
+                std::ops::ControlFlow::Break(())
+            });
+            assert_eq!(read, Ok(Some(Seq(EVENTS as u64 + 1))));
+            let mut one = pin!(store.delete_chosen(vec![last]));
+            let mut first_segment = pin!(store.delete(second_segment, Filter::default()));
+            assert!(one.as_mut().poll(&mut context).is_pending());
+            assert!(first_segment.as_mut().poll(&mut context).is_pending());
+            while parts.write() {}
+            assert_eq!(one.poll(&mut context), Poll::Ready(Ok(1)));
+            let expected = if life == 1 { EVENTS as u64 } else { 0 };
+            assert_eq!(first_segment.poll(&mut context), Poll::Ready(Ok(expected)), "the lists tell, and not the page");
+            assert_eq!(store.reader().extent().map(|extent| extent.oldest), Ok(Seq(EVENTS as u64 + 1)));
+            let whole = store.reader().scan(&Query::default(), |_| std::ops::ControlFlow::Continue(()));
+            assert_eq!(whole, Ok(None), "no read comes to the page any more");
+            let mut newest = None;
+            let query = Query { order: Order::NewestFirst, ..Query::default() };
+            let read = store.reader().scan(&query, |event| {
+                newest = Some(event.seq);
+                std::ops::ControlFlow::Break(())
+            });
+            assert_eq!((read, newest), (Ok(Some(last.prev())), Some(last.prev())));
+            assert_eq!(store.integrity().damage[0], "events: database disk image is malformed");
+            store.close();
+            drop(parts.finish());
+        }
+    }
+}
