@@ -193,7 +193,8 @@ impl Batch {
         self.frames[time_end - Timestamp::LEN..time_end].copy_from_slice(time);
     }
 
-    #[inline]
+    // `always`, as `Row::columns`: called, it costs the writer 140 instructions (2 %) an event.
+    #[inline(always)]
     pub fn columns(&self, index: usize) -> Columns<'_> {
         self.rows[index].columns(&self.frames, &self.decoded)
     }
