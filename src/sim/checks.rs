@@ -1,4 +1,4 @@
-//! The store's answers to queries held against the model.
+//! The store's answers to queries, compared with the model.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -1,6 +1,6 @@
-//! One history of ordered commands, applied to two databases. However the commands are grouped into transactions, and whatever
-//! housekeeping, full disks and crashes come in between, both have the same events, keys, subscriptions, counts and statistics
-//! at the same position, and each producer would hear the same.
+//! One history of ordered commands, applied to two databases. However the commands are grouped into transactions, and
+//! whatever housekeeping, full disks and crashes come in between, both have the same events, keys, subscriptions,
+//! counts and statistics at the same position, and give each client the same answer.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -8,9 +8,10 @@ use std::ops::ControlFlow;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use super::endings::beside;
+use super::endings::copy_files;
 use super::event::{ModelEvent, SESSIONS};
 use super::random::Random;
+use super::world::folder;
 use crate::config::{Config, Durability};
 use crate::event::{Seq, Timestamp, TimestampText};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
@@ -25,7 +26,7 @@ const ROUNDS: usize = 12;
 const COMMANDS_PER_ROUND: u64 = 12;
 
 #[test]
-fn one_history_makes_two_databases_equal() {
+fn applying_one_history_twice_makes_two_equal_databases() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let first = number("SIM_FIRST").unwrap_or(0);
     for seed in first..first + number("SIM_SEEDS").map_or(SEEDS, |seeds| seeds / 5) {
@@ -35,7 +36,7 @@ fn one_history_makes_two_databases_equal() {
         for round in 0..ROUNDS {
             let mut commands = Vec::new();
             for _ in 0..1 + random.below(COMMANDS_PER_ROUND) {
-                // The one copy goes ahead, so that the next command can be about what there is.
+                // One copy goes ahead, so that the next command can be about events that it has.
                 let command = history.next(&mut random, one.store.committed());
                 one.add(&command);
                 one.flush();
@@ -46,7 +47,7 @@ fn one_history_makes_two_databases_equal() {
             for (nth, (one, other)) in one.answers.iter().zip(&other.answers).enumerate() {
                 assert!(one.is_none() || other.is_none() || one == other, "{what}, command {nth}: {one:?}, {other:?}");
             }
-            let (one, other) = (one.told(), other.told());
+            let (one, other) = (one.contents(), other.contents());
             assert_eq!((one.retained, one.stats), (other.retained, other.stats), "{what}");
             assert_eq!((one.keys, one.subscriptions), (other.keys, other.subscriptions), "{what}");
             assert_eq!(one.events, other.events, "{what}");
@@ -136,7 +137,7 @@ struct Copy {
     crashes: usize,
     /// Commands of the next transaction.
     group: Vec<Command>,
-    /// What the client of each command was told; `None` if a crash came before that.
+    /// The answer to the client of each command; `None` if a crash came before it.
     answers: Vec<Option<Answer>>,
 }
 
@@ -149,7 +150,7 @@ enum Answer {
 
 /// What a client can read of a database, and the keys that are known.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Contents {
     events: Vec<String>,
     stats: Stats,
     subscriptions: Vec<StoredSubscription>,
@@ -166,7 +167,7 @@ enum Awaited {
 
 impl Copy {
     fn new(mut random: Random) -> Self {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+        let folder = folder();
         let durability = random.pick(&[Durability::Full, Durability::Normal]);
         let config = Config { durability, ..Config::of_test(folder.path().join("events.db")) };
         let (store, parts) = Store::open_parts(&config).expect("open");
@@ -192,22 +193,23 @@ impl Copy {
         self.flush();
     }
 
-    /// Adds a command to the next transaction, after a commit if its place in one is before the commands that wait.
+    /// Adds a command to the next transaction. Commits first if in one transaction it would come before the commands
+    /// that wait.
     fn add(&mut self, command: &Command) {
-        let place = |command: &Command| match command.what {
+        let rank = |command: &Command| match command.what {
             What::Append(_) => 0,
             What::Delete(_) => 1,
             What::Subscriptions(_) => 2,
         };
-        let fits = |last| last < place(command) || (last, place(command)) == (0, 0);
-        if !self.group.last().map(place).is_none_or(fits) {
+        let fits = |last| last < rank(command) || (last, rank(command)) == (0, 0);
+        if !self.group.last().map(rank).is_none_or(fits) {
             self.flush();
         }
         self.group.push(command.clone());
     }
 
-    /// Applies the commands that wait in one transaction. At times the disk is full at first, and at times a crash comes before
-    /// any client hears of it.
+    /// Applies the commands that wait in one transaction. Sometimes the disk is full at first, and sometimes a crash
+    /// comes before any client is answered.
     fn flush(&mut self) {
         if self.group.is_empty() {
             return;
@@ -221,11 +223,11 @@ impl Copy {
                 return self.hear(answers);
             }
         }
-        let is_unheard = self.random.one_in(8);
-        let answers = self.commit(is_unheard);
-        assert!(is_unheard || answers.iter().all(Option::is_some), "refused");
+        let is_unanswered = self.random.one_in(8);
+        let answers = self.commit(is_unanswered);
+        assert!(is_unanswered || answers.iter().all(Option::is_some), "refused");
         self.hear(answers);
-        if is_unheard {
+        if is_unanswered {
             self.crash();
         }
     }
@@ -235,8 +237,8 @@ impl Copy {
         self.group.clear();
     }
 
-    /// One transaction. Returns the answers; `None` for what was refused, or not heard of.
-    fn commit(&mut self, is_unheard: bool) -> Vec<Option<Answer>> {
+    /// One transaction. Returns the answers; `None` if a command was refused, or not answered.
+    fn commit(&mut self, is_unanswered: bool) -> Vec<Option<Answer>> {
         let (mut ordered, mut changed, mut awaited) = (Ordered::default(), None, Vec::new());
         for Command { time, what } in &self.group {
             match what {
@@ -260,7 +262,7 @@ impl Copy {
                 }
             }
         }
-        self.parts.apply(ordered, changed, is_unheard);
+        self.parts.apply(ordered, changed, is_unanswered);
         awaited.into_iter().map(Awaited::take).collect()
     }
 
@@ -268,15 +270,12 @@ impl Copy {
     fn crash(&mut self) {
         self.crashes += 1;
         let after = self.folder.path().join(format!("events-{}.db", self.crashes));
-        for end in ["", "-wal"] {
-            let copied = std::fs::copy(beside(&self.config.database_path, end), beside(&after, end));
-            assert!(copied.is_ok() || end == "-wal", "{copied:?}");
-        }
+        copy_files(&self.config.database_path, &after);
         self.config.database_path = after;
         (self.store, self.parts) = Store::open_parts(&self.config).expect("open");
     }
 
-    fn told(&self) -> Told {
+    fn contents(&self) -> Contents {
         let reader = self.store.reader();
         let mut events = Vec::new();
         let read = reader.scan(&Query::default(), |event| {
@@ -287,7 +286,7 @@ impl Copy {
         });
         read.expect("read");
         let retained = reader.extent().expect("read");
-        Told {
+        Contents {
             events,
             stats: reader.stats(Timestamp(0)).expect("read"),
             subscriptions: reader.durable_subscriptions().expect("read"),
@@ -298,15 +297,19 @@ impl Copy {
 
     /// Index, holes, marks and statistics are those of the events, before and after all housekeeping is done.
     fn must_be_sound(mut self, seed: u64) {
-        let told = self.told();
+        let contents = self.contents();
         for _ in 0..2 {
             let mut damage = Vec::new();
             let events = check(&self.config.database_path, |what| damage.push(what), |_| {});
-            assert_eq!((events, damage), (Ok(told.events.len() as u64), Vec::new()), "seed {seed}");
+            assert_eq!((events, damage), (Ok(contents.events.len() as u64), Vec::new()), "seed {seed}");
             while self.parts.write() | self.parts.seal() {}
-            assert_eq!(self.told(), told, "seed {seed}");
+            assert_eq!(self.contents(), contents, "seed {seed}");
         }
-        assert_eq!(self.parts.rows(), told.events.len() as u64, "seed {seed}: all rows of deleted events are removed");
+        assert_eq!(
+            self.parts.rows(),
+            contents.events.len() as u64,
+            "seed {seed}: all rows of deleted events are removed"
+        );
     }
 }
 
@@ -318,7 +321,7 @@ impl Awaited {
                     Some(Answer::Events((0..events).map(|n| Outcome::Stored(first.plus(n))).collect()))
                 }
                 Outcomes::Each(outcomes, _) => Some(Answer::Events(outcomes.to_vec())),
-                Outcomes::Queued => unreachable!("asked for more than that"),
+                Outcomes::Queued => unreachable!("each asks for at least *stored*"),
             },
             Self::Deleted(mut answer) => answer.try_recv().ok()?.ok().map(Answer::Deleted),
             Self::Saved(mut answer) => answer.try_recv().ok()?.ok().map(|()| Answer::Saved),

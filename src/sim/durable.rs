@@ -1,4 +1,4 @@
-//! What the store was asked to store under names: it may write positions later.
+//! The states of durable subscriptions that the store was asked to store. It may write them later.
 
 use std::collections::BTreeMap;
 use std::task::Poll;

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::model::Unacknowledged;
 use super::readers::GROUPS;
@@ -11,12 +11,12 @@ use super::subscriber::{Over, Request, Subscriber};
 use super::world::World;
 use crate::config::Durability;
 use crate::event::Seq;
-use crate::store::Sidecar;
+use crate::store::{Sidecar, beside};
 
 /// The header of a write-ahead log, and a page of it with its own.
 const WAL_HEADER_BYTES: usize = 32;
 const WAL_PAGE_BYTES: usize = 24 + 4_096;
-/// A stream ends within so many steps of its task.
+/// A stream ends within this many steps of its task.
 const STEPS_MAX: usize = 10_000;
 
 impl World {
@@ -39,7 +39,7 @@ impl World {
         let log = beside(&self.config.database_path, "-wal");
         let wal_bytes = || std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let before = wal_bytes();
-        self.server.parts.write_unheard();
+        self.server.parts.write_unanswered();
         let (after, is_torn) = (wal_bytes(), self.random.one_in(2));
         let cut = (is_torn && after > before).then(|| before + self.random.below(after - before));
         let unacknowledged = self.model.unacknowledged(cut.is_some());
@@ -83,10 +83,7 @@ impl World {
     ) -> Self {
         self.crashes += 1;
         let after = self.folder.path().join(format!("events-{}.db", self.crashes));
-        for end in ["", "-wal"] {
-            let copied = std::fs::copy(beside(&self.config.database_path, end), beside(&after, end));
-            assert!(copied.is_ok() || end == "-wal", "{copied:?}");
-        }
+        copy_files(&self.config.database_path, &after);
         if let Some(bytes) = wal_bytes {
             let log = OpenOptions::new().write(true).open(beside(&after, "-wal")).expect("a log");
             log.set_len(bytes).expect("a shorter log");
@@ -147,8 +144,10 @@ impl World {
     }
 }
 
-pub fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
+/// Copies a database and its write-ahead log, as they are at this moment.
+pub fn copy_files(from: &Path, to: &Path) {
+    for end in ["", "-wal"] {
+        let copied = std::fs::copy(beside(from, end), beside(to, end));
+        assert!(copied.is_ok() || end == "-wal", "{copied:?}");
+    }
 }

@@ -1,5 +1,5 @@
-//! Filters, each in two forms: as JSON for the server, and as lists of values with which the model decides by itself
-//! which events pass.
+//! Filters, each in two forms: as JSON for the server, and as lists of values by which the model decides, without the
+//! server's code, which events pass.
 
 use serde_json::{Map, Value, json};
 

@@ -67,7 +67,7 @@ impl Model {
         let any = ModelFilter::default();
         let keyed: Vec<_> = self.stored(&any).filter(|(_, event)| event.key.is_some()).collect();
         // A deleted event is left out: its key is free again.
-        random.index(keyed.len()).map(|place| (keyed[place].0, keyed[place].1.clone()))
+        random.index(keyed.len()).map(|index| (keyed[index].0, keyed[index].1.clone()))
     }
 
     /// An event that was acknowledged, deleted or not.
@@ -175,7 +175,7 @@ impl Model {
         self.events.push(event);
     }
 
-    /// Finds the events that are gone, and checks that a deletion asked for each.
+    /// Finds the events that are gone, and checks that each belongs to a requested deletion.
     fn settle_deletions(&mut self, store: &Store, last: Seq) {
         if self.deletions.is_empty() {
             return;
@@ -235,17 +235,17 @@ impl Model {
     fn find_gone(&self, store: &Store) -> Vec<Seq> {
         let any = ModelFilter::default();
         let mut gone = Vec::new();
-        let mut kept = self.stored(&any).map(|(seq, _)| seq).peekable();
+        let mut expected = self.stored(&any).map(|(seq, _)| seq).peekable();
         let found = store.reader().scan(&Query::default(), |event| {
-            while kept.peek().is_some_and(|seq| *seq < event.seq) {
-                gone.extend(kept.next());
+            while expected.peek().is_some_and(|seq| *seq < event.seq) {
+                gone.extend(expected.next());
             }
             // Later events may be stored that are not acknowledged yet.
-            assert!(kept.next() == Some(event.seq) || event.seq > self.last(), "{} came back", event.seq.id());
+            assert!(expected.next() == Some(event.seq) || event.seq > self.last(), "{} came back", event.seq.id());
             ControlFlow::Continue(())
         });
         found.expect("read");
-        gone.extend(kept);
+        gone.extend(expected);
         gone
     }
 

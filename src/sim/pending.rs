@@ -1,4 +1,4 @@
-//! Promises of the store, polled by hand.
+//! Polling the store's promises, without a runtime.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};

@@ -12,15 +12,15 @@ use crate::store::Receipt;
 use crate::wire::Batch;
 
 impl World {
-    /// Appends a batch, or looks whether there is room now for the blocked one. Returns whether one was taken.
+    /// Appends a batch, or tries again to append the blocked one. Returns whether one was taken into the queue.
     pub fn append(&mut self) -> bool {
         if let Some((mut appending, batch)) = self.blocked.take() {
-            let has_room = appending.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            match has_room {
+            let has_space = appending.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            match has_space {
                 true => self.model.unanswered.push_back(batch),
                 false => self.blocked = Some((appending, batch)),
             }
-            return has_room;
+            return has_space;
         }
         let events: Vec<_> = (0..self.random.below(6)).map(|_| self.model.new_event(&mut self.random)).collect();
         let mut batch = Batch::default();
@@ -28,7 +28,7 @@ impl World {
         self.append_batch(events, batch, None)
     }
 
-    /// Sends a stored event with a key again. Returns whether it was taken.
+    /// Sends a stored event with a key again. Returns whether it was taken into the queue.
     pub fn repeat(&mut self) -> bool {
         let keyed = self.model.keyed(&mut self.random);
         let Some((seq, event)) = keyed.filter(|_| self.blocked.is_none()) else { return false };
@@ -67,7 +67,7 @@ impl World {
         self.durables.settle(&self.server.store, |failure| failure == Failure::StorageFull && disk_was_full);
         let is_due = self.model.last() > last && self.server.store.audience().is_present();
         let handed_on = self.server.parts.commits.len() - waiting;
-        assert_eq!(handed_on, usize::from(is_due), "a commit goes to the fan-out if and only if somebody follows");
+        assert_eq!(handed_on, usize::from(is_due), "a commit goes to the fan-out if and only if there is an audience");
         wrote
     }
 

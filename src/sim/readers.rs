@@ -11,7 +11,7 @@ const SUBSCRIBERS_MAX: usize = 6;
 /// Names of durable subscriptions that are no groups.
 const NAMES: [&str; 3] = ["dashboard", "consumer", "caf\u{e9}"];
 pub const GROUPS: [&str; 2] = ["group:marks", "group:mail"];
-/// Everything has come to rest within so many rounds.
+/// The world comes to rest within this many rounds.
 const ROUNDS_MAX: usize = 10_000;
 
 impl World {
@@ -119,11 +119,11 @@ impl World {
             }
             2 => {
                 // A subscriber counts back from the event that it knows as the last, whatever was stored since.
-                let (count, told) =
+                let (count, known) =
                     (self.random.below(40) as usize, Seq(last.0 - self.random.below(last.0.min(20) + 1)));
-                let earliest = self.model.stored_between(&request.filter, Seq::ZERO, told).rev().take(count).last();
-                request.start = store.reader().before_last(&request.filter.real, count, told).expect("read");
-                assert_eq!(request.start, earliest.map_or(told, |(seq, _)| seq.prev()));
+                let earliest = self.model.stored_between(&request.filter, Seq::ZERO, known).rev().take(count).last();
+                request.start = store.reader().before_last(&request.filter.real, count, known).expect("read");
+                assert_eq!(request.start, earliest.map_or(known, |(seq, _)| seq.prev()));
             }
             3 => {
                 let (time, any) = (self.model.time(&mut self.random), ModelFilter::default());
@@ -174,7 +174,7 @@ impl World {
         is_awake
     }
 
-    /// Lets everything come to rest, and checks that everything was stored and delivered.
+    /// Steps everything until nothing is left to do, and checks that everything was stored and delivered.
     pub fn rest(&mut self) {
         let mut rounds = 0;
         let mut is_busy = true;

@@ -17,7 +17,7 @@ const ACTIONS_BEFORE_CRASH_MAX: usize = 60;
 const ACTIONS_AFTER_CRASH: usize = 15;
 
 #[test]
-fn promises_are_kept_in_whatever_order_things_happen() {
+fn the_store_and_its_feeds_agree_with_a_model_in_any_order_of_actions() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,

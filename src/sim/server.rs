@@ -1,4 +1,4 @@
-//! The real server, in parts: what its threads do is called by hand.
+//! The real server, in parts: the simulation calls the steps of its threads.
 
 use std::sync::Arc;
 
@@ -23,12 +23,12 @@ impl Server {
         Self { fanned_out: store.committed(), store, parts, hub, fan_out: FanOut::default() }
     }
 
-    /// A round of the fan-out with at most so many commits. Returns whether there were any.
+    /// A round of the fan-out with at most this many commits. Returns whether there were any.
     pub fn fan_out(&mut self, commits_max: usize) -> bool {
         let round = self.parts.commits.try_iter().take(commits_max).collect::<Vec<_>>();
         for commit in &round {
             for batch in &commit.batches {
-                // Commits without an audience are left out as a whole.
+                // Commits come without a gap, except for commits without an audience, which are left out as a whole.
                 let follows = batch.first() == self.fanned_out.next() || batch.first() == commit.batches[0].first();
                 assert!(follows && batch.first() > self.fanned_out && !batch.is_empty(), "out of order");
                 self.fanned_out = batch.first().plus(batch.len()).prev();

@@ -25,7 +25,7 @@ pub struct World {
     pub synced_pages: usize,
     pub config: Config,
     pub server: Server,
-    /// A producer that waits for room in the queue, and its batch.
+    /// A producer that waits for space in the queue, and its batch.
     pub blocked: Option<(Waiting, Unanswered)>,
     pub model: Model,
     pub subscribers: Vec<Subscriber>,
@@ -36,7 +36,12 @@ pub struct World {
     pub groups: BTreeMap<&'static str, Group>,
 }
 
-/// An append that waits for room in the queue.
+/// A folder for the files of one world, in memory if that is possible.
+pub fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
+/// An append that waits for space in the queue.
 pub type Waiting = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What is left of a deletion by filter.
@@ -49,7 +54,7 @@ pub struct FilteredDeletion {
 
 impl World {
     pub fn new(mut random: Random) -> Self {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+        let folder = folder();
         let config = Config {
             database_path: folder.path().join("events.db"),
             durability: random.pick(&[Durability::Full, Durability::Full, Durability::Normal, Durability::Off]),

@@ -1,4 +1,4 @@
-//! The integrity check behind a serving server.
+//! The integrity check that runs behind a serving server.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use super::shared::Shared;
 /// After each transaction the check rests this many times as long as the transaction took: it takes a fifth of a core.
 const REST: u32 = 4;
 
-/// A check of the pages that had to give way to a checkpoint is tried again after this, and after twice as long each
-/// further time, up to [`TRY_AGAIN_MAX`].
+/// A check of the pages that was ended for a checkpoint is tried again after this, and then after twice as long each
+/// time, up to [`TRY_AGAIN_MAX`].
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// Holds the file against itself, behind a serving server.
+/// Checks the file while the server runs.
 pub(super) struct Checker {
     pub(super) path: PathBuf,
     pub(super) shared: Arc<Shared>,
 }
 
 impl Checker {
-    /// Until it is done, or `stopped` has no sender any more.
+    /// Runs until the check is done, or `stopped` has no sender any more.
     pub(super) fn run(self, stopped: &Receiver<()>) {
         let integrity = self.shared.integrity.clone();
         integrity.lock().progress = Progress::Running;
@@ -74,11 +74,11 @@ impl Checker {
     }
 }
 
-/// A connection to read all pages with, which is one transaction however many there are: its statements end when the
-/// server does, or when a checkpoint needs the log to itself.
+/// A connection that reads all pages in one transaction. Its statements end when the server ends, or when a checkpoint
+/// needs the write-ahead log to itself.
 fn pages_connection(path: &Path, shared: &Arc<Shared>, stopped: Receiver<()>) -> rusqlite::Result<Connection> {
-    /// Steps of SQLite's virtual machine between two looks at whether to end. A step may read a page, so on a slow disk
-    /// a look comes every few milliseconds; it costs some 30 ns.
+    /// Steps of SQLite's virtual machine between two calls of `must_end`. A step may read a page, so 100 steps take a
+    /// few milliseconds on a slow disk. A call costs about 30 ns.
     const STEPS: i32 = 100;
     let mut connection = schema::open_reader(path)?;
     let shared = shared.clone();
@@ -87,7 +87,7 @@ fn pages_connection(path: &Path, shared: &Arc<Shared>, stopped: Receiver<()>) ->
     Ok(connection)
 }
 
-/// Holds the pages against each other, as one of the readers. Returns whether it came to the end.
+/// Checks whether the pages fit together, as one of the readers. Returns whether it came to the end.
 fn pages(connection: &Connection, shared: &Shared, found: impl FnMut(String)) -> rusqlite::Result<bool> {
     let _passed = shared.pool.pass_gate();
     check::pages(connection, Pages::Quick, found)
@@ -102,7 +102,7 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn a_reading_of_all_pages_is_one_that_a_checkpoint_waits_for_and_ends_when_it_does() {
+    fn a_checkpoint_waits_for_the_check_of_the_pages_which_then_ends() {
         let folder = tempfile::tempdir().expect("a folder");
         let database_path = folder.path().join("a.db");
         let config = Config::of_test(database_path);

@@ -1,13 +1,14 @@
-//! Checksums of rows. SQLite notices a damaged page only where the damage breaks the page's structure. It would hand out a
-//! text with a flipped bit as data.
+//! Checksums of rows. SQLite notices a damaged page only where the damage breaks the page's structure. Without
+//! checksums it would return a text with a flipped bit as data.
 //!
-//! CRC-32C (Castagnoli, as in RFC 3720) finds every damage that lies within 32 bits, and processors have an instruction for
-//! it. For a row of 150 bytes in one piece it takes some 25 ns, a hundredth of what storing the row takes. So a row is put
-//! together first, with the length of each field.
+//! CRC-32C (Castagnoli, as in RFC 3720) finds every damage that lies within 32 bits, and processors have an instruction
+//! for it. For a row of 150 bytes in one piece it takes some 25 ns, a hundredth of what storing the row takes. So a row
+//! is put together first, with the length of each field.
 
 use crate::event::{Columns, Seq, Timestamp};
 
-/// The checksum of a row of `events`, as it is stored there. The row is put together in `scratch`, which many rows share.
+/// The checksum of a row of `events`, as it is stored there. The row is put together in `scratch`, which many rows
+/// share.
 pub fn of_event(
     scratch: &mut Vec<u8>,
     seq: Seq,
@@ -17,7 +18,7 @@ pub fn of_event(
 ) -> i32 {
     let Columns { event_type, source, session_id, user_id, payload } = *columns;
     let texts = [Some(event_type), Some(source), session_id, user_id, Some(payload), legacy_id];
-    // What has a fixed length comes first: number, time, and the length of each text.
+    // The parts of fixed length come first: number, time, and the length of each text.
     let mut head = [0; 8 + 8 + 4 * 6];
     head[..8].copy_from_slice(&seq.0.to_le_bytes());
     head[8..16].copy_from_slice(&time.0.to_le_bytes());
@@ -35,8 +36,8 @@ pub fn of_list(segment: i64, kind: i64, key: &[u8], offsets: &[u8]) -> i32 {
     let mut row = Vec::with_capacity(32 + key.len() + offsets.len());
     row.extend_from_slice(&segment.to_le_bytes());
     row.extend_from_slice(&kind.to_le_bytes());
-    add(&mut row, Some(key));
-    add(&mut row, Some(offsets));
+    add(&mut row, key);
+    add(&mut row, offsets);
     finish(&row)
 }
 
@@ -44,7 +45,7 @@ pub fn of_list(segment: i64, kind: i64, key: &[u8], offsets: &[u8]) -> i32 {
 pub fn of_subscription(name: &str, filters: &str, position: i64, last_seen: &str) -> i32 {
     let mut row = position.to_le_bytes().to_vec();
     for text in [name, filters, last_seen] {
-        add(&mut row, Some(text.as_bytes()));
+        add(&mut row, text.as_bytes());
     }
     finish(&row)
 }
@@ -54,8 +55,8 @@ pub fn of_key(first: i64, count: i64, key: &[u8], digest: &[u8]) -> i32 {
     let mut row = Vec::with_capacity(32 + key.len() + digest.len());
     row.extend_from_slice(&first.to_le_bytes());
     row.extend_from_slice(&count.to_le_bytes());
-    add(&mut row, Some(key));
-    add(&mut row, Some(digest));
+    add(&mut row, key);
+    add(&mut row, digest);
     finish(&row)
 }
 
@@ -71,21 +72,22 @@ pub fn of_holes(segment: i64, count: i64, offsets: &[u8]) -> i32 {
 /// The checksum of a row of `meta`.
 pub fn of_meta(key: &str, value: i64) -> i32 {
     let mut row = value.to_le_bytes().to_vec();
-    add(&mut row, Some(key.as_bytes()));
+    add(&mut row, key.as_bytes());
     finish(&row)
 }
 
 /// Adds a field with its length, so that no two rows are the same bytes.
-fn add(row: &mut Vec<u8>, field: Option<&[u8]>) {
-    row.extend_from_slice(&len_of(field).to_le_bytes());
-    row.extend_from_slice(field.unwrap_or_default());
+fn add(row: &mut Vec<u8>, field: &[u8]) {
+    row.extend_from_slice(&len_of(Some(field)).to_le_bytes());
+    row.extend_from_slice(field);
 }
 
 fn len_of(field: Option<&[u8]>) -> u32 {
     field.map_or(u32::MAX, |field| field.len() as u32)
 }
 
-/// As a number with a sign SQLite stores it in four bytes. Without one, the larger half of the numbers would take six.
+/// The checksum as a signed number, which SQLite stores in four bytes. Unsigned, the larger half of the numbers would
+/// take six.
 fn finish(row: &[u8]) -> i32 {
     crc32c::crc32c(row) as i32
 }

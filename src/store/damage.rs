@@ -1,14 +1,14 @@
-//! Damage: something stored is not what was stored. How it is told from other errors.
+//! Damage: what is read is not what was stored. How it is distinguished from other errors.
 
 use rusqlite::ErrorCode;
 
-/// The error that something stored is not what was stored. Inside the store it is SQLite's own error for this, so that
-/// damage which a checksum tells and damage which SQLite tells are handled alike.
+/// The error that what is read is not what was stored. Inside the store it is SQLite's own error for this, so that
+/// damage found by a checksum and damage found by SQLite are handled alike.
 pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what.into()))
 }
 
-/// An error that was met in a table. Damage that a row or SQLite tells of is named by the table.
+/// Puts the name of a table before damage that a read of it met. Other errors stay as they are.
 pub fn within(table: &str, error: rusqlite::Error) -> rusqlite::Error {
     let what = match &error {
         error if !is_damage(error) => None,
@@ -25,8 +25,8 @@ pub fn within(table: &str, error: rusqlite::Error) -> rusqlite::Error {
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error;
     match error {
-        // An error in a statement, which SQLite also calls unknown. Our statements are correct, so the tables are not as
-        // they were made.
+        // An error in a statement, which SQLite also calls unknown. Our statements are correct, so the tables are not
+        // as they were made.
         Error::SqlInputError { .. } => true,
         Error::SqliteFailure(..) => {
             use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
@@ -39,7 +39,7 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-/// What was read, or `None` where it is damaged. The damage is noted nowhere: the caller goes without.
+/// What was read, or `None` if it is damaged. The damage is not noted: the caller does without the value.
 pub fn ignoring_damage<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match read {
         Err(error) if is_damage(&error) => Ok(None),

@@ -6,7 +6,7 @@ use crate::record::Failure;
 /// Why something could not be read or stored. Its text is for an operator; a client hears its [`Failure`].
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// Something stored is not what was stored. The text names it.
+    /// What is read is not what was stored. The text names it.
     #[error("{0}")]
     Damaged(String),
     #[error("the reading took longer than it may")]
@@ -34,7 +34,7 @@ impl Error {
         matches!(self, Self::TookTooLong)
     }
 
-    /// What a client is told.
+    /// What a client hears.
     pub fn failure(&self) -> Failure {
         if self.is_damage() { Failure::Damaged } else { Failure::Unavailable }
     }

@@ -1,10 +1,10 @@
-//! Files and folders around the database: their names, who may read them, and who holds them.
+//! Files and folders around the database: their names, their permissions, and the lock.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The file that has the name of another, and more at its end.
+/// The file that has the name of another one with `end` after it.
 pub fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
@@ -16,18 +16,19 @@ pub fn has_content(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
-/// Makes sure of a folder, also after a power cut: a name is safe once the folder that it stands in is synced.
+/// Creates a folder if it is missing. It is there after a power cut, too: the folder around each new one is synced.
 pub fn make_folder(folder: &Path) -> std::io::Result<()> {
-    let holder = |folder: &Path| match folder.parent() {
-        Some(holder) if !holder.as_os_str().is_empty() => holder.to_owned(),
+    let parent = |folder: &Path| match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let new: Vec<_> = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    new.into_iter().try_for_each(|new| sync_names(&holder(new)))
+    new.into_iter().try_for_each(|new| sync_names(&parent(new)))
 }
 
-/// Syncs the names in a folder, where it can be: it may be somebody else's, or on a file system that has no such thing.
+/// Syncs the names in a folder, if that is possible: the folder may belong to another user, or be on a file system that
+/// cannot.
 pub fn sync_names(folder: &Path) -> std::io::Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     match File::open(folder).and_then(|folder| folder.sync_all()) {
@@ -36,8 +37,8 @@ pub fn sync_names(folder: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Holds `<database>.lock` for as long as the file is open, so that one server at a time writes; nothing if another
-/// program holds it.
+/// Locks `<database>.lock` for as long as the returned file is open, so that one server at a time writes. `None` if
+/// another program has the lock.
 pub fn lock(database: &Path) -> std::io::Result<Option<File>> {
     let path = beside(database, ".lock");
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;

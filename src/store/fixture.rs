@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::event::{Event, EventTypes, Seq};
 use crate::wire::Batch;
 
-/// A tick without anything else, to be completed: `Event { payload, ..tick() }`.
+/// A tick with an empty payload. Tests set the fields that matter: `Event { payload, ..tick() }`.
 pub fn tick() -> Event<'static> {
     let event_type = EventTypes::builtin().get("timer_tick").expect("built in");
     Event { event_type, source: "s", session_id: None, user_id: None, payload: "{}", idempotency_key: None }
@@ -20,7 +20,7 @@ pub fn tick() -> Event<'static> {
 pub fn hand_in<'e>(store: &Store, events: impl IntoIterator<Item = Event<'e>>) {
     let (mut batch, types) = (Batch::default(), EventTypes::builtin());
     events.into_iter().for_each(|event| batch.push(&event, &types));
-    store.try_append(batch, Receipt::synced().0).expect("room");
+    store.try_append(batch, Receipt::synced().0).expect("space in the queue");
 }
 
 /// Hands in ticks of five sessions, without waiting for them.
@@ -30,7 +30,7 @@ pub fn hand_in_ticks(store: &Store, events: usize, idempotency_key: Option<&str>
     hand_in(store, sessions.map(|id| Event { session_id: Some(id), payload, idempotency_key, ..tick() }));
 }
 
-/// A file with so many ticks of one session, none of which is in the index yet; of each hundred one has a key.
+/// A file with this many ticks of one session, none of which is in the index yet. One in a hundred has a key.
 pub fn file_with(events: u64) -> (tempfile::TempDir, Config) {
     let folder = tempfile::tempdir().expect("a folder");
     let config = Config::of_test(folder.path().join("events.db"));
@@ -55,7 +55,7 @@ pub fn three_segments(folder: &tempfile::TempDir) -> (Store, Parts) {
     (store, parts)
 }
 
-/// Deletes events, and has the writer do so at once.
+/// Deletes events, and checks that each was there.
 pub fn delete(store: &Store, parts: &mut Parts, seqs: Vec<Seq>) {
     let expected = seqs.len() as u64;
     let mut deletion = std::pin::pin!(store.delete_chosen(seqs));
@@ -65,7 +65,7 @@ pub fn delete(store: &Store, parts: &mut Parts, seqs: Vec<Seq>) {
     assert_eq!(deletion.poll(&mut context), Poll::Ready(Ok(expected)));
 }
 
-/// Deletes every event of three segments but each fifth. Returns those that are left.
+/// Deletes every event of three segments, except every fifth. Returns those that are left.
 pub fn delete_most(store: &Store, parts: &mut Parts) -> Vec<Seq> {
     let (gone, left) = (1..=3 * SEGMENT_EVENTS).map(Seq).partition::<Vec<_>, _>(|seq| !seq.0.is_multiple_of(5));
     gone.chunks(7).for_each(|some| delete(store, parts, some.to_vec()));
@@ -116,7 +116,7 @@ pub fn copy_page(path: &Path, from: usize, to: usize) {
     std::fs::write(path, bytes).expect("written");
 }
 
-/// Where a repair is to write.
-pub fn beside(folder: &tempfile::TempDir) -> PathBuf {
+/// The file into which a repair writes.
+pub fn new_file(folder: &tempfile::TempDir) -> PathBuf {
     folder.path().join("new.db")
 }

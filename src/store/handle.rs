@@ -27,11 +27,12 @@ pub struct Store {
     pub(super) commands: Sender<Command>,
 }
 
-/// The time of a brief reading. In tests every reading that scans is longer.
+/// The time of a brief reading: about what one read of a page takes. In unit tests every reading that scans takes
+/// longer.
 const BRIEF: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(50) };
 
 impl Store {
-    /// Who follows the commits.
+    /// Whether anything follows the commits.
     pub fn audience(&self) -> Audience {
         self.shared.audience.clone()
     }
@@ -41,14 +42,14 @@ impl Store {
         self.shared.committed()
     }
 
-    /// Hands in a batch, waiting for room in the queue. Cancel-safe: a batch is handed in whole or not
-    /// at all, and its receipt resolves either way.
+    /// Hands in a batch, waiting for space in the queue. Cancel-safe: a batch is handed in whole or not at all, and its
+    /// receipt resolves either way.
     pub async fn append(&self, batch: Batch, receipt: Receipt) {
         let reservation = self.shared.queue.reserve(&batch).await;
         self.hand_in(batch, receipt, reservation);
     }
 
-    /// Like [`Store::append`], but waits for room no longer than `patience`.
+    /// Like [`Store::append`], but waits for space in the queue no longer than `patience`.
     ///
     /// # Errors
     /// `QueueFull` when there was none.
@@ -69,7 +70,7 @@ impl Store {
         Ok(())
     }
 
-    /// Hands in a batch if there is room in the queue.
+    /// Hands in a batch if there is space in the queue.
     ///
     /// # Errors
     /// `QueueFull`, at once, when there is none.
@@ -83,17 +84,17 @@ impl Store {
         if receipt.level() == AckLevel::Queued {
             self.shared.counts.acknowledged(AckLevel::Queued, batch.len());
         }
-        // The writer is gone only when the process is ending; the dropped receipt says so.
+        // The writer has ended only if the process is ending. Then the receipt is dropped, and resolves as unavailable.
         let _ = self.commands.send(Command::Append(Append::new(batch, receipt, reservation)));
     }
 
-    /// Deletes every event before `before`, or all of them, that passes a filter, and returns how many there were. Their numbers
-    /// are not used again. What a filter chose has left no trace in the files when this returns, unless another program reads
-    /// them: then the write-ahead log has some until that ends. Without a filter all of it is deleted at one moment, and the
-    /// rows are removed from the file later.
+    /// Deletes every event that passes a filter, before a time if one is given, and returns how many there were. Their
+    /// numbers are not used again. With a filter, no trace of the events is in the files when this returns, unless
+    /// another program reads them: then the write-ahead log has traces until that program's transaction ends. Without a
+    /// filter all events are deleted at one moment, and their rows are removed from the file later.
     ///
     /// # Errors
-    /// When the writer cannot do it; with a filter, a part of the events, the oldest, may be gone then.
+    /// When the writer cannot do it. With a filter, the oldest of the events may be deleted by then.
     pub async fn delete(&self, before: Option<Timestamp>, filter: Filter) -> std::result::Result<u64, Failure> {
         if filter.is_any() {
             return self.ask(|reply| Command::DeleteOldest { before, reply }).await;
@@ -109,14 +110,14 @@ impl Store {
             deleted += self.delete_in_parts(chosen).await?;
             match reached {
                 Some(reached) => after = reached,
-                // Also when nothing was deleted: a client that repeats a deletion which was cut short still wants the
-                // traces of the first part gone.
+                // This comes also if nothing was deleted: a client that repeats a deletion after an error wants the
+                // traces of the first part erased, too.
                 None => return self.ask(|reply| Command::Erase { reply }).await.map(|()| deleted),
             }
         }
     }
 
-    /// Deletes chosen events: in one transaction or, if the disk has no room for that, in smaller ones.
+    /// Deletes chosen events in one transaction, or in smaller ones if the disk has no space for that.
     async fn delete_in_parts(&self, chosen: Vec<Seq>) -> std::result::Result<u64, Failure> {
         let (mut left, mut deleted) = (vec![chosen], 0);
         while let Some(mut part) = left.pop().filter(|part| !part.is_empty()) {
@@ -131,13 +132,14 @@ impl Store {
         Ok(deleted)
     }
 
-    /// Stores the state of a durable subscription, with others within a moment. Until then only the last state of each waits.
+    /// Stores the state of a durable subscription within a moment, in one commit with others. A later state replaces
+    /// one that waits.
     pub fn save_soon(&self, state: StoredSubscription) {
         self.change_soon(state.name.clone(), Some(state));
     }
 
-    /// Like [`Store::save_soon`], but the state is stored once the returned future resolves. The call itself queues the change,
-    /// not the first poll, so changes of one subscription are stored in the order of their calls.
+    /// Like [`Store::save_soon`], but the state is stored once the returned future resolves. The call itself queues the
+    /// change, not the first poll, so changes of one subscription are stored in the order of their calls.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
@@ -146,8 +148,8 @@ impl Store {
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
-    /// Removes a durable subscription, which is done once the returned future resolves. The call itself queues the change, as
-    /// that of [`Store::save`] does.
+    /// Removes a durable subscription, which is done once the returned future resolves. The call itself queues the
+    /// change, as that of [`Store::save`] does.
     ///
     /// # Errors
     /// When the writer cannot do it now; it may do so later.
@@ -156,20 +158,21 @@ impl Store {
         self.ask(|reply| Command::SubscriptionsChanged { reply: Some(reply) })
     }
 
-    /// Like [`Store::remove`], for a subscription of which no client waits to hear any more. It is done with others within a
-    /// moment.
+    /// Like [`Store::remove`], if no client waits for it. It is done within a moment, in one commit with others.
     pub fn remove_soon(&self, name: Arc<str>) {
         self.change_soon(name, None);
     }
 
     fn change_soon(&self, name: Arc<str>, state: Option<StoredSubscription>) {
         if self.change(name, state) {
-            // The writer is gone only when the process is ending; then the events of the subscription come again.
+            // The writer has ended only if the process is ending. Then the events of the subscription are delivered
+            // again.
             let _ = self.commands.send(Command::SubscriptionsChanged { reply: None });
         }
     }
 
-    /// Queues a change for the writer to take. Returns whether the writer does not know yet that there is something to take.
+    /// Adds a change to those that the writer will take. Returns whether it is the first of them: then the writer needs
+    /// a command.
     fn change(&self, name: Arc<str>, state: Option<StoredSubscription>) -> bool {
         let mut changed = self.shared.changed_subscriptions.lock();
         let is_first = changed.is_empty();
@@ -177,7 +180,7 @@ impl Store {
         is_first
     }
 
-    /// The sequence number of an id, as [`Reader::seq_of`] tells it.
+    /// The sequence number of an id, as [`Reader::seq_of`] returns it.
     pub async fn seq_of(&self, id: String) -> Result<Option<Seq>> {
         if !self.shared.has_legacy_ids {
             return Ok(id.parse().ok().map(|EventId(seq)| seq));
@@ -217,7 +220,7 @@ impl Store {
         self.ask(|reply| Command::DeleteChosen { chosen, reply }).await
     }
 
-    /// Has the writer do something and tell.
+    /// Sends a command to the writer and waits for its answer.
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<std::result::Result<T, Failure>>) -> Command,
@@ -227,22 +230,22 @@ impl Store {
         answer.await.unwrap_or(Err(Failure::Unavailable))
     }
 
-    /// How safe an event is when it is acknowledged, if its producer does not say.
+    /// How safe an event is when it is acknowledged, if its producer does not ask for a level.
     pub fn usual_level(&self) -> AckLevel {
         self.shared.usual_level
     }
 
-    /// Which life of the database this is.
+    /// The epoch of the database.
     pub fn epoch(&self) -> Epoch {
         self.shared.epoch
     }
 
-    /// What was acknowledged since the start.
+    /// How many events were acknowledged since the start.
     pub fn counts(&self) -> &Counts {
         &self.shared.counts
     }
 
-    /// What is known of the file's soundness.
+    /// What is known of damage in the file.
     pub fn integrity(&self) -> Integrity {
         self.shared.integrity.lock().clone()
     }
@@ -257,17 +260,17 @@ impl Store {
         &self.shared.wal
     }
 
-    /// Whether the writer would store an event now. Waits for room in the queue as an event does, and stores nothing.
-    /// Cancel-safe.
+    /// Asks the writer whether it would store an event now. Waits for space in the queue as an event does, and stores
+    /// nothing. Cancel-safe.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// Why it would not.
     pub async fn probe(&self) -> std::result::Result<(), Failure> {
         let reservation = self.shared.queue.reserve(&Batch::default()).await;
         self.ask(|reply| Command::Probe { reservation, reply }).await
     }
 
-    /// Tells the writer that nothing will follow. It stores what is in the queue and ends.
+    /// Ends the writer, once it has stored what is in the queue.
     pub fn close(&self) {
         let _ = self.commands.send(Command::Close);
     }

@@ -1,5 +1,5 @@
-//! Holes: the numbers of events that were chosen to be deleted. Posting lists keep these numbers, so every reader of a list
-//! first takes the holes of its segment away, and looks for no deleted event.
+//! Holes: the numbers of events that were chosen to be deleted. The numbers stay in the posting lists, so every reader
+//! of a list first removes the holes of its segment from it, and then looks for no deleted event.
 
 use std::ops::RangeInclusive;
 
@@ -50,29 +50,29 @@ impl Holes {
         connection.prepare_cached(SQL)?.execute((segment, count, blob, checksum)).map(drop)
     }
 
-    /// Takes the holes away from an ascending list, as far as they are known.
-    pub fn take_from(&self, list: &mut Vec<u16>) {
+    /// Removes the holes from an ascending list, as far as they are known.
+    pub fn remove_from(&self, list: &mut Vec<u16>) {
         let mut rest = self.offsets.as_deref().unwrap_or_default();
         list.retain(|offset| {
-            // A list may be short and the holes many, so they are searched.
+            // A list may be short and the holes many, so the holes are searched and not walked through.
             rest = &rest[rest.partition_point(|hole| hole < offset)..];
             rest.first() != Some(offset)
         });
     }
 
     /// Whether no event of an encoded posting list of a segment is left: each is a hole, or comes before `oldest`, the
-    /// beginning of the retained range. A damaged list counts as one with events, and the integrity check finds it.
+    /// beginning of the retained range. A damaged list counts as one with events; the integrity check reports it.
     pub fn leave_none_of(&self, list: &[u8], segment: u64, oldest: Seq) -> bool {
         let first = segments::first_of(segment);
         segments::decode(list).is_some_and(|mut offsets| {
             offsets.retain(|offset| first.plus((*offset).into()) >= oldest);
-            self.take_from(&mut offsets);
+            self.remove_from(&mut offsets);
             offsets.is_empty()
         })
     }
 }
 
-/// Notes events of one segment, ascending, that were chosen to be deleted and now are.
+/// Notes that these events of one segment, ascending, were deleted out of the middle. Returns all holes of the segment.
 pub(super) fn add(connection: &Connection, segment: u64, deleted: &[u16]) -> rusqlite::Result<Holes> {
     let mut holes = match Holes::of(connection, segment)? {
         Some(holes) => holes,
@@ -90,13 +90,13 @@ pub(super) fn add(connection: &Connection, segment: u64, deleted: &[u16]) -> rus
     Ok(holes)
 }
 
-/// The offsets of a full segment that have no event. Costs a look at each event of the segment: some 5 ms.
+/// The offsets of a full segment that have no event. Looks at each event of the segment, which takes about 5 ms.
 pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Vec<u16>> {
     let mut is_missing = vec![true; SEGMENT_EVENTS as usize];
     let first = segments::first_of(segment);
     let end = segments::first_of(segment + 1);
-    // A damaged number is out of order with its neighbours. It may lead the search for an end of the segment astray, or be
-    // taken for the end, so two rows beyond either end are looked at.
+    // A damaged number is out of order with its neighbours. It may lead the search for an end of the segment to a wrong
+    // row, or be taken for the end, so two rows beyond each end are looked at.
     const BEFORE: &str = "SELECT seq FROM events WHERE seq < ?1 ORDER BY seq DESC LIMIT 2";
     const FROM: &str = "SELECT seq FROM events WHERE seq >= ?1 ORDER BY seq";
     let is_damaged = |one: Seq, other: Seq| damaged(format!("events: {} or {} is damaged", one.id(), other.id()));
@@ -110,8 +110,8 @@ pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Ve
         next = seq;
     }
     let mut statement = connection.prepare_cached(FROM)?;
-    let (mut rows, mut last, mut behind) = (statement.query([first.0 as i64])?, first.prev(), 0);
-    while behind < 2
+    let (mut rows, mut last, mut beyond) = (statement.query([first.0 as i64])?, first.prev(), 0);
+    while beyond < 2
         && let Some(row) = rows.next()?
     {
         let seq = Seq(row.get::<_, i64>(0)? as u64);
@@ -121,15 +121,15 @@ pub(super) fn find(connection: &Connection, segment: u64) -> rusqlite::Result<Ve
         last = seq;
         match is_missing.get_mut((seq.0 - first.0) as usize) {
             Some(is_missing) if seq < end => *is_missing = false,
-            _ => behind += 1,
+            _ => beyond += 1,
         }
     }
     let numbered = is_missing.into_iter().enumerate();
     Ok(numbered.filter(|(_, is_missing)| *is_missing).map(|(offset, _)| offset as u16).collect())
 }
 
-/// How many of these numbers have their events. Costs a look at each segment with holes, and a search in the holes of the
-/// two segments that the range cuts through.
+/// How many of these numbers have their events. Reads the number of holes of each segment, and searches in the holes of
+/// the two segments that the range cuts through.
 pub(super) fn count_events(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusqlite::Result<u64> {
     if numbers.is_empty() {
         return Ok(0);
@@ -156,7 +156,7 @@ pub(super) fn count_events(connection: &Connection, numbers: RangeInclusive<Seq>
                 (offsets.partition_point(|offset| *offset <= to) - before) as u64
             }
             Err(error) if !is_damage(&error) => return Err(error),
-            // Where the holes are is not known, so the events are counted.
+            // It is not known where the holes are, so the events are counted.
             _ => {
                 let mut present = connection.prepare_cached(PRESENT)?;
                 let present: i64 = present.query_row([from.0 as i64, to.0 as i64], |row| row.get(0))?;
@@ -167,14 +167,14 @@ pub(super) fn count_events(connection: &Connection, numbers: RangeInclusive<Seq>
     Ok(count)
 }
 
-/// The segments whose holes are counted, and where they are is not known yet.
+/// The segments of which only the number of holes is known.
 pub(super) fn unknown(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
     let mut statement = connection.prepare("SELECT segment FROM holes WHERE offsets IS NULL")?;
     statement.query_map([], |row| row.get::<_, i64>(0).map(|segment| segment as u64))?.collect()
 }
 
 /// Notes where the holes of a segment are, unless a deletion has done so meanwhile.
-pub(super) fn found(connection: &Connection, segment: u64, offsets: Vec<u16>) -> rusqlite::Result<()> {
+pub(super) fn note_found(connection: &Connection, segment: u64, offsets: Vec<u16>) -> rusqlite::Result<()> {
     match Holes::of(connection, segment)? {
         Some(Holes { count, offsets: None }) => Holes { count, offsets: Some(offsets) }.store(connection, segment),
         _ => Ok(()),
@@ -191,8 +191,8 @@ mod tests {
     use crate::store::schema;
 
     #[test]
-    fn a_damaged_number_is_an_error_in_the_search_for_holes() {
-        // Of the second segment, with 128 events in two bytes.
+    fn the_search_for_holes_fails_on_a_damaged_number() {
+        // An event of the sixth segment, whose number has two bytes in its row.
         let at = SEGMENT_EVENTS * 5 + 8;
         for to in [at - 128, at + 128, at + 8_192] {
             let (_folder, config) = file_with(300);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cost_of_a_count_does_not_grow_with_the_events_of_the_segments_it_cuts_through() {
+    fn counting_events_between_holes_takes_as_long_for_many_events_as_for_few() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         let left = delete_most(&store, &mut parts);

@@ -1,15 +1,15 @@
-//! What is known of the file's soundness.
+//! What is known of damage in the file.
 
 use super::damage::is_damage;
 use crate::sync::Mutex;
 
-/// What is known of the file's soundness.
+/// What is known of damage in the file.
 #[derive(Debug, Clone, Default)]
 pub struct Integrity {
     pub progress: Progress,
-    /// Events held against their checksums since the start.
+    /// Events that were compared with their checksums since the start.
     pub events: u64,
-    /// What is damaged, by name. Of very much, only the first things.
+    /// What is damaged, by name: at most the first [`NAMED_MAX`] things.
     pub damage: Vec<String>,
 }
 
@@ -23,7 +23,7 @@ pub enum Progress {
     Done,
 }
 
-/// Damaged things whose names are held. A file with more needs a repair and not a list.
+/// Damaged things that are named. A file with more needs a repair, not a longer list.
 const NAMED_MAX: usize = 20;
 
 impl Integrity {

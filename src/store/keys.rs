@@ -1,8 +1,8 @@
 //! Idempotency keys: an event, or all events of a request, stored once however often they are sent.
 //!
-//! A key is kept for as long as any of its events. Whether a repeat says the same is told by a digest of what was
-//! stored, because some of the events may be deleted by then. A batch without keys never comes here; one with keys
-//! costs a look-up and an insert into an index of random keys for each, which is what the log itself avoids.
+//! A key stays for as long as any of its events. A digest of the stored events shows whether a repeat is the same,
+//! because some of the events may be deleted by then. A batch without keys does not use this module. Each key costs a
+//! look-up and an insert into an index on random keys, which the record itself avoids.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ use crate::event::{Columns, Field, Seq};
 use crate::record::Outcome;
 use crate::wire::batch::{Batch, Keyed};
 
-/// What is to become of the events of one message.
+/// Whether the events of one message may be stored.
 pub(super) enum Judgement {
     Accepted(Vec<Seen>),
-    /// The key of the event with this index in the message was used for another event.
+    /// The key of the event with this index in the message was used for a different event.
     Refused(usize),
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Seen {
     Never,
     /// It is stored under this number.
     Stored(Seq),
-    /// It is also the event with this index in the batch.
+    /// It repeats the event with this index in the batch.
     InBatch(usize),
 }
 
@@ -50,7 +50,7 @@ pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
         match messages.last_mut() {
             Some((message, keys)) if *message == keyed.message => keys.push(keyed.clone()),
             _ => {
-                // What lies between has no keys, and is one message as good as many.
+                // The messages between have no keys, so they may count as one.
                 if keyed.message.start > end {
                     messages.push((end..keyed.message.start, Vec::new()));
                 }
@@ -65,8 +65,8 @@ pub(super) fn messages(batch: &Batch) -> Vec<(Range<usize>, Vec<Keyed>)> {
     messages
 }
 
-/// Looks which events of a message were stored before. Everything before it in this transaction must be in the tables. A key
-/// whose events are all deleted is free again, whether its row is removed yet or not.
+/// Finds which events of a message were stored before. Everything before the message in this transaction must be in the
+/// tables. A key whose events are all deleted is free again, whether its row is removed yet or not.
 pub(super) fn judge(
     record: Record<'_>,
     batch: &Batch,
@@ -76,14 +76,14 @@ pub(super) fn judge(
     let mut seen = vec![Seen::Never; message.len()];
     let mut find = record.connection.prepare_cached(select_keys!("WHERE key = ?1"))?;
     for (nth, keyed) in keys.iter().enumerate() {
-        let place = keyed.events.start - message.start;
+        let index = keyed.events.start - message.start;
         if let Some(before) = keys[..nth].iter().find(|before| before.key == keyed.key) {
-            // Only keys of single events stand beside others.
+            // Only a key of a single event can be in a message with other keys.
             let like = before.events.start;
             if !is_alike(&batch.columns(like), &batch.columns(keyed.events.start)) {
-                return Ok(Judgement::Refused(place));
+                return Ok(Judgement::Refused(index));
             }
-            seen[place] = match seen[like - message.start] {
+            seen[index] = match seen[like - message.start] {
                 Seen::Never => Seen::InBatch(like),
                 earlier => earlier,
             };
@@ -95,10 +95,10 @@ pub(super) fn judge(
             StoredKey::remove(stored.first, record.connection)?;
             continue;
         }
-        let said = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
-        let is_same = stored.count == keyed.events.len() as u64 && stored.digest(record)? == Some(said);
+        let digest = Digest::of(keyed.events.clone().map(|index| batch.columns(index)));
+        let is_same = stored.count == keyed.events.len() as u64 && stored.digest(record)? == Some(digest);
         if !is_same {
-            return Ok(Judgement::Refused(place));
+            return Ok(Judgement::Refused(index));
         }
         for (n, index) in keyed.events.clone().enumerate() {
             seen[index - message.start] = Seen::Stored(stored.first.plus(n));
@@ -107,7 +107,7 @@ pub(super) fn judge(
     Ok(Judgement::Accepted(seen))
 }
 
-/// Whether two events say the same.
+/// Whether two events have the same fields and payload.
 fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
     Field::ALL.into_iter().all(|field| one.field(field) == other.field(field)) && one.payload == other.payload
 }
@@ -115,8 +115,8 @@ fn is_alike(one: &Columns<'_>, other: &Columns<'_>) -> bool {
 /// Stores the keys of a message whose new events are stored.
 ///
 /// # Errors
-/// Damage, by name. A key or number that is in the table although [`judge`] did not find it is damage, too: index and
-/// table disagree.
+/// Damage, by name. A key or number that is in the table although [`judge`] did not find it is damage, too: the index
+/// and the table differ.
 pub(super) fn store(
     connection: &Connection,
     batch: &Batch,
@@ -144,11 +144,11 @@ pub(super) fn store(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoredKey {
     pub key: Box<str>,
-    /// The first of the events that were stored under it, which follow each other.
+    /// The first of the events that were stored under it. Their numbers follow each other.
     pub first: Seq,
     pub count: u64,
-    /// Of what they said. A key that was stored before format 4 gets its digest when the first of its events is
-    /// deleted; until then the events themselves tell.
+    /// The digest of these events. A key that was stored before format 4 has none until one of its events is to be
+    /// deleted. Until then the digest is computed from the events.
     pub digest: Option<Digest>,
 }
 
@@ -157,16 +157,18 @@ impl StoredKey {
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let (key, first): (String, i64) = (row.get(0)?, row.get(1)?);
         let (first, count) = (Seq(first as u64), row.get::<_, i64>(2)? as u64);
-        let mut kept = Self { key: key.into(), first, count, digest: None };
+        let mut stored = Self { key: key.into(), first, count, digest: None };
         let is_whole = match (row.get_ref(3)?, row.get_ref(4)?) {
             (ValueRef::Null, ValueRef::Null) => true,
             (ValueRef::Blob(digest), ValueRef::Integer(checksum)) => {
-                kept.digest = digest.try_into().ok().map(Digest);
-                kept.checksum().is_some_and(|expected| i64::from(expected) == checksum)
+                stored.digest = digest.try_into().ok().map(Digest);
+                stored.checksum().is_some_and(|expected| i64::from(expected) == checksum)
             }
             _ => false,
         };
-        is_whole.then_some(kept).ok_or_else(|| damaged(format!("idempotency_keys: that of {} is damaged", first.id())))
+        is_whole
+            .then_some(stored)
+            .ok_or_else(|| damaged(format!("idempotency_keys: that of {} is damaged", first.id())))
     }
 
     /// The last of its events.
@@ -206,7 +208,7 @@ impl StoredKey {
         Ok(Some(Digest::finish(hash)))
     }
 
-    /// Stores the digest of its events, while all of them are still there.
+    /// Stores the digest of its events, if all of them are still there.
     fn store_digest(self, record: Record<'_>) -> rusqlite::Result<()> {
         let digest = self.digest(record)?;
         const SQL: &str = "UPDATE idempotency_keys SET digest = ?2, checksum = ?3 WHERE seq = ?1";
@@ -220,8 +222,8 @@ impl StoredKey {
     }
 }
 
-/// Tells whether events say the same as others: 128 bits of SHA-256. With fewer bits two different events could have
-/// the same digest by chance, and the second would be taken for a repeat and not stored.
+/// A digest of events, by which a repeat is recognised: 128 bits of SHA-256. With fewer bits two different events could
+/// have the same digest by chance, and the second would be taken for a repeat and not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Digest(pub [u8; 16]);
 
@@ -232,7 +234,7 @@ impl Digest {
         Self::finish(hash)
     }
 
-    /// Each text with its length, so that no two events look alike.
+    /// Adds each text with its length, so that different events are different bytes.
     fn add(hash: &mut Sha256, event: &Columns<'_>) {
         let Columns { event_type, source, session_id, user_id, payload } = *event;
         for text in [Some(event_type), Some(source), session_id, user_id, Some(payload)] {
@@ -247,24 +249,24 @@ impl Digest {
     }
 }
 
-/// The key that an event was stored under, which it may share with others.
+/// The key under which an event was stored, alone or with other events.
 fn of_event(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<StoredKey>> {
     let mut find = connection.prepare_cached(select_keys!("WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"))?;
-    let kept = find.query_row([seq.0 as i64], |row| Ok(StoredKey::read(row))).optional()?.transpose()?;
-    Ok(kept.filter(|kept| seq.0 < kept.first.0 + kept.count))
+    let stored = find.query_row([seq.0 as i64], |row| Ok(StoredKey::read(row))).optional()?.transpose()?;
+    Ok(stored.filter(|stored| seq <= stored.last()))
 }
 
-/// The key of an event that is being deleted: found before the event is deleted, and removed after it if none of its other
-/// events is left.
+/// The key of an event that is being deleted. It is found before the event is deleted, and removed afterwards if none
+/// of its other events is left.
 pub(super) struct KeyOfDeleted {
     first: Seq,
     count: u64,
 }
 
 impl KeyOfDeleted {
-    /// Looks for the key of an event that is about to be deleted. A key without a digest gets it now, while all its events are
-    /// there. Where one of them is damaged, the key goes with the last of them all the same; until then its repeats are
-    /// refused, as they were before.
+    /// Looks for the key of an event that is about to be deleted. A key without a digest gets one now, while all its
+    /// events are there. If one of them is damaged, the key gets none: its repeats are refused, as before, until it is
+    /// deleted with the last of its events.
     pub fn find(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<Self>> {
         let Some(stored) = of_event(record.connection, seq)? else { return Ok(None) };
         let this = Self { first: stored.first, count: stored.count };
@@ -297,29 +299,27 @@ pub(super) fn remove_through(connection: &Connection, last: Seq) -> rusqlite::Re
 mod tests {
     use super::*;
     use crate::event::{Event, EventTypes};
+    use crate::store::fixture::tick;
     use proptest::prelude::*;
 
     proptest! {
         /// Messages as a socket reads them: each with some events, of which some have keys.
         #[test]
-        fn every_event_is_in_one_message_with_its_key(
+        fn messages_of_a_batch_have_each_event_once_and_each_key_with_its_event(
             drawn in prop::collection::vec(prop::collection::vec(prop::option::of("[a-c]"), 1..5), 0..8),
         ) {
             let types = EventTypes::builtin();
-            let event_type = types.get("timer_tick").expect("built in");
             let mut batch = Batch::default();
             for message in &drawn {
                 let first = batch.len();
                 for key in message {
-                    let idempotency_key = key.as_deref();
-                    let (source, session_id, user_id, payload) = ("s", None, None, "{}");
-                    batch.push(&Event { event_type, source, session_id, user_id, payload, idempotency_key }, &types);
+                    batch.push(&Event { idempotency_key: key.as_deref(), ..tick() }, &types);
                 }
                 batch.end_message(first);
             }
             let found = messages(&batch);
-            let places = found.iter().flat_map(|(message, _)| message.clone());
-            prop_assert!(places.eq(0..batch.len()), "in order, without gap: {:?}", found);
+            let indexes = found.iter().flat_map(|(message, _)| message.clone());
+            prop_assert!(indexes.eq(0..batch.len()), "in order, without gap: {:?}", found);
             let mut first = 0;
             for message in &drawn {
                 let keys = message.iter().enumerate().filter_map(|(nth, key)| Some((first + nth, key.as_deref()?)));

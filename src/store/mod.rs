@@ -1,7 +1,7 @@
 //! The ordered, durable record of events: append, read, committed. The only SQL is in here.
 //!
-//! One thread writes; it takes what waits in a bounded queue, stores it in one transaction, and then resolves the receipts and
-//! hands the commit on. Readers use connections of their own.
+//! One thread writes. It takes the batches that wait in a bounded queue, stores them in one transaction, and then
+//! resolves their receipts and hands the commit to the fan-out. Readers use connections of their own.
 //!
 //! * [`handle`] — `Store`, through which everything outside uses it; [`queue`] and [`receipt`] are what an append needs
 //! * [`write`](mod@write) — the writer: order, apply, housekeeping
@@ -10,8 +10,8 @@
 //! * [`schema`], [`migrate`], [`checksum`] — the format of the file, and the way to it from earlier ones
 //! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share
 //! * [`sidecar`], [`wal`], [`files`] — the files beside the database
-//! * [`check`](mod@check), [`checker`], [`integrity`], [`damage`] — damage, found by a look at everything or by chance
-//! * [`repair`](mod@repair), [`salvage`], [`rebuild`] — saving what is whole into a new file
+//! * [`check`](mod@check), [`checker`], [`integrity`], [`damage`] — the integrity check, and damage that a read meets
+//! * [`repair`](mod@repair), [`salvage`], [`rebuild`] — saving what is undamaged into a new file
 
 mod check;
 mod checker;
@@ -61,4 +61,4 @@ pub use subscription::StoredSubscription;
 pub use threads::Running;
 pub use write::Wal;
 #[cfg(test)]
-pub(crate) use {sidecar::Sidecar, threads::Parts, write::ordered};
+pub(crate) use {files::beside, sidecar::Sidecar, threads::Parts, write::ordered};

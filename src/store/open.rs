@@ -1,4 +1,4 @@
-//! Opening: the file is locked, its log settled, its format made today's, and its state read.
+//! Opening: the file is locked, its write-ahead log settled, the file brought to the newest format, and its state read.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -59,14 +59,14 @@ pub enum OpenError {
     SeveredLog(PathBuf, wal::Severed),
 }
 
-/// Commits that may wait for the fan-out before the writer waits for it: more than come while it rests.
+/// Commits that may wait for the fan-out before the writer waits for it. 64: more than come while the fan-out rests.
 const COMMITS_WAITING_MAX: usize = 64;
 
 impl Store {
     /// Opens or creates the database, upgrades one of the Python service, and starts the threads.
     ///
     /// # Errors
-    /// When the file cannot be used; nothing of it is changed then, apart from an upgrade that finished.
+    /// When the file cannot be used. Then it is unchanged, apart from an upgrade that was finished.
     pub fn open(config: &Config) -> Result<(Store, Running), OpenError> {
         let (store, parts) = Self::open_parts(config)?;
         Ok((store, parts.start()))
@@ -88,7 +88,7 @@ impl Store {
         let held = lock(path).map_err(|e| OpenError::File(beside(path, ".lock"), e))?;
         let lock = held.ok_or_else(|| OpenError::InUse(path.clone()))?;
         private_file(path).map_err(|e| OpenError::File(path.clone(), e))?;
-        // The names of both; SQLite sees to those of its own files.
+        // The names of the database and the lock; SQLite syncs the names of its own files.
         sync_names(&folder).map_err(|e| OpenError::Folder(folder.clone(), e))?;
 
         let has_log = wal::is_there(path);
@@ -101,7 +101,7 @@ impl Store {
         }
         let mut connection = schema::open_writer(path).map_err(database)?;
         if config.durability != Durability::Off {
-            // What another program wrote in between would be written over.
+            // Otherwise, what another program writes meanwhile would be overwritten.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
             wal::settle(path).map_err(log)?;
             // After a run at durability `off`, pages of the database may be unsynced, too.
@@ -136,13 +136,14 @@ impl Store {
     }
 }
 
-/// Whether a file is certainly another program's. It is refused before anything is written to it or beside it, so this
-/// does not read the log, which only a connection that makes files can do: such a connection looks again later.
+/// Whether a file is certainly another program's. Such a file is refused before anything is written to it or beside it.
+/// So this does not read the log, because only a connection that makes files can do that; the caller looks again with
+/// one later.
 pub(super) fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     let looked = schema::open_untouched(path).and_then(|connection| {
         Ok(!schema::is_ours(&connection)? && !python::wrote(&connection)? && schema::is_foreign(&connection)?)
     });
-    // Either has pages that SQLite would put in the place of damaged ones.
+    // Either has pages with which SQLite would replace damaged ones.
     let may_be_mended = || wal::is_there(path) || has_content(&beside(path, "-journal"));
     match looked {
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) && !may_be_mended() => Err(error),
@@ -150,7 +151,7 @@ pub(super) fn is_another_programs(path: &Path) -> rusqlite::Result<bool> {
     }
 }
 
-/// What the file says at start.
+/// What is read of the file at a start.
 struct State {
     position: Position,
     /// The last number that was given is also the largest in the table.
@@ -159,20 +160,20 @@ struct State {
     has_legacy_ids: bool,
     unchecked_through: Seq,
     tidying: Tidying,
-    /// What was found damaged on the way.
+    /// What was found damaged meanwhile, by name.
     damage: Vec<String>,
 }
 
 impl State {
-    /// Numbers and times go on from the larger of what is noted and what is stored. Lists of segments
-    /// that are not in the table yet are built again from their rows.
-    fn read(connection: &Connection, last_told: Seq) -> rusqlite::Result<State> {
+    /// Numbers and times go on from the larger of what `meta` has and what is stored. Posting lists of segments that
+    /// are not sealed yet are built again from their rows.
+    fn read(connection: &Connection, last_noted: Seq) -> rusqlite::Result<State> {
         let noted = |key| meta::get(connection, key);
         let unchecked_through = meta::seq(connection, meta::UNCHECKED_THROUGH)?;
         let deleted_through = meta::seq(connection, meta::DELETED_THROUGH)?;
         let mut damage = Vec::new();
         let last_seen = match read::last_seen(connection) {
-            // The statistics are needed for events without a checksum only.
+            // The statistics are needed only for events without a checksum.
             Err(error) if is_damage(&error) => {
                 damage.push(within("event_stats", error).to_string());
                 None
@@ -180,7 +181,7 @@ impl State {
             last_seen => last_seen?,
         };
         let newest = read::newest(connection, unchecked_through, last_seen)?;
-        let last = newest.last(meta::seq(connection, meta::LAST_SEQ)?, last_told);
+        let last = newest.last(meta::seq(connection, meta::LAST_SEQ)?, last_noted);
         let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
         let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
         damage.extend(newest.damaged.iter().map(|seq| read::name_of_damaged(*seq)));
@@ -195,15 +196,16 @@ impl State {
             [],
             |row| row.get(0),
         )?;
-        // A damaged page of the oldest rows keeps them in the file, and nothing else from working.
+        // With a damaged page of the oldest rows, these rows stay in the file, and everything else works.
         let tidying = ignoring_damage(Tidying::after_start(connection, deleted_through))?.unwrap_or_else(Tidying::none);
         Ok(State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage })
     }
 }
 
-/// The lists of segments from this one on, made of their rows: some 100 ms for 65,536 of 1 KB, which are read whole, for a
-/// list of events with damaged numbers would be stored as if it were right. What is damaged is noted under the values that
-/// it shows, so that who asks for one of them is told.
+/// The posting lists of segments from this one on, built from their rows, in about 100 ms for 65,536 rows of 1 KB. The
+/// rows are read whole and compared with their checksums: otherwise a list with a damaged number would be stored as if
+/// it were right. A damaged row is noted under the values that it shows, so that a query for one of them meets the
+/// damage.
 fn lists(
     connection: &Connection,
     from: u64,
@@ -213,7 +215,7 @@ fn lists(
 ) -> rusqlite::Result<Recent> {
     let mut recent = Recent { open: Segment::new(from), full: Vec::new() };
     let (mut next, last) = (segments::first_of(from).max(position.oldest()), position.seq);
-    // Damaged rows behind the last whole one: their numbers are among those up to the next.
+    // Damaged rows after the last undamaged one. Their numbers are among those up to the next undamaged one.
     let mut doubtful = Vec::new();
     let mut statement = connection.prepare(read::select_events!("seq >= ?1 ORDER BY seq"))?;
     let mut rows = statement.query([next.0 as i64])?;
@@ -224,7 +226,7 @@ fn lists(
                 recent.note(event.seq, &event.columns());
                 next = event.seq.next();
             }
-            Ok(event) => damage.push(format!("events: {} is out of order", event.seq.id())),
+            Ok(event) => damage.push(read::out_of_order(event.seq).to_string()),
             Err(error) => {
                 damage.push(error.to_string());
                 let text = |column| row.get_ref(column).ok().and_then(|value| value.as_str().ok());
@@ -240,7 +242,7 @@ fn lists(
 /// A damaged row: the number and the values that it shows.
 type Doubtful = (Seq, [Option<Box<[u8]>>; 4]);
 
-/// Notes damaged events that are somewhere from `next` up to, and without, `end`.
+/// Notes damaged events whose numbers are from `next` up to, and without, `end`.
 fn note_doubtful(recent: &mut Recent, doubtful: impl Iterator<Item = Doubtful>, mut next: Seq, end: Seq) {
     for (shown, values) in doubtful {
         let seq = if (next..end).contains(&shown) { shown } else { next };
@@ -327,7 +329,7 @@ mod tests {
     use crate::store::fixture::{file_with, hand_in_ticks, renumber};
 
     #[test]
-    fn a_damaged_number_of_the_last_event_moves_no_other_and_ends_nothing() {
+    fn a_damaged_number_of_the_last_event_changes_no_later_number() {
         for to in [300 - 128, 299, 300 + 8_192, 300 + 3] {
             let (_folder, config) = file_with(300);
             renumber(&config.database_path, 300, to);
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_number_makes_no_false_list() {
+    fn a_damaged_number_does_not_get_into_a_posting_list() {
         for to in [200 + 8_192, 200 + 64, 200 - 128] {
             let (_folder, config) = file_with(310);
             renumber(&config.database_path, 200, to);
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_names_an_event_with_a_field_of_a_wrong_kind_and_goes_on() {
+    fn a_start_goes_on_and_names_an_event_with_a_field_of_a_wrong_type() {
         let (_folder, config) = file_with(10);
         let flipped = "UPDATE events SET event_type = X'00FF', session_id = 5 WHERE seq = 4";
         assert_eq!(schema::open_writer(&config.database_path).and_then(|file| file.execute(flipped, [])), Ok(1));

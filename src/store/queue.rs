@@ -4,9 +4,9 @@ use crate::budget::{self, Budget};
 use crate::config::Config;
 use crate::wire::Batch;
 
-/// How many events and bytes may wait to be written. The channel itself has no bound: a batch is sent only with a reservation.
-/// A batch larger than the whole queue reserves all of it. An empty one, which only carries answers, counts as one event, so
-/// that answers are bounded, too.
+/// How many events and bytes may wait to be written. The channel itself has no bound: a batch is sent only with a
+/// reservation. A batch larger than the whole queue reserves all of it. An empty one, which only carries answers,
+/// counts as one event, so that answers are bounded, too.
 #[derive(Debug)]
 pub(super) struct Queue {
     events: Budget,

@@ -1,5 +1,5 @@
-//! Reading the record, from one short transaction to the next, on connections that only read: so no read holds up the
-//! writer or keeps the write-ahead log from starting over for long.
+//! Reading the record, in short transactions one after the other, on connections that only read. So no read delays the
+//! writer, or keeps the write-ahead log from starting over for long.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -20,23 +20,23 @@ use crate::wire::StoredEvent;
 /// Reads the record. Every method blocks, so a reading calls them on a thread that may.
 ///
 /// # Errors
-/// Every read fails with what SQLite reports, on damage that it comes to, or because the reading is over.
+/// Every read fails with what SQLite reports, with damage that it meets, or because the reading is over.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
-    /// What ends it early, if anything does.
+    /// When the reading is over, if it is limited.
     pub(super) limit: Option<Limit>,
 }
 
-/// When a reading is over. It is looked at between two transactions, which are short.
+/// When a reading is over. This is checked between two transactions, which are short.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Limit {
     pub abandoned: Arc<AtomicBool>,
     pub deadline: Option<Instant>,
 }
 
-/// Events looked at in one read, which may take several transactions: some 50 ms at 0.8 µs each. Then other reads get
-/// their turn on the blocking threads.
+/// Events that one read looks at, in one transaction or several. 65,536 take about 50 ms, at 0.8 µs each. Then other
+/// reads get their turn on the blocking threads.
 const EVENTS_PER_READ: usize = if cfg!(test) { 40 } else { 1 << 16 };
 
 impl Reader {
@@ -49,8 +49,9 @@ impl Reader {
         self.shared.committed()
     }
 
-    /// Shows `visit` the events of a query until it breaks off or there are no more. Returns the last event that the read
-    /// came to: all that pass up to there (down to there, newest first) were shown. `None` when it came to the end.
+    /// Shows `visit` the events of a query until it breaks off or there are no more. Returns the last event that the
+    /// read came to: all that pass up to there (down to there, newest first) were shown. `None` when it came to the
+    /// end.
     ///
     /// # Errors
     /// Events shown before an error stay shown.
@@ -128,9 +129,9 @@ impl Reader {
         })
     }
 
-    /// For each value of a field the newest event up to `through` that passes, ascending; of the values last seen, at most
-    /// `values_max`. Sealed segments tell their values by the names of their posting lists, so those cost some 0.3 µs a
-    /// value and not a look at each event.
+    /// For each value of a field the newest event up to `through` that passes, ascending; of the values last seen, at
+    /// most `values_max`. In sealed segments the posting lists have the values, so a value costs about 0.3 µs there,
+    /// and not a look at each event.
     pub fn latest_by(&self, field: Field, filter: &Filter, through: Seq, values_max: usize) -> Result<Vec<Seq>> {
         let mut latest = Latest::new(values_max);
         let in_memory = self.shared.recent.read().lowest();
@@ -189,7 +190,8 @@ impl Reader {
         Ok(Some(json).filter(|json| !json.is_empty()))
     }
 
-    /// The sequence number of an id, whether its event is stored, deleted or yet to come; `None` when the text is no id.
+    /// The sequence number of an id, whether its event is stored, deleted or yet to come; `None` when the text is no
+    /// id.
     pub fn seq_of(&self, id: &str) -> Result<Option<Seq>> {
         let legacy = match self.shared.has_legacy_ids {
             true => self.shared.pool.with(|transaction| read::of_legacy_id(transaction, id))?,
@@ -230,8 +232,8 @@ impl Reader {
         })
     }
 
-    /// Counts of what is stored, all from one moment. They cost the same however many events there are. What is damaged is
-    /// noted, and left out.
+    /// Counts of what is stored, all from one moment. They cost the same however many events there are. Damaged rows
+    /// are noted and left out.
     pub fn stats(&self, now: Timestamp) -> Result<Stats> {
         self.with_record(|record| Stats::read(record, now))
     }
@@ -242,7 +244,7 @@ impl Reader {
         let mut whole = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
-                Ok(kept) => whole.push(kept),
+                Ok(stored) => whole.push(stored),
                 Err(damaged) => {
                     tracing::error!(name = &*damaged.name, "a durable subscription is damaged: it is left out");
                     self.shared.note_damage(&damaged.into());
@@ -275,7 +277,7 @@ impl Reader {
         Ok((chosen, reached))
     }
 
-    /// One transaction, which must be short.
+    /// Reads in one transaction, which must be short.
     pub(super) fn with_record<T>(&self, read: impl FnOnce(Record<'_>) -> rusqlite::Result<T>) -> Result<T> {
         self.shared.pool.with(|transaction| read(self.shared.record(transaction)?))
     }
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_of_each_value_stay_the_same_once_their_segment_is_sealed() {
+    fn a_snapshot_is_the_same_before_and_after_its_segments_are_sealed() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         let latest = |through: u64| {
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_events_are_counted_back_from_an_earlier_high_water_mark() {
+    fn the_start_before_the_last_events_counts_back_from_the_given_event() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         let session = Filter::default().with(Field::Session, ["3"]);
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_too_many_values_keeps_those_seen_last_in_a_sealed_segment() {
+    fn a_snapshot_of_too_many_values_has_those_seen_last_in_a_sealed_segment() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         while parts.seal() | parts.write() {}
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_goes_on_from_one_transaction_to_the_next_within_a_sealed_segment() {
+    fn a_snapshot_of_a_sealed_segment_may_take_several_transactions() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         while parts.seal() | parts.write() {}
@@ -416,12 +418,12 @@ mod tests {
     }
 
     #[test]
-    fn looking_for_a_deleted_event_counts_towards_the_bound_of_a_read() {
+    fn a_look_for_a_deleted_event_counts_towards_the_bound_of_a_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         while parts.seal() | parts.write() {}
         let left = delete_most(&store, &mut parts);
-        // As a former format knows its holes: only how many there are.
+        // As in a file from before format 4: only the number of holes is known.
         let forget = "UPDATE holes SET offsets = NULL, checksum = NULL";
         let forgot = schema::open_writer(&folder.path().join("events.db")).and_then(|file| file.execute(forget, []));
         assert_eq!(forgot.expect("written"), 3);
@@ -443,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bounded_read_does_not_come_to_damage_behind_a_hole_at_its_end() {
+    fn a_bounded_read_does_not_meet_damage_after_a_hole_at_its_end() {
         let (_folder, config) = file_with(40);
         let (store, mut parts) = Store::open_parts(&config).expect("open");
         delete(&store, &mut parts, vec![Seq(11), Seq(19)]);
@@ -463,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_number_makes_no_read_end_early() {
+    fn a_read_that_meets_a_damaged_number_fails_and_does_not_end_early() {
         // In one byte and in two; up, down, and to a number that is there.
         let damages =
             [(1, 100), (60, 90), (60, 20), (130, 130 + 8_192), (130, 2), (130, 140), (200, 200 - 128), (200, 72)];
@@ -495,7 +497,7 @@ mod tests {
                     }
                 }
             }
-            // Whatever it finds, it comes to an end.
+            // Whatever a search for a time finds, it ends.
             for since in 0..200 {
                 let mut time = None;
                 let before = Some(Seq(since + 2));

@@ -1,4 +1,4 @@
-//! A read on a thread that may block. It is cancelled when nobody waits for it.
+//! A read on a thread that may block. It is cancelled when no task waits for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::error::Result;
 use super::reader::{Limit, Reader};
 
-/// A reading under way. When it is dropped it is cancelled: it never begins, or ends between two of its transactions. So a
-/// reading whose client is gone costs little more.
+/// A reading under way. When it is dropped it is cancelled: it does not begin, or ends between two of its transactions.
+/// So a reading costs little more once its client has disconnected.
 #[derive(Debug)]
 pub struct Reading<T> {
     task: JoinHandle<Result<T>>,
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reading_that_nobody_waits_for_ends_with_its_transaction() {
+    async fn a_dropped_reading_ends_with_its_transaction() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path(), Duration::from_secs(600));
         let ((begun, has_begun), (go_on, may_go_on)) = (mpsc::channel(), mpsc::channel());

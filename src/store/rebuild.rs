@@ -1,4 +1,4 @@
-//! Filling an empty database with events in the order of their numbers, and with all that hangs on them.
+//! Filling an empty database with events in the order of their numbers, and with their index, holes and statistics.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub(super) struct Rebuild<'c> {
     /// For checksums.
     scratch: Vec<u8>,
     segment: Segment,
-    /// The holes of a segment, so far.
+    /// A segment, and the holes that were found in it until now.
     holes: (u64, Vec<u16>),
     by_type: HashMap<Box<[u8]>, (i64, Timestamp)>,
     last: Option<(Seq, Timestamp)>,
@@ -44,23 +44,22 @@ impl<'c> Rebuild<'c> {
     ) -> rusqlite::Result<()> {
         let checksum = checksum::of_event(&mut self.scratch, seq, time, columns, legacy_id);
         let Columns { event_type, source, session_id, user_id, payload } = *columns;
-        let text = Text;
         self.insert.execute((
             seq.0 as i64,
             time.0,
-            text(Some(event_type)),
-            text(Some(source)),
-            text(session_id),
-            text(user_id),
-            text(Some(payload)),
-            text(legacy_id),
+            Text(Some(event_type)),
+            Text(Some(source)),
+            Text(session_id),
+            Text(user_id),
+            Text(Some(payload)),
+            Text(legacy_id),
             checksum,
         ))?;
         if let Some((last, _)) = self.last {
             self.skip(last.next(), seq)?;
         }
         if segments::segment_of(seq) != self.segment.number() {
-            self.seal()?;
+            segments::store(self.connection, self.segment.number(), &self.segment.rows())?;
             self.segment = Segment::new(segments::segment_of(seq));
         }
         self.segment.note(seq, columns);
@@ -91,16 +90,6 @@ impl<'c> Rebuild<'c> {
             true => Ok(()),
             false => Holes { count: offsets.len() as u64, offsets: Some(offsets) }.store(self.connection, segment),
         }
-    }
-
-    fn seal(&self) -> rusqlite::Result<()> {
-        const SQL: &str = "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
-        let mut insert = self.connection.prepare_cached(SQL)?;
-        for row in self.segment.rows() {
-            let key = Text(Some(&row.key));
-            insert.execute((self.segment.number() as i64, row.field as i64, key, row.offsets, row.checksum))?;
-        }
-        Ok(())
     }
 
     /// Stores statistics and marks, after the last event. The last segment stays open, full or not.

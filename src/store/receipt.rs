@@ -1,4 +1,4 @@
-//! The promise that somebody who handed in events hears what became of them.
+//! The promise that the producer of a batch hears what became of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use crate::doorbell::{TaskThread, Wakes};
 use crate::record::{AckLevel, Failure, Outcomes};
 use crate::wire::committed::Committed;
 
-/// Resolves exactly once: with the committed batch, with the failure, or, when it is dropped because its holder died, as
-/// unavailable. So no producer waits for ever.
+/// Resolves exactly once: with the committed batch, with a failure, or, when it is dropped because the thread that has
+/// it died, as unavailable. So no producer waits for ever.
 pub struct Receipt {
     /// How safe the events are to be before it resolves.
     level: AckLevel,
     resolve: Option<Resolve>,
 }
 
-/// Tells the producer. Tasks that have to learn of it are added to the wakes.
+/// Answers the producer. Tasks that are to be woken for that are added to the wakes.
 type Resolve = Box<dyn FnOnce(Result<Stored, Failure>, &mut Wakes) + Send>;
 
 /// A batch that is stored.
@@ -44,11 +44,11 @@ impl Receipt {
     pub fn at(level: AckLevel) -> (Self, oneshot::Receiver<Result<Stored, Failure>>) {
         let (sender, receiver) = oneshot::channel();
         let thread = TaskThread::current();
-        let resolve = move |outcome, wakes: &mut Wakes| wakes.call(thread, move || tell(sender, outcome));
+        let resolve = move |outcome, wakes: &mut Wakes| wakes.call(thread, move || answer(sender, outcome));
         (Self::new(level, resolve), receiver)
     }
 
-    /// For a producer that was told already that its events wait.
+    /// For a producer that was already answered, with the level *queued*.
     pub fn for_nobody() -> Self {
         Self { level: AckLevel::Queued, resolve: None }
     }
@@ -70,9 +70,9 @@ impl fmt::Debug for Receipt {
     }
 }
 
-/// Answers a client. One that has gone away needs no answer.
-pub(super) fn tell<T>(reply: oneshot::Sender<T>, answer: T) {
-    let _ = reply.send(answer);
+/// Answers a client. A client that has disconnected needs no answer.
+pub(super) fn answer<T>(reply: oneshot::Sender<T>, outcome: T) {
+    let _ = reply.send(outcome);
 }
 
 impl Drop for Receipt {

@@ -1,5 +1,5 @@
-//! Saving what can be read of a damaged file into a new one: the events that match their checksums, with index and
-//! statistics built again, their keys, and the durable subscriptions. The old file is only read.
+//! Saving what can be read of a damaged file into a new one: the events that match their checksums, their keys, and the
+//! durable subscriptions. The index and the statistics are built again. The old file is only read.
 
 use std::path::{Path, PathBuf};
 
@@ -22,15 +22,15 @@ use crate::event::Seq;
 pub struct Repaired {
     /// Events in the new file.
     pub events: u64,
-    /// Events that were found damaged, by id. Of very many, only the first.
+    /// Events that were found damaged, by id. If there are very many, only the first.
     pub damaged: Vec<String>,
     /// Numbers without an event, between the first and the last that were given: deleted or lost.
     pub missing: u64,
-    /// How many of these were deleted, as far as the old file can tell.
+    /// How many of these were deleted, as far as the old file shows.
     pub deleted: u64,
     pub keys: u64,
     pub subscriptions: u64,
-    /// The broken frame of the write-ahead log, if there was one. What came behind it is saved too.
+    /// The broken frame of the write-ahead log, if there was one. What follows it is saved, too.
     pub broken_frame: Option<u64>,
 }
 
@@ -68,7 +68,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     if is_another_programs(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))? {
         return Err(RepairError::Foreign(from.to_owned()));
     }
-    // What another server wrote to the file meanwhile would be lost.
+    // Without the lock, what a server writes to the file meanwhile would be lost.
     let file = |error| RepairError::File(from.to_owned(), error);
     let held = lock(from).map_err(file)?.ok_or_else(|| RepairError::InUse(from.to_owned()))?;
     let severed = wal::examine(from).map_err(file)?;
@@ -111,7 +111,7 @@ fn open_old(from: &Path, is_severed: bool, mended: &Path) -> Result<Connection, 
     let [log, log_of_copy] = [from, mended].map(|database| beside(database, "-wal"));
     std::fs::copy(from, mended).map_err(file)?;
     if is_severed {
-        // SQLite would stop at the broken frame; rows have checksums of their own.
+        // SQLite would stop at the broken frame. After it, the checksums of the rows show what is damaged.
         wal::mend(&log, &log_of_copy).map_err(file)?;
     } else if log.exists() {
         std::fs::copy(log, log_of_copy).map_err(file)?;
@@ -140,7 +140,7 @@ fn save(old: &Connection, into: &Path, last_noted: Seq) -> rusqlite::Result<Repa
 
 fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result<Repaired> {
     let noted = |key| or_lost(meta::get(old, key), 0);
-    // Numbers are never given twice. That includes the numbers of lost events.
+    // No number is given twice, not even that of a lost event.
     let unchecked_through = Seq(noted(meta::UNCHECKED_THROUGH)? as u64);
     let deleted_through = Seq(noted(meta::DELETED_THROUGH)? as u64);
     let last_seen = or_lost(read::last_seen(old), None)?;
@@ -149,7 +149,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let mut salvage = Salvage::new(old, Rebuild::new(new)?, unchecked_through, last_seen)?;
     salvage.run(deleted_through.next()..=last)?;
     if salvage.events == 0 {
-        // Everything is deleted, or the page is missing that leads to all others: then this is an error.
+        // Either everything is deleted, or the page is missing that leads to all others. In the second case this fails.
         old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0))?;
     }
     salvage.finish()?;
@@ -157,7 +157,7 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     let mut repaired = Repaired { events, damaged, ..Repaired::default() };
     meta::set(new, meta::LAST_SEQ, last.max(last_seq).0 as i64)?;
     meta::set(new, meta::LAST_TIME_US, last_time.0.max(noted(meta::LAST_TIME_US)?))?;
-    // Events that are lost before the first one that was saved count as deleted: no row and no hole tells of them.
+    // Events that are lost before the first saved one count as deleted, because no row and no hole shows them.
     let before_first = first.map_or(last, Seq::prev);
     meta::set(new, meta::DELETED_THROUGH, before_first.0 as i64)?;
     if has_legacy_ids {
@@ -173,8 +173,8 @@ fn fill(old: &Connection, new: &Connection, last_noted: Seq) -> rusqlite::Result
     Ok(repaired)
 }
 
-/// Saves the idempotency keys that are whole and can recognise a repeat: one with a digest does while any of its events is
-/// left, one without while all of them are.
+/// Saves the undamaged idempotency keys by which a repeat can be recognised: a key with a digest if any of its events
+/// is left, a key without one if all of them are.
 fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
     const LEFT: &str = "SELECT count(*) FROM events WHERE seq >= ?1 AND seq < ?1 + ?2";
     let mut left = new.prepare(LEFT)?;
@@ -183,13 +183,13 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
         let mut statement = old.prepare(select_keys!("ORDER BY seq"))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let kept = match keys::StoredKey::read(row) {
+            let key = match keys::StoredKey::read(row) {
                 Err(error) if is_damage(&error) => continue,
-                kept => kept?,
+                key => key?,
             };
-            let left: i64 = left.query_row([kept.first.0 as i64, kept.count as i64], |row| row.get(0))?;
-            if left > 0 && (kept.digest.is_some() || left as u64 == kept.count) {
-                match kept.store(new) {
+            let left: i64 = left.query_row([key.first.0 as i64, key.count as i64], |row| row.get(0))?;
+            if left > 0 && (key.digest.is_some() || left as u64 == key.count) {
+                match key.store(new) {
                     // The key is stored twice.
                     Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => continue,
                     stored => stored?,
@@ -206,7 +206,7 @@ fn save_keys(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
 fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u64> {
     let rows = or_lost(StoredSubscription::rows(old), Vec::new())?;
     let whole: Vec<_> = rows.into_iter().flatten().collect();
-    whole.iter().try_for_each(|kept| kept.store(new))?;
+    whole.iter().try_for_each(|subscription| subscription.store(new))?;
     Ok(whole.len() as u64)
 }
 
@@ -215,12 +215,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::store::Store;
-    use crate::store::fixture::{beside, copy_page, file_with, hand_in, leaves, renumber, tick};
+    use crate::store::fixture::{copy_page, file_with, hand_in, leaves, new_file, renumber, tick};
 
     #[test]
-    fn the_statistics_bear_witness_to_the_time_of_a_last_event_without_checksum() {
+    fn the_statistics_show_whether_the_time_of_a_last_event_without_checksum_is_damaged() {
         const LAST: u64 = 20;
-        // What happened to the file, and what a repair leaves out: the statistics are wrong only where they stand alone.
+        // What happened to the file, and the events that a repair leaves out.
         let cases: [(&str, &[u64]); 6] = [
             ("", &[]),
             ("UPDATE events SET time_us = time_us + (1 << 52) WHERE seq = 20", &[LAST]),
@@ -250,20 +250,20 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_number_costs_its_event_alone_and_is_named() {
+    fn a_repair_loses_only_the_event_whose_number_is_damaged_and_names_it() {
         for (seq, to) in [(1, 100), (60, 90), (200, 200 + 8_192), (200, 72), (200, 240), (300, 300 + 8_192), (300, 172)]
         {
             let (folder, config) = file_with(300);
             renumber(&config.database_path, seq, to);
-            let repaired = repair(&config.database_path, &beside(&folder)).expect("repaired");
+            let repaired = repair(&config.database_path, &new_file(&folder)).expect("repaired");
             assert_eq!((repaired.events, repaired.damaged.len()), (299, 1), "{seq} is {to}: {repaired:?}");
-            let new = schema::open_reader(&beside(&folder)).expect("whole");
+            let new = schema::open_reader(&new_file(&folder)).expect("whole");
             assert_eq!(meta::get(&new, meta::LAST_SEQ), Ok(300), "{seq} is {to}");
         }
     }
 
     #[test]
-    fn a_leaf_in_the_place_of_another_costs_the_events_of_that_one_alone() {
+    fn a_repair_loses_only_the_events_of_a_leaf_that_another_one_overwrote() {
         let (folder, config) = file_with(600);
         let (whole, copy) = (std::fs::read(&config.database_path).expect("a file"), folder.path().join("copy.db"));
         let leaves = leaves(&config.database_path, "events");
@@ -272,20 +272,20 @@ mod tests {
         for (from, to) in chosen.into_iter().flat_map(|from| chosen.map(|to| (from, to))) {
             std::fs::write(&copy, &whole).expect("written");
             copy_page(&copy, from, to);
-            let _ = std::fs::remove_file(beside(&folder));
-            let repaired = repair(&copy, &beside(&folder)).expect("repaired");
+            let _ = std::fs::remove_file(new_file(&folder));
+            let repaired = repair(&copy, &new_file(&folder)).expect("repaired");
             let in_leaf = u64::from(u16::from_be_bytes([whole[to + 3], whole[to + 4]]));
             let lost = if from == to { 0 } else { in_leaf };
-            assert_eq!(repaired.events, 600 - lost, "the leaf at {from} in the place of that at {to}: {repaired:?}");
+            assert_eq!(repaired.events, 600 - lost, "the leaf at {from} written over that at {to}: {repaired:?}");
         }
     }
 
     #[test]
-    fn a_key_that_is_there_twice_does_not_stop_a_repair() {
+    fn a_key_that_is_stored_twice_does_not_stop_a_repair() {
         let (folder, config) = file_with(6_000);
         let leaves = leaves(&config.database_path, "idempotency_keys");
         copy_page(&config.database_path, leaves[1], leaves[2]);
-        let repaired = repair(&config.database_path, &beside(&folder)).expect("repaired");
+        let repaired = repair(&config.database_path, &new_file(&folder)).expect("repaired");
         assert_eq!(repaired.events, 6_000);
         assert!(repaired.keys > 0 && repaired.keys < 60, "{repaired:?}");
     }

@@ -12,7 +12,7 @@ use super::rebuild::Rebuild;
 use crate::event::{Columns, Seq, Timestamp};
 use crate::wire::StoredEvent;
 
-/// Takes over every event of a damaged file that can be read and matches its checksum.
+/// Copies every event of a damaged file that can be read and matches its checksum.
 pub struct Salvage<'c> {
     old: &'c Connection,
     rebuild: Rebuild<'c>,
@@ -20,25 +20,24 @@ pub struct Salvage<'c> {
     unchecked_through: Seq,
     /// Events without a checksum, until it is known whether their times can be right.
     unproven: VecDeque<Unproven>,
-    /// The time of the first event with a checksum, which all of them precede.
+    /// The time of the first event with a checksum, which is later than all of these.
     unproven_end: Timestamp,
-    /// The time of the newest event as the statistics have it.
+    /// The time of the newest event according to the statistics.
     last_seen: Option<Timestamp>,
-    /// The first and the last event that was taken over.
+    /// The first and the last event that were copied.
     pub first: Option<Seq>,
     pub last_seq: Seq,
     pub last_time: Timestamp,
     pub has_legacy_ids: bool,
-    /// Events that could be read, taken over or not.
+    /// Events that could be read, copied or not.
     found: u64,
-    /// Events that were taken over.
+    /// Events that were copied.
     pub events: u64,
     /// Events that were found damaged, by id: at most the first [`NAMED_MAX`].
     pub damaged: Vec<String>,
 }
 
 impl<'c> Salvage<'c> {
-    /// From the old file. `last_seen` is the time of the newest event as its statistics have it.
     pub fn new(
         old: &'c Connection,
         rebuild: Rebuild<'c>,
@@ -62,21 +61,21 @@ impl<'c> Salvage<'c> {
         })
     }
 
-    /// Stores what hangs on the events that were taken over.
+    /// Stores index, holes and statistics of the copied events.
     pub fn finish(&mut self) -> rusqlite::Result<()> {
         self.rebuild.finish()
     }
 
-    /// Takes over every event of these numbers that can be read.
+    /// Copies every event with one of these numbers that can be read.
     pub fn run(&mut self, numbers: RangeInclusive<Seq>) -> rusqlite::Result<()> {
         let mut next = *numbers.start();
         while next <= *numbers.end() {
-            // From row to row through the leaves of the tree, as long as they hang together. Behind a break, by single
-            // numbers, which are found by another way through the tree.
-            next = self.read("seq >= ?1 AND ?2 > 0 ORDER BY seq", next, *numbers.end())?;
+            // From row to row through the leaves of the tree, as far as one leads to the next. After a break, number by
+            // number: each is searched for from the root of the tree.
+            next = self.read(read::select_events!("seq >= ?1 ORDER BY seq"), next)?;
             while next <= *numbers.end() {
                 let before = self.found;
-                self.read("seq = ?1 AND ?2 > 0", next, next)?;
+                self.read(read::select_events!("seq = ?1"), next)?;
                 next = next.next();
                 if self.found > before {
                     break;
@@ -86,14 +85,14 @@ impl<'c> Salvage<'c> {
         self.prove(0)
     }
 
-    /// Takes over the events that one statement finds. Returns the number from which on it finds no more, or goes astray: the
-    /// number of a row is believed only if the row matches its checksum and no row was left out before it.
-    fn read(&mut self, which: &str, from: Seq, to: Seq) -> rusqlite::Result<Seq> {
-        let sql = format!(read::select_events!("{}"), which);
+    /// Copies the events that a statement finds, whose parameter is the number `from`. Returns the number from which on
+    /// it finds no more, or wrong rows: the number of a row is believed only if the row matches its checksum and no row
+    /// was left out before it.
+    fn read(&mut self, sql: &str, from: Seq) -> rusqlite::Result<Seq> {
         let mut next = from;
         let looked = (|| {
-            let mut statement = self.old.prepare_cached(&sql)?;
-            let mut rows = statement.query([from.0 as i64, to.0 as i64])?;
+            let mut statement = self.old.prepare_cached(sql)?;
+            let mut rows = statement.query([from.0 as i64])?;
             while let Some(row) = rows.next()? {
                 let seq = read::number(row)?;
                 let stored = read::stored(row, self.unchecked_through);
@@ -131,9 +130,9 @@ impl<'c> Salvage<'c> {
         Ok(next)
     }
 
-    /// Whether any number from `next` up to `seq`, without `seq`, has a row. Each number is searched for by itself, because a
-    /// leaf that was written over another one leads past the rows between. A deleted number costs a search, except at the
-    /// beginning.
+    /// Whether any number from `next` up to `seq`, without `seq`, has a row. Each number is searched for from the root,
+    /// because a leaf that was written over another one leads past the rows between. So each deleted number costs a
+    /// search, except before the first event.
     fn is_any_between(&self, next: Seq, seq: Seq) -> rusqlite::Result<bool> {
         if self.found == 0 && seq > next {
             // Mostly the oldest events are deleted, and they may be very many: only the neighbour is searched for.
@@ -147,7 +146,7 @@ impl<'c> Salvage<'c> {
         Ok(false)
     }
 
-    /// Takes over an event.
+    /// Copies an event.
     fn take(
         &mut self,
         seq: Seq,
@@ -163,12 +162,12 @@ impl<'c> Salvage<'c> {
         Ok(())
     }
 
-    /// Decides on the events without a checksum, the first ones first, until `left` of them wait. Times increase with the
-    /// numbers, so an event that is later than most of the events behind it has a damaged time. If its time were believed,
-    /// all of those would be lost.
+    /// Decides on the events without a checksum, the oldest first, until only `left` of them wait. Times increase with
+    /// the numbers, so an event with a later time than most of the events after it has a damaged time. If its time were
+    /// believed, all of those would be lost.
     ///
-    /// No event comes behind the last one. There the time of the newest event in the statistics counts, as if one more
-    /// event with a slightly later time came behind. The statistics have no checksum either: where they are damaged, one
+    /// No event comes after the last one. There the time of the newest event in the statistics counts, as if one more
+    /// event with a slightly later time came after it. The statistics have no checksum either; if they are damaged, one
     /// event is lost at most.
     fn prove(&mut self, left: usize) -> rusqlite::Result<()> {
         while self.unproven.len() > left
@@ -206,7 +205,7 @@ impl<'c> Salvage<'c> {
     }
 }
 
-/// Later events with which the time of an event is compared. 16: more than are likely to be damaged side by side.
+/// Later events with which the time of an event is compared. 16: more than are likely to be damaged in a row.
 const WITNESSES: usize = 16;
 
 /// An event without a checksum.
@@ -224,7 +223,7 @@ impl Unproven {
     }
 }
 
-/// The time of the first whole event behind those without checksums, or the end of time.
+/// The time of the first undamaged event after those without checksums, or the largest time.
 fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Result<Timestamp> {
     let looked = (|| {
         let mut statement = old.prepare(read::select_events!("seq > ?1 ORDER BY seq"))?;
@@ -239,10 +238,10 @@ fn first_checked_time(old: &Connection, unchecked_through: Seq) -> rusqlite::Res
     Ok(or_lost(looked, None)?.unwrap_or(Timestamp(i64::MAX)))
 }
 
-/// Damaged events whose ids are told.
+/// Damaged events that are named.
 const NAMED_MAX: usize = 20;
 
-/// What was read, or something else where damage stood in the way.
+/// What was read, or another value if it is damaged.
 pub fn or_lost<T>(read: rusqlite::Result<T>, otherwise: T) -> rusqlite::Result<T> {
     ignoring_damage(read).map(|read| read.unwrap_or(otherwise))
 }

@@ -1,20 +1,23 @@
-//! The segment index: for each run of 65,536 events, the posting lists that tell which of them have a given type, session,
-//! user or source. The lists of the open segment grow in memory. Those of a full segment are encoded, sorted, and appended
-//! to `event_index`, where a list does not change, and is removed with its last event. So every write is at the right edge
-//! of a tree, which an ordinary index on random keys cannot do.
+//! The segment index: for each segment of 65,536 consecutive events, the posting lists of the values of its events:
+//! which of them have this type, session, user or source. The lists of the open segment grow in memory. The lists of a
+//! full segment are encoded, sorted, and appended to `event_index`. There a list does not change, and is removed with
+//! its last event. So every write is at the right edge of a tree, which an ordinary index on random keys cannot do.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use rusqlite::Connection;
+
 use super::checksum;
+use super::schema::Text;
 use crate::event::{Columns, Field, Filter, Seq};
 
 /// Events of a segment. 65,536: an offset within a segment fits 16 bits, and its lists take a few MiB of memory.
 #[cfg(not(test))]
 pub const SEGMENT_EVENTS: u64 = 1 << 16;
-/// Unit tests and the simulation go through many segments with few events. Tests with a real server have segments of the
-/// real size.
+/// Unit tests and the simulation go through many segments with few events. Tests with a real server have segments of
+/// the real size.
 #[cfg(test)]
 pub const SEGMENT_EVENTS: u64 = 1 << 5;
 
@@ -89,8 +92,8 @@ impl Segment {
         self.lists.iter().map(HashMap::len).sum()
     }
 
-    /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all values: some 50 ms for
-    /// 65,536 of them, so the writer's thread must not do it.
+    /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all values: some 50 ms
+    /// for 65,536 of them, so the writer's thread must not do it.
     pub fn rows(&self) -> Vec<IndexRow> {
         let mut rows = Vec::with_capacity(self.lists());
         for field in Field::ALL {
@@ -115,6 +118,25 @@ pub struct IndexRow {
     pub checksum: i32,
 }
 
+/// Stores rows of a segment in `event_index`.
+pub fn store<'r>(
+    connection: &Connection,
+    segment: u64,
+    rows: impl IntoIterator<Item = &'r IndexRow>,
+) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let mut insert = connection.prepare_cached(SQL)?;
+    for IndexRow { field, key, offsets, checksum } in rows {
+        insert.raw_bind_parameter(1, segment as i64)?;
+        insert.raw_bind_parameter(2, *field as i64)?;
+        insert.raw_bind_parameter(3, Text(Some(key)))?;
+        insert.raw_bind_parameter(4, offsets)?;
+        insert.raw_bind_parameter(5, checksum)?;
+        insert.raw_execute()?;
+    }
+    Ok(())
+}
+
 /// The segments whose lists are in memory: the open one, and full ones until their last row is committed.
 #[derive(Debug)]
 pub struct Recent {
@@ -128,7 +150,7 @@ impl Recent {
     pub fn note(&mut self, seq: Seq, event: &Columns<'_>) -> Option<Arc<Segment>> {
         let number = segment_of(seq);
         let filled = (number != self.open.number).then(|| {
-            assert!(number > self.open.number, "a segment that is full stays so");
+            assert!(number > self.open.number, "no event is added to a full segment");
             let full = Arc::new(std::mem::replace(&mut self.open, Segment::new(number)));
             self.full.push(full.clone());
             full
@@ -161,9 +183,9 @@ impl Recent {
     }
 }
 
-/// The offsets within one segment whose events have the field values that a filter names, ascending. The filter must name
-/// some. `list` finds the list of a value. The fields with the rarest values come first, so a segment without the session
-/// costs one look.
+/// The offsets within one segment whose events have the field values that a filter names, ascending. The filter must
+/// name some. `list` finds the list of a value. The fields with the rarest values come first: a segment that has no
+/// event of the session costs one look-up.
 pub fn select<E>(
     filter: &Filter,
     mut list: impl FnMut(Field, &str) -> Result<Option<Vec<u16>>, E>,
@@ -208,8 +230,8 @@ const GAPS: u8 = 0;
 const BITMAP: u8 = 1;
 const BITMAP_LEN: usize = (1 << 16) / 8;
 
-/// The blob of `event_index.offsets`. A list with more offsets than the bitmap has bytes becomes a bitmap: its gaps would
-/// be longer.
+/// The blob of `event_index.offsets`. A list with more offsets than the bitmap has bytes becomes a bitmap: its gaps
+/// would be longer.
 pub fn encode(offsets: &[u16]) -> Vec<u8> {
     if offsets.len() > BITMAP_LEN {
         let mut blob = vec![0; 1 + BITMAP_LEN];
@@ -270,7 +292,7 @@ pub fn decode(blob: &[u8]) -> Option<Vec<u16>> {
 }
 
 /// How many offsets of a blob are in a range and no holes, or `None` when it is not one that `encode` made. A bitmap is
-/// counted byte by byte, some 5 µs, where decoding it takes 100.
+/// counted byte by byte, in about 5 µs; decoding it takes 100 µs.
 pub fn count(blob: &[u8], range: &RangeInclusive<u16>, holes: &[u16]) -> Option<u64> {
     match blob.split_first()? {
         (&BITMAP, bits) if bits.len() == BITMAP_LEN => {
@@ -303,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_every_density_survive_encoding() {
+    fn encoding_and_decoding_gives_the_same_list_at_every_density() {
         check(&[]);
         check(&[0]);
         check(&[u16::MAX]);
@@ -323,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_list_survives_encoding(offsets: BTreeSet<u16>) {
+        fn encoding_and_decoding_gives_the_same_list(offsets: BTreeSet<u16>) {
             check(&offsets.into_iter().collect::<Vec<_>>());
         }
 
@@ -335,7 +357,7 @@ mod tests {
         }
 
         #[test]
-        fn counting_is_decoding_and_counting(
+        fn counting_a_blob_gives_the_same_as_counting_its_decoded_list(
             offsets: BTreeSet<u16>, is_dense: bool, holes: BTreeSet<u16>, start: u16, end: u16,
         ) {
             let all = (0..=u16::MAX).filter(|offset| !offsets.contains(offset));
@@ -347,7 +369,7 @@ mod tests {
         }
 
         #[test]
-        fn intersection_is_that_of_sets(a: BTreeSet<u8>, b: BTreeSet<u8>) {
+        fn intersecting_lists_gives_the_same_as_intersecting_sets(a: BTreeSet<u8>, b: BTreeSet<u8>) {
             let list = |s: &BTreeSet<u8>| s.iter().map(|&o| u16::from(o)).collect::<Vec<_>>();
             let want: Vec<u16> = a.intersection(&b).map(|&o| u16::from(o)).collect();
             prop_assert_eq!(intersect(&list(&a), &list(&b)), want);

@@ -38,7 +38,7 @@ pub struct Shared {
     /// Events up to this one were stored before rows had checksums.
     pub unchecked_through: Seq,
     pub epoch: Epoch,
-    /// How long one reading may take for which a client waits.
+    /// How long a reading may take while a client waits for it.
     pub read_timeout: Duration,
     pub queue: Queue,
 }
@@ -57,12 +57,12 @@ impl Shared {
     /// The record as a transaction of this connection sees it.
     ///
     /// # Errors
-    /// What SQLite reports, and damage of the mark up to where it is deleted.
+    /// What SQLite reports, and damage of the mark up to which it is deleted.
     pub fn record<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Record<'c>> {
         Ok(self.record_at(connection, meta::seq(connection, meta::DELETED_THROUGH)?))
     }
 
-    /// The record as the writer sees it, who knows up to where it is deleted.
+    /// The same, for a caller that knows up to which event the record is deleted.
     pub fn record_at<'c>(&'c self, connection: &'c Connection, deleted_through: Seq) -> Record<'c> {
         let (unchecked_through, integrity) = (self.unchecked_through, &*self.integrity);
         Record { connection, unchecked_through, last: self.committed(), deleted_through, integrity }
@@ -98,7 +98,7 @@ impl Counts {
         self.by_level[level as usize].load(Ordering::Relaxed)
     }
 
-    /// How many were acknowledged as queued and could not be stored then because of a full disk, a lock or damage; those
+    /// How many were acknowledged as queued and then not stored, because of a full disk, a lock or damage. Events
     /// refused for a used key are not counted.
     pub fn queued_and_lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)

@@ -1,8 +1,9 @@
-//! The sidecar: the file beside the database that keeps other servers out. It also says what the database cannot know of
-//! itself: what is synced, and which number a client was last told.
+//! The sidecar: the file beside the database that is locked, so that no other server opens it. It also says what the
+//! database cannot know of itself: what is synced, and the last number that a client was told.
 //!
-//! From this a start decides the epoch. Ids count up within one epoch. A copy in the place of the database, or a database that
-//! lost its end, gives ids out again: then a new epoch begins, and a client that resumes with an old id is told.
+//! From this a start decides the epoch. Within one epoch an id is given once. A copy that replaces the database, or a
+//! database that lost its end, gives ids again: then a new epoch begins, and a client that resumes with an old id gets
+//! a gap.
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -18,13 +19,13 @@ use crate::config::Durability;
 use crate::event::Seq;
 use crate::record::Epoch;
 
-/// The sidecar, and what it says at the moment: a statement that is written now and then, and behind it a mark that is written
-/// with every commit of events.
+/// The sidecar, and what it says at the moment: a statement that is written now and then, and after it a mark with the
+/// last number, which is written with every commit of events.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     file: File,
     statement: Statement,
-    /// Whether the disk holds a statement that not everything is synced.
+    /// Whether the disk has a statement that not everything is synced.
     has_noted_unsynced: bool,
 }
 
@@ -33,24 +34,24 @@ struct Statement {
     epoch: u32,
     /// The database had at least this many events.
     last_seq: u64,
-    /// Which start of the system that was.
+    /// The id of the system's start (`boot_id`) in which it was written.
     boot: String,
     /// Whether every acknowledged event was synced.
     is_synced: bool,
     /// Whether the server ended in order, everything synced.
     has_ended: bool,
-    /// Whether clients were told of events that may be in the write-ahead log only: without a log they are lost.
+    /// Whether events that clients were told of may be in the write-ahead log only, so that they are lost without it.
     #[serde(default)]
     needs_log: bool,
 }
 
 impl Sidecar {
-    /// Compares the database with what the sidecar says of it, and begins another epoch if it is not the one that was left
-    /// behind: it is another file, it ends earlier than it did, or the system went down while not everything was synced or
-    /// before an older file was put in its place. `has_log` says whether there was a write-ahead log at start.
+    /// Compares the database with what the sidecar says of it, and begins another epoch if it is not the database of
+    /// the last run: if it is another file, if it ends earlier than it did, or if the system went down and events were
+    /// unsynced or the write-ahead log is missing since. `has_log` says whether there was a write-ahead log at start.
     ///
     /// # Errors
-    /// What SQLite reports. A sidecar that cannot be read hinders nothing.
+    /// What SQLite reports. A sidecar that cannot be read is no error.
     pub fn compare(
         file: File,
         connection: &Connection,
@@ -65,8 +66,8 @@ impl Sidecar {
             (meta::get(connection, meta::EPOCH)? as u32, meta::get(connection, meta::INODE)?);
         let is_other = statement(&file).is_some_and(|before| {
             let lost_its_end = before.last_seq > last.0;
-            // When the system goes down the latest marks may be lost, which were not synced, but never a whole log.
-            // Where it is missing, a copy of one file, which needs no log, was put in the place of the database.
+            // When the system goes down, the last marks may be lost, because they are not synced, but never a whole
+            // log. If the log is missing, the database was replaced by a copy, which is one file and needs no log.
             let lost_its_log = before.needs_log && !has_log;
             let went_down = !before.has_ended && before.boot != boot && (!before.is_synced || lost_its_log);
             // A database that forgot its last epoch has lost what was stored in it, too.
@@ -94,9 +95,10 @@ impl Sidecar {
         Epoch(self.statement.epoch)
     }
 
-    /// Notes the number of the last commit before a client is told of it, so that an older file in the place of this one is
-    /// noticed. This writes 12 bytes into the system's cache, which survive the process. The first note after the write-ahead
-    /// log was emptied is synced, as commits are, so that a copy without a log is noticed after a power cut, too.
+    /// Notes the last number of a commit before a client is told of it, so that a start notices when an older file has
+    /// replaced this one. This writes 12 bytes into the system's cache, which survive the process. The first note after
+    /// the write-ahead log was emptied is synced, as commits are, so that a copy without a log is noticed after a power
+    /// cut, too.
     pub fn note_committed(&mut self, last: Seq) {
         self.statement.last_seq = last.0;
         if self.statement.needs_log {
@@ -107,7 +109,7 @@ impl Sidecar {
         }
     }
 
-    /// From now on the write-ahead log may be empty: everything is in the database, or about to be.
+    /// Notes that the write-ahead log may be empty from now on: everything is in the database, or about to be.
     pub fn note_log_may_be_emptied(&mut self) {
         if std::mem::take(&mut self.statement.needs_log) {
             // An empty log beside the former statement would look like one that was taken away.
@@ -115,22 +117,23 @@ impl Sidecar {
         }
     }
 
-    /// The server has ended in order.
+    /// Notes that the server has ended in order.
     pub fn note_ended(&mut self) {
         self.statement.has_ended = true;
-        // The former statement, that not everything is synced, would begin another epoch.
+        // If the former statement, that not everything is synced, stayed on the disk, the next start might begin
+        // another epoch.
         self.write(!self.statement.is_synced);
     }
 
-    /// Notes on the disk that a client is about to be told of an event that is not synced. Without this the start after
-    /// a power cut would not know that acknowledged events may be lost.
+    /// Notes on the disk that an event is about to be acknowledged before it is synced. Otherwise a start after a power
+    /// cut would not know that acknowledged events may be lost.
     pub fn note_unsynced(&mut self) {
         self.statement.is_synced = false;
         self.has_noted_unsynced = self.has_noted_unsynced || self.write(true);
     }
 
-    /// Whether a commit may be left unsynced: once the disk holds a statement that not everything is synced. Before that, a
-    /// commit that a power cut tore would look like damage.
+    /// Whether a commit may be left unsynced: whether the disk has a statement that not everything is synced. Without
+    /// it, a commit that a power cut tore would look like damage.
     pub fn may_leave_unsynced(&self) -> bool {
         self.has_noted_unsynced
     }
@@ -147,8 +150,8 @@ impl Sidecar {
     /// Writes the statement and the mark. Returns whether that was done, with a sync if wanted.
     fn write(&self, sync: bool) -> bool {
         let json = serde_json::to_string(&self.statement).expect("numbers and names");
-        // Always of this length, and with the mark less than a sector, so that no power cut leaves half of it. Half of it,
-        // which a killed process may leave, does not match its checksum.
+        // It always has this length, and with the mark it is shorter than a sector, so a power cut does not leave half
+        // of it. A killed process may leave half of it, which then does not match its checksum.
         let text = format!("{json:<STATEMENT_CHARS$} {:08x}\n", crc32c::crc32c(json.as_bytes()));
         let all = [text.as_bytes(), &mark(Seq(self.statement.last_seq))].concat();
         self.write_at(0, &all) && (!sync || self.file.sync_data().is_ok())
@@ -157,20 +160,20 @@ impl Sidecar {
     fn write_at(&self, at: usize, bytes: &[u8]) -> bool {
         let written = self.file.write_all_at(bytes, at as u64);
         if let Err(error) = &written {
-            // A full disk keeps the former statement, which is still true.
+            // On a full disk the former statement stays, which is still true.
             tracing::debug!(%error, "write the sidecar");
         }
         written.is_ok()
     }
 }
 
-/// Whether a broken frame in the middle of the write-ahead log cannot have come from a power cut. That tears what
-/// was not synced: nothing, if the system has not gone down, and only the last commit, if each was synced.
+/// Whether a broken frame in the middle of the write-ahead log cannot be from a power cut. A power cut tears only what
+/// was not synced. That is nothing if the system has not gone down, and only the last commit if each commit was synced.
 pub(super) fn rules_out_power_cut(file: &File, severed: &Severed) -> bool {
     statement(file).is_some_and(|before| before.boot == this_boot() || (before.is_synced && severed.commits > 1))
 }
 
-/// The number of the last event that a client was told of, as the sidecar has it.
+/// The last number that a client was told, as the sidecar has it.
 pub(super) fn last_noted(file: &File) -> Seq {
     statement(file).map_or(Seq::ZERO, |before| Seq(before.last_seq))
 }
@@ -179,8 +182,9 @@ fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// The statement, its checksum, and what is between them and at their end.
+/// The length of the statement with a space, its checksum and a line feed.
 const STATEMENT_BYTES: usize = STATEMENT_CHARS + " 00000000\n".len();
+/// The length to which the statement is padded.
 const STATEMENT_CHARS: usize = 246;
 
 /// The number of the last event, and its checksum.

@@ -12,18 +12,18 @@ use crate::event::Seq;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredSubscription {
     pub name: Arc<str>,
-    /// As they were asked for, in JSON.
+    /// The filters of the subscriber's request, in JSON.
     pub filters: Arc<str>,
     /// Everything up to this event is confirmed.
     pub position: Seq,
-    /// When it was last used. The server that was used says so, so it is the same in each copy.
+    /// When it was last used. The server that served it sets this, so it is the same in each copy of a record.
     pub last_seen: String,
 }
 
 /// A row that is not what was stored.
 #[derive(Debug)]
 pub(super) struct Damaged {
-    /// As far as it can be read.
+    /// Empty if it cannot be read.
     pub name: String,
 }
 
@@ -43,7 +43,7 @@ impl StoredSubscription {
         rows.into_iter().map(|row| row.map_err(rusqlite::Error::from)).collect()
     }
 
-    /// Those whose rows are what was stored, and in the place of the others what they are called.
+    /// All rows: the subscription, or the name of a damaged one.
     pub(super) fn rows(connection: &Connection) -> rusqlite::Result<Vec<Result<Self, Damaged>>> {
         const SQL: &str = "SELECT name, filters, position, last_seen, checksum FROM subscriptions";
         let mut statement = connection.prepare(SQL)?;

@@ -23,14 +23,14 @@ use super::write::{Command, Readers, Writer, checkpoint};
 use crate::wire::Batch;
 use crate::wire::committed::Commit;
 
-/// The threads of an open store, and what they hand on.
+/// The threads of an open store, and what comes out of them.
 #[derive(Debug)]
 pub struct Running {
-    /// Every commit that stored events while there was an audience, in order. Must be emptied: a full
-    /// channel stops the writer. It ends when the writer has ended.
+    /// Every commit that stored events while there was an audience, in order. It must be emptied, because the writer
+    /// waits for a full channel. It ends when the writer has ended.
     pub commits: Receiver<Arc<Commit>>,
-    /// How the writer ended: well after [`Store::close`], with an error when it could not go on. Nothing
-    /// if it panicked.
+    /// How the writer ended: `Ok` after [`Store::close`], an error if it could not go on. Closed without a value if it
+    /// panicked.
     pub writer: oneshot::Receiver<Result<(), Error>>,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -60,7 +60,7 @@ impl Sealer {
         self.full.iter().for_each(|segment| self.encode(&segment));
     }
 
-    /// Looks where the holes are in segments of a file from before format 4, once for each.
+    /// Finds the holes of each segment of a file from before format 4, once.
     fn find_holes(&self) -> Result<(), Error> {
         let pool = &self.shared.pool;
         for segment in pool.with(|transaction| holes::unknown(transaction))? {
@@ -72,7 +72,7 @@ impl Sealer {
                 }
             };
             if self.commands.send(Command::HolesFound { segment, offsets }).is_err() {
-                // The writer is gone only when the process is ending; the next start goes on.
+                // The writer has ended only if the process is ending; the next start goes on.
                 break;
             }
         }
@@ -80,7 +80,7 @@ impl Sealer {
     }
 
     fn encode(&self, segment: &Segment) {
-        // The writer is gone only when the process is ending.
+        // The writer has ended only if the process is ending.
         let _ = self.commands.send(Command::Encoded { segment: segment.number(), rows: segment.rows() });
     }
 }
@@ -96,13 +96,13 @@ pub(super) struct Checkpointer {
 /// The gate, closed until the writer has moved the last pages.
 struct ClosedGate<'c> {
     _guard: Option<RwLockWriteGuard<'c, ()>>,
-    /// Ends with the writer's part.
+    /// Disconnected when the writer has done its part.
     finished: Receiver<()>,
 }
 
 impl Checkpointer {
-    /// Moves what was in the write-ahead log when it began. Most of it is moved beside the readers in any case: they wait only
-    /// for what comes after that.
+    /// Moves the pages that are in the write-ahead log when it begins. Most of them are moved while readers go on in
+    /// any case. Readers wait only for the pages that were added meanwhile.
     fn checkpoint(&self, readers: Readers) -> Option<ClosedGate<'_>> {
         let mut result = checkpoint(&self.connection, "PASSIVE").map(drop);
         if readers == Readers::GoOn {
@@ -149,7 +149,8 @@ impl Parts {
     }
 }
 
-/// The threads' work in pieces, for the simulation. Each says whether there was anything to do.
+/// The work of the threads in steps, for the simulation and for unit tests. A step that returns a `bool` returns
+/// whether there was anything to do.
 #[cfg(test)]
 impl Parts {
     /// A turn of the writer, if it would not have to wait.
@@ -162,20 +163,20 @@ impl Parts {
         can
     }
 
-    /// The beginning of such a turn, up to the commit, of which nobody hears: what follows is a crash.
-    pub(crate) fn write_unheard(&mut self) {
+    /// A turn of the writer up to its commit. No client is answered: a crash is to follow.
+    pub(crate) fn write_unanswered(&mut self) {
         if !self.commits.is_full() && (self.writer.has_housekeeping() || !self.writer.commands.is_empty()) {
-            self.writer.turn_unheard();
+            self.writer.turn_unanswered();
         }
     }
 
-    /// Applies commands that were put in order elsewhere. If it is unheard, the writer breaks off after its commit.
-    pub(crate) fn apply(&mut self, mut ordered: Ordered, changed: Option<(Changed, Reply<()>)>, is_unheard: bool) {
-        self.writer.apply_ordered(&mut ordered, changed, is_unheard);
+    /// Applies commands that were put in order elsewhere. With `is_unanswered` the writer breaks off after its commit.
+    pub(crate) fn apply(&mut self, mut ordered: Ordered, changed: Option<(Changed, Reply<()>)>, is_unanswered: bool) {
+        self.writer.apply_ordered(&mut ordered, changed, is_unanswered);
         self.commits.try_iter().for_each(drop);
     }
 
-    /// What a batch takes of the queue.
+    /// Reserves what a batch takes of the queue.
     pub(crate) fn reserve(&self, batch: &Batch) -> Reservation {
         self.writer.shared.queue.try_reserve(batch).expect("nothing else is in the queue")
     }
@@ -202,34 +203,35 @@ impl Parts {
     }
 
     pub(crate) fn checkpoint(&self) -> bool {
-        // Readers are on the same thread: nobody can wait for the writer to let them in again.
+        // The readers are on the same thread, so the gate is opened again at once.
         self.checkpointer.due.try_recv().map(|readers| drop(self.checkpointer.checkpoint(readers))).is_ok()
     }
 
-    /// From now on so much of the disk is to stay free.
+    /// Sets `FREE_SPACE_MIN_BYTES`.
     pub(crate) fn keep_free(&mut self, bytes: u64) {
         self.writer.space.free_bytes_min = bytes;
     }
 
-    /// How many pages are in the log, how many of them are in the database too, and whether all of them are synced.
+    /// How many pages are in the write-ahead log, how many of them were moved into the database, and whether all are
+    /// synced.
     pub(crate) fn log(&self) -> (usize, usize, bool) {
         let wal = &self.writer.shared.wal;
         (wal.pages(), wal.pages() - wal.pages_to_move(), !self.writer.syncing.has_unsynced())
     }
 
-    /// From now on the clock is so much behind the last event's time.
+    /// Sets the clock back, by setting the time of the last event forward.
     pub(crate) fn step_clock_back(&mut self, micros: i64) {
         self.writer.position.time.0 += micros;
     }
 
-    /// Lets the database grow by so many pages; without a number, without end.
+    /// Lets the database grow by this many pages at most; `None` removes the limit.
     pub(crate) fn limit_disk(&self, pages: Option<u64>) {
         let count = |name| self.writer.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let max = pages.map_or(1 << 30, |more| count("page_count").expect("a number") + more as i64);
         self.writer.connection.pragma_update(None, "max_page_count", max).expect("a valid number");
     }
 
-    /// Runs the writer to its end, and leaves the commits.
+    /// Runs the writer to its end. Returns the commits for the fan-out.
     pub(crate) fn finish(self) -> Receiver<Arc<Commit>> {
         self.writer.run().expect("the writer ends well");
         self.commits
@@ -237,5 +239,5 @@ impl Parts {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system has room for a thread")
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the system can start a thread")
 }

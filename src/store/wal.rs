@@ -1,6 +1,6 @@
-//! Reading a write-ahead log before SQLite does. SQLite takes a log up to the first frame whose checksum is wrong, and
-//! drops the rest silently. That is right for the torn end that a power cut leaves. But with a damaged byte in the middle,
-//! every commit behind it would be lost.
+//! Reading a write-ahead log before SQLite does. SQLite reads a log up to the first frame whose checksum is wrong, and
+//! drops the rest silently. That is right for the torn end that a power cut leaves. But with a damaged byte in the
+//! middle, every commit after it would be lost.
 //!
 //! The format is described in "The Write-Ahead Log" of <https://www.sqlite.org/fileformat2.html>.
 
@@ -12,19 +12,19 @@ use std::path::{Path, PathBuf};
 
 use super::files::has_content;
 
-/// A log with whole commits behind its first broken frame.
+/// A log with undamaged commits after its first broken frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Severed {
-    /// The frame that is broken, from 1; 0 is the log's own header.
+    /// The broken frame, counted from 1; 0 is the log's own header.
     pub frame: u64,
     /// Where it begins.
     len: u64,
-    /// Commits behind the broken frame that SQLite would drop although they can be read.
+    /// Commits after the broken frame that can be read, and that SQLite would drop.
     pub commits: u64,
 }
 
 impl Severed {
-    /// Cuts the log off at the broken frame, so that nothing stands behind what is written next.
+    /// Cuts the log off at the broken frame, so that nothing follows what is written next.
     ///
     /// # Errors
     /// When the log cannot be changed.
@@ -37,7 +37,7 @@ impl Severed {
 
 const HEADER_LEN: usize = 32;
 pub const FRAME_HEADER_LEN: usize = 24;
-/// The last bit tells in which byte order checksums are computed.
+/// The last bit says in which byte order checksums are computed.
 const MAGIC: u32 = 0x377f_0682;
 const VERSION: u32 = 3_007_000;
 
@@ -51,8 +51,9 @@ pub fn is_there(database: &Path) -> bool {
     has_content(&beside(database))
 }
 
-/// Looks for whole commits behind a broken frame that have something the database does not have. (A log that starts over
-/// still has old frames behind its new ones, whose pages were moved into the database.) Without a log there are none.
+/// Looks for undamaged commits after a broken frame that have something the database does not have. (A log that has
+/// started over still has old frames after its new ones. Their pages were moved into the database.) Returns `None` if
+/// there are none, or no log.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -76,7 +77,8 @@ pub fn examine(database: &Path) -> std::io::Result<Option<Severed>> {
     let mut broken = (!is_header_whole).then_some(Severed { frame: 0, len: 0, commits: 0 });
     let mut frame = vec![0; FRAME_HEADER_LEN + page_len];
     let (mut number, mut at) = (0, HEADER_LEN as u64);
-    // Where the last version of each page behind the broken frame is, and the pages of a commit that is not complete yet.
+    // The last version of each page after the broken frame, by its place in the log, and the pages of a commit that is
+    // not complete yet.
     let (mut pages, mut uncommitted) = (HashMap::new(), Vec::new());
     while fill(&mut log, &mut frame)? {
         number += 1;
@@ -119,9 +121,9 @@ fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: u
     Ok(false)
 }
 
-/// Writes the content of a log again, and syncs it, before SQLite reads it. Where the server before ended with a failed
-/// sync, the content may be in the system's memory only, and every later sync takes it for written: events stored after it
-/// would be lost with it. No other program may write to the log meanwhile.
+/// Writes the content of a log again, and syncs it, before SQLite reads it. If the server before ended with a failed
+/// sync, the content may be in the system's memory only, and every later sync takes it for written: events that are
+/// stored later would be lost with it. No other program may write to the log meanwhile.
 ///
 /// # Errors
 /// When it cannot be read, written or synced.
@@ -140,8 +142,8 @@ pub fn settle(database: &Path) -> std::io::Result<()> {
     if at > 0 { log.sync_data() } else { Ok(()) }
 }
 
-/// Copies a log and corrects its checksums, so that SQLite takes every frame of this round, damaged ones too. For a repair,
-/// which holds the rows in them against their own checksums.
+/// Copies a log and corrects its checksums, so that SQLite takes every frame of this round, damaged ones too. For a
+/// repair, which compares the rows in them with their own checksums.
 ///
 /// # Errors
 /// When a file cannot be read or written.
@@ -173,11 +175,11 @@ pub fn mend(path: &Path, into: &Path) -> std::io::Result<()> {
     std::fs::write(into, log)
 }
 
-/// The length of a page as the header has it. If that is impossible, the length in our files.
+/// The length of a page as the header states it. If that is impossible, the length in our files.
 fn page_len(header: &[u8]) -> usize {
-    let told = word(header, 8) as usize;
-    let is_possible = told.is_power_of_two() && (512..=65_536).contains(&told);
-    if is_possible { told } else { super::schema::PAGE_BYTES as usize }
+    let stated = word(header, 8) as usize;
+    let is_possible = stated.is_power_of_two() && (512..=65_536).contains(&stated);
+    if is_possible { stated } else { super::schema::PAGE_BYTES as usize }
 }
 
 fn put(bytes: &mut [u8], [a, b]: [u32; 2]) {
@@ -256,7 +258,7 @@ mod tests {
         let severed = examine(&path).expect("readable");
         if let Some(severed) = severed {
             severed.drop_end(&path).expect("writable");
-            assert_eq!(examine(&path).expect("readable"), None, "nothing is behind the end any more");
+            assert_eq!(examine(&path).expect("readable"), None, "nothing follows the end any more");
         }
         severed
     }
@@ -272,14 +274,14 @@ mod tests {
         for len in [10, HEADER_LEN, HEADER_LEN + 7, HEADER_LEN + 3 * frame_len + 100] {
             assert_eq!(examined(&log[..len]), None, "{len}");
         }
-        // The last frame torn: nothing whole comes behind it.
+        // The last frame is torn: nothing undamaged follows it.
         let mut torn = log.clone();
         *torn.last_mut().expect("not empty") ^= 1;
         assert_eq!(examined(&torn), None);
     }
 
     #[test]
-    fn commits_behind_a_flipped_bit_are_found() {
+    fn commits_after_a_flipped_bit_are_found() {
         let log = log(5);
         let last_frame = log.len() - FRAME_HEADER_LEN - 4_096;
         for at in (0..last_frame).step_by(997).chain([0, 5, 9, 13, 17, 21, 25, 29]) {
@@ -288,14 +290,14 @@ mod tests {
             damaged[at] ^= 0x10;
             let severed = examined(&damaged);
             assert!(severed.is_some_and(|severed| (1..=5).contains(&severed.commits)), "{at}: {severed:?}");
-            // The text of a row is damaged, or a page of the tree; what is behind is there.
+            // The text of a row is damaged, or a page of the tree; what follows is readable.
             let in_text = at > HEADER_LEN + 5 * (FRAME_HEADER_LEN + 4_096);
             assert!(!in_text || rows(&damaged) >= 1, "{at}");
         }
     }
 
     #[test]
-    fn commits_that_the_database_has_are_not_reported_as_lost() {
+    fn commits_that_were_moved_into_the_database_are_not_reported_as_lost() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("some.db");
         let (database, mut log) = files(5);
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_an_earlier_round_do_not_count() {
+    fn frames_from_before_the_log_started_over_do_not_count() {
         let (mut newer, older) = (log(2), log(5));
         // As after a checkpoint: the log starts over in place, in front of the former round's end.
         newer.extend_from_slice(&older[newer.len()..]);

@@ -1,4 +1,4 @@
-//! What a check has to know of the whole file, and the rows that belong to no segment.
+//! What a check has to know of the whole file, and the check of rows that belong to no segment.
 
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,7 @@ use crate::store::read;
 use crate::store::schema::{self, meta};
 use crate::store::subscription::StoredSubscription;
 
-/// What is known of the file before its segments are checked.
+/// What is read of the file before its segments are checked.
 #[derive(Clone, Copy)]
 pub struct Facts {
     /// Events up to this one were stored before rows had checksums.
@@ -21,8 +21,8 @@ pub struct Facts {
     pub deletions: Deletions,
 }
 
-/// What a deletion changes for good: up to which event everything is deleted, and how many were chosen out of the middle, unless
-/// damage hides that number.
+/// What a deletion changes for good: up to which event everything is deleted, and how many chosen events are deleted,
+/// unless damage hides that number.
 pub type Deletions = (Seq, Option<i64>);
 
 impl Facts {
@@ -51,19 +51,19 @@ pub fn deletions(connection: &Connection) -> rusqlite::Result<Deletions> {
     Ok((deleted_through(connection)?, ignoring_damage(chosen(connection))?))
 }
 
-/// The name of damage. Gives back any other error.
+/// The name of damage. Returns any other error.
 pub fn name_of_damage(error: rusqlite::Error) -> rusqlite::Result<String> {
     if is_damage(&error) { Ok(error.to_string()) } else { Err(error) }
 }
 
-/// How many events were chosen to be deleted.
+/// How many chosen events are deleted.
 fn chosen(connection: &Connection) -> rusqlite::Result<i64> {
     const SQL: &str = "SELECT coalesce(sum(count), 0) FROM holes";
     let chosen = connection.prepare_cached(SQL)?.query_row([], |row| row.get(0));
     chosen.map_err(|error| within("holes", error))
 }
 
-/// Everything up to this event is deleted. Where the mark is damaged, nothing counts as deleted.
+/// Everything up to this event is deleted. If the mark is damaged, nothing counts as deleted.
 pub fn deleted_through(connection: &Connection) -> rusqlite::Result<Seq> {
     let mark = match schema::version(connection)? < schema::DELETED_THROUGH_SINCE {
         true => read::first_row(connection).map(Seq::prev),
@@ -72,12 +72,14 @@ pub fn deleted_through(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(ignoring_damage(mark)?.unwrap_or_default())
 }
 
-/// The numbers of the rows whose events are not deleted, from the first one that may be stored to the last row, damaged or not.
+/// The numbers of the rows whose events are not deleted, from the first one that may be stored to the last row, damaged
+/// or not.
 pub fn stored(connection: &Connection) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
     let (first, last) = (deleted_through(connection)?.next(), read::last_row(connection)?.unwrap_or_default());
     Ok(Some(first..=last).filter(|stored| !stored.is_empty()))
 }
 
+/// Checks the marks in `meta`. Returns up to which event rows have no checksum.
 fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
     for mark in [meta::LAST_TIME_US, meta::EPOCH, meta::INODE] {
         meta::get(connection, mark)?;
@@ -85,7 +87,7 @@ fn marks(connection: &Connection) -> rusqlite::Result<Seq> {
     let deleted_through = meta::seq(connection, meta::DELETED_THROUGH)?;
     let last = meta::seq(connection, meta::LAST_SEQ)?.max(read::last_row(connection)?.unwrap_or_default());
     if deleted_through > last {
-        return Err(damaged("meta: deleted_through is behind the last event"));
+        return Err(damaged("meta: deleted_through is after the last event"));
     }
-    meta::get(connection, meta::UNCHECKED_THROUGH).map(|seq| Seq(seq as u64))
+    meta::seq(connection, meta::UNCHECKED_THROUGH)
 }

@@ -1,4 +1,4 @@
-//! Holding the pages of a file against each other, with SQLite's own checks.
+//! The check of the pages of a file, by SQLite's own checks.
 
 use rusqlite::{Connection, ErrorCode};
 
@@ -9,18 +9,18 @@ use crate::store::damage::is_damage;
 pub enum Pages {
     /// `quick_check`, and `integrity_check` of the idempotency keys alone.
     Quick,
-    /// `integrity_check`, which also holds SQLite's indexes against their tables.
+    /// `integrity_check`, which also compares SQLite's indexes with their tables.
     All,
 }
 
-/// Holds the pages against each other. Returns whether it came to the end: the connection's progress handler may stop
-/// it.
+/// Checks whether the pages fit together. Returns whether it came to the end: the connection's progress handler may
+/// stop it.
 ///
 /// # Errors
 /// What SQLite reports, other than damage.
 pub fn pages(connection: &Connection, pages: Pages, mut found: impl FnMut(String)) -> rusqlite::Result<bool> {
     let pragmas: &[&str] = match pages {
-        // Only its index tells where a key is, and it is small enough to be held against its table.
+        // Keys are found only by their index, and it is small enough to be compared with its table.
         Pages::Quick => &["PRAGMA quick_check", "PRAGMA integrity_check('idempotency_keys')"],
         Pages::All => &["PRAGMA integrity_check"],
     };

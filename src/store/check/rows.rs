@@ -1,4 +1,4 @@
-//! Holding every row of a file against what belongs to it, segment by segment.
+//! The check of every row of a file, segment by segment.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use rusqlite::{Connection, Transaction};
 
 use super::facts::Facts;
-use super::segment::{Came, SegmentCheck, Tally};
+use super::segment::{Reached, SegmentCheck, Tally};
 use crate::store::error::{Error, Result};
 use crate::store::read::Pool;
 
@@ -15,13 +15,13 @@ pub struct Rows<'c, S> {
     pub source: &'c S,
     /// Takes what is damaged, by name.
     pub found: &'c mut dyn FnMut(String),
-    /// Is told between two transactions how many events were checked so far, and may end the check.
+    /// Called between two transactions with how many events were checked until now. It may end the check.
     pub between: &'c mut dyn FnMut(u64) -> ControlFlow<()>,
 }
 
-/// Where a check has its transactions from.
+/// Where a check gets its transactions.
 pub trait Source {
-    /// One transaction, which must be short. Never call it within another.
+    /// Reads in one transaction, which must be short. Never call it within another.
     ///
     /// # Errors
     /// Those of `read`.
@@ -41,8 +41,8 @@ impl Source for Connection {
     }
 }
 
-/// Most checks of one segment while its events are being deleted. In the last one only checksums and the order of the rows
-/// count. 8 is a choice: more would make a check beside steady deletions longer.
+/// Most checks of one segment while its events are being deleted. In the last one only checksums and the order of the
+/// rows count. 8: with more, a check takes longer while events are deleted all the time.
 const TRIES_MAX: u32 = 8;
 
 impl<S: Source> Rows<'_, S> {
@@ -52,10 +52,10 @@ impl<S: Source> Rows<'_, S> {
     /// What SQLite reports, other than damage.
     pub fn check(&mut self) -> Result<Option<u64>> {
         let Self { source, found, between } = self;
-        // A page that cannot be read has one name, however often the check comes to it.
-        let mut told = HashSet::new();
+        // The check may meet an unreadable page several times; its damage has one name and is reported once.
+        let mut reported = HashSet::new();
         let found = &mut |what: String| {
-            if told.insert(what.clone()) {
+            if reported.insert(what.clone()) {
                 found(what);
             }
         };
@@ -66,11 +66,11 @@ impl<S: Source> Rows<'_, S> {
         let (mut tally, mut disturbed) = (Tally::default(), 0);
         let mut segment = SegmentCheck::new(0, tally.clone(), facts);
         loop {
-            let came = source.with(|transaction| segment.go_on(transaction, disturbed < TRIES_MAX - 1));
+            let reached = source.with(|transaction| segment.go_on(transaction, disturbed < TRIES_MAX - 1));
             let events = segment.tally.events;
-            match came {
-                Ok(Came::Some) => {}
-                Ok(Came::ToTheEnd) => {
+            match reached {
+                Ok(Reached::Part) => {}
+                Ok(Reached::End) => {
                     segment.damage.drain(..).for_each(&mut *found);
                     if segment.is_last {
                         return Ok(Some(events));
@@ -78,7 +78,7 @@ impl<S: Source> Rows<'_, S> {
                     (tally, disturbed) = (segment.tally, 0);
                     segment = SegmentCheck::new(segment.number + 1, tally.clone(), facts);
                 }
-                Ok(Came::UponDeletions) => {
+                Ok(Reached::Deletions) => {
                     disturbed += 1;
                     segment = SegmentCheck::new(segment.number, tally.clone(), facts);
                 }
@@ -94,7 +94,7 @@ impl<S: Source> Rows<'_, S> {
     }
 }
 
-/// Ends the check where even the ends of a table cannot be found.
+/// Ends the check when not even the ends of a table can be read.
 fn end_at(error: Error, events: u64, found: &mut dyn FnMut(String)) -> Result<Option<u64>> {
     if !error.is_damage() {
         return Err(error);

@@ -1,4 +1,4 @@
-//! Holding one segment against itself: its events, holes, keys and posting lists.
+//! The check of one segment: its events, holes, keys and posting lists, each row and then all of them together.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -16,34 +16,38 @@ use crate::store::schema::{Text, meta};
 use crate::store::segments::{self, SEGMENT_EVENTS, Segment};
 use crate::wire::StoredEvent;
 
-/// A check of one segment, in several transactions. Between two of them events may be stored and deleted. New events are
-/// taken along. A deletion is noticed by what it leaves behind: then the segment is checked again from its beginning. A
-/// segment is sealed only once it is full, so whether it is sealed matters at the end of its events alone.
+/// A check of one segment, in several transactions. Between two of them events may be stored and deleted. New events
+/// are checked, too. A deletion is noticed by what it changes for good; then the segment is checked again from its
+/// beginning. A segment is sealed only once it is full, so whether it is sealed is read after its last event.
 pub struct SegmentCheck {
     pub number: u64,
     /// No event was seen before this segment.
     is_first: bool,
     facts: Facts,
     /// What was deleted of the segment when its check began.
-    began_with: Option<Deletions>,
+    deleted_at_begin: Option<Deletions>,
+    /// Deletions came in between, and the check may not begin again.
     is_disturbed: bool,
-    /// What was found damaged. Told only once the check is complete: one that begins again finds it again.
+    /// What was found damaged. It is reported once the check is complete, because a check that begins again finds it
+    /// again.
     pub damage: Vec<String>,
-    /// Of all events so far, with those of this segment.
+    /// Of all events until now, with those of this segment.
     pub tally: Tally,
     rows_seen: i64,
+    /// Which offsets have an event.
     present: Vec<bool>,
+    /// The posting lists that the events should have.
     segment: Segment,
     /// No event comes after the segment.
     pub is_last: bool,
-    /// Its lists were all stored when its last event had been read.
+    /// All its lists were stored when its last event had been read.
     is_sealed: bool,
     lists_right: usize,
     lists_wrong: usize,
     next: Next,
 }
 
-/// What comes next in the check of a segment.
+/// Where the next transaction of a check goes on.
 enum Next {
     /// The events from this one on.
     Rows(Seq),
@@ -54,12 +58,13 @@ enum Next {
 }
 
 /// How far one transaction came.
-pub enum Came {
-    Some,
-    ToTheEnd,
-    /// Events of the segment were deleted since its check began: what was read before does not fit to what would be read
+pub enum Reached {
+    /// There is more.
+    Part,
+    End,
+    /// Events of the segment were deleted since its check began: what was read before does not fit what would be read
     /// now.
-    UponDeletions,
+    Deletions,
 }
 
 /// What the events of a file add up to.
@@ -68,7 +73,7 @@ pub struct Tally {
     pub events: u64,
     by_type: HashMap<String, (u64, Timestamp)>,
     last: Option<(Seq, Timestamp)>,
-    /// Some events could not be read, so the sums are too small.
+    /// Some events could not be read, so the counts are too small.
     has_gaps: bool,
 }
 
@@ -84,13 +89,13 @@ impl Tally {
 }
 
 impl SegmentCheck {
-    /// At this segment, or at the first after it that has events. `tally` is of the events before it.
+    /// Begins at this segment, or at the first one after it that has events. `tally` is of the events before it.
     pub fn new(number: u64, tally: Tally, facts: Facts) -> Self {
         Self {
             number,
             is_first: tally.last.is_none(),
             facts,
-            began_with: None,
+            deleted_at_begin: None,
             is_disturbed: false,
             damage: Vec::new(),
             tally,
@@ -105,22 +110,22 @@ impl SegmentCheck {
         }
     }
 
-    /// Goes on in another transaction. A check that deletions disturb and that may not begin again still holds every row
-    /// against its checksum and the rows against their order, and nothing else.
-    pub fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Came> {
+    /// Goes on in another transaction. A check that is disturbed by deletions and may not begin again compares every
+    /// row with its checksum, checks the order of the rows, and nothing else.
+    pub fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Reached> {
         let Some(stored) = facts::stored(connection)? else {
             self.is_last = true;
             self.statistics(connection)?;
-            return Ok(Came::ToTheEnd);
+            return Ok(Reached::End);
         };
-        if self.began_with.is_none() {
+        if self.deleted_at_begin.is_none() {
             self.number = segments::segment_of(*stored.start()).max(self.number);
             self.segment = Segment::new(self.number);
         }
         let deletions = self.deletions_in_segment(connection, &stored)?;
-        if *self.began_with.get_or_insert(deletions) != deletions {
+        if *self.deleted_at_begin.get_or_insert(deletions) != deletions {
             if may_begin_again {
-                return Ok(Came::UponDeletions);
+                return Ok(Reached::Deletions);
             }
             self.is_disturbed = true;
         }
@@ -135,8 +140,8 @@ impl SegmentCheck {
         segments::first_of(self.number)..=segments::first_of(self.number + 1).prev()
     }
 
-    /// What was deleted of the segment. With every event of it that is deleted one of the two numbers becomes larger than it
-    /// ever was. Where damage hides the holes, no event can be chosen.
+    /// What was deleted of the segment. Each deletion of one of its events makes one of the two numbers larger than it
+    /// was before. If damage hides the number of holes, no chosen event can be deleted.
     fn deletions_in_segment(
         &self,
         connection: &Connection,
@@ -147,8 +152,14 @@ impl SegmentCheck {
         Ok((*self.numbers_of_segment().start().max(stored.start()), ignoring_damage(chosen)?))
     }
 
-    /// Checks the events of the segment from one on and, behind the last, what has to fit to them in the same transaction.
-    fn rows(&mut self, connection: &Connection, stored: &RangeInclusive<Seq>, mut from: Seq) -> rusqlite::Result<Came> {
+    /// Checks the events of the segment from one on. After the last one it checks, in the same transaction, what has to
+    /// fit them.
+    fn rows(
+        &mut self,
+        connection: &Connection,
+        stored: &RangeInclusive<Seq>,
+        mut from: Seq,
+    ) -> rusqlite::Result<Reached> {
         let whole = self.numbers_of_segment();
         let numbers = *whole.start().max(stored.start())..=*whole.end().min(stored.end());
         self.is_last = self.number >= segments::segment_of(*stored.end());
@@ -157,13 +168,12 @@ impl SegmentCheck {
         let mut statement = connection.prepare_cached(SQL)?;
         let mut rows = statement.query([from.max(*numbers.start()).0 as i64, numbers.end().0 as i64])?;
         loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) => {
+            let row = match self.note_damage_in(rows.next().map_err(|error| within("events", error)))? {
+                Some(Some(row)) => row,
+                Some(None) => break,
+                None => {
                     self.tally.has_gaps = true;
-                    self.note(within("events", error))?;
-                    return Ok(Came::ToTheEnd);
+                    return Ok(Reached::End);
                 }
             };
             self.rows_seen += 1;
@@ -174,13 +184,13 @@ impl SegmentCheck {
                     self.note(error)?;
                 }
             }
-            // A row out of order would have the next transaction read rows again, so none ends there.
+            // After a row out of order the next transaction would read rows again, so no transaction ends there.
             let seq = read::number(row)?;
             if seq >= from && numbers.contains(&seq) {
                 from = seq.next();
                 if deadline.is_over() {
                     self.next = Next::Rows(from);
-                    return Ok(Came::Some);
+                    return Ok(Reached::Part);
                 }
             }
         }
@@ -193,24 +203,24 @@ impl SegmentCheck {
         }
         self.numbers(&numbers);
         self.is_sealed = (self.number as i64) < meta::get(connection, meta::SEALED_BEFORE)?;
-        // The first segment with events also takes the keys before them: a key stays while any of its events does.
+        // The first segment with events also checks the keys before them: a key stays while any of its events does.
         Ok(match self.facts.is_former {
             false => self.go_on_with(Next::Keys(if self.is_first { Seq::ZERO } else { *whole.start() })),
             true => self.go_on_with_lists(),
         })
     }
 
-    fn go_on_with(&mut self, next: Next) -> Came {
+    fn go_on_with(&mut self, next: Next) -> Reached {
         self.next = next;
-        Came::Some
+        Reached::Part
     }
 
-    fn go_on_with_lists(&mut self) -> Came {
+    fn go_on_with_lists(&mut self) -> Reached {
         // No field is below 0.
-        if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Came::ToTheEnd }
+        if self.is_sealed { self.go_on_with(Next::Lists(-1, Box::default())) } else { Reached::End }
     }
 
-    /// An event that is whole.
+    /// Takes note of an undamaged event, and checks its order.
     fn event(&mut self, event: &StoredEvent<'_>, numbers: &RangeInclusive<Seq>) {
         let is_in_order = self.tally.last.is_none_or(|(seq, time)| event.seq > seq && event.time > time);
         if !numbers.contains(&event.seq) || !is_in_order {
@@ -222,11 +232,11 @@ impl SegmentCheck {
         self.tally.note(event);
     }
 
-    /// Holds the numbers without an event against how many were deleted.
+    /// Compares how many numbers have no event with how many were deleted.
     fn numbers(&mut self, numbers: &RangeInclusive<Seq>) {
-        let Some((_, Some(deleted))) = self.began_with.filter(|_| !self.is_disturbed) else { return };
+        let Some((_, Some(deleted))) = self.deleted_at_begin.filter(|_| !self.is_disturbed) else { return };
         let missing = numbers.end().0 as i64 + 1 - numbers.start().0 as i64 - self.rows_seen;
-        // The count includes holes before the first and behind the last stored event.
+        // The count includes holes before the first and after the last stored event.
         if missing > deleted || (*numbers == self.numbers_of_segment() && missing < deleted) {
             let id = numbers.start().id();
             self.damage
@@ -234,7 +244,7 @@ impl SegmentCheck {
         }
     }
 
-    /// Holds the holes of the segment against the numbers without an event.
+    /// Compares the holes of the segment with the numbers that have no event.
     fn holes(&mut self, connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<()> {
         let holes = match Holes::of(connection, self.number) {
             Ok(holes) => holes.and_then(|holes| holes.offsets),
@@ -253,21 +263,13 @@ impl SegmentCheck {
         self.present.get(usize::from(offset)).is_some_and(|is_present| *is_present)
     }
 
-    /// Holds the idempotency keys of the segment, from that of an event on, against their checksums.
-    fn keys(&mut self, connection: &Connection, mut from: Seq) -> rusqlite::Result<Came> {
+    /// Compares the idempotency keys of the segment, from that of one event on, with their checksums.
+    fn keys(&mut self, connection: &Connection, mut from: Seq) -> rusqlite::Result<Reached> {
         let mut deadline = Deadline::begin();
         const SQL: &str = select_keys!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
         let mut statement = connection.prepare_cached(SQL)?;
         let mut rows = statement.query([from.0 as i64, self.numbers_of_segment().end().0 as i64])?;
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) => {
-                    self.note(error)?;
-                    break;
-                }
-            };
+        while let Some(row) = self.note_damage_in(rows.next())?.flatten() {
             keys::StoredKey::read(row).map(drop).or_else(|error| self.note(error))?;
             let seq = Seq(row.get::<_, i64>(1)? as u64);
             // As with events, no transaction ends at a row out of order.
@@ -281,21 +283,18 @@ impl SegmentCheck {
         Ok(self.go_on_with_lists())
     }
 
-    /// Holds the posting lists of the segment, from behind one on, against those of its events.
-    fn lists(&mut self, connection: &Connection, after: (i64, &[u8])) -> rusqlite::Result<Came> {
+    /// Compares the posting lists of the segment, those after one of them, with the lists that its events should have.
+    fn lists(&mut self, connection: &Connection, after: (i64, &[u8])) -> rusqlite::Result<Reached> {
         let mut deadline = Deadline::begin();
         const SQL: &str = "SELECT kind, key, offsets, checksum FROM event_index \
                            WHERE segment = ?1 AND (kind, key) > (?2, ?3) ORDER BY kind, key";
         let mut statement = connection.prepare_cached(SQL)?;
         let mut rows = statement.query((self.number as i64, after.0, Text(Some(after.1))))?;
         loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) => {
-                    self.note(error)?;
-                    return Ok(Came::ToTheEnd);
-                }
+            let row = match self.note_damage_in(rows.next())? {
+                Some(Some(row)) => row,
+                Some(None) => break,
+                None => return Ok(Reached::End),
             };
             let list =
                 segments::field_of(row.get(0)?).ok_or_else(|| damaged("event_index: no such kind")).and_then(|field| {
@@ -304,7 +303,7 @@ impl SegmentCheck {
                 });
             match list {
                 Ok((field, key, mut offsets)) => {
-                    // Lists keep the numbers of events that were deleted.
+                    // The numbers of deleted events stay in the lists.
                     offsets.retain(|offset| self.is_present(*offset));
                     let events = self.segment.list(field, key).unwrap_or_default();
                     let is_right = *offsets == *events;
@@ -325,15 +324,13 @@ impl SegmentCheck {
             self.damage
                 .push(format!("event_index: of segment {number} {wrong} lists are wrong and {lacking} are missing"));
         }
-        Ok(Came::ToTheEnd)
+        Ok(Reached::End)
     }
 
-    /// Holds the statistics against all events, if none was deleted since the check of the file began.
+    /// Compares the statistics with all events, if none was deleted since the check of the file began.
     fn statistics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let told = match told_by_type(connection).map_err(|error| within("event_stats", error)) {
-            Ok(told) => told,
-            Err(error) => return self.note(error),
-        };
+        let stored = stored_statistics(connection).map_err(|error| within("event_stats", error));
+        let Some(stored) = self.note_damage_in(stored)? else { return Ok(()) };
         if self.tally.has_gaps
             || self.facts.deletions.1.is_none()
             || facts::deletions(connection)? != self.facts.deletions
@@ -341,23 +338,27 @@ impl SegmentCheck {
             return Ok(());
         }
         let counted = self.tally.by_type.iter().map(|(of, (count, last))| (of.clone(), (*count, last.to_string())));
-        if told != counted.collect() {
+        if stored != counted.collect() {
             self.damage.push("event_stats: the statistics are not those of the events".to_owned());
         }
         Ok(())
     }
 
-    /// Notes damage by its name, and gives back any other error.
+    /// Notes damage by its name. Returns any other error.
     fn note(&mut self, error: rusqlite::Error) -> rusqlite::Result<()> {
         name_of_damage(error).map(|name| self.damage.push(name))
     }
+
+    /// What was read, or `None` if it is damaged, which is noted.
+    fn note_damage_in<T>(&mut self, read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+        read.map(Some).or_else(|error| self.note(error).map(|()| None))
+    }
 }
 
-/// What the statistics tell of each type.
-fn told_by_type(connection: &Connection) -> rusqlite::Result<HashMap<String, (u64, String)>> {
+/// How many events there are of each type, and when the last one was, according to the statistics.
+fn stored_statistics(connection: &Connection) -> rusqlite::Result<HashMap<String, (u64, String)>> {
     let mut statement = connection.prepare("SELECT event_type, count, last_seen FROM event_stats WHERE count > 0")?;
-    let told = statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?;
-    told.collect()
+    statement.query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)? as u64, row.get(2)?))))?.collect()
 }
 
 /// When a transaction is to end.
@@ -371,7 +372,7 @@ impl Deadline {
         Self { until: Instant::now() + TRANSACTION_TIME, looked: 0 }
     }
 
-    /// Counts a row that was looked at. Returns whether it is the last in this transaction.
+    /// Counts a row that was read. Returns whether it is the last one of this transaction.
     fn is_over(&mut self) -> bool {
         self.looked += 1;
         self.looked.is_multiple_of(EVENTS_PER_LOOK_AT_CLOCK) && self.until <= Instant::now()

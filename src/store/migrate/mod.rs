@@ -1,9 +1,9 @@
 //! Bringing a file of an earlier format to the newest one, a step for each format.
 //!
-//! To add a format: raise `schema::VERSION`, change `schema::TABLES`, write a file `to_N.rs` whose `run` makes a file of
-//! the format before into one of format N, and add it to [`STEPS`]. A step knows its two formats and nothing of later
-//! ones, so it has the statements that define its tables written out. It may not rewrite `events`: a start waits for it.
-//! A golden file of the format before, in `tests/it/golden`, proves the step.
+//! To add a format: raise `schema::VERSION`, change `schema::TABLES`, write a file `to_N.rs` whose `run` makes a file
+//! of the format before into one of format N, and add it to [`STEPS`]. A step knows its two formats and nothing of
+//! later ones, so it has the statements that define its tables written out. It may not rewrite `events`: a start waits
+//! for it. A golden file of the format before, in `tests/it/golden`, proves the step.
 
 mod payload;
 pub mod python;
@@ -22,8 +22,8 @@ type Step = fn(&Connection) -> rusqlite::Result<()>;
 /// The first leads from format 1 to format 2, the last to [`VERSION`].
 const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run, to_5::run];
 
-/// Brings a file to the newest format and creates the tables that are missing, which in a new file are all. This is one
-/// transaction: after a crash the file is either as before or of the newest format.
+/// Brings a file to the newest format, and creates the tables that are missing; in a new file these are all. It does so
+/// in one transaction: after a crash the file is either as before or of the newest format.
 pub fn to_newest(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // A file without our tables says that it is of format 0.

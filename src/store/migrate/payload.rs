@@ -19,25 +19,25 @@ pub struct Payloads {
 
 impl Payloads {
     pub fn new() -> Self {
-        // What was stored under other limits stays.
+        // Payloads that were stored under other limits stay.
         let limits = Limits { payload_keys_max: usize::MAX, payload_bytes_max: usize::MAX };
         let parser = Parser::new(Arc::new(EventTypes::builtin()), limits);
         Self { parser, envelope: String::new(), payload: String::new(), empty: 0, not_a_number: 0, wrapped: 0 }
     }
 
-    /// A JSON object stays as it is, apart from line breaks and other layout. Python's `NaN` and infinities become `null`.
-    /// An empty payload becomes `{}`. Anything else becomes a string in an object.
+    /// A JSON object stays as it is, apart from line breaks and other layout. Python's `NaN` and infinities become
+    /// `null`. An empty payload becomes `{}`. Anything else becomes a string in an object.
     pub fn convert(&mut self, old: Option<&[u8]>) -> &str {
         let text = String::from_utf8_lossy(old.unwrap_or_default());
         let is_utf8 = matches!(text, Cow::Borrowed(_));
-        if is_utf8 && self.take(&text) {
+        if is_utf8 && self.accept(&text) {
             return &self.payload;
         }
         self.payload.clear();
         if matches!(text.trim(), "" | "null") {
             self.empty += 1;
             self.payload.push_str("{}");
-        } else if is_utf8 && self.take(&without_nan(&text)) {
+        } else if is_utf8 && self.accept(&without_nan(&text)) {
             self.not_a_number += 1;
         } else {
             self.wrapped += 1;
@@ -47,9 +47,9 @@ impl Payloads {
         &self.payload
     }
 
-    /// Takes over a text that our own parser takes as a payload.
-    fn take(&mut self, json: &str) -> bool {
-        // Only a complete JSON value stays inside the envelope it is put in.
+    /// Whether our own parser accepts a text as a payload, which is then in `self.payload`.
+    fn accept(&mut self, json: &str) -> bool {
+        // The text of an incomplete JSON value could change the envelope around it.
         if serde_json::from_str::<&RawValue>(json).is_err() {
             return false;
         }
@@ -98,15 +98,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_becomes_an_object_that_a_producer_may_send() {
+    fn any_payload_of_the_python_service_becomes_an_object_that_a_producer_may_send() {
         let mut payloads = Payloads::new();
         let mut check = |old: &str, want: &str| assert_eq!(payloads.convert(Some(old.as_bytes())), want, "{old:?}");
-        for kept in [
+        for unchanged in [
             "{}",
             r#"{ "b": 1, "a": [0.10, 1e400, 123456789012345678901234567890], "b": "caf\u00e9 NaN" }"#,
             r#"{"emoji": "\ud83d\ude00 😀", "deep": {"x": {"y": null}}}"#,
         ] {
-            check(kept, kept);
+            check(unchanged, unchanged);
         }
         check(" {\"a\": \"b c\"}\n", r#"{"a": "b c"}"#);
         check("{\n  \"a b\": [1,\r\n 2],\t\"c\": \"x \\\" y\"\n}", r#"{"a b":[1,2],"c":"x \" y"}"#);

@@ -20,13 +20,13 @@ pub fn wrote(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row(SQL, [], |row| row.get(0))
 }
 
-/// Brings a file of the Python service to the newest format. After a crash the file is entirely as before or entirely new.
-/// No other connection may be open. Memory does not grow with the number of events.
+/// Brings a file of the Python service to the newest format. After a crash the file is entirely as before or entirely
+/// new. No other connection may be open. Memory does not grow with the number of events.
 ///
-/// Events keep their ids as `legacy_id`. They are numbered from 1 in the order of their times, and events of equal time in
-/// the order in which they were stored. A time that is not later than the one before it becomes the next microsecond. An
-/// event whose time cannot be read takes the time of the event stored before it, and so comes right after it. Where no
-/// event is before it, it takes the first time that can be read.
+/// Events keep their ids as `legacy_id`. They are numbered from 1 in the order of their times, and events of equal time
+/// in the order in which they were stored. A time that is not later than the one before it becomes the next
+/// microsecond. An event whose time cannot be read gets the time of the event stored before it, and so comes right
+/// after it. If no event is before it, it gets the first time that can be read.
 ///
 /// # Errors
 /// One line that says what could not be done. The file is as before then.
@@ -34,10 +34,10 @@ pub fn run(connection: &mut Connection) -> Result<(), UpgradeError> {
     let began = Instant::now();
     let synchronous: i64 =
         connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(during("read its settings"))?;
-    // With a rollback journal the copy goes straight to the end of the file, and a failure cuts it off again. With the
-    // write-ahead log it would be written twice, first to the log and then to the file, and the log would keep its size
-    // after a failure. EXTRA also syncs the removal of the journal: one that came back after a power cut would undo all that
-    // was stored since.
+    // With a rollback journal the copy is written directly to the end of the file, and a failure cuts it off again.
+    // With the write-ahead log it would be written twice, first to the log and then to the file, and the log would not
+    // shrink after a failure. EXTRA also syncs the removal of the journal: if the journal were there again after a
+    // power cut, it would undo all that was stored since.
     connection
         .execute_batch("PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA")
         .map_err(during("get it for this server alone (does the old service still run?)"))?;
@@ -74,11 +74,12 @@ fn during(step: &'static str) -> impl FnOnce(rusqlite::Error) -> UpgradeError {
     move |error| UpgradeError::Database { step, error }
 }
 
-/// Time between two log lines about how far the copy is: often enough that nobody takes the start for stuck.
+/// Time between two log lines about how far the copy is. 3 s: short enough that an operator does not take the start for
+/// stuck.
 const PROGRESS_EVERY: Duration = Duration::from_secs(3);
 
-/// The number of events, if the disk has room for what is certain to be written: their text, their ids once more in the
-/// index, and some 20 bytes a row.
+/// The number of events, if the disk has space for what is certainly written: their text, their ids once more in the
+/// index, and about 20 bytes for each row.
 fn check_free_space(connection: &Connection) -> Result<u64, UpgradeError> {
     const SQL: &str = "
         SELECT count(*), CAST(20 * count(*) + 2 * total(octet_length(id)) + total(octet_length(event_type))
@@ -99,10 +100,11 @@ fn check_free_space(connection: &Connection) -> Result<u64, UpgradeError> {
     Ok(events)
 }
 
-/// Renames the old table of events and creates our tables, empty. What the old service stored in its other tables is either
-/// in the events too, or has no meaning here.
+/// Renames the old table of events and creates our tables, empty. What the old service stored in its other tables is
+/// either in the events too, or has no meaning here.
 fn replace_tables(connection: &Connection) -> rusqlite::Result<()> {
-    // A legacy rename does not change the views that a person may have made: they read the new table then.
+    // With `legacy_alter_table` a rename does not change views that a person may have made: they read the new table
+    // afterwards.
     connection.execute_batch(&format!(
         "PRAGMA legacy_alter_table = ON;
         ALTER TABLE events RENAME TO events_before_upgrade;
@@ -144,13 +146,13 @@ fn note_times(connection: &Connection) -> rusqlite::Result<Timestamp> {
     Ok(first.unwrap_or_else(Timestamp::now))
 }
 
-/// A time as Python and SQLite spell it: RFC 3339, also without an offset, which means UTC, and also with a `Z` behind the
-/// offset, a common mistake.
+/// A time as Python and SQLite spell it: RFC 3339, also without an offset, which means UTC, and also with a `Z` behind
+/// the offset, a common mistake.
 fn parse_time(text: &str) -> Option<Timestamp> {
     Timestamp::parse_floor(text.trim().trim_end_matches(['Z', 'z'])).ok()
 }
 
-/// Copies the events in order, with all that hangs on them: full segments, statistics, `meta`.
+/// Copies the events in order, and builds their index, statistics and marks.
 fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::Result<()> {
     // The sort is over pairs of numbers, so that the payloads need not go through a temporary file.
     let mut order = connection.prepare("SELECT old, coalesce(time_us, ?1) FROM temp.arrival ORDER BY 2, 1")?;
@@ -163,14 +165,14 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
     let mut rebuild = Rebuild::new(connection)?;
     let mut payloads = Payloads::new();
     let (mut seq, mut time) = (Seq::ZERO, Timestamp(i64::MIN));
-    let mut said = Instant::now();
+    let mut logged = Instant::now();
 
-    let mut places = order.query([stand_in.0])?;
-    while let Some(place) = places.next()? {
+    let mut arrivals = order.query([stand_in.0])?;
+    while let Some(arrival) = arrivals.next()? {
         seq = seq.next();
-        time = Timestamp(place.get::<_, i64>(1)?.max(time.0 + 1));
-        let mut found = old.query([place.get::<_, i64>(0)?])?;
-        let row = found.next()?.expect("every row of arrival stands for an old event");
+        time = Timestamp(arrival.get::<_, i64>(1)?.max(time.0 + 1));
+        let mut found = old.query([arrival.get::<_, i64>(0)?])?;
+        let row = found.next()?.expect("every row of `arrival` is of an old event");
         let [id, event_type, source, session_id, user_id] =
             [text(row, 0)?, text(row, 1)?, text(row, 2)?, text(row, 3)?, text(row, 4)?];
         let payload = payloads.convert(row.get_ref(5)?.as_bytes_or_null()?);
@@ -183,8 +185,8 @@ fn copy(connection: &Connection, stand_in: Timestamp, events: u64) -> rusqlite::
             payload: payload.as_bytes(),
         };
         rebuild.event(seq, time, &event, id.as_deref().map(str::as_bytes))?;
-        if seq.0 % 1024 == 0 && said.elapsed() >= PROGRESS_EVERY {
-            said = Instant::now();
+        if seq.0 % 1024 == 0 && logged.elapsed() >= PROGRESS_EVERY {
+            logged = Instant::now();
             tracing::info!(copied = seq.0, events, "upgrading");
         }
     }
@@ -237,7 +239,7 @@ mod tests {
         _folder: TempDir,
     }
 
-    /// A file of the old service, made the way that service made it: outside write-ahead logging.
+    /// A file as the Python service made it: without a write-ahead log.
     fn old_file(schema: &str, fill: impl FnOnce(&Connection)) -> File {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("events.db");
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn both_old_schemas_become_ours() {
+    fn both_schemas_of_the_python_service_are_upgraded() {
         for old in [OLDER, NEWER] {
             let file = old_file(old, |connection| {
                 let events = [
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_of_the_old_service_needs_it() {
+    fn only_a_file_of_the_python_service_is_recognised_as_one() {
         let check = |sql: &str, needed| {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(sql).unwrap();
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_file_without_events_becomes_ours() {
+    fn a_file_of_the_python_service_without_events_is_upgraded() {
         let connection = upgrade(&old_file(OLDER, |_| {}));
         assert_eq!(one::<i64>(&connection, "SELECT count(*) FROM events"), 0);
         assert_eq!(one::<i64>(&connection, "SELECT count(*) FROM meta"), 0);
@@ -393,13 +395,13 @@ mod tests {
         }
     }
 
-    /// Stores events with these times, in this order, and compares the upgraded ones: the place each had,
-    /// and the microseconds past 2025-01-01T00:00:00Z.
+    /// Stores events with these times, in this order, and compares the upgraded ones: the index that each had, and its
+    /// microseconds after 2025-01-01T00:00:00Z.
     fn check_order(times: &[Option<&str>], want: &[(i64, i64)]) {
         let file = old_file(NEWER, |connection| {
-            for (place, time) in (0i64..).zip(times) {
+            for (index, time) in (0i64..).zip(times) {
                 connection
-                    .execute(INSERT, params![place.to_string(), "t", "s", None::<&str>, None::<&str>, "{}", time])
+                    .execute(INSERT, params![index.to_string(), "t", "s", None::<&str>, None::<&str>, "{}", time])
                     .unwrap();
             }
         });
@@ -413,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn events_go_by_their_times_and_each_time_is_later_than_the_one_before() {
+    fn upgraded_events_are_in_the_order_of_their_times_which_strictly_increase() {
         let second = |s: u32| format!("2025-01-01T00:00:0{s}+00:00");
         let (zero, one, two) = (second(0), second(1), second(2));
         check_order(
@@ -438,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_readable_time_events_are_from_the_moment_of_the_upgrade() {
+    fn without_any_readable_time_events_get_the_time_of_the_upgrade() {
         let file = old_file(NEWER, |connection| {
             for id in ["a", "b"] {
                 connection.execute(INSERT, params![id, "t", "s", None::<&str>, None::<&str>, "{}", "never"]).unwrap();
@@ -478,7 +480,7 @@ mod tests {
         assert_eq!(rows(&connection, "SELECT event_type, count FROM event_stats"), ["1|1", "t|1", "unknown|1"]);
     }
 
-    /// Events whose times run against their places, with few types and sources, many sessions and users.
+    /// Events whose times decrease in the order of their rows, with few types and sources, many sessions and users.
     fn many(events: u64) -> File {
         old_file(OLDER, |connection| {
             let sql = "
@@ -493,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn full_segments_are_indexed_as_a_scan_finds_them() {
+    fn an_upgrade_indexes_full_segments_as_a_scan_of_the_events_would() {
         // The last segment stays open, full or not.
         const S: u64 = SEGMENT_EVENTS;
         for (events, full) in [(300 * S + S / 2, 300), (2 * S, 1), (S + 1, 1), (S - 1, 0)] {
@@ -534,16 +536,16 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_midway_leaves_the_old_file_and_the_next_run_succeeds() {
+    fn an_upgrade_that_fails_midway_leaves_the_old_file_and_the_next_one_succeeds() {
         let file = many(70_000);
         let old = |connection: &Connection| rows(connection, "SELECT rowid, * FROM events ORDER BY rowid");
         let (before, pages) = {
             let connection = open(&file.path);
             (old(&connection), one::<i64>(&connection, "PRAGMA page_count"))
         };
-        for room in [0, 10, 500, 1500] {
+        for more_pages in [0, 10, 500, 1500] {
             let mut connection = open(&file.path);
-            connection.pragma_update(None, "max_page_count", pages + room).unwrap();
+            connection.pragma_update(None, "max_page_count", pages + more_pages).unwrap();
             let error = run(&mut connection).unwrap_err();
             assert!(error.to_string().ends_with("database or disk is full"), "{error}");
             drop(connection);
@@ -560,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_program_uses_is_refused() {
+    fn an_upgrade_of_a_file_that_another_program_uses_is_refused() {
         let file = many(10);
         let mut connection = open(&file.path);
         connection.busy_timeout(Duration::ZERO).unwrap();

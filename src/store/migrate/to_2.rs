@@ -1,4 +1,4 @@
-//! Format 2 knows idempotency keys, and how many events were chosen to be deleted out of each segment.
+//! Format 2 has idempotency keys, and the number of holes of each segment.
 
 use rusqlite::Connection;
 

@@ -1,5 +1,5 @@
-//! Format 4 knows where the holes of each segment are, and has a digest with each key. Adding columns costs nothing for
-//! the rows that are stored; those of `idempotency_keys` stay without a digest.
+//! Format 4 has the offsets of the holes of each segment, and a digest with each key. SQLite adds columns without
+//! rewriting the stored rows; the keys that are stored stay without a digest.
 
 use rusqlite::Connection;
 
@@ -15,8 +15,8 @@ pub fn run(connection: &Connection) -> rusqlite::Result<()> {
         ALTER TABLE holes ADD COLUMN offsets BLOB;
         ALTER TABLE holes ADD COLUMN checksum INTEGER;",
     )?;
-    // Only here is it known which numbers of the open segment are used up, so the holes of segments that are not sealed
-    // are searched for now. The sealer finds those of the others later.
+    // Which numbers of the open segment were given is known only now, so the holes of segments that are not sealed are
+    // found here. The sealer finds those of the others later.
     let stored: i64 = connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))?;
     let last = Seq(stored.max(meta::get(connection, meta::LAST_SEQ)?) as u64);
     let sealed_before = meta::get(connection, meta::SEALED_BEFORE)?;

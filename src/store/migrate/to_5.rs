@@ -1,4 +1,4 @@
-//! Format 5 says in `meta` up to which event the record is deleted. Until then, that was told by the first row.
+//! Format 5 says in `meta` up to which event the record is deleted. In earlier formats the first row showed that.
 
 use rusqlite::Connection;
 
@@ -8,16 +8,17 @@ use crate::store::read;
 use crate::store::schema::meta;
 
 pub fn run(connection: &Connection) -> rusqlite::Result<()> {
-    // The view is defined anew, for it leaves out what is deleted now.
+    // The view is defined anew: from now on it leaves out deleted events.
     connection.execute_batch("DROP VIEW IF EXISTS readable_events")?;
     let unchecked_through = meta::seq(connection, meta::UNCHECKED_THROUGH)?;
-    // A damaged number would be believed for ever. Where a page of the oldest events is damaged, nothing counts as deleted:
-    // reads begin with the first event that they find, as they did in format 4.
+    // The number that is stored here is believed for ever, so it must not be a damaged one. If a page of the oldest
+    // events is damaged, nothing counts as deleted: reads begin with the first event that they find, as in format 4.
     let deleted_through = ignoring_damage(before_first(connection, unchecked_through))?.unwrap_or_default();
     meta::set(connection, meta::DELETED_THROUGH, deleted_through.0 as i64)
 }
 
-/// The number before the first event. Numbers are dense: the damaged rows before the first whole event precede it directly.
+/// The number before the first event. Numbers are dense, so the damaged rows before the first undamaged event have the
+/// numbers right before its own.
 fn before_first(connection: &Connection, unchecked_through: Seq) -> rusqlite::Result<Seq> {
     const EVENTS: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
                           FROM events ORDER BY seq";

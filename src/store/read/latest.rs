@@ -10,7 +10,7 @@ use crate::store::holes::Holes;
 use crate::store::schema::Text;
 use crate::store::segments;
 
-/// The newest event of each value of a field, of the values last seen.
+/// The newest event of each value of a field, for the values that were seen last.
 pub struct Latest {
     /// The values come from clients, so the hash is seeded.
     known: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
@@ -21,20 +21,20 @@ pub struct Latest {
 /// The values found in one segment, over one transaction or several.
 #[derive(Default)]
 pub struct Values {
-    /// The newest passing event of each, in the order of the values: which of them are the newest is known once all
-    /// were looked at.
+    /// The newest passing event of each value, in the order of the values. Which of these events are the newest is
+    /// known once all values were looked at.
     found: Vec<(Seq, Box<[u8]>)>,
     /// The value that the last transaction came to, and the event down to which its list was looked at.
     reached: Option<(Box<[u8]>, Seq)>,
 }
 
 impl Latest {
-    /// Of at most this many values.
+    /// For at most this many values.
     pub fn new(values_max: usize) -> Self {
         Self { known: HashSet::default(), seqs: Vec::new(), values_max }
     }
 
-    /// Notes an event, the newest first. Breaks off when there are enough.
+    /// Notes an event; they come the newest first. Breaks off when there are enough.
     pub fn note(&mut self, value: Option<&[u8]>, seq: Seq) -> ControlFlow<()> {
         if let Some(value) = value
             && !self.is_full()
@@ -67,8 +67,8 @@ impl Latest {
         self.seqs
     }
 
-    /// Finds the newest passing event of each value that is not known yet in one sealed segment, from where `values` has
-    /// come to. Breaks off when the transaction is over.
+    /// Finds, in one sealed segment, the newest passing event of each value that is not known yet. Goes on where
+    /// `values` ended. Breaks off when the transaction is over.
     pub fn find(
         &self,
         scan: &mut Scan<'_, '_>,
@@ -95,7 +95,7 @@ impl Latest {
             let before = if *row_value == *value { std::mem::replace(&mut before, Seq::MAX) } else { Seq::MAX };
             if !self.known.contains(row_value) && before > segments::first_of(number) {
                 let mut offsets = posting_list(row, 1, number, field, row_value)?;
-                holes.take_from(&mut offsets);
+                holes.remove_from(&mut offsets);
                 let passes =
                     |offset: &u16| passing.as_ref().is_none_or(|passing| passing.binary_search(offset).is_ok());
                 for offset in offsets.iter().rev().filter(|offset| passes(offset)) {
@@ -103,9 +103,9 @@ impl Latest {
                     if seq >= before || !scan.range.contains(&seq) {
                         continue;
                     }
-                    let mut is_it = false;
-                    scan.record.event(seq, |event| is_it = filter.matches(&event.columns()))?;
-                    if is_it {
+                    let mut is_passing = false;
+                    scan.record.event(seq, |event| is_passing = filter.matches(&event.columns()))?;
+                    if is_passing {
                         values.found.push((seq, row_value.into()));
                         break;
                     }
@@ -116,7 +116,7 @@ impl Latest {
                 }
             }
             if scan.looked().is_break() {
-                // This list needs no second look.
+                // The next transaction leaves this list out.
                 values.reached = Some((row_value.into(), Seq::ZERO));
                 return Ok(ControlFlow::Break(()));
             }

@@ -1,4 +1,4 @@
-//! Reading the record within one transaction. `reader` goes from one transaction to the next.
+//! Reading the record within one transaction. `reader` puts the transactions of a read together.
 
 mod latest;
 mod newest;

@@ -1,4 +1,4 @@
-//! Where the record ends, as far as its rows are whole: what a start and a repair go on from.
+//! Where the undamaged record ends: a start and a repair go on from there.
 
 use rusqlite::Connection;
 
@@ -6,18 +6,19 @@ use super::row::{number, select_events, stored};
 use crate::event::{Seq, Timestamp};
 use crate::wire::StoredEvent;
 
-/// The newest event that is whole, and the damaged rows behind it. If a damaged row were believed, a flipped bit in the
-/// last time would have every later event stamped centuries ahead, and one in the last number would have numbers given
-/// twice or left out.
+/// The newest undamaged event, and the damaged rows after it. If a damaged row were believed, a flipped bit in the last
+/// time would stamp every later event centuries ahead, and one in the last number would give numbers twice or leave
+/// some out.
 #[derive(Default)]
 pub struct Newest {
     pub seq: Seq,
     pub time: Option<Timestamp>,
-    /// The numbers that damaged rows behind it have.
+    /// The numbers that damaged rows after it show.
     pub damaged: Vec<Seq>,
 }
 
-/// Finds the newest event. One without a checksum counts as whole if the statistics ([`last_seen`]) know of none later.
+/// Finds the newest undamaged event. One without a checksum counts as undamaged if it is not later than the newest
+/// event of the statistics ([`last_seen`]).
 pub fn newest(
     connection: &Connection,
     unchecked_through: Seq,
@@ -40,20 +41,20 @@ pub fn newest(
 }
 
 impl Newest {
-    /// The last number that was given. Numbers up to `noted`, which `meta` has, were given in any case. Numbers after
-    /// `witnessed`, which the sidecar has, were not, unless that is 0 because the sidecar is of another epoch. Numbers are
-    /// dense: at most as many follow the last whole event as there are damaged rows behind it. The number that a damaged
-    /// row itself has counts only if it is one of these.
-    pub fn last(&self, noted: Seq, witnessed: Seq) -> Seq {
-        let behind = self.damaged.len();
-        let dense = self.seq.plus(behind);
-        let last = if witnessed == Seq::ZERO { dense } else { dense.min(witnessed).max(self.seq) };
-        let end = noted.max(self.seq).plus(behind);
-        self.damaged.iter().copied().filter(|seq| *seq <= end).fold(last.max(noted), Seq::max)
+    /// The last number that was given. Numbers up to `stored`, which `meta` has, were given in any case. Numbers after
+    /// `noted`, which the sidecar has, were not given, unless `noted` is 0 because no sidecar could be read. Numbers
+    /// are dense: at most as many follow the last undamaged event as there are damaged rows after it. The number that a
+    /// damaged row shows counts only if it is one of these.
+    pub fn last(&self, stored: Seq, noted: Seq) -> Seq {
+        let after = self.damaged.len();
+        let dense = self.seq.plus(after);
+        let last = if noted == Seq::ZERO { dense } else { dense.min(noted).max(self.seq) };
+        let end = stored.max(self.seq).plus(after);
+        self.damaged.iter().copied().filter(|seq| *seq <= end).fold(last.max(stored), Seq::max)
     }
 }
 
-/// The time of the newest event as the statistics have it: a second source for it where events have no checksum.
+/// The time of the newest event according to the statistics: a second source for it, where events have no checksum.
 pub fn last_seen(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
     const SQL: &str = "SELECT max(last_seen) FROM event_stats";
     let last_seen: Option<String> = connection.query_row(SQL, [], |row| row.get(0))?;

@@ -18,20 +18,22 @@ use crate::sync::Mutex;
 pub struct Pool {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    /// Every read holds it shared. A checkpoint that needs the write-ahead log to itself holds it alone, and reads wait.
+    /// Every read locks it shared. A checkpoint that needs the write-ahead log to itself locks it exclusively, and
+    /// reads wait.
     gate: RwLock<()>,
     integrity: Arc<Mutex<Integrity>>,
 }
 
-/// Idle connections that stay open. Reads run on as many threads as the server lends to blocking work; with more than
-/// this many at once, opening a connection (some 100 µs) costs less than holding one open.
+/// Idle connections that stay open. Reads run on the threads for blocking work. If more than 8 run at one time, opening
+/// a connection for each (about 100 µs) costs less than more idle ones.
 const IDLE_MAX: usize = 8;
 
-/// How long a read waits at the gate. A checkpoint usually takes some 10 ms. On a disk where one takes longer than 1 s,
-/// reads go on beside it, and the write-ahead log grows.
+/// How long a read waits at the gate. A checkpoint usually takes about 10 ms. If one takes longer than 1 s on a slow
+/// disk, reads go on beside it, and the write-ahead log grows.
 const GATE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a checkpoint waits for the reads under way: several times as long as one transaction takes.
+/// How long a checkpoint waits for the reads under way. 100 ms: several times as long as one transaction of a read
+/// takes.
 const READS_END_WITHIN: Duration = Duration::from_millis(100);
 
 impl Pool {
@@ -39,13 +41,14 @@ impl Pool {
         Self { path, idle: Mutex::new(Vec::new()), gate: RwLock::new(()), integrity }
     }
 
-    /// Closes the gate: new reads wait until the guard is dropped. Returns once the reads under way have ended, or `None`
-    /// if one of them takes longer than [`READS_END_WITHIN`]. Never call it within a read: it would wait for itself.
+    /// Closes the gate: new reads wait until the guard is dropped. Returns once the reads under way have ended, or
+    /// `None` if one of them takes longer than [`READS_END_WITHIN`]. Never call it within a read: it would wait for
+    /// itself.
     pub fn close_gate(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         self.gate.try_write_for(READS_END_WITHIN)
     }
 
-    /// Passes the gate, and keeps it from closing until the guard is dropped. `None` if it stayed closed for
+    /// Passes the gate, which does not close until the guard is dropped. `None` if it stayed closed for
     /// [`GATE_PATIENCE`]: then the read goes on beside the checkpoint. Never call it within a read.
     pub fn pass_gate(&self) -> Option<RwLockReadGuard<'_, ()>> {
         self.gate.try_read_for(GATE_PATIENCE)
@@ -57,7 +60,7 @@ impl Pool {
         self.gate.try_read().is_none()
     }
 
-    /// One transaction, which must be short. Notes damage that it meets. Never call it within another.
+    /// Reads in one transaction, which must be short. Notes damage that it meets. Never call it within another.
     ///
     /// # Errors
     /// Those of `read`.

@@ -12,7 +12,7 @@ use crate::store::integrity::{Integrity, noting_damage};
 use crate::sync::Mutex;
 use crate::wire::StoredEvent;
 
-/// The record as one transaction sees it. Each event is held against its checksum.
+/// The record as one transaction sees it. Each event is compared with its checksum.
 #[derive(Clone, Copy)]
 pub struct Record<'c> {
     pub connection: &'c Connection,
@@ -20,7 +20,7 @@ pub struct Record<'c> {
     pub unchecked_through: Seq,
     /// The high-water mark when the transaction began, or before.
     pub last: Seq,
-    /// Everything up to this event is deleted, also where its row is still there.
+    /// Everything up to this event is deleted, even if its rows are still there.
     pub deleted_through: Seq,
     pub integrity: &'c Mutex<Integrity>,
 }
@@ -36,17 +36,17 @@ impl Record<'_> {
         rows.next()?.map(|row| stored(row, self.unchecked_through).map(show)).transpose().map(drop)
     }
 
-    /// The retained range: the first and the last number of the stored events up to `committed`. Between them only those
-    /// are missing that were chosen to be deleted. The number of a damaged row is not believed, so beside one the range may
-    /// be wider. Where a damaged page hides the first event, the range begins with the first number that is not deleted: only
-    /// a read that comes to that page fails.
+    /// The retained range: the first and the last number of the stored events up to `committed`. Between them only
+    /// holes are missing. The number of a damaged row is not believed, so the range may be too wide beside one. If a
+    /// damaged page hides the first event, the range begins with the first number that is not deleted, and only a read
+    /// that needs that page fails.
     pub fn retained(self, committed: Seq) -> rusqlite::Result<Option<RangeInclusive<Seq>>> {
         let Some(newest) = self.newest()? else { return Ok(None) };
         let first = self.first().map_err(|error| within("events", error));
         let start = match noting_damage(self.integrity, first)? {
             None => Seq(1),
             Some((first, damaged)) => {
-                // Numbers are dense: as many as there are damaged rows precede the first whole event.
+                // Numbers are dense: as many come before the first undamaged event as there are damaged rows before it.
                 let first = first.unwrap_or(self.last.next()).0.saturating_sub(damaged.len() as u64);
                 damaged.into_iter().fold(Seq(first), Seq::min)
             }
@@ -71,13 +71,13 @@ impl Record<'_> {
         Ok((from <= to).then_some(from..=to))
     }
 
-    /// The first number of the retained range from which on events are later than `time`, or the number after the range.
-    /// Times increase with the numbers, so this is a binary search: some 27 looks among 100 million events.
+    /// The first number of the retained range from which on events are later than `time`, or the number after the
+    /// range. Times increase with the numbers, so this is a binary search: 27 looks among 100 million events.
     pub fn first_later(self, retained: &RangeInclusive<Seq>, time: Timestamp) -> rusqlite::Result<Seq> {
         let (mut low, mut high) = (retained.start().0, retained.end().0 + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.standing_for(middle, high)? {
+            match self.readable_from(middle, high)? {
                 Some((seq, its_time)) if its_time <= time => low = seq.0 + 1,
                 _ => high = middle,
             }
@@ -85,7 +85,7 @@ impl Record<'_> {
         Ok(Seq(low.min(retained.end().0 + 1)))
     }
 
-    /// The number of the last event, or the high-water mark where its row is damaged. `None` if there is no row.
+    /// The number of the last event, or the high-water mark if its row is damaged. `None` if there is no row.
     pub fn newest(self) -> rusqlite::Result<Option<Seq>> {
         let mut find = self.connection.prepare_cached(select_events!("true ORDER BY seq DESC LIMIT 1"))?;
         let mut rows = find.query([])?;
@@ -93,7 +93,7 @@ impl Record<'_> {
         Ok(newest)
     }
 
-    /// The number of the first whole event that is not deleted, and those that damaged rows before it have.
+    /// The number of the first undamaged event that is not deleted, and the numbers that damaged rows before it show.
     fn first(self) -> rusqlite::Result<(Option<Seq>, Vec<Seq>)> {
         let mut find = self.connection.prepare_cached(select_events!("seq > ?1 ORDER BY seq"))?;
         let (mut rows, mut damaged) = (find.query([self.deleted_through.0 as i64])?, Vec::new());
@@ -106,26 +106,26 @@ impl Record<'_> {
         Ok((None, damaged))
     }
 
-    /// The event that stands for that of a number, which may be deleted or damaged: the first whole one from the number
-    /// on. Where its page cannot be read, it is the first behind that page, or `None` if that is not before `end`.
-    fn standing_for(self, number: u64, end: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
+    /// The first undamaged event from a number on, because the event of that number may be deleted or damaged. If a
+    /// page cannot be read, it is the first event after that page, or `None` if that is not before `end`.
+    fn readable_from(self, number: u64, end: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
         let error = match self.whole_from(number) {
             Err(error) if is_damage(&error) => error,
             found => return found,
         };
         self.integrity.lock().note_error(&within("events", error));
-        let (mut unreadable, mut behind, mut found) = (number, end, None);
-        while behind - unreadable > 1 {
-            let middle = unreadable + (behind - unreadable) / 2;
+        let (mut unreadable, mut after, mut found) = (number, end, None);
+        while after - unreadable > 1 {
+            let middle = unreadable + (after - unreadable) / 2;
             match self.whole_from(middle) {
                 Err(error) if is_damage(&error) => unreadable = middle,
-                readable => (behind, found) = (middle, readable?),
+                readable => (after, found) = (middle, readable?),
             }
         }
         Ok(found)
     }
 
-    /// The first whole event from a number on.
+    /// The first undamaged event from a number on, if its page can be read.
     fn whole_from(self, number: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
         let mut statement = self.connection.prepare_cached(select_events!("seq >= ?1 ORDER BY seq"))?;
         let mut rows = statement.query([number as i64])?;
@@ -140,7 +140,7 @@ impl Record<'_> {
     }
 }
 
-/// The number of the first row, or one after all numbers where there is no row.
+/// The number of the first row, or the largest number if there is no row.
 pub fn first_row(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(end_row(connection, "SELECT min(seq) FROM events")?.unwrap_or(Seq::MAX))
 }
@@ -162,7 +162,7 @@ pub fn is_any_of(connection: &Connection, numbers: RangeInclusive<Seq>) -> rusql
     connection.prepare_cached(SQL)?.query_row(numbers, |row| row.get(0))
 }
 
-/// The number of the event that has this id from the service before.
+/// The number of the event that has this id from the Python service.
 pub fn of_legacy_id(connection: &Connection, id: &str) -> rusqlite::Result<Option<Seq>> {
     const SQL: &str = "SELECT seq FROM events WHERE legacy_id = ?1 AND legacy_id IS NOT NULL";
     connection.prepare_cached(SQL)?.query_row([id], number).optional()

@@ -1,4 +1,4 @@
-//! An event as a row of `events`, held against its checksum.
+//! An event as a row of `events`, compared with its checksum.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
@@ -44,7 +44,7 @@ pub fn name_of_damaged(seq: Seq) -> String {
     format!("events: {} is damaged", seq.id())
 }
 
-/// The error that an event stands where its number does not belong.
+/// The error that a row has a number that does not fit the rows beside it.
 pub fn out_of_order(seq: Seq) -> rusqlite::Error {
     damaged(format!("events: {} is out of order", seq.id()))
 }

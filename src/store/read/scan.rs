@@ -1,4 +1,4 @@
-//! One transaction's part of a read: the events that pass a query, from the table or from the posting lists.
+//! The part of a read in one transaction: the events that pass a query, found in the table or by the posting lists.
 
 use std::borrow::Cow;
 use std::ops::{ControlFlow, RangeInclusive};
@@ -18,8 +18,8 @@ use crate::sync::RwLock;
 use crate::wire::StoredEvent;
 
 /// Time after which a transaction ends at its next look at the clock; with its last step it takes 20 ms at most. While
-/// it is open the write-ahead log cannot start over, and a checkpoint at the gate waits for it. In tests each look at the
-/// clock ends a transaction, so that every read goes on from one to the next on any machine.
+/// it is open the write-ahead log cannot start over, and a checkpoint that has closed the gate waits for it. In unit
+/// tests each look at the clock ends a transaction, so that long reads take several on any machine.
 pub const TRANSACTION_TIME: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(15) };
 
 /// Events between two looks at the clock. A look costs a twentieth of what an event costs.
@@ -32,21 +32,21 @@ pub struct Scan<'c, 'q> {
     pub range: RangeInclusive<Seq>,
     /// The offsets that pass in the segments that are in memory ([`in_memory`]).
     pub recent: &'q [(u64, Vec<u16>)],
-    /// So many more events may be looked at.
+    /// How many more events may be looked at.
     pub left: usize,
     /// When the transaction is to end.
     pub until: Option<Instant>,
 }
 
-/// The offsets that pass a query in the segments that are in memory. Take them before the transaction begins: a segment
-/// that is not in memory then is in the table when it begins.
+/// The offsets that pass a query in the segments that are in memory. Call it before the transaction begins: a segment
+/// that is not in memory by then is in the table when the transaction begins.
 pub fn in_memory(recent: &RwLock<Recent>, query: &Query) -> Vec<(u64, Vec<u16>)> {
     if query.filter.is_indexed() { recent.read().select(&query.filter) } else { Vec::new() }
 }
 
 impl<'q> Scan<'_, 'q> {
-    /// Shows `visit` the events that pass, until it breaks off or the transaction is over. Returns the event that the scan
-    /// came to, or `None` at the end.
+    /// Shows `visit` the events that pass, until it breaks off or the transaction is over. Returns the event that the
+    /// scan came to, or `None` at the end.
     pub fn run(&mut self, visit: &mut impl FnMut(StoredEvent<'_>) -> ControlFlow<()>) -> rusqlite::Result<Option<Seq>> {
         match self.query.filter.is_indexed() {
             true => self.by_lists(visit),
@@ -62,7 +62,7 @@ impl<'q> Scan<'_, 'q> {
             let event = match walk.step(row)? {
                 Step::Before => continue,
                 Step::Event(event) => event,
-                Step::Behind => break,
+                Step::After => break,
             };
             let seq = event.seq;
             if self.show(event, visit).is_break() {
@@ -105,7 +105,7 @@ impl<'q> Scan<'_, 'q> {
         Ok(None)
     }
 
-    /// How many events the posting lists find.
+    /// How many events pass, counted by the posting lists.
     pub fn count(&mut self) -> rusqlite::Result<u64> {
         let mut count = 0;
         for number in self.segments() {
@@ -141,7 +141,7 @@ impl<'q> Scan<'_, 'q> {
         if !offsets.is_empty()
             && let Some(holes) = Holes::of(self.record.connection, number)?
         {
-            holes.take_from(offsets.to_mut());
+            holes.remove_from(offsets.to_mut());
         }
         Ok(offsets)
     }
@@ -154,8 +154,8 @@ impl<'q> Scan<'_, 'q> {
         rows.next()?.map(|row| posting_list(row, 0, segment, field, key.as_bytes())).transpose()
     }
 
-    /// Whether it is known where the holes of a segment are. In a file from before format 4 it is not until the sealer has
-    /// found them.
+    /// Whether it is known where the holes of a segment are. In a file from before format 4 it is not until the sealer
+    /// has found them.
     fn knows_holes(&self, segment: u64) -> rusqlite::Result<bool> {
         Ok(Holes::of(self.record.connection, segment)?.is_none_or(|holes| holes.offsets.is_some()))
     }
@@ -170,11 +170,12 @@ impl<'q> Scan<'_, 'q> {
             let (mut flow, left) = (ControlFlow::Continue(()), self.left);
             self.record.event(seq, |event| flow = self.show(event, visit))?;
             if self.left == left {
-                // No row has the number. A list leads to it, so it is either a hole, or the row shows another number.
+                // No row has this number, although a list has it. So it is a hole that is not known yet, or the row has
+                // a damaged number.
                 if self.knows_holes(segments::segment_of(seq))? {
                     return Err(damaged(format!("events: {} is missing", seq.id())));
                 }
-                // Looking for an event takes as long as looking at one.
+                // A look for a missing event takes as long as a look at one.
                 flow = self.looked();
             }
             if flow.is_break() {
@@ -184,7 +185,7 @@ impl<'q> Scan<'_, 'q> {
         Ok(None)
     }
 
-    /// Shows an event if it passes what no list knows; breaks off when the transaction is over.
+    /// Shows an event if it passes the conditions that no list has. Breaks off when the transaction is over.
     fn show(
         &mut self,
         event: StoredEvent<'_>,
@@ -198,7 +199,7 @@ impl<'q> Scan<'_, 'q> {
         is_over
     }
 
-    /// Counts a look at an event, or for one; breaks off when it was the last of the transaction.
+    /// Counts a look at an event, or for a missing one. Breaks off when it was the last of the transaction.
     pub fn looked(&mut self) -> ControlFlow<()> {
         self.left -= 1;
         let looks_at_clock = self.left.is_multiple_of(EVENTS_PER_LOOK_AT_CLOCK);
@@ -211,7 +212,8 @@ impl<'q> Scan<'_, 'q> {
     }
 }
 
-/// The time of the newest whole event of a type, as the writer sees it in its transaction. None is before `oldest`.
+/// The time of the newest undamaged event of a type from `oldest` on, as the writer sees it in its transaction. Damage
+/// is noted and passed over.
 pub fn newest_of_type(
     record: Record<'_>,
     recent: &RwLock<Recent>,
@@ -257,7 +259,7 @@ pub fn posting_list(
     segments::decode(whole_list(row, column, segment, field, key)?).ok_or_else(|| damaged_list(segment))
 }
 
-/// The same, encoded.
+/// The same offsets, still encoded.
 pub fn whole_list<'r>(
     row: &'r Row<'_>,
     column: usize,
@@ -270,6 +272,7 @@ pub fn whole_list<'r>(
     is_whole.then_some(offsets).ok_or_else(|| damaged_list(segment))
 }
 
+/// The error that a posting list is damaged.
 pub fn damaged_list(segment: u64) -> rusqlite::Error {
     damaged(format!("event_index: a list of segment {segment} is damaged"))
 }

@@ -8,7 +8,7 @@ use crate::store::damage::within;
 use crate::store::holes;
 use crate::store::integrity::noting_damage;
 
-/// What `GET /stats` tells of the stored events.
+/// What `GET /stats` reports of the stored events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     pub total_events: u64,
@@ -25,7 +25,7 @@ pub struct TypeStats {
 }
 
 impl Stats {
-    /// All from one moment. What is damaged is noted, which is told beside these counts, and left out.
+    /// Reads them all at one moment. Damaged rows are noted and left out; `GET /stats` reports the damage, too.
     pub fn read(record: Record<'_>, now: Timestamp) -> rusqlite::Result<Self> {
         let named = |error| within("event_stats", error);
         const SQL: &str = "SELECT event_type, count, last_seen FROM event_stats ORDER BY count DESC, event_type";
@@ -37,7 +37,7 @@ impl Stats {
         }
         let total_events = by_type.iter().map(|of_type| of_type.count).sum();
         let counted = noting_damage(record.integrity, last_hour(record, now))?;
-        // Where a damaged page hides the oldest event, deleted events before it would count, too.
+        // If a damaged page hides the oldest event, deleted events before it would be counted, too.
         let events_last_hour = counted.unwrap_or(0).min(total_events);
         Ok(Self { total_events, events_last_hour, by_type })
     }
@@ -52,7 +52,7 @@ impl TypeStats {
 fn last_hour(record: Record<'_>, now: Timestamp) -> rusqlite::Result<u64> {
     const HOUR_US: i64 = 3_600_000_000;
     let Some(retained) = record.retained(Seq::MAX)? else { return Ok(0) };
-    // Where the clock is behind the record, the hour is the last one of the record. A damaged event has no time.
+    // If the clock is behind the last event, the hour ends with that event. A damaged event has no time.
     let mut newest = Timestamp(0);
     noting_damage(record.integrity, record.event(*retained.end(), |event| newest = event.time))?;
     let first = record.first_later(&retained, Timestamp(now.0.max(newest.0) - HOUR_US))?;

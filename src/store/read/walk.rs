@@ -1,5 +1,5 @@
-//! Walking from row to row of `events` without being led astray by a damaged number: SQLite believes the number of a row,
-//! and would end a search beside it, leave rows out, or take it for the end.
+//! Reading the rows of `events` one after the other in spite of damaged numbers. SQLite believes the number of a row.
+//! With a damaged one it would end a search at a wrong row, leave rows out, or end too early.
 
 use std::ops::RangeInclusive;
 
@@ -12,14 +12,14 @@ use crate::event::Seq;
 use crate::store::holes;
 use crate::wire::StoredEvent;
 
-/// A walk over the rows of some numbers, from the near end to the far end. The far end is not left to SQLite, so the
-/// statement has none.
+/// A walk over the rows of a range of numbers, from the near end to the far end. SQLite cannot be trusted with the far
+/// end, so the statement has no bound there.
 pub struct Walk<'c> {
     record: Record<'c>,
     order: Order,
     pub near: Seq,
     pub far: Seq,
-    /// The last event that was met.
+    /// The last event that the walk came to.
     last: Option<Seq>,
 }
 
@@ -28,8 +28,8 @@ pub enum Step<'r> {
     /// Not reached yet: the row comes before the near end.
     Before,
     Event(StoredEvent<'r>),
-    /// The row lies behind the far end.
-    Behind,
+    /// The row comes after the far end.
+    After,
 }
 
 impl<'c> Walk<'c> {
@@ -52,14 +52,14 @@ impl<'c> Walk<'c> {
     /// Takes the next row.
     ///
     /// # Errors
-    /// Damage, unless it lies behind the far end for certain.
+    /// Damage, unless it is certainly after the far end.
     pub fn step<'r>(&mut self, row: &'r Row<'_>) -> rusqlite::Result<Step<'r>> {
         let event = match stored(row, self.record.unchecked_through) {
             Ok(event) => event,
-            Err(error) => return if self.is_behind(number(row)?)? { Ok(Step::Behind) } else { Err(error) },
+            Err(error) => return if self.is_after(number(row)?)? { Ok(Step::After) } else { Err(error) },
         };
         let (seq, near, last) = (event.seq, self.near, self.last);
-        let (is_before, is_behind, is_next) = match self.order {
+        let (is_before, is_after, is_next) = match self.order {
             Order::OldestFirst => (seq < near, seq > self.far, last < Some(seq)),
             Order::NewestFirst => (seq > near, seq < self.far, last.is_none_or(|last| seq < last)),
         };
@@ -73,20 +73,20 @@ impl<'c> Walk<'c> {
             return Err(out_of_order(seq));
         }
         self.last = Some(seq);
-        Ok(if is_behind { Step::Behind } else { Step::Event(event) })
+        Ok(if is_after { Step::After } else { Step::Event(event) })
     }
 
-    /// Ends the walk where there are no more rows, or one is behind the far end.
+    /// Ends the walk when there are no more rows, or the last one is after the far end.
     ///
     /// # Errors
-    /// Damage that has led the walk past all events.
+    /// Damage that has made the walk miss all events.
     pub fn finish(self) -> rusqlite::Result<()> {
         if self.last.is_none() { self.look_beside(None) } else { Ok(()) }
     }
 
-    /// Whether a damaged row lies behind the far end, if the number that it shows can be right: no event is missing between
-    /// the last one met and that number.
-    fn is_behind(&self, shown: Seq) -> rusqlite::Result<bool> {
+    /// Whether a damaged row is after the far end. It is if the number that it shows can be right: if no event is
+    /// missing between the last one and that number.
+    fn is_after(&self, shown: Seq) -> rusqlite::Result<bool> {
         let between = match self.order {
             Order::OldestFirst if shown > self.far => self.last.map_or(self.near, Seq::next)..=shown.prev(),
             Order::NewestFirst if shown < self.far => shown.next()..=self.last.map_or(self.near, Seq::prev),
@@ -95,8 +95,8 @@ impl<'c> Walk<'c> {
         Ok(self.count_events(between)? == 0)
     }
 
-    /// Looks at the row on the other side of the near end, after the search for it came to the row of `found`. A search for
-    /// a number that has no event ends beside the row whose damaged number led it astray, if any did.
+    /// Looks at the row on the other side of the near end, after the search for the near end came to the row of
+    /// `found`. If a damaged number led that search to a wrong row, the damaged row is there.
     fn look_beside(&self, found: Option<Seq>) -> rusqlite::Result<()> {
         let sql = match self.order {
             Order::OldestFirst => select_events!("seq < ?1 ORDER BY seq DESC LIMIT 1"),
@@ -112,7 +112,7 @@ impl<'c> Walk<'c> {
             _ => return Err(out_of_order(beside)),
         };
         match stored(row, self.record.unchecked_through) {
-            // It is damaged, but its number may be right all the same.
+            // The row is damaged, but if no event is missing its number may be right.
             Err(error) if self.count_events(between)? > 0 => Err(error),
             _ => Ok(()),
         }

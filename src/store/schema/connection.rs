@@ -1,4 +1,4 @@
-//! Connections to the file: nothing else opens one.
+//! Connections to the database. No other module opens one.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -22,23 +22,24 @@ pub fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Sets up a read-write connection: a write-ahead log, and no checkpoints of SQLite's own, because the store does them off
-/// the commit path.
+/// Sets up a read-write connection: a write-ahead log, and no checkpoints of SQLite's own, because the store does them
+/// off the commit path.
 pub fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // What a start changes is synced. The writer sets it to less once the sidecar says that unsynced commits are possible.
+    // What a start changes is synced. The writer sets it to less once the sidecar says that unsynced commits are
+    // possible.
     let synchronous = if durability == Durability::Off { "OFF" } else { "FULL" };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "secure_delete", SECURE_DELETE)?;
-    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_LIMIT)?;
     connection.pragma_update(None, "cache_size", -(WRITER_CACHE_KIB as i64))?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
 
-/// A connection that changes nothing, takes no lock and makes no files, for a file that may be another program's. It does not
-/// see what is only in the write-ahead log.
+/// A connection that changes nothing, takes no lock and creates no files, for a file that may be another program's. It
+/// does not see what is only in the write-ahead log.
 pub fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     /// Characters of a path that mean something else in a URI.
     const ESCAPED: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'?').add(b'#');
@@ -66,19 +67,21 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 /// Older SQLite can lose commits when the writer and the checkpointer are different connections.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// SQLite writes zeros over a deleted cell on a page that is written anyway. Without them a row that moved to another page,
-/// as most posting lists do when a segment is sealed, would leave a copy that outlives its deletion.
+/// SQLite overwrites a deleted cell with zeros on a page that is written anyway. Without that, a row that moved to
+/// another page, as most posting lists do when a segment is sealed, would leave a copy that stays in the file when the
+/// row is deleted.
 pub const SECURE_DELETE: &str = "FAST";
 
-/// How long a connection waits for a lock. 5 s: our own connections hold one for an instant, at a start or a recovery, so a
-/// longer wait is for another program that writes.
+/// How long a connection waits for a lock. Our own connections have one only for an instant, at a start or a recovery,
+/// so a wait of 5 s is for another program that writes.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes to which SQLite cuts a larger write-ahead log back when it starts over.
-pub const WAL_BYTES_KEPT: i64 = 64 << 20;
+/// Bytes to which SQLite truncates a larger write-ahead log when it starts over (`journal_size_limit`).
+pub const WAL_BYTES_LIMIT: i64 = 64 << 20;
 
-/// The writer changes the right edges of a few trees. 8 MiB holds these and the pages of a deletion.
+/// The page cache of a read-write connection. The writer changes the right edges of a few trees; 8 MiB are enough for
+/// these and for the pages of a deletion.
 const WRITER_CACHE_KIB: usize = 8 << 10;
 
-/// 2 MiB holds the upper pages of the trees and what one read of a page needs.
+/// The page cache of a read-only connection. 2 MiB are enough for the upper pages of the trees and for one read.
 const READER_CACHE_KIB: usize = 2 << 10;

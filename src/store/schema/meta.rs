@@ -6,15 +6,15 @@ use crate::event::Seq;
 use crate::store::checksum;
 use crate::store::damage::damaged;
 
-/// Numbers up to this one are used up, also when their events are deleted.
+/// Numbers up to this one were given, even if their events are deleted.
 pub const LAST_SEQ: &str = "last_seq";
 /// The time of the event `LAST_SEQ`; later events have later times.
 pub const LAST_TIME_US: &str = "last_time_us";
 /// Everything up to this event is deleted, whether its rows are removed yet or not.
 pub const DELETED_THROUGH: &str = "deleted_through";
-/// Which life of the database this is.
+/// The epoch of the database.
 pub const EPOCH: &str = "epoch";
-/// The file it is stored in.
+/// The inode of the file that the epoch belongs to: a copy of the file has another.
 pub const INODE: &str = "inode";
 /// Segments before this one have all their rows in `event_index`.
 pub const SEALED_BEFORE: &str = "sealed_before";
@@ -32,7 +32,7 @@ pub fn get(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
     }
 }
 
-/// The number of an event in a row, 0 if there is none.
+/// The value of a row as the number of an event, 0 if there is no row.
 pub fn seq(connection: &Connection, key: &str) -> rusqlite::Result<Seq> {
     get(connection, key).map(|seq| Seq(seq as u64))
 }

@@ -1,9 +1,9 @@
-//! What every statement shares: text that needs no second check, and a loop over rows.
+//! Helpers for statements: text that needs no second check, and a loop over rows.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql};
 
-/// UTF-8 that is known to be, bound without being checked again.
+/// Bytes that are known to be UTF-8, bound as text without another check.
 pub struct Text<'b>(pub Option<&'b [u8]>);
 
 impl ToSql for Text<'_> {
@@ -13,7 +13,7 @@ impl ToSql for Text<'_> {
     }
 }
 
-/// Shows each row of a statement without parameters.
+/// Calls `visit` with each row of a statement without parameters.
 pub fn each(
     connection: &Connection,
     sql: &str,

@@ -8,25 +8,26 @@ use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
 pub const VERSION: i64 = 5;
 
-/// Bytes of a page, SQLite's default: for a log, larger ones mean more bytes for each small commit.
+/// Bytes of a page. 4,096 is SQLite's default; with larger pages each small commit writes more bytes.
 pub const PAGE_BYTES: u64 = 4_096;
 
 /// Written into `PRAGMA application_id`: "EvPl".
 pub const APPLICATION_ID: i64 = 0x4576_506c;
 
-/// `events` is append-only: `seq` is the rowid, and no index needs an update in the middle of a tree.
-/// `legacy_id` is the id an event had in the service this one replaces. The view `readable_events` shows
-/// a person what a client sees, without rows that are deleted and not removed yet; were `id` and `timestamp` generated columns of the table, SQLite would
-/// compute them at every insert (a quarter of its time), even though it stores neither.
+/// `events` is append-only: `seq` is the rowid, and no index needs an update in the middle of a tree. `legacy_id` is
+/// the id that an event had in the Python service. The view `readable_events` shows a person what a client sees,
+/// without rows that are deleted and not removed yet. If `id` and `timestamp` were generated columns of the table,
+/// SQLite would compute them at every insert, which is a quarter of its time, although it stores neither.
 ///
-/// `event_index` holds, for each full segment of 65,536 events and each value of a field, the offsets of the events
-/// that have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user, 3 source. A list does not
-/// change, and is removed with its last event: `holes` counts the events that were chosen to be deleted out of each
-/// segment, and has their offsets, encoded as those of a list. `idempotency_keys` has for a key the first of the
-/// `count` events that were stored under it, and a digest of them.
+/// `event_index` has, for each full segment of 65,536 events and each value of a field, the offsets of the events that
+/// have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user, 3 source. A list does not change,
+/// and is removed with its last event. `holes` has the number of holes of each segment, and their offsets, encoded like
+/// those of a list. `idempotency_keys` has, for each key, the first of the `count` events that were stored under it,
+/// and a digest of them.
 ///
-/// `checksum` is over all else in a row (`checksum.rs`). It is the last column because it was added to existing files:
-/// rows from before have none, and keys and holes from before format 4 no digest and no offsets either.
+/// `checksum` is over all other columns of a row (`checksum.rs`). It is the last column because it was added to
+/// existing files. Rows from before that have none; keys and holes from before format 4 have no digest and no offsets
+/// either.
 pub const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -86,7 +87,7 @@ CREATE TABLE IF NOT EXISTS meta (
 ) WITHOUT ROWID;
 ";
 
-/// Only an upgraded file has old ids, so only it has an index of them.
+/// The index of ids of the Python service. Only a file that was upgraded from it has such ids, and this index.
 pub const LEGACY_INDEX: &str = "CREATE UNIQUE INDEX events_legacy_id ON events(legacy_id) WHERE legacy_id IS NOT NULL";
 
 /// Whether there are no tables.
@@ -103,7 +104,7 @@ pub fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     }
 }
 
-/// Whether it says of itself that it is ours, of whatever format.
+/// Whether a file says that it is ours, in any format.
 pub fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
     let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     Ok(application == APPLICATION_ID)
@@ -114,7 +115,7 @@ pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// Whether it says of itself that it is ours and of one of these formats.
+/// Whether a file says that it is ours, in one of these formats.
 pub fn is_of(connection: &Connection, formats: RangeInclusive<i64>) -> rusqlite::Result<bool> {
     Ok(is_ours(connection)? && formats.contains(&version(connection)?))
 }

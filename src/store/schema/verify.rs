@@ -1,4 +1,4 @@
-//! Holding the definitions of a file's tables against ours, and defining them again in a copy where they are damaged.
+//! Comparing the definitions of a file's tables with ours, and defining them again in a copy if they are damaged.
 
 use std::ops::RangeInclusive;
 
@@ -27,10 +27,10 @@ fn ours() -> rusqlite::Result<Connection> {
     Ok(ours)
 }
 
-/// Compares the tables of a file of one of the formats [`VERIFIED`] with [`TABLES`]. A table with a damaged name would
-/// be taken for missing, and an empty one made beside it. A statement that names a damaged column would fail in the middle
-/// of the work. Where two tables have one root page, each would be written into the other. Tables and columns that are not
-/// ours do not matter.
+/// Compares the tables of a file of one of the formats [`VERIFIED`] with [`TABLES`]. Without this, a table with a
+/// damaged name would be taken for missing, and an empty one created beside it; a statement that names a damaged column
+/// would fail in the middle of the work; and two tables with the same root page would be written into each other.
+/// Tables and columns that are not ours do not matter.
 ///
 /// # Errors
 /// What is damaged.
@@ -57,9 +57,9 @@ fn columns(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     connection.prepare(SQL)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Defines the tables of a copy again where their definitions are damaged: their rows are still in the file. The root
-/// page of a table is found by the table's name, in which one byte may be wrong. Tables that are not ours are not defined
-/// any more afterwards.
+/// Defines the tables of a copy again if their definitions are damaged: their rows are still in the file. The root page
+/// of a table is found by the table's name, in which one byte may be wrong. Tables that are not ours are no longer
+/// defined afterwards.
 pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
     copy.execute_batch("PRAGMA writable_schema = ON")?;
     let pages: i64 = copy.query_row("PRAGMA page_count", [], |row| row.get(0))?;
@@ -72,11 +72,11 @@ pub fn redefine(copy: &Connection) -> rusqlite::Result<()> {
     copy.execute_batch("DELETE FROM sqlite_schema")?;
     each(&ours()?, "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type != 'view'", |row| {
         let name: String = row.get(1)?;
-        let is_it = |found: &[u8]| {
+        let is_name = |found: &[u8]| {
             let wrong = found.iter().zip(name.as_bytes()).filter(|(found, right)| found != right).count();
             found.len() == name.len() && wrong <= 1
         };
-        let Some((_, root)) = roots.iter().find(|(found, _)| is_it(found)) else { return Ok(()) };
+        let Some((_, root)) = roots.iter().find(|(found, _)| is_name(found)) else { return Ok(()) };
         const SQL: &str = "INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?1, ?2, ?3, ?4, ?5)";
         let [kind, of, sql] = [0, 2, 3].map(|column| row.get::<_, Option<String>>(column));
         copy.execute(SQL, (kind?, &name, of?, root, sql?)).map(drop)

@@ -1,7 +1,7 @@
 //! Apply: changing the database as ordered commands say. What a transaction changes follows from the database and the
 //! commands alone: no clock, no randomness, no setting of this machine. So two databases to which the same commands are
-//! applied in the same order have the same events, keys, names, positions, counts and statistics, however the commands were
-//! grouped into transactions and whatever housekeeping came in between. Only damage makes them differ.
+//! applied in the same order have the same events, keys, names, positions, counts and statistics, however the commands
+//! were grouped into transactions and whatever housekeeping came in between. Only damage makes them differ.
 
 use rusqlite::Connection;
 
@@ -14,7 +14,7 @@ use super::subscriptions::Changed;
 use crate::store::schema::{Text, meta};
 use crate::store::shared::Shared;
 
-/// What the commands of one transaction did.
+/// What the commands of one transaction changed.
 #[derive(Debug)]
 pub struct Applied {
     pub position: Position,
@@ -35,8 +35,8 @@ impl Applier {
         Self { inserter: Inserter::new(is_last_largest) }
     }
 
-    /// Applies commands within a transaction, to a record that stands at `position`. What became of each event is noted beside
-    /// its batch.
+    /// Applies commands within a transaction, to a record that stands at `position`. What became of each event is noted
+    /// beside its batch.
     ///
     /// # Errors
     /// Then the transaction must be rolled back. After damage that is newly in `left_out`, it may begin again.
@@ -80,12 +80,12 @@ fn delete(connection: &Connection, shared: &Shared, position: &mut Position, wha
         Deleted::Chosen(chosen) => deletion::chosen(connection, shared, position, chosen)?,
     };
     if deleted > 0 {
-        // Which numbers and times were given was told by the rows that are gone, or will be.
+        // Until now the last row showed which numbers and times were given. It is gone, or will be.
         meta::set(connection, meta::LAST_SEQ, position.seq.0 as i64)?;
         meta::set(connection, meta::LAST_TIME_US, position.time.0)?;
     }
-    // A damaged event may be counted under another type: such a count goes with the last event of all. Whether any is left the
-    // end of the table tells, because its beginning may be damaged.
+    // A damaged event may be counted under another type. Such a count is deleted with the last event of all. Whether
+    // any event is left is read at the end of the table, because its beginning may be damaged.
     const EMPTY: &str = "DELETE FROM event_stats WHERE count <= 0 OR coalesce((SELECT max(seq) FROM events), 0) <= ?1";
     connection.prepare_cached(EMPTY)?.execute([position.deleted_through.0 as i64])?;
     Ok(deleted)

@@ -14,7 +14,7 @@ use crate::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 pub struct Wal {
     /// Pages in it.
     pages: AtomicUsize,
-    /// How many of them are in the database, too.
+    /// How many of them were moved, and are in the database, too.
     moved: AtomicUsize,
     /// Since when a reader has kept it from starting over, in microseconds; 0 if none does.
     held_since: AtomicI64,
@@ -41,16 +41,16 @@ impl Wal {
         Some(Timestamp(self.held_since.load(Ordering::Relaxed))).filter(|since| since.0 != 0)
     }
 
-    /// A commit made it this long.
+    /// Notes its length after a commit.
     pub fn grew(&self, pages: usize) {
-        // Where all of it was moved, the commit has begun at its start.
+        // If all of it was moved, the commit was written to its beginning.
         if self.pages_to_move() == 0 {
             self.moved.store(0, Ordering::Relaxed);
         }
         self.pages.store(pages, Ordering::Relaxed);
     }
 
-    /// What a checkpoint found and did.
+    /// Notes what a checkpoint found and moved.
     pub fn note(&self, log: Moved) {
         self.pages.store(log.pages, Ordering::Relaxed);
         self.moved.store(log.moved, Ordering::Relaxed);
@@ -82,27 +82,28 @@ impl Moved {
     }
 }
 
-/// Pages in the write-ahead log at which a checkpoint begins. 4 MiB keeps each checkpoint short.
+/// Pages in the write-ahead log at which a checkpoint begins. 4 MiB: a larger write-ahead log would make each
+/// checkpoint longer.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
 
-/// While a reader keeps the write-ahead log from starting over, another checkpoint is tried each time it has grown by this
-/// many pages.
+/// While a reader keeps the write-ahead log from starting over, another checkpoint is tried each time it has grown by
+/// this many pages.
 const CHECKPOINT_PAGES_HELD: usize = CHECKPOINT_PAGES / 4;
 
-/// At 64 MiB of a write-ahead log that a reader keeps from starting over, an operator is warned, and again each time it has
-/// doubled.
-const HELD_PAGES_TOLD: usize = CHECKPOINT_PAGES * 16;
+/// At 64 MiB of a write-ahead log that a reader keeps from starting over, an operator is warned, and again each time it
+/// has doubled.
+const HELD_PAGES_WARN: usize = CHECKPOINT_PAGES * 16;
 
-/// From 12 MiB on, our own reads wait at the gate during a checkpoint, because at every checkpoint before it a reader kept the
-/// write-ahead log from starting over. With bodies of up to 2 MiB, one after the other, the write-ahead log stays below
-/// 32 MiB: it grows by less than 20 MiB meanwhile. Many large bodies at one time fill commits of 16 MiB, several of them
-/// during one checkpoint, and bring it to some 60 MiB.
+/// From 12 MiB on, our own reads wait at the gate during a checkpoint, because at every checkpoint before it a reader
+/// kept the write-ahead log from starting over. With bodies of up to 2 MiB, one after the other, the write-ahead log
+/// stays below 32 MiB: it grows by less than 20 MiB meanwhile. Many large bodies at one time fill commits of 16 MiB,
+/// several of them during one checkpoint, and bring it to some 60 MiB.
 const CHECKPOINT_PAGES_ALONE: usize = CHECKPOINT_PAGES * 3;
 
 /// What our own reads do during a checkpoint. Those of other programs go on in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readers {
-    /// They go on. What one of them needs stays in the write-ahead log.
+    /// They go on. Pages that replace what one of them needs stay in the write-ahead log.
     GoOn,
     /// New ones wait at the gate until all is moved, so that the write-ahead log can start over.
     Wait,
@@ -117,14 +118,14 @@ pub struct Checkpoints {
     alone_at: usize,
     /// Since when a reader has kept the write-ahead log from starting over.
     held_since: Option<Instant>,
-    /// Pages in such a log at which an operator is warned.
-    tell_at: usize,
+    /// Pages at which an operator is warned of that reader.
+    warn_at: usize,
 }
 
 impl Default for Checkpoints {
     fn default() -> Self {
         let (due_at, alone_at) = (CHECKPOINT_PAGES, CHECKPOINT_PAGES_ALONE);
-        Self { is_running: false, due_at, alone_at, held_since: None, tell_at: HELD_PAGES_TOLD }
+        Self { is_running: false, due_at, alone_at, held_since: None, warn_at: HELD_PAGES_WARN }
     }
 }
 
@@ -143,7 +144,7 @@ impl Checkpoints {
         self.is_running = true;
         let is_alone = pages >= self.alone_at || erases;
         if is_alone {
-            // Where another program reads, it does not help that ours wait: the log has to grow before the next try.
+            // If another program reads, it does not help that ours wait: the log has to grow before the next try.
             self.alone_at = pages + CHECKPOINT_PAGES.max(pages / 4);
         }
         Some(if is_alone { Readers::Wait } else { Readers::GoOn })
@@ -161,12 +162,13 @@ impl Checkpoints {
         self.is_running = false;
     }
 
-    /// A reader needs what the pages of a log that is not moved entirely would replace: one of ours for an instant, another
-    /// program for as long as its transaction is open. The log grows until that ends, so an operator is told why.
+    /// Takes note of what a checkpoint moved. If pages are left, a reader still needs the versions in the database that
+    /// they would replace: one of our readers for an instant, another program for as long as its transaction is open.
+    /// The log grows until that reader ends, so an operator is warned.
     pub fn watch(&mut self, log: Moved) {
         if log.is_all() {
             if let Some(since) = self.held_since
-                && self.tell_at > HELD_PAGES_TOLD
+                && self.warn_at > HELD_PAGES_WARN
             {
                 let seconds = since.elapsed().as_secs();
                 tracing::info!(seconds, "the reader has ended: the write-ahead log starts over");
@@ -176,8 +178,8 @@ impl Checkpoints {
         }
         self.due_at = log.pages + CHECKPOINT_PAGES_HELD;
         let since = *self.held_since.get_or_insert_with(Instant::now);
-        if log.pages >= self.tell_at {
-            self.tell_at = log.pages * 2;
+        if log.pages >= self.warn_at {
+            self.warn_at = log.pages * 2;
             let (seconds, bytes) = (since.elapsed().as_secs(), log.pages as u64 * WAL_PAGE_BYTES);
             tracing::warn!(
                 bytes,
@@ -191,12 +193,12 @@ impl Checkpoints {
 /// The write-ahead log is emptied when nothing has been written for 2 s: by then a burst of events is over.
 const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
 
-/// Where another program reads, the server tries once a second to remove traces from the write-ahead log, however busy the
-/// writer is. Each try may keep our own reads waiting for some ms.
+/// While another program reads, the server tries once a second to remove traces from the write-ahead log, however busy
+/// the writer is. During each try our own reads may wait for some ms.
 const BETWEEN_ERASURES: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 
-/// A write-ahead log that a start has found is emptied after 10 s: our reads would wait for that, and the first requests come
-/// now.
+/// A write-ahead log that a start has found is emptied after 10 s: our reads would wait for that, and the first
+/// requests come now.
 const AFTER_START: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
 
 /// Whether the write-ahead log has traces of events that were chosen to be deleted. They go when it is truncated.
@@ -204,29 +206,30 @@ const AFTER_START: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 
 pub enum Erasure {
     #[default]
     None,
-    /// It has. From this moment on, the next try may begin.
+    /// It has some. From this moment on, the next try may begin.
     Due(Instant),
-    /// It has, and a client that deleted the events waits until they are gone.
+    /// It has some, and a client that deleted the events waits until they are gone.
     Awaited,
 }
 
 impl Erasure {
-    /// After a try that left traces, because another program reads.
+    /// After a try that left traces because another program reads.
     pub fn later() -> Self {
         Self::Due(Instant::now() + BETWEEN_ERASURES)
     }
 
-    /// After a start: the server before may have ended while another program read.
+    /// At a start. The server before may have ended while another program read.
     pub fn after_start(has_log: bool) -> Self {
         if has_log { Self::Due(Instant::now() + AFTER_START) } else { Self::None }
     }
 }
 
-/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Nothing if another
-/// checkpoint is under way, or it could not: then they stay in the log, and the next one moves them all.
+/// Moves pages from the write-ahead log into the database; `mode` as in `PRAGMA wal_checkpoint`. Returns `None` if
+/// another checkpoint is under way, or pages could not be moved: then they stay in the log, and the next checkpoint
+/// moves them all.
 ///
 /// # Errors
-/// A failed sync. What it should have brought to the disk would be taken for synced by the next one.
+/// A failed sync. The next sync would report success without bringing to the disk what this one left out.
 pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));

@@ -12,7 +12,7 @@ use crate::store::receipt::Receipt;
 use crate::store::segments::IndexRow;
 use crate::wire::batch::Batch;
 
-/// The answer to somebody who waits for the writer.
+/// Answers a client, or the part of the server, that waits for the writer.
 pub type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 
 pub enum Command {
@@ -27,7 +27,8 @@ pub enum Command {
         chosen: Vec<Seq>,
         reply: Reply<u64>,
     },
-    /// Durable subscriptions are to be stored: at once if a client waits for the reply, else with others within a moment.
+    /// Durable subscriptions are to be stored: at once if a client waits for the reply, else with others within a
+    /// moment.
     SubscriptionsChanged {
         reply: Option<Reply<()>>,
     },
@@ -36,8 +37,8 @@ pub enum Command {
         reservation: Reservation,
         reply: Reply<()>,
     },
-    /// Chosen events were deleted: answer once their traces are gone from the write-ahead log, or cannot go because another
-    /// program reads it.
+    /// Chosen events were deleted: answer once their traces are gone from the write-ahead log, or cannot go because
+    /// another program reads it.
     Erase {
         reply: Reply<()>,
     },

@@ -1,5 +1,6 @@
-//! Applying deletions: of the oldest events, which is a mark, or of chosen ones out of the middle. Statistics stay true to what
-//! remains, and idempotency keys go with their events.
+//! Applying deletions. A deletion of the oldest events moves a mark; one of chosen events deletes rows out of the
+//! middle. The statistics stay those of the remaining events, and an idempotency key is deleted with the last of its
+//! events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -16,15 +17,17 @@ use crate::store::schema::{self, meta};
 use crate::store::shared::Shared;
 use crate::store::{read, segments};
 
-/// Chosen events deleted in one commit: each touches a page of its own at worst.
+/// Chosen events deleted in one commit. 512: at worst each touches a page of its own.
 pub const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
-/// Bytes of payload that one commit deletes of chosen events, plus one event: all their pages go through the write-ahead log,
-/// because they are overwritten. This is half of what is kept free for it by default.
+/// Bytes of payload after which one commit deletes no further chosen event. All pages of these events go through the
+/// write-ahead log, because they are overwritten. 512 KiB is half of what `FREE_SPACE_MIN_BYTES` leaves free by
+/// default.
 pub const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 << 10 };
 
-/// Deletes everything up to an event, and returns how many events that were. Only marks and counts are changed; the rows go
-/// later (`tidying`). It counts by the posting lists, some 10 µs for a segment, and takes no longer for large events.
+/// Deletes everything up to an event, and returns how many events were deleted. Only marks and counts change here;
+/// `tidying` removes the rows later. Events are counted by the posting lists, in about 10 µs for a segment, however
+/// large they are.
 ///
 /// # Errors
 /// What SQLite reports, and damage of the statistics or of the lists' pages. A single damaged list costs a look at the
@@ -40,7 +43,7 @@ pub fn through(
         return Ok(0);
     }
     let record = shared.record_at(connection, position.deleted_through);
-    // Of the keys, only the last one may keep some of its events.
+    // Only the key of the last deleted event may have events that stay.
     key_of_deleted(record, through)?;
     let deleted = match through == position.seq {
         true => {
@@ -66,7 +69,7 @@ pub fn through(
 
 type Counts = BTreeMap<Box<[u8]>, u64>;
 
-/// How many events of each type these numbers have.
+/// How many events there are of each type, among these numbers.
 fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
     // No list has the events of this transaction yet.
     let (first, last) = numbers.into_inner();
@@ -99,7 +102,7 @@ fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Se
         };
         let counted: Counts = match counted {
             Ok(Some(counted)) => counted,
-            // The events themselves tell.
+            // The rows are counted instead.
             Ok(None) => count_in_rows(record.connection, &numbers)?,
             Err(error) if is_damage(&error) => {
                 shared.note_damage(&error);
@@ -114,7 +117,7 @@ fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Se
     Ok(counts)
 }
 
-/// By the posting lists of a sealed segment.
+/// Counts by the posting lists of a sealed segment.
 fn count_in_lists(
     connection: &Connection,
     segment: u64,
@@ -134,7 +137,7 @@ fn count_in_lists(
     Ok(counts)
 }
 
-/// By a look at each row: some 20 ms for a whole segment.
+/// Counts the rows, in about 20 ms for a whole segment.
 fn count_in_rows(connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
     if numbers.is_empty() {
         return Ok(Counts::new());
@@ -149,7 +152,7 @@ fn count_in_rows(connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusq
     Ok(counts)
 }
 
-/// Looks for the key of an event that is about to be deleted. A damaged key stays, and the integrity check reports it.
+/// Like [`KeyOfDeleted::find`], but a damaged key is noted and stays. The integrity check reports it, too.
 fn key_of_deleted(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<KeyOfDeleted>> {
     match KeyOfDeleted::find(record, seq) {
         Err(error) if is_damage(&error) => {
@@ -160,10 +163,10 @@ fn key_of_deleted(record: Record<'_>, seq: Seq) -> rusqlite::Result<Option<KeyOf
     }
 }
 
-/// Deletes events out of the middle, ascending, and returns how many there still were. The index keeps their numbers, which are
-/// noted as holes. Call it after the events of this transaction are in the statistics.
+/// Deletes events out of the middle, ascending, and returns how many of them were still there. Their numbers stay in
+/// the posting lists and are noted as holes. Call it after the events of this transaction are in the statistics.
 pub fn chosen(connection: &Connection, shared: &Shared, position: &Position, chosen: &[Seq]) -> rusqlite::Result<u64> {
-    // Pages that become free are overwritten, too, which costs a write for each.
+    // With `ON`, SQLite also overwrites pages that become free. That costs a write for each.
     connection.pragma_update(None, "secure_delete", "ON")?;
     let deleted = delete_chosen(connection, shared, position.oldest(), chosen);
     connection.pragma_update(None, "secure_delete", schema::SECURE_DELETE)?;
@@ -205,7 +208,7 @@ fn delete_chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: 
         let counted = connection
             .prepare_cached(COUNT)?
             .query_row((&event_type, deleted as i64), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
-        // The newest of a type has to be searched for only where it was deleted and others are left.
+        // The newest event of a type is searched for only if it was deleted and others are left.
         let is_another_newest =
             counted.optional()?.is_some_and(|(left, last_seen)| left > 0 && last_deleted.to_string() >= last_seen);
         if !is_another_newest {
@@ -235,8 +238,8 @@ fn newest_of_type(
     }
 }
 
-/// Removes a list whose last event is deleted: the value, which may name a person, goes with it. A segment that is not sealed
-/// yet has none, and such a list is left out when it is.
+/// Removes a posting list whose last event is deleted, and with it the value, which may name a person. A segment that
+/// is not sealed yet has no stored lists; when it is sealed, such a list is left out.
 fn drop_if_emptied(
     connection: &Connection,
     (holes, oldest): (&Holes, Seq),
@@ -245,14 +248,14 @@ fn drop_if_emptied(
     key: &str,
 ) -> rusqlite::Result<()> {
     const FIND: &str = "SELECT offsets FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
-    let place = (segment as i64, field as i64, key);
+    let list = (segment as i64, field as i64, key);
     let mut find = connection.prepare_cached(FIND)?;
-    let mut rows = find.query(place)?;
+    let mut rows = find.query(list)?;
     let Some(row) = rows.next()? else { return Ok(()) };
     if holes.leave_none_of(row.get_ref(0)?.as_blob()?, segment, oldest) {
         drop(rows);
         const DROP: &str = "DELETE FROM event_index WHERE segment = ?1 AND kind = ?2 AND key = ?3";
-        connection.prepare_cached(DROP)?.execute(place)?;
+        connection.prepare_cached(DROP)?.execute(list)?;
     }
     Ok(())
 }
@@ -290,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_list_goes_with_its_last_event_when_the_others_went_by_their_age() {
+    fn a_posting_list_is_removed_with_its_last_event_when_the_others_were_deleted_by_time() {
         for is_sealed in [true, false] {
             let folder = tempfile::tempdir().expect("a folder");
             let config = Config::of_test(folder.path().join("events.db"));
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_commit_deletes_few_large_events() {
+    fn one_commit_deletes_only_as_many_events_as_its_bound_in_bytes_allows() {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_goes_with_the_last_of_its_events_also_when_one_was_damaged() {
+    fn an_idempotency_key_is_deleted_with_its_last_event_even_if_one_was_damaged() {
         let orders = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
         for (damaged, order) in (1..=3).flat_map(|damaged| orders.map(|order| (damaged, order))) {
             let folder = tempfile::tempdir().expect("a folder");
@@ -348,7 +351,7 @@ mod tests {
             let (mut batch, types) = (Batch::default(), EventTypes::builtin());
             (0..3).for_each(|_| batch.push(&tick(), &types));
             batch.set_key("request");
-            store.try_append(batch, Receipt::synced().0).expect("room");
+            store.try_append(batch, Receipt::synced().0).expect("space in the queue");
             while parts.write() {}
             // The key as format 3 left it.
             let file = schema::open_writer(&config.database_path).expect("whole");
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_below_a_deletion_that_comes_to_a_damaged_number() {
+    fn deleted_events_are_not_read_when_the_deletion_met_a_damaged_number() {
         use crate::store::fixture::{file_with, renumber};
         for (seq, to) in [(1, 100), (130, 130 + 8_192), (200, 200 + 8_192)] {
             let (_folder, config) = file_with(200);
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn with_the_last_event_all_statistics_go_also_those_of_a_damaged_one() {
+    fn statistics_are_empty_after_the_last_event_is_deleted_even_if_one_was_damaged() {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config::of_test(folder.path().join("events.db"));
         let (store, mut parts) = Store::open_parts(&config).expect("open");

@@ -1,4 +1,4 @@
-//! Which commits are synced, and what the sidecar is told of them.
+//! Which commits are synced, and what the sidecar says of them.
 
 use rusqlite::Connection;
 
@@ -13,8 +13,8 @@ pub struct Syncing {
     pub sidecar: Sidecar,
     /// Whether commits are synced at the moment.
     syncs: bool,
-    /// Whether something may be committed that is not synced yet: true at start, because the server before may have been
-    /// killed between the two.
+    /// Whether something may be committed that is not synced yet: true at start, because the server before may have
+    /// been killed between the two.
     has_unsynced: bool,
 }
 
@@ -23,8 +23,8 @@ impl Syncing {
         Self { durability, sidecar, syncs: durability != Durability::Off, has_unsynced: true }
     }
 
-    /// Has the next commit synced if a producer in it asks for that, or if it holds anything else that a client waits for.
-    /// Returns how safe the commit will be. A synced commit also syncs those before it that were not.
+    /// Makes the next commit a synced one if a producer in it asks for that, or if it has anything else that a client
+    /// waits for. Returns how safe the commit will be. A synced commit also syncs the unsynced ones before it.
     pub fn prepare(
         &mut self,
         connection: &Connection,
@@ -37,9 +37,9 @@ impl Syncing {
         if !wanted && has_events {
             self.sidecar.note_unsynced();
         }
-        // At `off` nothing is synced, because a synced commit would be no safer than the unsynced ones before it. At the
-        // other durabilities every commit is synced, also one of confirmations or posting lists alone, until the sidecar says
-        // that not all are.
+        // At `off` nothing is synced, because a synced commit would be no safer than the unsynced ones before it. At
+        // the other durabilities every commit is synced, also one of confirmations or posting lists alone, until the
+        // sidecar says that not all are.
         let syncs = (wanted || !self.sidecar.may_leave_unsynced()) && self.durability != Durability::Off;
         if syncs != self.syncs && self.durability != Durability::Off {
             connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
@@ -48,8 +48,8 @@ impl Syncing {
         Ok(if syncs { AckLevel::Synced } else { AckLevel::Stored })
     }
 
-    /// The last statement of a transaction that stored no event. Repeats alone write nothing, and SQLite does not sync a
-    /// commit that wrote nothing: their producers would be told that their events are synced while these are not. So
+    /// The last statement of a transaction that stored no event. Repeats alone write nothing, and SQLite does not sync
+    /// a commit that wrote nothing: their producers would get the level *synced* for events that are not synced. So
     /// something is written.
     pub fn in_transaction(&self, connection: &Connection, position: &Position) -> rusqlite::Result<()> {
         match self.syncs && self.has_unsynced {
@@ -58,7 +58,7 @@ impl Syncing {
         }
     }
 
-    /// Before any client hears of the commit.
+    /// Call it before any client is answered.
     pub fn after_commit(&mut self, before: &Position, position: &Position) {
         self.has_unsynced = !self.syncs;
         if position.seq > before.seq {

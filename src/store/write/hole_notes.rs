@@ -14,7 +14,7 @@ const SEGMENTS_PER_COMMIT: usize = 8;
 #[derive(Default)]
 pub struct HoleNotes {
     pub found: VecDeque<(u64, Vec<u16>)>,
-    /// Those that the last transaction noted, or dropped because damage is in the way.
+    /// How many the last transaction noted, or dropped because of damage.
     done: usize,
 }
 
@@ -29,9 +29,9 @@ impl Housekeeping for HoleNotes {
             return Ok(());
         }
         for (segment, offsets) in self.found.iter().take(self.done) {
-            match holes::found(turn.connection, *segment, offsets.clone()) {
-                // The row also has the number of holes, which is lost. Offsets without it are of no use, so they are
-                // dropped.
+            match holes::note_found(turn.connection, *segment, offsets.clone()) {
+                // The row also has the number of holes, and that is lost. Without it the offsets are of no use, so they
+                // are dropped.
                 Err(error) if is_damage(&error) => {
                     turn.shared.note_damage(&error);
                     go_on_after(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;

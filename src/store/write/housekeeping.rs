@@ -11,11 +11,12 @@ pub trait Housekeeping {
     /// Whether there is something to do now. Then the writer does not wait for commands.
     fn is_due(&self) -> bool;
 
-    /// The part in the transaction. If that is rolled back, it is called again in another one, and what it did before counts
-    /// for nothing.
+    /// The part in the transaction. After a rollback it is called again in another transaction, and what it did before
+    /// is undone.
     ///
     /// # Errors
-    /// Damage that ends the transaction. Then it is called again with the mark in `left_out` that keeps it from the damage.
+    /// Damage that ends the transaction. It has set the mark in `left_out` for the part that met the damage, and leaves
+    /// this part out when it is called again.
     fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()>;
 
     /// The part after the commit.
@@ -30,18 +31,19 @@ pub struct Turn<'t> {
     pub position: Position,
     /// How many events these have stored.
     pub events: usize,
-    /// Only what makes room is done.
+    /// Only what frees space is done.
     pub is_disk_full: bool,
     pub left_out: &'t mut LeftOut,
 }
 
-/// Parts of a transaction that met damage. Once SQLite itself has met damage in a transaction, it refuses every further write
-/// in it and its commit, also behind a savepoint. So the transaction is rolled back and begins again without these parts.
+/// Parts of a transaction that met damage. Once SQLite itself has met damage in a transaction, it refuses every further
+/// write in it and its commit, even after a rollback to a savepoint. So the whole transaction is rolled back and begins
+/// again without these parts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// All messages with idempotency keys: their producers are told of the damage.
+    /// All messages with idempotency keys. Their outcome is `Damaged`.
     pub keys: bool,
-    /// The deletion: its client is told of the damage.
+    /// The deletion. Its client gets `Damaged`.
     pub deletion: bool,
     /// Where the holes of segments are. The next start finds them again.
     pub holes: bool,
@@ -66,7 +68,7 @@ impl LeftOut {
     }
 }
 
-/// Whether the transaction can go on: damage of which only a checksum tells does not end it.
+/// Succeeds if the transaction can go on after damage: if only a checksum revealed the damage.
 ///
 /// # Errors
 /// The damage, if SQLite itself met it: then it refuses even the statement below, which changes nothing.

@@ -17,15 +17,15 @@ use crate::store::schema::Text;
 use crate::store::shared::Shared;
 use crate::wire::batch::{Batch, Keyed};
 
-/// Events of one statement. More would have more parameters than SQLite keeps memory for beside a connection, and each would
-/// cost an allocation: 16 take 16 % fewer instructions than single ones, 64 take 12 % more.
+/// Events of one statement: 16 take 16 % fewer instructions than single ones, 64 take 12 % more. With more than 16, the
+/// parameters do not fit into the memory that SQLite reserves for a connection, and each costs an allocation.
 const ROWS_PER_INSERT: usize = 16;
 
 const COLUMNS: usize = 7;
 const INSERT_FIRST: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum, \
                             seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
-/// Where a damaged number is behind the last one. SQLite would continue from that, so each event names its number; should
-/// one come to it, the damaged row is replaced.
+/// For a table in which a damaged row has a larger number than the last event. SQLite would go on from that number, so
+/// each event names its own. An event that comes to the damaged number replaces the damaged row.
 const INSERT_NAMED: &str = "INSERT OR REPLACE INTO events (time_us, event_type, source, session_id, user_id, payload, \
                             checksum, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
 const INSERT_ONE: &str = "INSERT INTO events (time_us, event_type, source, session_id, user_id, payload, checksum) \
@@ -41,11 +41,12 @@ pub struct Inserter {
     scratch: Vec<u8>,
 }
 
-/// What was inserted so far in one transaction.
+/// What one transaction has inserted until now.
 pub struct Inserted {
     pub last: Seq,
     pub last_time: Timestamp,
-    /// The types of the new events, with their number and last time. A handful: searched, not hashed.
+    /// For each type of the new events, how many there are and the time of the last one. The types are few, so they are
+    /// searched and not hashed.
     pub by_type: Vec<(Box<[u8]>, u64, Timestamp)>,
 }
 
@@ -91,8 +92,8 @@ struct Inserting<'t> {
 }
 
 impl Inserting<'_> {
-    /// Inserts those events of a batch with idempotency keys that are new, message by message. Which these are is noted
-    /// beside the batch: the batch itself stays as it is until the commit.
+    /// Inserts the new events of a batch with idempotency keys, message by message. Which events are new is noted
+    /// beside the batch. The batch itself stays as it is until the commit, because the transaction may begin again.
     fn keyed(&mut self, append: &mut Append) -> rusqlite::Result<()> {
         let mut outcomes = Vec::with_capacity(append.batch.len());
         for (message, keys) in keys::messages(&append.batch) {
@@ -106,8 +107,8 @@ impl Inserting<'_> {
         Ok(())
     }
 
-    /// Inserts those events of a message that are new, with its keys, and adds the outcome of each to those of the messages
-    /// before it.
+    /// Inserts the new events of a message, and its keys. Adds the outcome of each event to the outcomes of the
+    /// messages before.
     fn message(
         &mut self,
         (time, batch): (Timestamp, &mut Batch),
@@ -122,7 +123,7 @@ impl Inserting<'_> {
                 outcomes.extend(message.map(|_| Outcome::Refused(index)));
                 return Ok(());
             }
-            // Whether it is a repeat cannot be told, and damage must not end the server.
+            // Nothing shows whether it is a repeat, and damage must not end the server.
             Err(error) if is_damage(&error) => {
                 outcomes.extend(message.map(|_| Outcome::Damaged));
                 self.shared.note_damage(&error);
@@ -156,9 +157,10 @@ impl Inserting<'_> {
         self.left_out.unless_damaged(self.shared, |left_out| &mut left_out.keys, stored)
     }
 
-    /// Inserts `len` events in runs of `ROWS_PER_INSERT`. Only the first names its number: the others get the next ones from
-    /// SQLite, which then appends without searching the table for each. The events of a batch are a microsecond apart, from
-    /// its own time or from the time of the last event on, so that times increase.
+    /// Inserts `len` events, [`ROWS_PER_INSERT`] with each statement. Only the first names its number. The others get
+    /// the next numbers from SQLite, which then appends without searching the table for each. The events of a batch are
+    /// a microsecond apart. They begin at the time of the batch, or right after the last event if that is later, so
+    /// that times increase.
     fn run<'b>(
         &mut self,
         events: impl Iterator<Item = (Timestamp, Range<usize>, &'b mut Batch)>,
@@ -168,22 +170,23 @@ impl Inserting<'_> {
         let is_last_largest = *is_last_largest;
         let after_first = len.saturating_sub(1);
         let in_many = if is_last_largest { after_first / ROWS_PER_INSERT * ROWS_PER_INSERT } else { 0 };
-        // Finding a statement costs a small commit as much as running it: only those that are needed.
+        // In a small commit it costs as much to find a statement as to run it, so only those that are needed are
+        // prepared.
         let prepare = |sql, is_needed: bool| is_needed.then(|| self.connection.prepare_cached(sql)).transpose();
         let mut first = self.connection.prepare_cached(if is_last_largest { INSERT_FIRST } else { INSERT_NAMED })?;
         let mut many = prepare(&INSERT_MANY, in_many > 0)?;
         let mut one = prepare(INSERT_ONE, is_last_largest && in_many < after_first)?;
-        let (mut inserted, so_far) = (0_usize, &mut self.inserted);
+        let (mut rows, inserted) = (0_usize, &mut self.inserted);
         for (time, events, batch) in events {
-            let mut time = Timestamp(time.0.max(so_far.last_time.0 + 1));
+            let mut time = Timestamp(time.0.max(inserted.last_time.0 + 1));
             for index in events {
-                so_far.last = so_far.last.next();
-                batch.stamp(index, so_far.last, &time_text.render(time));
+                inserted.last = inserted.last.next();
+                batch.stamp(index, inserted.last, &time_text.render(time));
                 let columns = batch.columns(index);
-                let checksum = checksum::of_event(scratch, so_far.last, time, &columns, None);
-                match (inserted.checked_sub(1).filter(|_| is_last_largest), &mut many, &mut one) {
+                let checksum = checksum::of_event(scratch, inserted.last, time, &columns, None);
+                match (rows.checked_sub(1).filter(|_| is_last_largest), &mut many, &mut one) {
                     (None, ..) => {
-                        first.raw_bind_parameter(COLUMNS + 1, so_far.last.0 as i64)?;
+                        first.raw_bind_parameter(COLUMNS + 1, inserted.last.0 as i64)?;
                         bind(&mut first, 0, time, &columns, checksum)?;
                         first.raw_execute()?;
                     }
@@ -200,13 +203,13 @@ impl Inserting<'_> {
                         one.raw_execute()?;
                     }
                 }
-                inserted += 1;
-                so_far.count(columns.event_type, time);
-                so_far.last_time = time;
+                rows += 1;
+                inserted.count(columns.event_type, time);
+                inserted.last_time = time;
                 time.0 += 1;
             }
         }
-        let numbered_as_stamped = inserted == 0 || self.connection.last_insert_rowid() as u64 == so_far.last.0;
+        let numbered_as_stamped = rows == 0 || self.connection.last_insert_rowid() as u64 == inserted.last.0;
         assert!(numbered_as_stamped, "SQLite numbers events as they are stamped");
         Ok(())
     }

@@ -7,8 +7,8 @@
 //!   are its parts
 //! * [`subscriptions`] — changes of durable subscriptions that wait to be stored
 //! * [`housekeeping`] — what a transaction does besides: [`sealing`], [`tidying`], [`hole_notes`]
-//! * [`durability`] — which commits are synced, and what the sidecar is told
-//! * [`space`] — whether the disk has room for more
+//! * [`durability`] — which commits are synced, and what the sidecar says of them
+//! * [`space`] — whether the disk has space for more events
 //! * [`wal_upkeep`], [`checkpoint`] — getting pages out of the write-ahead log
 
 mod apply;

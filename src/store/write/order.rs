@@ -1,5 +1,5 @@
-//! Order: which commands the next transaction applies, and at what time. Here, where one server is alone with its file, the
-//! queue is the order; in a cluster a log will be. What comes behind it reads no clock.
+//! Order: which commands the next transaction applies, and at what time. Here, where one server is alone with its file,
+//! the queue is the order; in a cluster a log will be. What comes behind it reads no clock.
 
 use std::time::Duration;
 
@@ -24,20 +24,21 @@ pub struct Deletion {
 /// Which events a deletion deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deleted {
-    /// Everything up to this event. A deletion before a time is ordered as one up to an event: the search for it passes over
-    /// damage, which not every copy of a record has in the same place.
+    /// Everything up to this event. A deletion before a time is ordered as one up to an event: the search for it passes
+    /// over damage, which two copies of a record may have at different events.
     Through(Seq),
     /// Chosen events, ascending.
     Chosen(Vec<Seq>),
 }
 
-/// A clock is set back by a second or two now and then. More is worth a warning.
-const CLOCK_BEHIND_TOLD: Duration = Duration::from_secs(10);
+/// How far the clock may be behind the last event without a warning. 10 s: a clock is set back by a second or two now
+/// and then.
+const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 
-/// The clock by which commands are ordered.
+/// The clock that stamps commands.
 #[derive(Default)]
 pub struct Clock {
-    /// It is behind the last event, which an operator was told.
+    /// It is behind the last event, and an operator was warned.
     is_behind: bool,
 }
 
@@ -54,8 +55,8 @@ impl Ordered {
 }
 
 impl Clock {
-    /// Stamps appends with the present time. Tells an operator once that events get other times than the clock's, and once
-    /// that they do so no longer.
+    /// Stamps appends with the present time. Warns an operator once when events begin to get other times than the
+    /// clock's, and says once when they get the clock's again.
     pub fn stamp(&mut self, ordered: &mut Ordered, last: Timestamp) {
         if ordered.appends.is_empty() {
             return;
@@ -64,7 +65,7 @@ impl Clock {
         ordered.appends.iter_mut().for_each(|append| append.time = now);
         let behind = last.0 - now.0;
         let was_behind = self.is_behind;
-        if !was_behind && behind > CLOCK_BEHIND_TOLD.as_micros() as i64 {
+        if !was_behind && behind > CLOCK_BEHIND_MAX.as_micros() as i64 {
             self.is_behind = true;
             let seconds = behind / 1_000_000;
             tracing::warn!(

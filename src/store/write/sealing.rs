@@ -2,24 +2,23 @@
 
 use std::collections::VecDeque;
 
-use rusqlite::Connection;
-
 use super::housekeeping::{Housekeeping, Turn, go_on_after};
 use crate::store::damage::is_damage;
 use crate::store::holes::Holes;
-use crate::store::schema::{Text, meta};
+use crate::store::schema::meta;
 use crate::store::segments::{self, IndexRow, SEGMENT_EVENTS};
 use crate::store::shared::Shared;
 
-/// Posting lists stored in a commit that has nothing else to do: some 1 ms of work.
+/// Posting lists stored in a commit without events: about 1 ms of work.
 const ROWS_WHEN_IDLE: usize = if cfg!(test) { 4 } else { 1_024 };
+/// The fewest posting lists stored in a commit with events: the share of a small commit would round to none.
 const ROWS_MIN: usize = if cfg!(test) { 1 } else { 256 };
 
 /// Full segments on their way into `event_index`, the oldest first.
 #[derive(Default)]
 pub struct Sealing {
     segments: VecDeque<FullSegment>,
-    /// The lists that the last transaction stored.
+    /// How many lists the last transaction stored.
     done: usize,
 }
 
@@ -41,7 +40,8 @@ impl Housekeeping for Sealing {
         !self.segments.is_empty()
     }
 
-    /// Stores enough lists to be done before the next segment is full, and no more, so that no commit waits long for them.
+    /// Stores so many lists that the segment is sealed when the next one is half full, and no more, so that no commit
+    /// waits long for them.
     fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
         self.done = 0;
         let Some(segment) = self.segments.front().filter(|_| !turn.is_disk_full) else { return Ok(()) };
@@ -51,7 +51,8 @@ impl Housekeeping for Sealing {
         let holes = match turn.left_out.holes {
             true => None,
             false => match Holes::of(turn.connection, segment.number) {
-                // Which events were chosen and deleted is not known then: lists are stored that only such events are in.
+                // Then it is not known which events were deleted, so lists that have only deleted events are stored,
+                // too.
                 Err(error) if is_damage(&error) => {
                     turn.shared.note_damage(&error);
                     go_on_after(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
@@ -60,12 +61,12 @@ impl Housekeeping for Sealing {
                 holes => holes?,
             },
         };
-        // Looking into every list costs, and mostly nothing is gone.
+        // To look into every list costs time, and mostly nothing is deleted.
         let oldest = turn.position.oldest();
-        let is_some_gone = holes.is_some() || oldest > segments::first_of(segment.number);
+        let is_some_deleted = holes.is_some() || oldest > segments::first_of(segment.number);
         let holes = holes.unwrap_or_default();
-        let is_emptied = |row: &IndexRow| is_some_gone && holes.leave_none_of(&row.offsets, segment.number, oldest);
-        store(turn.connection, segment.number, slice.iter().filter(|row| !is_emptied(row)))?;
+        let is_emptied = |row: &IndexRow| is_some_deleted && holes.leave_none_of(&row.offsets, segment.number, oldest);
+        segments::store(turn.connection, segment.number, slice.iter().filter(|row| !is_emptied(row)))?;
         self.done = slice.len();
         if slice.len() == segment.rows.len() {
             meta::set(turn.connection, meta::SEALED_BEFORE, segment.number as i64 + 1)?;
@@ -83,18 +84,4 @@ impl Housekeeping for Sealing {
             shared.recent.write().full.retain(|full| full.number() != number);
         }
     }
-}
-
-fn store<'r>(connection: &Connection, segment: u64, rows: impl Iterator<Item = &'r IndexRow>) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT INTO event_index (segment, kind, key, offsets, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let mut insert = connection.prepare_cached(SQL)?;
-    for row in rows {
-        insert.raw_bind_parameter(1, segment as i64)?;
-        insert.raw_bind_parameter(2, row.field as i64)?;
-        insert.raw_bind_parameter(3, Text(Some(&row.key)))?;
-        insert.raw_bind_parameter(4, &row.offsets)?;
-        insert.raw_bind_parameter(5, row.checksum)?;
-        insert.raw_execute()?;
-    }
-    Ok(())
 }

@@ -9,18 +9,18 @@ use rusqlite::Connection;
 use super::command::Reply;
 use super::order::Ordered;
 use crate::record::Failure;
-use crate::store::receipt::tell;
+use crate::store::receipt::answer;
 use crate::store::shared::Shared;
 use crate::store::subscription::StoredSubscription;
 
-/// Confirmations within this time share a commit. Those that a crash loses only bring events again.
+/// Confirmations within 200 ms share a commit. A crash may lose this much of them, and then events are delivered again.
 const INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
 
 /// After a full disk or a locked database has refused confirmations, the next try comes after this.
 const INTERVAL_WHEN_REFUSED: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
 
-/// Durable subscriptions as they are to be stored: the last state of each, or `None` for one that is removed. In order of
-/// their names, because they are applied in this order.
+/// Durable subscriptions as they are to be stored: the last state of each, or `None` for one that is removed. In order
+/// of their names, because they are applied in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changed(pub BTreeMap<Arc<str>, Option<StoredSubscription>>);
 
@@ -42,13 +42,13 @@ impl Changed {
 #[derive(Default)]
 pub struct Changes {
     pub changed: Changed,
-    /// When they are to be stored at the latest.
+    /// The latest moment at which they are to be stored.
     pub due: Option<Instant>,
     replies: Vec<Reply<()>>,
 }
 
 impl Changes {
-    /// Some changes can be taken: at once if a client waits for the reply, else within [`INTERVAL`].
+    /// Changes can be taken. They are due at once if a client waits for the reply, else within [`INTERVAL`].
     pub fn announce(&mut self, reply: Option<Reply<()>>) {
         let latest = Instant::now() + if reply.is_some() { Duration::ZERO } else { INTERVAL };
         self.due = Some(self.due.map_or(latest, |due| due.min(latest)));
@@ -59,12 +59,13 @@ impl Changes {
         self.due.is_some_and(|due| due <= Instant::now())
     }
 
-    /// The server ends: what waits is due.
-    pub fn hurry(&mut self) {
+    /// What waits is due now, because the server ends.
+    pub fn make_due(&mut self) {
         self.due = self.due.map(|_| Instant::now());
     }
 
-    pub fn does_anybody_wait(&self) -> bool {
+    /// Whether a client waits for a reply.
+    pub fn is_awaited(&self) -> bool {
         !self.replies.is_empty()
     }
 
@@ -78,12 +79,12 @@ impl Changes {
 
     pub fn after_commit(&mut self) {
         let Self { replies, .. } = std::mem::take(self);
-        replies.into_iter().for_each(|reply| tell(reply, Ok(())));
+        replies.into_iter().for_each(|reply| answer(reply, Ok(())));
     }
 
-    /// They were not stored. They are tried again later, and no client waits for that.
+    /// They could not be stored. Clients that wait get the failure. The changes stay and are tried again later.
     pub fn refuse(&mut self, failure: Failure) {
-        self.replies.drain(..).for_each(|reply| tell(reply, Err(failure)));
+        self.replies.drain(..).for_each(|reply| answer(reply, Err(failure)));
         self.due = self.due.map(|_| Instant::now() + INTERVAL_WHEN_REFUSED);
     }
 }

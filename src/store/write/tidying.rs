@@ -1,6 +1,6 @@
-//! Removing the rows of events that were deleted by a deletion of the oldest. Such a deletion only says up to which number the
-//! record is deleted (`meta.deleted_through`), and nothing below is read from then on. Its rows go in slices, so that no event
-//! waits long for a commit.
+//! Removing the rows of deleted events, after a deletion of the oldest. The deletion itself only stores up to which
+//! number the record is deleted (`meta.deleted_through`), and nothing up to there is read from then on. The rows are
+//! removed in slices, so that no event waits long for a commit.
 
 use std::time::{Duration, Instant};
 
@@ -13,29 +13,29 @@ use crate::store::damage::damaged;
 use crate::store::shared::Shared;
 use crate::store::{keys, read, segments};
 
-/// Events removed in one commit: some 2 ms of work.
+/// Events removed in one commit: about 2 ms of work.
 const EVENTS_PER_COMMIT: u64 = if cfg!(test) { 16 } else { 4_096 };
 
 /// On a full disk slices become smaller, down to this many events.
 const EVENTS_PER_COMMIT_MIN: u64 = if cfg!(test) { 2 } else { 64 };
 
-/// When even such a slice does not fit on the disk, it is tried again after this.
+/// When even the smallest slice does not fit on the disk, it is tried again after this time.
 const REST_WHEN_FULL: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 });
 
 pub struct Tidying {
     is_due: bool,
-    /// Not before this moment.
+    /// The next slice comes at this moment at the earliest.
     from: Option<Instant>,
     events_per_commit: u64,
-    /// The last transaction removed the last of it.
+    /// The last transaction removed the last rows.
     is_done: bool,
 }
 
 impl Tidying {
-    /// After a start: the server before may have ended between a deletion and its last slice.
+    /// At a start. The server before may have ended between a deletion and its last slice.
     ///
     /// # Errors
-    /// What SQLite reports. A damaged page of the oldest rows keeps them in the file, and nothing else from working.
+    /// What SQLite reports, damage included: the caller goes on without tidying.
     pub fn after_start(connection: &Connection, deleted_through: Seq) -> rusqlite::Result<Self> {
         const LISTS: &str = "SELECT EXISTS (SELECT 1 FROM event_index WHERE segment < ?1)";
         let lists =
@@ -59,12 +59,13 @@ impl Tidying {
         self.is_due
     }
 
-    /// When it goes on, if it waits.
+    /// When the next slice comes, if it has to wait.
     pub fn rests_until(&self) -> Option<Instant> {
         self.from.filter(|_| self.is_due)
     }
 
-    /// The disk is full: the next slices are smaller or, if they cannot be, come later. Returns whether to try again now.
+    /// Makes the next slices smaller, because the disk is full. If they cannot be smaller, they come later. Returns
+    /// whether to try again now.
     pub fn shrink(&mut self) -> bool {
         let is_smaller = self.events_per_commit > EVENTS_PER_COMMIT_MIN;
         match is_smaller {
@@ -74,13 +75,13 @@ impl Tidying {
         is_smaller
     }
 
-    /// Comes later, so that commands can be applied without it.
+    /// Puts the next slice off, so that commands can be applied without it.
     pub fn rest(&mut self) {
         self.from = Some(Instant::now() + REST_WHEN_FULL);
     }
 
-    /// Removes a slice of the oldest events, and the lists and holes of segments that are gone. Returns whether nothing is
-    /// left.
+    /// Removes a slice of the oldest rows, and the lists and holes of segments that have no event any more. Returns
+    /// whether nothing is left to remove.
     fn remove(&self, connection: &Connection, position: &Position) -> rusqlite::Result<bool> {
         let (first, last) = (read::first_row(connection)?, position.deleted_through);
         let through = match first <= last {
@@ -91,7 +92,7 @@ impl Tidying {
             let removed =
                 connection.prepare_cached("DELETE FROM events WHERE seq <= ?1")?.execute([through.0 as i64])?;
             if removed == 0 {
-                // A damaged number has led SQLite astray, and would do so again.
+                // SQLite followed a damaged number to the wrong row, and would do so again.
                 return Err(damaged(read::name_of_damaged(first)));
             }
             keys::remove_through(connection, through)?;
@@ -99,9 +100,9 @@ impl Tidying {
         const LISTS: &str = "DELETE FROM event_index WHERE segment < ?1 AND (segment, kind, key) <= (SELECT segment, \
                              kind, key FROM (SELECT segment, kind, key FROM event_index ORDER BY segment, kind, key \
                              LIMIT ?2) ORDER BY segment DESC, kind DESC, key DESC LIMIT 1)";
-        let kept_from = segments::segment_of(through.next()) as i64;
-        let lists = connection.prepare_cached(LISTS)?.execute((kept_from, self.events_per_commit as i64))?;
-        connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([kept_from])?;
+        let first_segment = segments::segment_of(through.next()) as i64;
+        let lists = connection.prepare_cached(LISTS)?.execute((first_segment, self.events_per_commit as i64))?;
+        connection.prepare_cached("DELETE FROM holes WHERE segment < ?1")?.execute([first_segment])?;
         Ok(through == last && (lists as u64) < self.events_per_commit)
     }
 }

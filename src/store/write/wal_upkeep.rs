@@ -7,13 +7,13 @@ use rusqlite::Connection;
 
 use super::checkpoint::{Checkpoints, Erasure, Readers, checkpoint};
 use super::command::Reply;
-use crate::store::receipt::tell;
+use crate::store::receipt::answer;
 use crate::store::schema;
 use crate::store::shared::Shared;
 use crate::store::sidecar::Sidecar;
 
-/// How long a truncation waits for readers where the disk is short of room: longer than one of our own takes, and no longer,
-/// because nothing is stored meanwhile.
+/// How long a truncation waits for readers when the disk is short of space. 100 ms is longer than one of our own reads
+/// takes; it is not longer, because nothing is stored meanwhile.
 pub const TRUNCATE_PATIENCE: Duration = Duration::from_millis(100);
 
 pub struct WalUpkeep {
@@ -37,7 +37,7 @@ impl WalUpkeep {
         }
     }
 
-    /// When the write-ahead log is to be emptied if nothing is written before.
+    /// When the write-ahead log is to be emptied, if nothing is written before then.
     pub fn empties(&self, shared: &Shared) -> Option<Instant> {
         self.checkpoints.empties(shared.wal.pages(), self.erasure)
     }
@@ -46,7 +46,7 @@ impl WalUpkeep {
         self.erasure != Erasure::None
     }
 
-    /// Chosen events were deleted: their traces are to go, soon.
+    /// Chosen events were deleted, and their traces in the write-ahead log are to be erased soon.
     pub fn leave_traces(&mut self) {
         if self.erasure == Erasure::None {
             self.erasure = Erasure::later();
@@ -59,9 +59,9 @@ impl WalUpkeep {
         self.erasure = Erasure::Awaited;
     }
 
-    /// Ends a checkpoint. The checkpointer has moved most pages; the few that were written meanwhile are moved here, between
-    /// two commits, because a write-ahead log can only start over when all of it is moved. Without this step it would grow for
-    /// as long as events keep coming.
+    /// Ends a checkpoint. The checkpointer has moved most pages; the few that were written meanwhile are moved here,
+    /// between two commits, because a write-ahead log can only start over when all of it is moved. Without this step it
+    /// would grow for as long as events keep coming.
     ///
     /// # Errors
     /// A failed sync: going on would be unsafe.
@@ -80,13 +80,13 @@ impl WalUpkeep {
         self.truncate(Duration::ZERO, (connection, shared, sidecar))?;
         if self.erasure != Erasure::None {
             self.erasure = Erasure::later();
-            self.tell_erased();
+            self.answer_erased();
         }
         Ok(())
     }
 
-    /// Truncates the write-ahead log, which gives its room back to the disk and erases what is in it. If a reader still needs
-    /// it after `patience`, the next idle moment tries again, or the next erasure.
+    /// Truncates the write-ahead log, which gives its space back to the disk and erases what is in it. If a reader
+    /// still needs it after `patience`, the next idle moment tries again, or the next erasure.
     ///
     /// # Errors
     /// A failed sync: going on would be unsafe.
@@ -100,7 +100,7 @@ impl WalUpkeep {
         let truncated = self.checkpoint(connection, shared, "TRUNCATE");
         if let Ok(true) = truncated {
             self.erasure = Erasure::None;
-            self.tell_erased();
+            self.answer_erased();
         }
         truncated.and(connection.busy_timeout(schema::BUSY_TIMEOUT))
     }
@@ -113,7 +113,7 @@ impl WalUpkeep {
         Ok(log.is_empty())
     }
 
-    fn tell_erased(&mut self) {
-        self.waiting.drain(..).for_each(|reply| tell(reply, Ok(())));
+    fn answer_erased(&mut self) {
+        self.waiting.drain(..).for_each(|reply| answer(reply, Ok(())));
     }
 }

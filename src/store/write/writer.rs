@@ -1,5 +1,5 @@
-//! The one thread that writes: it takes the commands that wait, applies them in one transaction, commits, and only then lets
-//! anyone know.
+//! The one thread that writes. It takes the commands that wait, applies them in one transaction, commits, and only then
+//! answers clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::event::{Seq, Timestamp};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::damage::is_damage;
 use crate::store::error::Error;
-use crate::store::receipt::{Stored, tell};
+use crate::store::receipt::{Stored, answer};
 use crate::store::schema::PAGE_BYTES;
 use crate::store::segments::Segment;
 use crate::store::shared::Shared;
@@ -53,14 +53,16 @@ pub struct Work {
     subscriptions: Changes,
     sealing: Sealing,
     hole_notes: HoleNotes,
-    /// Clients that wait to hear whether an event would be stored.
+    /// Probes that are not answered yet.
     probes: Vec<Reply<()>>,
     wakes: Wakes,
 }
 
-/// Most events and bytes of one transaction. At some 2 µs for each event, 10,000 bound how long the last acknowledgement of a
-/// full queue waits behind the first.
+/// A transaction takes no further batch once it has this many events. At about 2 µs for each event, 10,000 bound how
+/// long an acknowledgement waits for the other events of its commit.
 const COMMIT_EVENTS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
+/// A transaction takes no further batch once it has this many bytes of batches. 16 MiB keeps the write-ahead log at
+/// about 60 MiB when many large bodies arrive at one time.
 const COMMIT_BYTES_MAX: usize = 16 << 20;
 
 /// What one transaction did.
@@ -71,12 +73,12 @@ struct Written {
 }
 
 impl Writer {
-    /// Runs until `Close` or an error that makes it unsafe to go on. Receipts that are not resolved by then resolve themselves
-    /// as unavailable.
+    /// Runs until `Close`, or until an error makes it unsafe to go on. Receipts that are not resolved then resolve as
+    /// unavailable when they are dropped.
     pub fn run(mut self) -> rusqlite::Result<()> {
         let ended = self.run_to_the_end();
         if ended.is_err() {
-            // Closing the last connection would move and sync the write-ahead log once more, after a disk that failed.
+            // Closing the last connection would move and sync the write-ahead log once more, after the disk has failed.
             std::mem::forget(self.connection);
         }
         ended
@@ -90,8 +92,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes what waits, or waits for something, and commits it. Returns whether more may come. `ordered` is empty before and
-    /// after it; its memory is used again.
+    /// Receives commands, waiting for one if there is nothing to do, and commits them. Returns whether more may come.
+    /// `ordered` is empty before and after the call; its memory is used again.
     pub fn turn(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
         let closing = self.receive(ordered)?;
         self.commit(ordered)?;
@@ -101,22 +103,23 @@ impl Writer {
         Ok(!closing)
     }
 
-    /// A turn that breaks off after its commit, before anyone knows.
+    /// A turn that breaks off after its commit, before any client is answered.
     #[cfg(test)]
-    pub fn turn_unheard(&mut self) {
+    pub fn turn_unanswered(&mut self) {
         let mut ordered = Ordered::default();
         self.receive(&mut ordered).expect("the writer can go on");
-        // On a full disk nothing is committed, and no client hears of that either.
+        // On a full disk nothing is committed, and no client is answered either.
         let _ = self.write(&mut ordered);
     }
 
-    /// Commits commands that were put in order elsewhere. If it is unheard, it breaks off before anyone knows.
+    /// Commits commands that were put in order elsewhere. With `is_unanswered` it breaks off before any client is
+    /// answered.
     #[cfg(test)]
     pub fn apply_ordered(
         &mut self,
         ordered: &mut Ordered,
         changed: Option<(super::subscriptions::Changed, Reply<()>)>,
-        is_unheard: bool,
+        is_unanswered: bool,
     ) {
         if let Some((changed, reply)) = changed {
             self.work.subscriptions = Changes::default();
@@ -124,13 +127,14 @@ impl Writer {
             self.work.subscriptions.announce(Some(reply));
             ordered.subscriptions = true;
         }
-        match is_unheard {
+        match is_unanswered {
             true => drop(self.write(ordered).expect("the writer can go on")),
             false => self.commit(ordered).expect("the writer can go on"),
         }
     }
 
-    /// Waits for commands and takes what there is, up to one commit, in the order of the queue. Returns whether it is the end.
+    /// Waits for commands and takes what there is, up to one commit, in the order of the queue. Returns whether it is
+    /// the end.
     fn receive(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
@@ -165,8 +169,8 @@ impl Writer {
                         break;
                     }
                 }
+                // A deletion is the last command of its transaction: those behind it in the queue are for the next one.
                 Command::DeleteOldest { before, reply } => match self.end_of_deletion(before) {
-                    // A deletion ends the list: what comes behind it in the queue comes in the next transaction.
                     Ok(through) => {
                         ordered.deletion = Some(Deletion { what: Deleted::Through(through), reply });
                         break;
@@ -174,7 +178,7 @@ impl Writer {
                     Err(error) => {
                         let error = Error::from(error);
                         self.shared.note_failed_deletion(&error);
-                        tell(reply, Err(error.failure()));
+                        answer(reply, Err(error.failure()));
                     }
                 },
                 Command::DeleteChosen { chosen, reply } => {
@@ -194,7 +198,7 @@ impl Writer {
                 }
                 Command::Erase { reply } => self.wal.erase(reply),
                 Command::Close => {
-                    self.work.subscriptions.hurry();
+                    self.work.subscriptions.make_due();
                     is_end = true;
                     break;
                 }
@@ -206,8 +210,8 @@ impl Writer {
         Ok(is_end)
     }
 
-    /// Everything up to which event is to be deleted. This is looked for outside of the transaction, which a damaged page on
-    /// the way would end.
+    /// The last event of those that a deletion of the oldest deletes. It is searched for outside of the transaction,
+    /// because a damaged page would end the transaction.
     fn end_of_deletion(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Position { seq: last, deleted_through, .. } = self.position;
         let Some(before) = before else { return Ok(last) };
@@ -220,12 +224,12 @@ impl Writer {
 
     /// Whether something is to be done although no command waits.
     pub fn has_housekeeping(&self) -> bool {
-        // On a full disk removing rows is what helps; the index can wait.
+        // On a full disk, removing rows helps; the index can wait.
         let index = self.work.sealing.is_due() || self.work.hole_notes.is_due();
         self.tidying.is_due() || self.work.subscriptions.is_due() || (!self.space.is_full && index)
     }
 
-    /// One transaction for all that was taken. Returns an error only when going on is unsafe.
+    /// Commits the ordered commands in one transaction, with housekeeping. Returns an error only if going on is unsafe.
     fn commit(&mut self, ordered: &mut Ordered) -> rusqlite::Result<()> {
         let stores = !ordered.appends.is_empty() || !self.work.probes.is_empty();
         if stores && !self.has_free_space(ordered.bytes())? {
@@ -236,7 +240,7 @@ impl Writer {
                 return Ok(());
             }
             if (ordered.deletion.is_some() || self.tidying.is_due()) && self.space.is_low() {
-                // Deleting is what helps, and it needs the room of the write-ahead log.
+                // Deleting helps, and it needs the space that the write-ahead log takes.
                 self.truncate_wal(TRUNCATE_PATIENCE)?;
             }
             let error = match self.write(ordered) {
@@ -277,8 +281,9 @@ impl Writer {
         }
     }
 
-    /// A transaction did not fit on the disk: makes it smaller, if it can be. First it does without the events and the index,
-    /// because a deletion makes room; then without removing rows, or with fewer of them.
+    /// Makes a transaction smaller that did not fit on the disk. First the events and the index are left out, because a
+    /// deletion frees space. Then the removal of rows is put off, or removes fewer of them. Returns whether the
+    /// transaction is smaller now.
     fn leave_out_for_space(&mut self, ordered: &mut Ordered) -> bool {
         let was_full = std::mem::replace(&mut self.space.is_full, true);
         let had_events = !ordered.appends.is_empty() || !self.work.probes.is_empty();
@@ -297,7 +302,7 @@ impl Writer {
         }
     }
 
-    /// Tells producers that their events are not stored, and clients that none would be. Deletions and confirmations go on.
+    /// Refuses the events, and answers probes that none would be stored. Deletions and confirmations go on.
     fn refuse_events(&mut self, ordered: &mut Ordered, failure: Failure) {
         for Append { receipt, batch, .. } in ordered.appends.drain(..) {
             if receipt.level() == AckLevel::Queued {
@@ -306,14 +311,14 @@ impl Writer {
             receipt.resolve(Err(failure), &mut self.work.wakes);
         }
         self.work.wakes.wake_all();
-        self.work.probes.drain(..).for_each(|reply| tell(reply, Err(failure)));
+        self.work.probes.drain(..).for_each(|reply| answer(reply, Err(failure)));
     }
 
-    /// Tells every client that waits that the transaction was not written. A later one may be.
+    /// Refuses every command of the transaction, because it was not written. A later one may be.
     fn refuse(&mut self, ordered: &mut Ordered, failure: Failure) {
         self.refuse_events(ordered, failure);
         if let Some(deletion) = ordered.deletion.take() {
-            tell(deletion.reply, Err(failure));
+            answer(deletion.reply, Err(failure));
         }
         ordered.subscriptions = false;
         self.work.subscriptions.refuse(failure);
@@ -326,8 +331,8 @@ impl Writer {
         }
         let mut enough = self.space.fits(bytes, 0, &self.shared.wal);
         if !enough {
-            // This is rare, so it may cost something: the write-ahead log gives its room back, and the pages that deleted
-            // events left in the database are counted.
+            // This is rare, so it may take a while: the write-ahead log gives its space back to the disk, and the free
+            // pages that deleted events left in the database are counted.
             if !self.space.is_full {
                 self.truncate_wal(TRUNCATE_PATIENCE)?;
             }
@@ -341,10 +346,10 @@ impl Writer {
         Ok(enough)
     }
 
-    /// Writes everything in one transaction and commits it. Changes no state that a failure would have to undo. Where SQLite
-    /// meets damage, the transaction begins again without the part that met it ([`LeftOut`]).
+    /// Writes everything in one transaction and commits it. Changes no state that a failure would have to undo. If
+    /// SQLite meets damage, the transaction begins again without the part that met it ([`LeftOut`]).
     fn write(&mut self, ordered: &mut Ordered) -> rusqlite::Result<Written> {
-        let others_wait = ordered.deletion.is_some() || self.work.subscriptions.does_anybody_wait();
+        let others_wait = ordered.deletion.is_some() || self.work.subscriptions.is_awaited();
         let levels = ordered.appends.iter().map(|append| append.receipt.level());
         let level = self.syncing.prepare(&self.connection, levels, others_wait)?;
         let mut left_out = LeftOut::default();
@@ -383,7 +388,7 @@ impl Writer {
         Ok(applied)
     }
 
-    /// Lets everyone know of what is now on disk, in this order: queries see it, producers hear of it, subscribers get it.
+    /// Makes a commit known, in this order: readers see its events, clients are answered, subscribers get the events.
     fn publish(&mut self, ordered: &mut Ordered, Written { applied, level, left_out }: Written) {
         let before = std::mem::replace(&mut self.position, applied.position);
         self.syncing.after_commit(&before, &self.position);
@@ -391,7 +396,7 @@ impl Writer {
         self.shared.committed.store(self.position.seq.0, Ordering::SeqCst);
 
         self.acknowledge(&mut ordered.appends, before.seq.next(), level);
-        self.work.probes.drain(..).for_each(|reply| tell(reply, Ok(())));
+        self.work.probes.drain(..).for_each(|reply| answer(reply, Ok(())));
         if let Some(deletion) = ordered.deletion.take() {
             self.finish_deletion(deletion, applied.deleted);
         }
@@ -401,7 +406,8 @@ impl Writer {
         self.finish_housekeeping(left_out);
     }
 
-    /// Resolves the receipts of a commit, of which the first new event has this number, and hands it to the fan-out.
+    /// Resolves the receipts of a commit whose first new event has the number `first`, and hands the commit to the
+    /// fan-out.
     fn acknowledge(&mut self, appends: &mut Vec<Append>, mut first: Seq, level: AckLevel) {
         let has_audience = self.shared.audience.is_present();
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
@@ -427,8 +433,8 @@ impl Writer {
         }
         self.work.wakes.wake_all();
         if !batches.is_empty() {
-            // The fan-out never waits for a subscriber, so this waits only while it is busy; it is gone only when the process
-            // is ending.
+            // The fan-out never waits for a subscriber, so this waits only while the fan-out is busy. It has ended only
+            // if the process is ending.
             let _ = self.commits.send(Arc::new(Commit { batches, through: self.position.seq }));
         }
     }
@@ -446,19 +452,19 @@ impl Writer {
         }
     }
 
-    /// Answers a deletion. `deleted` is `None` if damage was in its way.
+    /// Answers a deletion. `deleted` is `None` if it was left out because of damage.
     fn finish_deletion(&mut self, deletion: Deletion, deleted: Option<u64>) {
-        let Some(events) = deleted else { return tell(deletion.reply, Err(Failure::Damaged)) };
+        let Some(events) = deleted else { return answer(deletion.reply, Err(Failure::Damaged)) };
         match deletion.what {
             Deleted::Through(_) => self.tidying.begin(),
             Deleted::Chosen(_) => {
                 self.wal.leave_traces();
-                // It may have freed enough: the next event truncates the write-ahead log and looks at the free space again.
+                // It may have freed enough space: the next event truncates the write-ahead log and looks again.
                 self.space.is_full = false;
             }
         }
         tracing::info!(events, "deleted events");
-        tell(deletion.reply, Ok(events));
+        answer(deletion.reply, Ok(events));
     }
 
     fn finish_housekeeping(&mut self, left_out: LeftOut) {
@@ -482,6 +488,7 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
@@ -489,63 +496,57 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::event::{Event, Filter};
+    use crate::event::{Event, EventTypes, Filter};
+    use crate::store::fixture::tick;
     use crate::store::schema;
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Order, Parts, Query, Receipt, Store};
     use crate::wire::Batch;
 
-    fn open(folder: &tempfile::TempDir) -> (Store, Parts, Config) {
-        let config = Config::of_test(folder.path().join("events.db"));
-        let (store, parts) = Store::open_parts(&config).expect("open");
-        (store, parts, config)
+    fn path(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("events.db")
     }
 
-    fn hand_in(
-        store: &Store,
-        config: &Config,
-        events: usize,
-        payload: &str,
-    ) -> oneshot::Receiver<Result<Stored, Failure>> {
-        hand_in_messages(store, config, &vec![None; events], payload)
+    fn open(folder: &tempfile::TempDir) -> (Store, Parts) {
+        Store::open_parts(&Config::of_test(path(folder))).expect("open")
+    }
+
+    fn hand_in(store: &Store, events: usize, payload: &str) -> oneshot::Receiver<Result<Stored, Failure>> {
+        hand_in_messages(store, &vec![None; events], payload)
     }
 
     /// Hands in messages of one event each, some with a key, as they come out of one read of a socket.
     fn hand_in_messages(
         store: &Store,
-        config: &Config,
         keys: &[Option<&str>],
         payload: &str,
     ) -> oneshot::Receiver<Result<Stored, Failure>> {
-        let event_type = config.event_types.get("timer_tick").expect("built in");
-        let (source, session_id, user_id) = ("s", None, None);
-        let mut batch = Batch::default();
+        let (mut batch, types) = (Batch::default(), EventTypes::builtin());
         for (nth, idempotency_key) in keys.iter().copied().enumerate() {
-            let event = Event { event_type, source, session_id, user_id, payload, idempotency_key };
-            batch.push(&event, &config.event_types);
+            batch.push(&Event { payload, idempotency_key, ..tick() }, &types);
             batch.end_message(nth);
         }
         let (receipt, answer) = Receipt::synced();
-        store.try_append(batch, receipt).expect("room");
+        store.try_append(batch, receipt).expect("space in the queue");
         answer
     }
 
     #[test]
-    fn on_a_full_disk_events_are_refused_while_a_deletion_is_done_and_its_rows_are_removed() {
+    fn deleting_works_while_the_disk_is_full_and_events_are_refused() {
         const EVENTS: u64 = 100;
         let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60_000));
         let fills: [fn(&mut Parts); 2] = [|parts| parts.limit_disk(Some(0)), |parts| parts.keep_free(1 << 60)];
         for (fill, fits_then) in fills.into_iter().zip([true, false]) {
             let folder = tempfile::tempdir().expect("a folder");
-            let (store, mut parts, config) = open(&folder);
-            drop(hand_in(&store, &config, EVENTS as usize, &large));
+            let (store, mut parts) = open(&folder);
+            drop(hand_in(&store, EVENTS as usize, &large));
             while parts.write() {}
             fill(&mut parts);
 
             let mut context = Context::from_waker(Waker::noop());
             let mut probing = pin!(store.probe());
             assert!(probing.as_mut().poll(&mut context).is_pending());
-            let mut refused = hand_in(&store, &config, 1, &large);
+            let mut refused = hand_in(&store, 1, &large);
             let mut deleting = pin!(store.delete(None, Filter::default()));
             assert!(deleting.as_mut().poll(&mut context).is_pending());
             assert!(parts.write());
@@ -556,7 +557,7 @@ mod tests {
 
             let rows = || -> i64 {
                 let count = |file: Connection| file.query_row("SELECT count(*) FROM events", [], |row| row.get(0));
-                schema::open_reader(&config.database_path).and_then(count).expect("read")
+                schema::open_reader(&path(&folder)).and_then(count).expect("read")
             };
             assert_eq!(rows(), EVENTS as i64);
             let mut slices = 0;
@@ -564,18 +565,18 @@ mod tests {
                 slices += 1;
             }
             assert_eq!(rows(), 0);
-            assert!(slices > 2, "a single slice shows nothing");
-            let mut then = hand_in(&store, &config, 1, &large);
+            assert!(slices > 2, "more than one slice is needed");
+            let mut then = hand_in(&store, 1, &large);
             assert!(parts.write());
             assert_eq!(matches!(then.try_recv(), Ok(Ok(_))), fits_then);
         }
     }
 
     #[test]
-    fn damaged_holes_are_named_and_do_not_end_the_writer() {
+    fn damaged_holes_are_reported_and_do_not_end_the_writer() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (store, mut parts, config) = open(&folder);
-        drop(hand_in(&store, &config, SEGMENT_EVENTS as usize, "{}"));
+        let (store, mut parts) = open(&folder);
+        drop(hand_in(&store, SEGMENT_EVENTS as usize, "{}"));
         while parts.write() {}
         let mut context = Context::from_waker(Waker::noop());
         let mut delete = |parts: &mut Parts, seq| {
@@ -585,11 +586,11 @@ mod tests {
             deleting.poll(&mut context)
         };
         assert_eq!(delete(&mut parts, 7), Poll::Ready(Ok(1)));
-        let file = schema::open_writer(&config.database_path).expect("whole");
+        let file = schema::open_writer(&path(&folder)).expect("whole");
         assert_eq!(file.execute("UPDATE holes SET checksum = checksum + 1", []), Ok(1));
 
         // The first of the next segment has the lists of this one stored.
-        drop(hand_in(&store, &config, 1, "{}"));
+        drop(hand_in(&store, 1, "{}"));
         while parts.write() | parts.seal() {}
         assert_eq!(store.integrity().damage, ["holes: those of segment 0 are damaged"]);
         let lists: i64 = file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0)).expect("read");
@@ -597,7 +598,7 @@ mod tests {
         parts.writer.work.hole_notes.found.push_back((0, vec![6]));
         assert_eq!(delete(&mut parts, 8), Poll::Ready(Err(Failure::Damaged)));
         assert_eq!(parts.writer.work.hole_notes.found.len(), 0);
-        let mut stored = hand_in(&store, &config, 1, "{}");
+        let mut stored = hand_in(&store, 1, "{}");
         while parts.write() {}
         assert!(matches!(stored.try_recv(), Ok(Ok(_))));
     }
@@ -607,7 +608,7 @@ mod tests {
         match answer.try_recv().expect("an answer").expect("a commit").outcomes {
             Outcomes::From(first, _) => (0..events).map(|n| Outcome::Stored(first.plus(n))).collect(),
             Outcomes::Each(outcomes, _) => outcomes.to_vec(),
-            Outcomes::Queued => unreachable!("asked for more than that"),
+            Outcomes::Queued => unreachable!("each asks for at least *stored*"),
         }
     }
 
@@ -620,64 +621,66 @@ mod tests {
 
     /// A file with events that have keys, and the pages of the two trees of the keys.
     fn with_keys(folder: &tempfile::TempDir, keys: &[String]) -> (Vec<u8>, Vec<u32>) {
-        let (store, mut parts, config) = open(folder);
+        let (store, mut parts) = open(folder);
         for key in keys {
-            drop(hand_in_messages(&store, &config, &[Some(key.as_str())], "{}"));
+            drop(hand_in_messages(&store, &[Some(key.as_str())], "{}"));
             while parts.write() {}
         }
         store.close();
         drop(parts.finish());
-        let file = schema::open_reader(&config.database_path).expect("whole");
+        let file = schema::open_reader(&path(folder)).expect("whole");
         let sql = "SELECT pageno FROM dbstat WHERE name IN ('idempotency_keys', 'sqlite_autoindex_idempotency_keys_1')";
         let mut pages = file.prepare(sql).expect("a table");
         let pages = pages.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<_>>>();
-        (std::fs::read(&config.database_path).expect("a file"), pages.expect("read"))
+        (std::fs::read(path(folder)).expect("a file"), pages.expect("read"))
     }
 
     #[test]
-    fn damage_that_a_key_meets_as_it_is_stored_costs_only_messages_with_keys() {
+    fn damage_in_the_table_of_keys_refuses_only_messages_with_keys() {
         const KEYS: usize = 100;
         // Long enough for some ten leaves of the index.
         let key = |name: &str| format!("{name}{}", "k".repeat(200));
         let folder = tempfile::tempdir().expect("a folder");
         let (whole, pages) = with_keys(&folder, &(0..KEYS).map(|n| key(&format!("{n:02}"))).collect::<Vec<_>>());
-        let path = folder.path().join("events.db");
+        let path = path(&folder);
         let (mut damaged, mut stored) = (0, 0);
         for page in pages {
             damage_page(&path, &whole, page);
             let mut last = Seq(KEYS as u64);
             for life in ["a", "b"] {
-                let (store, mut parts, config) = open(&folder);
+                let (store, mut parts) = open(&folder);
                 assert_eq!(store.committed(), last, "page {page}");
-                // Each falls between others in the index.
+                // Each is between two others in the index.
                 let keys = ["10", "50", "90"].map(|after| key(&format!("{after}{life}")));
                 let messages = [Some(keys[0].as_str()), None, Some(keys[1].as_str()), Some(keys[2].as_str())];
-                let first = hand_in(&store, &config, 1, "{}");
-                let second = hand_in_messages(&store, &config, &messages, "{}");
-                let third = hand_in(&store, &config, 1, "{}");
+                let first = hand_in(&store, 1, "{}");
+                let second = hand_in_messages(&store, &messages, "{}");
+                let third = hand_in(&store, 1, "{}");
                 assert!(parts.write());
-                let told = [outcomes(first, 1), outcomes(second, 4), outcomes(third, 1)].concat();
-                let are_damaged = told.contains(&Outcome::Damaged);
-                let places = match are_damaged {
+                let found = [outcomes(first, 1), outcomes(second, 4), outcomes(third, 1)].concat();
+                let are_damaged = found.contains(&Outcome::Damaged);
+                let nth_stored = match are_damaged {
                     true => [Some(1), None, Some(2), None, None, Some(3)],
                     false => [1, 2, 3, 4, 5, 6].map(Some),
                 };
                 let expected =
-                    places.map(|place| place.map_or(Outcome::Damaged, |place| Outcome::Stored(last.plus(place))));
-                assert_eq!(told, expected, "page {page}");
+                    nth_stored.map(|nth| nth.map_or(Outcome::Damaged, |nth| Outcome::Stored(last.plus(nth))));
+                assert_eq!(found, expected, "page {page}");
                 assert_eq!(are_damaged, !store.integrity().damage.is_empty(), "page {page}: {:?}", store.integrity());
                 last = last.plus(if are_damaged { 3 } else { 6 });
-                // Alone each tells what it meets. What was refused left nothing behind, and what was stored is known.
-                for (key, before) in keys.iter().zip([1, 3, 4].map(|place| told[place])) {
-                    let alone = hand_in_messages(&store, &config, &[Some(key.as_str())], "{}");
+                // Each key is sent again, alone. A refused message left no key behind; a stored one is replayed.
+                for (key, before) in keys.iter().zip([1, 3, 4].map(|index| found[index])) {
+                    let alone = hand_in_messages(&store, &[Some(key.as_str())], "{}");
                     assert!(parts.write());
                     match (before, outcomes(alone, 1)[0]) {
-                        (Outcome::Stored(before), fate) => assert_eq!(fate, Outcome::Replayed(before), "page {page}"),
+                        (Outcome::Stored(before), outcome) => {
+                            assert_eq!(outcome, Outcome::Replayed(before), "page {page}")
+                        }
                         (_, Outcome::Damaged) => damaged += 1,
-                        (_, fate) => {
+                        (_, outcome) => {
                             last = last.next();
                             stored += 1;
-                            assert_eq!(fate, Outcome::Stored(last), "page {page}");
+                            assert_eq!(outcome, Outcome::Stored(last), "page {page}");
                         }
                     }
                 }
@@ -695,20 +698,20 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_that_meets_a_damaged_page_is_refused_and_nothing_beside_it() {
+    fn a_deletion_that_meets_a_damaged_page_is_refused_and_events_of_its_commit_are_stored() {
         let folder = tempfile::tempdir().expect("a folder");
         let (whole, pages) = with_keys(&folder, &["a".to_owned(), "b".to_owned()]);
         let mut all_refused = 0;
         for page in pages {
-            damage_page(&folder.path().join("events.db"), &whole, page);
+            damage_page(&path(&folder), &whole, page);
             let mut left = 2;
             for life in 0..2 {
-                let (store, mut parts, config) = open(&folder);
+                let (store, mut parts) = open(&folder);
                 let mut context = Context::from_waker(Waker::noop());
                 let mut one = pin!(store.delete_chosen(vec![Seq(2)]));
                 let mut all = pin!(store.delete(None, Filter::default()));
                 assert!(one.as_mut().poll(&mut context).is_pending() && all.as_mut().poll(&mut context).is_pending());
-                let stored = hand_in(&store, &config, 1, "{}");
+                let stored = hand_in(&store, 1, "{}");
                 while parts.write() {}
                 let is_there = left > 1 || life == 0;
                 let expected = if is_there { Err(Failure::Damaged) } else { Ok(0) };
@@ -732,14 +735,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_page_of_the_oldest_events_costs_only_who_comes_to_it() {
+    fn a_wiped_page_of_the_oldest_events_fails_only_reads_that_need_it() {
         const EVENTS: usize = SEGMENT_EVENTS as usize;
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("events.db");
+        let path = path(&folder);
         // Some nine on a page.
         let payload = format!(r#"{{"x":"{}"}}"#, "x".repeat(400));
-        let (store, mut parts, config) = open(&folder);
-        drop(hand_in(&store, &config, EVENTS + 1, &payload));
+        let (store, mut parts) = open(&folder);
+        drop(hand_in(&store, EVENTS + 1, &payload));
         while parts.write() | parts.seal() {}
         store.close();
         drop(parts.finish());
@@ -749,13 +752,13 @@ mod tests {
 
         let mut context = Context::from_waker(Waker::noop());
         for life in 1..=2 {
-            let (store, mut parts, config) = open(&folder);
+            let (store, mut parts) = open(&folder);
             let before = store.committed();
             assert_eq!(store.reader().extent().map(|extent| extent.newest), Ok(before));
             let hour = store.reader().stats(Timestamp::now()).expect("counted").events_last_hour;
             assert!((1..=before.0).contains(&hour), "{hour} of {before:?}");
             // A full segment has its lists stored, and a deletion looks into them.
-            let mut stored = hand_in(&store, &config, EVENTS, &payload);
+            let mut stored = hand_in(&store, EVENTS, &payload);
             while parts.write() | parts.seal() {}
             assert!(matches!(stored.try_recv(), Ok(Ok(_))));
             let last = store.committed();
@@ -777,10 +780,14 @@ mod tests {
             while parts.write() {}
             assert_eq!(one.poll(&mut context), Poll::Ready(Ok(1)));
             let expected = if life == 1 { EVENTS as u64 } else { 0 };
-            assert_eq!(first_segment.poll(&mut context), Poll::Ready(Ok(expected)), "the lists tell, and not the page");
+            assert_eq!(
+                first_segment.poll(&mut context),
+                Poll::Ready(Ok(expected)),
+                "counted by the posting lists, without the page"
+            );
             assert_eq!(store.reader().extent().map(|extent| extent.oldest), Ok(Seq(EVENTS as u64 + 1)));
             let whole = store.reader().scan(&Query::default(), |_| std::ops::ControlFlow::Continue(()));
-            assert_eq!(whole, Ok(None), "no read comes to the page any more");
+            assert_eq!(whole, Ok(None), "no read needs the page any more");
             let mut newest = None;
             let query = Query { order: Order::NewestFirst, ..Query::default() };
             let read = store.reader().scan(&query, |event| {
