@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::endings::copy_files;
 use super::event::{ModelEvent, SESSIONS};
 use super::random::Random;
+use super::seeds::seeds;
 use super::world::folder;
 use crate::config::{Config, Durability};
 use crate::event::{Seq, Timestamp, TimestampText};
@@ -27,9 +28,7 @@ const COMMANDS_PER_ROUND: u64 = 12;
 
 #[test]
 fn applying_one_history_twice_makes_two_equal_databases() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let first = number("SIM_FIRST").unwrap_or(0);
-    for seed in first..first + number("SIM_SEEDS").map_or(SEEDS, |seeds| seeds / 5) {
+    for seed in seeds(SEEDS, 5) {
         let mut random = Random(seed);
         let [mut one, mut other] = [1, 2].map(|nth| Copy::new(Random(seed + nth * 1_000_003)));
         let mut history = History::default();
@@ -214,7 +213,7 @@ impl Copy {
         if self.group.is_empty() {
             return;
         }
-        // With commands of several kinds, a server that is alone goes on with those that make room.
+        // With commands of several kinds, a server that is alone goes on with those that free space.
         if self.group.len() == 1 && self.random.one_in(6) {
             self.parts.limit_disk(Some(self.random.below(2)));
             let answers = self.commit(false);

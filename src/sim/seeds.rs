@@ -1,5 +1,6 @@
 //! The test: which seeds are run, and how one runs.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -18,14 +19,7 @@ const ACTIONS_AFTER_CRASH: usize = 15;
 
 #[test]
 fn the_store_and_its_feeds_agree_with_a_model_in_any_order_of_actions() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => {
-            let first = number("SIM_FIRST").unwrap_or(0);
-            first..first + number("SIM_SEEDS").unwrap_or(SEEDS)
-        }
-    };
+    let seeds = seeds(SEEDS, 1);
     let crashes_every = number("SIM_CRASH_EVERY").is_some_and(|number| number > 0);
     let next = AtomicU64::new(seeds.start);
     let run_some = || {
@@ -44,6 +38,23 @@ fn the_store_and_its_feeds_agree_with_a_model_in_any_order_of_actions() {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         (0..threads).for_each(|_| drop(scope.spawn(run_some)));
     });
+}
+
+/// The seeds to run: the one of `SIM_SEED`, or as many as usual from `SIM_FIRST` on, or one for each `part` of
+/// `SIM_SEEDS`.
+pub fn seeds(usual: u64, part: u64) -> Range<u64> {
+    match number("SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => {
+            let first = number("SIM_FIRST").unwrap_or(0);
+            first..first + number("SIM_SEEDS").map_or(usual, |seeds| seeds / part)
+        }
+    }
+}
+
+/// A number that is set in the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
 fn run(seed: u64) {
@@ -83,7 +94,7 @@ impl Run {
     }
 }
 
-/// The actions so far, each with the last event before it, printed if one of them panics.
+/// The actions until now, each with the last event before it, printed if one of them panics.
 struct Log {
     seed: u64,
     actions: Vec<String>,

@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(written, Ok(1_000));
         let shared = &store.shared;
         let (running, stopped) = crossbeam_channel::bounded(0);
-        let connection = pages_connection(&config.database_path, shared, stopped).expect("whole");
+        let connection = pages_connection(&config.database_path, shared, stopped).expect("undamaged");
         let all = || check::pages(&connection, Pages::Quick, |damage| panic!("{damage}"));
         assert_eq!(all(), Ok(true));
         let closed = shared.pool.close_gate();
@@ -126,7 +126,7 @@ mod tests {
         drop(running);
         assert_eq!(all(), Ok(false), "the server ends");
 
-        let mut looking = schema::open_reader(&config.database_path).expect("whole");
+        let mut looking = schema::open_reader(&config.database_path).expect("undamaged");
         let (store, is_waited_for) = (shared.clone(), Arc::new(AtomicBool::new(false)));
         let noted = is_waited_for.clone();
         let note = move || {

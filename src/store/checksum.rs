@@ -33,12 +33,7 @@ pub fn of_event(
 
 /// The checksum of a row of `event_index`.
 pub fn of_list(segment: i64, kind: i64, key: &[u8], offsets: &[u8]) -> i32 {
-    let mut row = Vec::with_capacity(32 + key.len() + offsets.len());
-    row.extend_from_slice(&segment.to_le_bytes());
-    row.extend_from_slice(&kind.to_le_bytes());
-    add(&mut row, key);
-    add(&mut row, offsets);
-    finish(&row)
+    of_numbers_and_fields([segment, kind], [key, offsets])
 }
 
 /// The checksum of a row of `subscriptions`.
@@ -52,12 +47,7 @@ pub fn of_subscription(name: &str, filters: &str, position: i64, last_seen: &str
 
 /// The checksum of a row of `idempotency_keys`.
 pub fn of_key(first: i64, count: i64, key: &[u8], digest: &[u8]) -> i32 {
-    let mut row = Vec::with_capacity(32 + key.len() + digest.len());
-    row.extend_from_slice(&first.to_le_bytes());
-    row.extend_from_slice(&count.to_le_bytes());
-    add(&mut row, key);
-    add(&mut row, digest);
-    finish(&row)
+    of_numbers_and_fields([first, count], [key, digest])
 }
 
 /// The checksum of a row of `holes`.
@@ -73,6 +63,13 @@ pub fn of_holes(segment: i64, count: i64, offsets: &[u8]) -> i32 {
 pub fn of_meta(key: &str, value: i64) -> i32 {
     let mut row = value.to_le_bytes().to_vec();
     add(&mut row, key.as_bytes());
+    finish(&row)
+}
+
+fn of_numbers_and_fields(numbers: [i64; 2], fields: [&[u8]; 2]) -> i32 {
+    let mut row = Vec::with_capacity(32 + fields[0].len() + fields[1].len());
+    numbers.iter().for_each(|number| row.extend_from_slice(&number.to_le_bytes()));
+    fields.iter().for_each(|field| add(&mut row, field));
     finish(&row)
 }
 

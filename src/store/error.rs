@@ -11,7 +11,7 @@ pub enum Error {
     Damaged(String),
     #[error("the reading took longer than it may")]
     TookTooLong,
-    #[error("nobody waits for the reading any more")]
+    #[error("the reading was cancelled, because no client waits for it")]
     Abandoned,
     #[error("the disk is full ({0})")]
     DiskFull(#[source] rusqlite::Error),
@@ -34,7 +34,7 @@ impl Error {
         matches!(self, Self::TookTooLong)
     }
 
-    /// What a client hears.
+    /// The failure that a client hears.
     pub fn failure(&self) -> Failure {
         if self.is_damage() { Failure::Damaged } else { Failure::Unavailable }
     }

@@ -30,25 +30,40 @@ pub fn hand_in_ticks(store: &Store, events: usize, idempotency_key: Option<&str>
     hand_in(store, sessions.map(|id| Event { session_id: Some(id), payload, idempotency_key, ..tick() }));
 }
 
+/// The database in a folder.
+pub fn path(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("events.db")
+}
+
+/// Opens the database in a folder, or creates it.
+pub fn open(folder: &tempfile::TempDir) -> (Store, Parts) {
+    Store::open_parts(&Config::of_test(path(folder))).expect("open")
+}
+
+/// Ends a server in order.
+pub fn close(store: &Store, parts: Parts) {
+    store.close();
+    drop(parts.finish());
+}
+
 /// A file with this many ticks of one session, none of which is in the index yet. One in a hundred has a key.
 pub fn file_with(events: u64) -> (tempfile::TempDir, Config) {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = Config::of_test(folder.path().join("events.db"));
-    let (store, mut parts) = Store::open_parts(&config).expect("open");
+    let (store, mut parts) = open(&folder);
     for n in 1..=events {
         hand_in_ticks(&store, 1, (n % 100 == 0).then(|| format!("key-{n}{}", "k".repeat(200))).as_deref());
         if n % 64 == 0 || n == events {
             while parts.write() {}
         }
     }
-    store.close();
-    drop(parts.finish());
+    close(&store, parts);
+    let config = Config::of_test(path(&folder));
     (folder, config)
 }
 
 /// A record of three segments of ticks in five sessions, none of which is in the index yet.
 pub fn three_segments(folder: &tempfile::TempDir) -> (Store, Parts) {
-    let (store, mut parts) = Store::open_parts(&Config::of_test(folder.path().join("events.db"))).expect("open");
+    let (store, mut parts) = open(folder);
     let sessions = ["0", "1", "2", "3", "4"].into_iter().cycle().take(3 * SEGMENT_EVENTS as usize);
     hand_in(&store, sessions.map(|id| Event { session_id: Some(id), ..tick() }));
     while parts.write() {}
@@ -102,7 +117,7 @@ pub fn renumber(path: &Path, seq: u64, to: u64) {
 
 /// The leaves of a table in the order of its tree: where in the file each begins.
 pub fn leaves(path: &Path, table: &str) -> Vec<usize> {
-    let file = schema::open_reader(path).expect("whole");
+    let file = schema::open_reader(path).expect("undamaged");
     let sql = "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path";
     let mut pages = file.prepare(sql).expect("a table");
     let pages = pages.query_map([table], |row| row.get::<_, i64>(0)).expect("read");
@@ -114,6 +129,12 @@ pub fn copy_page(path: &Path, from: usize, to: usize) {
     let mut bytes = std::fs::read(path).expect("a file");
     bytes.copy_within(from..from + PAGE_BYTES as usize, to);
     std::fs::write(path, bytes).expect("written");
+}
+
+/// Fills a page, counted from 1, with zeros, as a disk returns one that was never written.
+pub fn wipe_page(bytes: &mut [u8], page: u32) {
+    let end = page as usize * PAGE_BYTES as usize;
+    bytes[end - PAGE_BYTES as usize..end].fill(0);
 }
 
 /// The file into which a repair writes.

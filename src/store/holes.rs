@@ -197,7 +197,7 @@ mod tests {
         for to in [at - 128, at + 128, at + 8_192] {
             let (_folder, config) = file_with(300);
             renumber(&config.database_path, at, to);
-            let file = schema::open_reader(&config.database_path).expect("whole");
+            let file = schema::open_reader(&config.database_path).expect("undamaged");
             let found = find(&file, segments::segment_of(Seq(at)));
             assert!(found.is_err_and(|error| is_damage(&error)), "{to}");
         }
@@ -208,7 +208,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, mut parts) = three_segments(&folder);
         let left = delete_most(&store, &mut parts);
-        let mut file = schema::open_writer(&folder.path().join("events.db")).expect("whole");
+        let mut file = schema::open_writer(&folder.path().join("events.db")).expect("undamaged");
         let count = |file: &mut Connection, from: u64, to: u64| {
             let steps = Arc::new(AtomicUsize::new(0));
             let counted = steps.clone();

@@ -326,7 +326,7 @@ mod tests {
     use super::*;
     use crate::event::{Field, Filter};
     use crate::store::Query;
-    use crate::store::fixture::{file_with, hand_in_ticks, renumber};
+    use crate::store::fixture::{close, file_with, hand_in_ticks, renumber};
 
     #[test]
     fn a_damaged_number_of_the_last_event_changes_no_later_number() {
@@ -347,8 +347,7 @@ mod tests {
                     std::ops::ControlFlow::Continue(())
                 });
                 assert_eq!((scanned, numbers), (Ok(None), (last + 1..=last + 21).collect()), "{to}");
-                store.close();
-                drop(parts.finish());
+                close(&store, parts);
             }
         }
     }
@@ -361,7 +360,7 @@ mod tests {
             for _ in 0..2 {
                 let (store, mut parts) = Store::open_parts(&config).expect("open");
                 while parts.seal() | parts.write() {}
-                let file = schema::open_reader(&config.database_path).expect("whole");
+                let file = schema::open_reader(&config.database_path).expect("undamaged");
                 let sealed = file.prepare("SELECT DISTINCT segment FROM event_index").and_then(|mut sealed| {
                     sealed.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()
                 });
@@ -373,8 +372,7 @@ mod tests {
                 query.after = Seq(199);
                 let scanned = store.reader().scan(&query, |_| std::ops::ControlFlow::Continue(()));
                 assert!(scanned.is_err_and(|error| error.to_string().contains("0000000000c8")), "{to}");
-                store.close();
-                drop(parts.finish());
+                close(&store, parts);
             }
         }
     }

@@ -213,9 +213,7 @@ fn save_subscriptions(old: &Connection, new: &Connection) -> rusqlite::Result<u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::store::Store;
-    use crate::store::fixture::{copy_page, file_with, hand_in, leaves, new_file, renumber, tick};
+    use crate::store::fixture::{close, copy_page, file_with, hand_in, leaves, new_file, open, path, renumber, tick};
 
     #[test]
     fn the_statistics_show_whether_the_time_of_a_last_event_without_checksum_is_damaged() {
@@ -231,18 +229,16 @@ mod tests {
         ];
         for (damage, expected) in cases {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config::of_test(folder.path().join("events.db"));
-            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let (store, mut parts) = open(&folder);
             (0..LAST).for_each(|_| hand_in(&store, [tick()]));
             while parts.write() {}
-            store.close();
-            drop(parts.finish());
+            close(&store, parts);
             // As in a file from before format 3, to which nothing was added.
-            let file = schema::open_writer(&config.database_path).expect("whole");
+            let file = schema::open_writer(&path(&folder)).expect("undamaged");
             meta::set(&file, meta::UNCHECKED_THROUGH, LAST as i64).expect("written");
             file.execute_batch(&format!("UPDATE events SET checksum = NULL; {damage}")).expect("written");
             drop(file);
-            let repaired = repair(&config.database_path, &folder.path().join("new.db")).expect("repaired");
+            let repaired = repair(&path(&folder), &new_file(&folder)).expect("repaired");
             let expected: Vec<_> = expected.iter().map(|seq| Seq(*seq).id().to_string()).collect();
             assert_eq!(repaired.damaged, expected, "{damage}");
             assert_eq!(repaired.events, LAST - expected.len() as u64, "{damage}");
@@ -257,7 +253,7 @@ mod tests {
             renumber(&config.database_path, seq, to);
             let repaired = repair(&config.database_path, &new_file(&folder)).expect("repaired");
             assert_eq!((repaired.events, repaired.damaged.len()), (299, 1), "{seq} is {to}: {repaired:?}");
-            let new = schema::open_reader(&new_file(&folder)).expect("whole");
+            let new = schema::open_reader(&new_file(&folder)).expect("undamaged");
             assert_eq!(meta::get(&new, meta::LAST_SEQ), Ok(300), "{seq} is {to}");
         }
     }

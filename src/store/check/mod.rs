@@ -102,13 +102,14 @@ fn can_be_verified(connection: &Connection) -> Result<(), CheckError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::task::{Context, Waker};
 
     use super::*;
     use crate::config::Config;
     use crate::event::{Event, EventTypes, Field, Filter, Seq, Timestamp, TimestampText};
     use crate::sim::random::Random;
-    use crate::store::fixture::{self, delete};
+    use crate::store::fixture::{self, close, delete, wipe_page};
     use crate::store::read::EVENTS_PER_LOOK_AT_CLOCK;
     use crate::store::schema::meta;
     use crate::store::segments::SEGMENT_EVENTS;
@@ -175,11 +176,6 @@ mod tests {
         (events, found)
     }
 
-    fn finish((store, parts): (Store, Parts)) {
-        store.close();
-        drop(parts.finish());
-    }
-
     fn found(path: &Path) -> (Result<u64, CheckError>, Vec<String>) {
         let mut found = Vec::new();
         let events = check(path, |what| found.push(what), |_| {});
@@ -217,15 +213,15 @@ mod tests {
     fn the_check_of_an_undamaged_file_finds_nothing_and_a_repair_loses_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, new) = (folder.path().join("a.db"), folder.path().join("b.db"));
-        let parts = filled(&path);
+        let (store, parts) = filled(&path);
         assert_eq!(found(&path), (Ok(197), vec![]), "while a server runs on it");
-        finish(parts);
+        close(&store, parts);
         assert_eq!(found(&path), (Ok(197), vec![]));
         let repaired = repair(&path, &new).expect("repaired");
         assert_eq!((repaired.events, repaired.missing, repaired.deleted), (197, 3, 3));
         assert_eq!((repaired.keys, repaired.subscriptions, repaired.damaged.len()), (29, 1, 0));
         assert_eq!(found(&new), (Ok(197), vec![]));
-        let (before, after) = (open(&path).expect("whole").0, open(&new).expect("whole").0);
+        let (before, after) = (open(&path).expect("undamaged").0, open(&new).expect("undamaged").0);
         assert_eq!(contents(&before), contents(&after));
         assert_ne!(before.epoch(), after.epoch());
         assert_eq!(before.committed(), after.committed());
@@ -245,7 +241,8 @@ mod tests {
         let lists = 2 + 5 + SEGMENT_EVENTS / 2 + 1;
         // The last transaction for events, or for lists, finds no more of them, and keys there are few.
         let of_segment = (SEGMENT_EVENTS / rows + 1) + 1 + (lists / rows + 1);
-        // The open segment has two, for its event and for its keys, and nothing comes behind the last of all.
+        // The open segment has two, for its event and for its keys, and nothing comes after the last transaction of
+        // all.
         assert_eq!(came_to.len() as u64 - 1, 3 * of_segment + 1);
     }
 
@@ -349,6 +346,26 @@ mod tests {
         assert_eq!(found_after[2], [""; 0]);
     }
 
+    /// A file of which damaged copies are made.
+    struct Original {
+        folder: tempfile::TempDir,
+        /// Where the copies go.
+        copy: PathBuf,
+        whole: Vec<u8>,
+        before: Contents,
+    }
+
+    /// A file as [`filled`] makes it, that no server has open.
+    fn original() -> Original {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
+        let (store, parts) = filled(&path);
+        close(&store, parts);
+        let whole = std::fs::read(&path).expect("a file");
+        let before = contents(&open(&path).expect("undamaged").0);
+        Original { folder, copy, whole, before }
+    }
+
     /// Writes a damaged copy, as if nothing had ever been beside it.
     fn put(copy: &Path, damaged: &[u8]) {
         for end in ["-wal", "-shm", ".lock"] {
@@ -363,11 +380,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed_or_without_effect_and_none_is_served_as_data() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
-        finish(filled(&path));
-        let whole = std::fs::read(&path).expect("a file");
-        let before = contents(&open(&path).expect("whole").0);
+        let Original { folder: _folder, copy, whole, before } = original();
         let (mut noticed, mut harmless, mut refused) = (0, 0, 0);
         // With a prime stride all offsets within a page come up, and each bit of a byte.
         for (turn, at) in (0..whole.len()).step_by(61).enumerate() {
@@ -400,11 +413,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_in_the_definition_of_a_table_is_refused_or_noticed_or_without_effect() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
-        finish(filled(&path));
-        let whole = std::fs::read(&path).expect("a file");
-        let before = contents(&open(&path).expect("whole").0);
+        let Original { folder, copy, whole, before } = original();
         let new = folder.path().join("new.db");
         let (mut refused, mut saved, mut noticed, mut harmless) = (0, 0, 0, 0);
         // The first page holds nothing else, after a header of 100 bytes.
@@ -437,7 +446,7 @@ mod tests {
                     harmless += 1;
                     assert!(contents(&store) == before, "byte {at}, {around:?}: something else is read");
                     append(&store, &mut parts, 200..201);
-                    finish((store, parts));
+                    close(&store, parts);
                 }
             }
         }
@@ -450,8 +459,9 @@ mod tests {
     fn a_repair_loses_only_the_event_whose_time_is_damaged_among_events_without_checksums() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.db");
-        finish(filled(&path));
-        let file = schema::open_writer(&path).expect("whole");
+        let (store, parts) = filled(&path);
+        close(&store, parts);
+        let file = schema::open_writer(&path).expect("undamaged");
         // Up to number 100 as in a file from before format 3; one time is centuries late, one days, one early.
         meta::set(&file, meta::UNCHECKED_THROUGH, 100).expect("written");
         file.execute_batch(
@@ -470,18 +480,13 @@ mod tests {
 
     #[test]
     fn a_repair_saves_the_readable_events_whichever_page_is_lost() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (path, copy) = (folder.path().join("a.db"), folder.path().join("copy.db"));
-        finish(filled(&path));
-        let whole = std::fs::read(&path).expect("a file");
-        let before = contents(&open(&path).expect("whole").0);
+        let Original { folder, copy, whole, before } = original();
         const ROOT: &str = "SELECT rootpage FROM sqlite_schema WHERE name = 'events'";
-        let connection = schema::open_reader(&path).expect("whole");
-        let root: i64 = connection.query_row(ROOT, [], |row| row.get(0)).expect("a table");
-        for page in 1..whole.len() / 4_096 {
-            // A page that was never written, as a disk may return it.
+        let connection = schema::open_reader(&folder.path().join("a.db")).expect("undamaged");
+        let root: u32 = connection.query_row(ROOT, [], |row| row.get(0)).expect("a table");
+        for page in 2..=(whole.len() / 4_096) as u32 {
             let mut damaged = whole.clone();
-            damaged[page * 4_096..(page + 1) * 4_096].fill(0);
+            wipe_page(&mut damaged, page);
             put(&copy, &damaged);
             let new = folder.path().join("new.db");
             for file in ["new.db", "new.db.lock"] {
@@ -491,12 +496,12 @@ mod tests {
                 Ok(repaired) => repaired,
                 Err(error) => {
                     // Without the root no event is found.
-                    assert!(page as i64 + 1 == root && !new.exists(), "page {page}: {error}");
+                    assert!(page == root && !new.exists(), "page {page}: {error}");
                     continue;
                 }
             };
             assert_eq!(found(&new), (Ok(repaired.events), vec![]), "page {page}");
-            let (after, is_complete) = contents(&open(&new).expect("whole").0).events.swap_remove(0);
+            let (after, is_complete) = contents(&open(&new).expect("undamaged").0).events.swap_remove(0);
             assert!(is_complete && were_stored(&after, &before), "page {page}");
             // A leaf holds some twenty events.
             assert!(after.len() as u64 == repaired.events && after.len() >= 150, "page {page}: {}", after.len());
@@ -511,14 +516,15 @@ mod tests {
         for (named, damage) in [("holes: ", ""), ("event_stats: ", NO_TEXT)] {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("a.db");
-            finish(filled(&path));
-            let file = schema::open_writer(&path).expect("whole");
+            let (store, parts) = filled(&path);
+            close(&store, parts);
+            let file = schema::open_writer(&path).expect("undamaged");
             file.execute_batch(&format!("UPDATE events SET payload = '[}}' WHERE seq = 3; {damage}")).expect("written");
             let root: u32 = file.query_row(ROOT, [], |row| row.get(0)).expect("a table");
             drop(file);
             if damage.is_empty() {
                 let mut bytes = std::fs::read(&path).expect("a file");
-                bytes[(root as usize - 1) * 4_096..root as usize * 4_096].fill(0);
+                wipe_page(&mut bytes, root);
                 put(&path, &bytes);
             }
             let (events, damage) = found(&path);

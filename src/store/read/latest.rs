@@ -46,7 +46,7 @@ impl Latest {
         if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Notes what was found in a segment that comes before the events noted so far.
+    /// Notes what was found in a segment that comes before the events noted until now.
     pub fn note_all(&mut self, values: Values) {
         let mut found = values.found;
         found.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));

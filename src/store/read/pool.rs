@@ -25,7 +25,7 @@ pub struct Pool {
 }
 
 /// Idle connections that stay open. Reads run on the threads for blocking work. If more than 8 run at one time, opening
-/// a connection for each (about 100 µs) costs less than more idle ones.
+/// a connection for each of the others (about 100 µs) costs less than more idle connections.
 const IDLE_MAX: usize = 8;
 
 /// How long a read waits at the gate. A checkpoint usually takes about 10 ms. If one takes longer than 1 s on a slow

@@ -112,7 +112,7 @@ impl<'c> Walk<'c> {
             _ => return Err(out_of_order(beside)),
         };
         match stored(row, self.record.unchecked_through) {
-            // The row is damaged, but if no event is missing its number may be right.
+            // If no event is missing, the number of the row may be right although the row is damaged.
             Err(error) if self.count_events(between)? > 0 => Err(error),
             _ => Ok(()),
         }

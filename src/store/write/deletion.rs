@@ -267,10 +267,9 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::config::Config;
     use crate::event::{Event, EventTypes, Filter};
     use crate::record::Failure;
-    use crate::store::fixture::{hand_in, tick};
+    use crate::store::fixture::{hand_in, open, path, tick};
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Query, Receipt, Store, schema};
     use crate::wire::Batch;
@@ -296,8 +295,7 @@ mod tests {
     fn a_posting_list_is_removed_with_its_last_event_when_the_others_were_deleted_by_time() {
         for is_sealed in [true, false] {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config::of_test(folder.path().join("events.db"));
-            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let (store, mut parts) = open(&folder);
             let seal = |parts: &mut Parts| {
                 append(&store, SEGMENT_EVENTS + 1..=SEGMENT_EVENTS + 1);
                 while parts.write() | parts.seal() {}
@@ -319,7 +317,7 @@ mod tests {
             if !is_sealed {
                 seal(&mut parts);
             }
-            let file = schema::open_reader(&config.database_path).expect("whole");
+            let file = schema::open_reader(&path(&folder)).expect("undamaged");
             let mut keys = file.prepare("SELECT key FROM event_index WHERE kind = 2 ORDER BY key").expect("a table");
             let keys = keys.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<String>>>();
             // A deletion by time alone looks at no list that is stored already.
@@ -331,8 +329,7 @@ mod tests {
     #[test]
     fn one_commit_deletes_only_as_many_events_as_its_bound_in_bytes_allows() {
         let folder = tempfile::tempdir().expect("a folder");
-        let config = Config::of_test(folder.path().join("events.db"));
-        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let (store, mut parts) = open(&folder);
         let payload = &format!(r#"{{"x":"{}"}}"#, "x".repeat(CHOSEN_BYTES_PER_COMMIT / 2));
         hand_in(&store, (0..3).map(|_| Event { payload, ..tick() }));
         while parts.write() {}
@@ -346,15 +343,14 @@ mod tests {
         let orders = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
         for (damaged, order) in (1..=3).flat_map(|damaged| orders.map(|order| (damaged, order))) {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = Config::of_test(folder.path().join("events.db"));
-            let (store, mut parts) = Store::open_parts(&config).expect("open");
+            let (store, mut parts) = open(&folder);
             let (mut batch, types) = (Batch::default(), EventTypes::builtin());
             (0..3).for_each(|_| batch.push(&tick(), &types));
             batch.set_key("request");
             store.try_append(batch, Receipt::synced().0).expect("space in the queue");
             while parts.write() {}
             // The key as format 3 left it.
-            let file = schema::open_writer(&config.database_path).expect("whole");
+            let file = schema::open_writer(&path(&folder)).expect("undamaged");
             file.execute_batch("UPDATE idempotency_keys SET digest = NULL, checksum = NULL").expect("written");
             let flipped = file.execute("UPDATE events SET payload = '[}' WHERE seq = ?1", [damaged as i64]);
             assert_eq!(flipped, Ok(1));
@@ -388,11 +384,10 @@ mod tests {
     #[test]
     fn statistics_are_empty_after_the_last_event_is_deleted_even_if_one_was_damaged() {
         let folder = tempfile::tempdir().expect("a folder");
-        let config = Config::of_test(folder.path().join("events.db"));
-        let (store, mut parts) = Store::open_parts(&config).expect("open");
+        let (store, mut parts) = open(&folder);
         append(&store, 1..=3);
         while parts.write() {}
-        let file = schema::open_writer(&config.database_path).expect("whole");
+        let file = schema::open_writer(&path(&folder)).expect("undamaged");
         assert_eq!(file.execute("UPDATE events SET event_type = 'timer_tock' WHERE seq = 2", []), Ok(1));
         let by_type = || store.reader().stats(Timestamp::now()).expect("read").by_type;
         assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 3);

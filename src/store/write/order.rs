@@ -1,5 +1,5 @@
 //! Order: which commands the next transaction applies, and at what time. Here, where one server is alone with its file,
-//! the queue is the order; in a cluster a log will be. What comes behind it reads no clock.
+//! the queue is the order; in a cluster a log will be. The steps after it read no clock.
 
 use std::time::Duration;
 

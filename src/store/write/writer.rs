@@ -488,28 +488,18 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::config::Config;
     use crate::event::{Event, EventTypes, Filter};
-    use crate::store::fixture::tick;
+    use crate::store::fixture::{close, open, path, tick, wipe_page};
     use crate::store::schema;
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Order, Parts, Query, Receipt, Store};
     use crate::wire::Batch;
-
-    fn path(folder: &tempfile::TempDir) -> PathBuf {
-        folder.path().join("events.db")
-    }
-
-    fn open(folder: &tempfile::TempDir) -> (Store, Parts) {
-        Store::open_parts(&Config::of_test(path(folder))).expect("open")
-    }
 
     fn hand_in(store: &Store, events: usize, payload: &str) -> oneshot::Receiver<Result<Stored, Failure>> {
         hand_in_messages(store, &vec![None; events], payload)
@@ -586,7 +576,7 @@ mod tests {
             deleting.poll(&mut context)
         };
         assert_eq!(delete(&mut parts, 7), Poll::Ready(Ok(1)));
-        let file = schema::open_writer(&path(&folder)).expect("whole");
+        let file = schema::open_writer(&path(&folder)).expect("undamaged");
         assert_eq!(file.execute("UPDATE holes SET checksum = checksum + 1", []), Ok(1));
 
         // The first of the next segment has the lists of this one stored.
@@ -612,10 +602,10 @@ mod tests {
         }
     }
 
-    /// Fills the page of a file with zeros, as a disk may return one.
+    /// Writes a file with one page wiped.
     fn damage_page(path: &std::path::Path, whole: &[u8], page: u32) {
-        let (mut bytes, end) = (whole.to_vec(), page as usize * PAGE_BYTES as usize);
-        bytes[end - PAGE_BYTES as usize..end].fill(0);
+        let mut bytes = whole.to_vec();
+        wipe_page(&mut bytes, page);
         std::fs::write(path, bytes).expect("written");
     }
 
@@ -626,9 +616,8 @@ mod tests {
             drop(hand_in_messages(&store, &[Some(key.as_str())], "{}"));
             while parts.write() {}
         }
-        store.close();
-        drop(parts.finish());
-        let file = schema::open_reader(&path(folder)).expect("whole");
+        close(&store, parts);
+        let file = schema::open_reader(&path(folder)).expect("undamaged");
         let sql = "SELECT pageno FROM dbstat WHERE name IN ('idempotency_keys', 'sqlite_autoindex_idempotency_keys_1')";
         let mut pages = file.prepare(sql).expect("a table");
         let pages = pages.query_map([], |row| row.get(0)).expect("read").collect::<rusqlite::Result<Vec<_>>>();
@@ -690,8 +679,7 @@ mod tests {
                 });
                 assert_eq!(found, Ok([last, last]), "page {page}");
                 drop(file);
-                store.close();
-                drop(parts.finish());
+                close(&store, parts);
             }
         }
         assert!(damaged > 0 && stored > 0, "{damaged} damaged, {stored} stored");
@@ -727,8 +715,7 @@ mod tests {
                 left += 1;
                 assert_eq!(outcomes(stored, 1), [Outcome::Stored(Seq(3 + life))], "page {page}");
                 assert!(!store.integrity().damage.is_empty());
-                store.close();
-                drop(parts.finish());
+                close(&store, parts);
             }
         }
         assert_eq!(all_refused, 2, "where the keys themselves are damaged");
@@ -744,8 +731,7 @@ mod tests {
         let (store, mut parts) = open(&folder);
         drop(hand_in(&store, EVENTS + 1, &payload));
         while parts.write() | parts.seal() {}
-        store.close();
-        drop(parts.finish());
+        close(&store, parts);
         const OLDEST: &str = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY path";
         let page = schema::open_reader(&path).and_then(|file| file.query_row(OLDEST, [], |row| row.get(0)));
         damage_page(&path, &std::fs::read(&path).expect("a file"), page.expect("a page"));
@@ -796,8 +782,7 @@ mod tests {
             });
             assert_eq!((read, newest), (Ok(Some(last.prev())), Some(last.prev())));
             assert_eq!(store.integrity().damage[0], "events: database disk image is malformed");
-            store.close();
-            drop(parts.finish());
+            close(&store, parts);
         }
     }
 }
