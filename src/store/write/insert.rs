@@ -18,7 +18,7 @@ use crate::store::shared::Shared;
 use crate::wire::batch::{Batch, Keyed};
 
 /// Events of one statement: 16 take 16 % fewer instructions than single ones, 64 take 12 % more. With more than 16, the
-/// parameters do not fit into the memory that SQLite reserves for a connection, and each costs an allocation.
+/// parameters do not fit into the lookaside memory of a connection, and each costs an allocation.
 const ROWS_PER_INSERT: usize = 16;
 
 const COLUMNS: usize = 7;
