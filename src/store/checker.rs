@@ -33,24 +33,33 @@ impl Checker {
     pub(super) fn run(self, stopped: &Receiver<()>) {
         let integrity = self.shared.integrity.clone();
         integrity.lock().progress = Progress::Running;
-        match self.check(stopped) {
-            Ok(Some(events)) => {
-                let mut integrity = integrity.lock();
-                (integrity.progress, integrity.events) = (Progress::Done, events);
+        loop {
+            match self.check(stopped) {
+                Ok(Some(events)) => {
+                    let mut integrity = integrity.lock();
+                    (integrity.progress, integrity.events) = (Progress::Done, events);
+                }
+                Ok(None) => {}
+                Err(error) if error.is_damage() => integrity.lock().note(error.to_string()),
+                // Such as no file descriptor left: the check begins again.
+                Err(error) => {
+                    tracing::warn!(%error, "check the database");
+                    if stopped.recv_timeout(TRY_AGAIN_MAX) == Err(RecvTimeoutError::Timeout) {
+                        continue;
+                    }
+                }
             }
-            Ok(None) => {}
-            Err(error) if error.is_damage() => integrity.lock().note(error.to_string()),
-            Err(error) => tracing::warn!(%error, "check the database"),
+            return;
         }
     }
 
     /// Returns how many events there are, or `None` if it was stopped.
-    fn check(self, stopped: &Receiver<()>) -> Result<Option<u64>> {
+    fn check(&self, stopped: &Receiver<()>) -> Result<Option<u64>> {
         let Checker { path, shared } = self;
         let found = |what| shared.integrity.lock().note(what);
         let is_stopped = |rest| stopped.recv_timeout(rest) != Err(RecvTimeoutError::Timeout);
-        let connection = pages_connection(&path, &shared, stopped.clone())?;
-        let pages = || pages(&connection, &shared, found);
+        let connection = pages_connection(path, shared, stopped.clone())?;
+        let pages = || pages(&connection, shared, found);
         let mut is_done = pages()?;
 
         let mut began = Instant::now();

@@ -37,7 +37,7 @@ pub struct Repaired {
 /// Why there is no new file.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
-    #[error("{0} exists: the new file is made, not overwritten")]
+    #[error("{0} exists: a repair overwrites no file")]
     Exists(PathBuf),
     #[error("{0} was written by another version or program: let a server of this version open it first")]
     NotOurs(PathBuf),
@@ -64,6 +64,12 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     if !from.exists() {
         return Err(RepairError::File(from.to_owned(), std::io::ErrorKind::NotFound.into()));
     }
+    // A copy with mended definitions or a mended log goes there, and is removed at the end.
+    let mended = beside(into, ".damaged");
+    let files_of_copy = ["", "-wal", "-shm"].map(|end| beside(&mended, end));
+    if let Some(there) = files_of_copy.iter().find(|file| file.exists()) {
+        return Err(RepairError::Exists(there.clone()));
+    }
     // No file is made beside the database of another program.
     if is_another_programs(from).map_err(|error| RepairError::Unreadable(from.to_owned(), error))? {
         return Err(RepairError::Foreign(from.to_owned()));
@@ -73,7 +79,6 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
     let held = lock(from).map_err(file)?.ok_or_else(|| RepairError::InUse(from.to_owned()))?;
     let severed = wal::examine(from).map_err(file)?;
     private_file(into).map_err(|error| RepairError::File(into.to_owned(), error))?;
-    let mended = beside(into, ".damaged");
     let saved = open_old(from, severed.is_some(), &mended).and_then(|old| {
         let saved = save(&old, into, sidecar::last_noted(&held));
         saved.map_err(|error| match is_damage(&error) {
@@ -81,7 +86,7 @@ pub fn repair(from: &Path, into: &Path) -> Result<Repaired, RepairError> {
             false => RepairError::Write(into.to_owned(), error),
         })
     });
-    for file in ["", "-wal", "-shm"].map(|end| beside(&mended, end)) {
+    for file in files_of_copy {
         let _ = std::fs::remove_file(file);
     }
     if saved.is_err() {
@@ -243,6 +248,18 @@ mod tests {
             assert_eq!(repaired.damaged, expected, "{damage}");
             assert_eq!(repaired.events, LAST - expected.len() as u64, "{damage}");
         }
+    }
+
+    #[test]
+    fn a_repair_removes_and_overwrites_no_file_that_was_there() {
+        let (folder, config) = file_with(20);
+        let new = new_file(&folder);
+        let old = beside(&new, ".damaged");
+        std::fs::rename(&config.database_path, &old).expect("renamed");
+        let before = std::fs::read(&old).expect("a file");
+        assert!(matches!(repair(&old, &new), Err(RepairError::Exists(there)) if there == old));
+        assert_eq!(std::fs::read(&old).expect("still there"), before);
+        assert_eq!(repair(&old, &new.with_extension("saved")).expect("repaired").events, 20);
     }
 
     #[test]

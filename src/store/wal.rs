@@ -128,7 +128,11 @@ fn has_other(log: &File, database: &File, pages: &HashMap<u32, u64>, page_len: u
 /// # Errors
 /// When it cannot be read, written or synced.
 pub fn settle(database: &Path) -> std::io::Result<()> {
-    let Ok(log) = OpenOptions::new().read(true).write(true).open(beside(database)) else { return Ok(()) };
+    let log = match OpenOptions::new().read(true).write(true).open(beside(database)) {
+        Ok(log) => log,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
     let (mut piece, mut at) = (vec![0; 1 << 20], 0);
     loop {
         match log.read_at(&mut piece, at)? {
