@@ -42,8 +42,11 @@ fn log_to_stderr(config: &Config) {
     // h2 warns about what any client can cause, so it is off. A `LOG_LEVEL` that names it overrides that, because the
     // later directive counts.
     let filter = EnvFilter::new(format!("h2=off,{}", config.log_level));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -39,6 +39,12 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
+/// Whether an error says that the disk is full: for a write, or for the index of the write-ahead log in `-shm`.
+pub fn is_disk_full(error: &rusqlite::Error) -> bool {
+    let extended = error.sqlite_error().map(|error| error.extended_code);
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+}
+
 /// What was read, or `None` if it is damaged. The damage is not noted: the caller does without the value.
 pub fn ignoring_damage<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match read {

@@ -1,6 +1,6 @@
 //! Why something could not be read or stored.
 
-use super::damage::is_damage;
+use super::damage::{is_damage, is_disk_full};
 use crate::record::Failure;
 
 /// Why something could not be read or stored. Its text is for an operator; a client hears its [`Failure`].
@@ -42,10 +42,10 @@ impl Error {
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseBusy, DiskFull};
+        use rusqlite::ErrorCode::DatabaseBusy;
         match error.sqlite_error_code() {
             _ if is_damage(&error) => Self::Damaged(error.to_string()),
-            Some(DiskFull) => Self::DiskFull(error),
+            _ if is_disk_full(&error) => Self::DiskFull(error),
             Some(DatabaseBusy) => Self::Locked(error),
             _ => Self::Sqlite(error),
         }

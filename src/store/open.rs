@@ -181,7 +181,7 @@ impl State {
             last_seen => last_seen?,
         };
         let newest = read::newest(connection, unchecked_through, last_seen)?;
-        let last = newest.last(meta::seq(connection, meta::LAST_SEQ)?, last_noted);
+        let last = newest.last(meta::seq(connection, meta::LAST_SEQ)?, last_noted).max(deleted_through);
         let is_last_largest = newest.damaged.iter().all(|seq| *seq <= last);
         let last_time = newest.time.unwrap_or_default().max(Timestamp(noted(meta::LAST_TIME_US)?));
         damage.extend(newest.damaged.iter().map(|seq| read::name_of_damaged(*seq)));

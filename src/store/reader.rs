@@ -194,7 +194,11 @@ impl Reader {
     /// id.
     pub fn seq_of(&self, id: &str) -> Result<Option<Seq>> {
         let legacy = match self.shared.has_legacy_ids {
-            true => self.shared.pool.with(|transaction| read::of_legacy_id(transaction, id))?,
+            // The id of a deleted event is forgotten at once, not when its row is removed.
+            true => self.with_record(|record| {
+                let seq = read::of_legacy_id(record.connection, id)?;
+                Ok(seq.filter(|seq| *seq > record.deleted_through))
+            })?,
             false => None,
         };
         Ok(legacy.or_else(|| id.parse().ok().map(|EventId(seq)| seq)))

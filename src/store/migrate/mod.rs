@@ -14,6 +14,7 @@ mod to_5;
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::damage::is_damage;
 use super::schema::{APPLICATION_ID, TABLES, VERSION, version};
 
 /// Makes a file of one format a file of the next one, within a transaction.
@@ -22,13 +23,28 @@ type Step = fn(&Connection) -> rusqlite::Result<()>;
 /// The first leads from format 1 to format 2, the last to [`VERSION`].
 const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run, to_5::run];
 
+/// The last step where a page of the oldest events is damaged.
+const LAST_STEP_BESIDE_DAMAGE: Step = to_5::run_beside_damage;
+
 /// Brings a file to the newest format, and creates the tables that are missing; in a new file these are all. It does so
 /// in one transaction: after a crash the file is either as before or of the newest format.
 pub fn to_newest(connection: &mut Connection) -> rusqlite::Result<()> {
+    match upgrade(connection, &STEPS) {
+        // SQLite goes on with no transaction that has met damage.
+        Err(error) if is_damage(&error) => {
+            let mut steps = STEPS;
+            steps[STEPS.len() - 1] = LAST_STEP_BESIDE_DAMAGE;
+            upgrade(connection, &steps)
+        }
+        upgraded => upgraded,
+    }
+}
+
+fn upgrade(connection: &mut Connection, steps: &[Step]) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // A file without our tables says that it is of format 0.
     if let Ok(done) = usize::try_from(version(&transaction)? - 1) {
-        STEPS.iter().skip(done).try_for_each(|step| step(&transaction))?;
+        steps.iter().skip(done).try_for_each(|step| step(&transaction))?;
     }
     transaction.execute_batch(TABLES)?;
     transaction

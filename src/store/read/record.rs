@@ -94,7 +94,7 @@ impl Record<'_> {
     }
 
     /// The number of the first undamaged event that is not deleted, and the numbers that damaged rows before it show.
-    fn first(self) -> rusqlite::Result<(Option<Seq>, Vec<Seq>)> {
+    pub fn first(self) -> rusqlite::Result<(Option<Seq>, Vec<Seq>)> {
         let mut find = self.connection.prepare_cached(select_events!("seq > ?1 ORDER BY seq"))?;
         let (mut rows, mut damaged) = (find.query([self.deleted_through.0 as i64])?, Vec::new());
         while let Some(row) = rows.next()? {

@@ -75,11 +75,12 @@ impl Applier {
 
 /// Deletes events, and returns how many there still were.
 fn delete(connection: &Connection, shared: &Shared, position: &mut Position, what: &Deleted) -> rusqlite::Result<u64> {
+    let before = position.deleted_through;
     let deleted = match what {
         Deleted::Through(through) => deletion::through(connection, shared, position, *through)?,
         Deleted::Chosen(chosen) => deletion::chosen(connection, shared, position, chosen)?,
     };
-    if deleted > 0 {
+    if deleted > 0 || position.deleted_through > before {
         // Until now the last row showed which numbers and times were given. It is gone, or will be.
         meta::set(connection, meta::LAST_SEQ, position.seq.0 as i64)?;
         meta::set(connection, meta::LAST_TIME_US, position.time.0)?;

@@ -9,13 +9,14 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::position::Position;
 use crate::event::{Field, Seq, Timestamp};
-use crate::store::damage::is_damage;
+use crate::store::damage::{damaged, is_damage};
 use crate::store::holes::{self, Holes};
 use crate::store::keys::KeyOfDeleted;
+use crate::store::read;
 use crate::store::read::Record;
 use crate::store::schema::{self, meta};
+use crate::store::segments::{self, Recent};
 use crate::store::shared::Shared;
-use crate::store::{read, segments};
 
 /// Chosen events deleted in one commit. 512: at worst each touches a page of its own.
 pub const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
@@ -43,14 +44,14 @@ pub fn through(
         return Ok(0);
     }
     let record = shared.record_at(connection, position.deleted_through);
-    // Only the key of the last deleted event may have events that stay.
-    key_of_deleted(record, through)?;
+    // Only the key of the last deleted event may have events that stay, and those may be holes.
+    let key = key_of_deleted(record, through)?;
     let deleted = match through == position.seq {
         true => {
             const ALL: &str = "SELECT coalesce(sum(count), 0) FROM event_stats";
             let all: i64 = connection.prepare_cached(ALL)?.query_row([], |row| row.get(0))?;
             connection.prepare_cached("DELETE FROM event_stats")?.execute([])?;
-            all as u64
+            all.max(0) as u64
         }
         false => {
             let counts = count_by_type(record, shared, numbers)?;
@@ -64,6 +65,7 @@ pub fn through(
     };
     meta::set(connection, meta::DELETED_THROUGH, through.0 as i64)?;
     position.deleted_through = through;
+    key.map(|key| key.remove_if_last(shared.record_at(connection, through))).transpose()?;
     Ok(deleted)
 }
 
@@ -82,33 +84,16 @@ fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Se
     for segment in segments::segment_of(*numbers.start())..=segments::segment_of(*numbers.end()) {
         let (first, last) = (segments::first_of(segment), segments::first_of(segment + 1).prev());
         let numbers = first.max(*numbers.start())..=last.min(*numbers.end());
-        let counted = match Holes::of(record.connection, segment) {
-            Err(error) => Err(error),
-            // It is not known yet where the holes are.
-            Ok(Some(Holes { offsets: None, .. })) => Ok(None),
-            Ok(holes) => {
-                let holes = holes.and_then(|holes| holes.offsets).unwrap_or_default();
-                let offsets = segments::offset_of(*numbers.start())..=segments::offset_of(*numbers.end());
-                match recent.segment(segment) {
-                    Some(in_memory) => Ok(Some(
-                        in_memory
-                            .lists_of(Field::Type)
-                            .map(|(key, list)| (key.into(), segments::count_in(list, &offsets, &holes)))
-                            .collect(),
-                    )),
-                    None => count_in_lists(record.connection, segment, &offsets, &holes).map(Some),
-                }
-            }
-        };
-        let counted: Counts = match counted {
-            Ok(Some(counted)) => counted,
-            // The rows are counted instead.
-            Ok(None) => count_in_rows(record.connection, &numbers)?,
+        let counted = match count_by_lists(record, &recent, segment, &numbers) {
             Err(error) if is_damage(&error) => {
                 shared.note_damage(&error);
-                count_in_rows(record.connection, &numbers)?
+                None
             }
-            Err(error) => return Err(error),
+            counted => counted?,
+        };
+        let counted = match counted {
+            Some(counted) => counted,
+            None => count_in_rows(record.connection, &numbers)?,
         };
         for (event_type, events) in counted {
             *counts.entry(event_type).or_default() += events;
@@ -117,8 +102,39 @@ fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Se
     Ok(counts)
 }
 
+/// Counts by the posting lists of a segment; `None` if they cannot tell.
+fn count_by_lists(
+    record: Record<'_>,
+    recent: &Recent,
+    segment: u64,
+    numbers: &RangeInclusive<Seq>,
+) -> rusqlite::Result<Option<Counts>> {
+    let holes = match Holes::of(record.connection, segment)? {
+        // It is not known yet where the holes are.
+        Some(Holes { offsets: None, .. }) => return Ok(None),
+        holes => holes.and_then(|holes| holes.offsets).unwrap_or_default(),
+    };
+    let offsets = segments::offset_of(*numbers.start())..=segments::offset_of(*numbers.end());
+    let in_memory = recent.segment(segment);
+    let counts: Counts = match in_memory {
+        Some(segment) => {
+            let lists = segment.lists_of(Field::Type);
+            lists.map(|(key, list)| (key.into(), segments::count_in(list, &offsets, &holes))).collect()
+        }
+        None => count_in_sealed(record.connection, segment, &offsets, &holes)?,
+    };
+    // An event has one type, so all numbers but the holes are counted once.
+    let holes = holes.iter().filter(|hole| offsets.contains(hole)).count() as u64;
+    let are_all = counts.values().sum::<u64>() == numbers.end().0 + 1 - numbers.start().0 - holes;
+    match are_all {
+        true => Ok(Some(counts)),
+        false if in_memory.is_some() => Ok(None),
+        false => Err(damaged(format!("event_index: the lists of segment {segment} have not all of its events"))),
+    }
+}
+
 /// Counts by the posting lists of a sealed segment.
-fn count_in_lists(
+fn count_in_sealed(
     connection: &Connection,
     segment: u64,
     offsets: &RangeInclusive<u16>,
@@ -269,7 +285,7 @@ mod tests {
     use super::*;
     use crate::event::{Event, EventTypes, Filter};
     use crate::record::Failure;
-    use crate::store::fixture::{hand_in, open, path, tick};
+    use crate::store::fixture::{close, hand_in, open, path, tick};
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Parts, Query, Receipt, Store, schema};
     use crate::wire::Batch;
@@ -289,6 +305,72 @@ mod tests {
         while parts.write() {}
         let Poll::Ready(Ok(deleted)) = deletion.poll(&mut context) else { panic!("it is not done") };
         deleted
+    }
+
+    #[test]
+    fn a_key_of_which_only_deleted_events_are_left_is_free_whichever_way_they_were_deleted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = open(&folder);
+        let request = |parts: &mut Parts| {
+            let (mut batch, types) = (Batch::default(), EventTypes::builtin());
+            (0..3).for_each(|_| batch.push(&tick(), &types));
+            batch.set_key("request");
+            let (receipt, mut answer) = Receipt::synced();
+            store.try_append(batch, receipt).expect("space");
+            while parts.write() {}
+            answer.try_recv().expect("an answer").expect("a commit").batch.len()
+        };
+        assert_eq!((request(&mut parts), request(&mut parts)), (3, 0));
+        append(&store, 4..=4);
+        while parts.write() {}
+        let fourth = time_of(&store, 4);
+        assert_eq!(finish(&mut parts, store.delete_chosen(vec![Seq(3)])), 1);
+        assert_eq!(finish(&mut parts, store.delete(Some(fourth), Filter::default())), 2);
+        assert_eq!(request(&mut parts), 3, "no event of the first request is left");
+    }
+
+    #[test]
+    fn numbers_are_not_given_again_where_the_statistics_count_too_few_events() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for life in 1..=2 {
+            let (store, mut parts) = open(&folder);
+            append(&store, 1..=4);
+            while parts.write() {}
+            let file = schema::open_writer(&path(&folder)).expect("undamaged");
+            assert_eq!(file.execute("UPDATE event_stats SET count = -2", []), Ok(1));
+            assert_eq!(finish(&mut parts, store.delete(None, Filter::default())), 0);
+            close(&store, parts);
+            let (store, parts) = open(&folder);
+            assert_eq!(store.committed(), Seq(4 * life));
+            close(&store, parts);
+        }
+    }
+
+    #[test]
+    fn a_deletion_counts_the_rows_where_a_posting_list_is_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = open(&folder);
+        append(&store, 1..=3 * SEGMENT_EVENTS);
+        while parts.write() | parts.seal() {}
+        let file = schema::open_writer(&path(&folder)).expect("undamaged");
+        assert_eq!(file.execute("DELETE FROM event_index WHERE segment = 0 AND kind = 0", []), Ok(1));
+        let time = time_of(&store, 2 * SEGMENT_EVENTS);
+        assert_eq!(finish(&mut parts, store.delete(Some(time), Filter::default())), 2 * SEGMENT_EVENTS - 1);
+        let stats = store.reader().stats(Timestamp::now()).expect("read");
+        assert_eq!(stats.total_events, SEGMENT_EVENTS + 1);
+        let named = ["event_index: the lists of segment 0 have not all of its events"];
+        assert_eq!(store.integrity().damage, named);
+    }
+
+    fn time_of(store: &Store, seq: u64) -> Timestamp {
+        let mut time = None;
+        let query = Query { after: Seq(seq - 1), ..Query::default() };
+        let scanned = store.reader().scan(&query, |event| {
+            time = Some(event.time);
+            ControlFlow::Break(())
+        });
+        assert_eq!(scanned, Ok(Some(Seq(seq))));
+        time.expect("shown")
     }
 
     #[test]

@@ -82,8 +82,15 @@ impl Tidying {
 
     /// Removes a slice of the oldest rows, and the lists and holes of segments that have no event any more. Returns
     /// whether nothing is left to remove.
-    fn remove(&self, connection: &Connection, position: &Position) -> rusqlite::Result<bool> {
+    fn remove(&self, connection: &Connection, shared: &Shared, position: &Position) -> rusqlite::Result<bool> {
         let (first, last) = (read::first_row(connection)?, position.deleted_through);
+        if first > last {
+            // Nothing is left, unless the first row has a damaged number and hides others.
+            let (whole, _) = shared.record_at(connection, Seq::ZERO).first()?;
+            if whole.is_some_and(|whole| whole <= last) {
+                return Err(damaged(read::name_of_damaged(first)));
+            }
+        }
         let through = match first <= last {
             true => last.min(Seq(first.0 + self.events_per_commit - 1)),
             false => last,
@@ -117,7 +124,10 @@ impl Housekeeping for Tidying {
         if !self.is_due() || self.is_done {
             return Ok(());
         }
-        let removed = self.remove(turn.connection, &turn.position);
+        if !turn.is_disk_full {
+            self.events_per_commit = EVENTS_PER_COMMIT;
+        }
+        let removed = self.remove(turn.connection, turn.shared, &turn.position);
         self.is_done =
             turn.left_out.unless_damaged(turn.shared, |left_out: &mut LeftOut| &mut left_out.tidying, removed)?;
         Ok(())
