@@ -30,7 +30,7 @@ const COMMANDS_PER_ROUND: u64 = 12;
 fn applying_one_history_twice_makes_two_equal_databases() {
     for seed in seeds(SEEDS, 5) {
         let mut random = Random(seed);
-        let [mut one, mut other] = [1, 2].map(|nth| Copy::new(Random(seed + nth * 1_000_003)));
+        let [mut one, mut other] = [1, 2].map(|nth| Database::new(Random(seed + nth * 1_000_003)));
         let mut history = History::default();
         for round in 0..ROUNDS {
             let mut commands = Vec::new();
@@ -43,8 +43,12 @@ fn applying_one_history_twice_makes_two_equal_databases() {
             }
             other.catch_up(&commands);
             let what = format!("seed {seed}, round {round}");
+            assert_eq!(one.answers.len(), other.answers.len(), "{what}");
             for (nth, (one, other)) in one.answers.iter().zip(&other.answers).enumerate() {
-                assert!(one.is_none() || other.is_none() || one == other, "{what}, command {nth}: {one:?}, {other:?}");
+                assert!(
+                    one.is_none() || other.is_none() || one == other,
+                    "{what}, command {nth} of the history: {one:?}, {other:?}"
+                );
             }
             let (one, other) = (one.contents(), other.contents());
             assert_eq!((one.retained, one.stats), (other.retained, other.stats), "{what}");
@@ -127,7 +131,7 @@ impl History {
 }
 
 /// A database to which the history is applied.
-struct Copy {
+struct Database {
     random: Random,
     folder: TempDir,
     config: Config,
@@ -164,7 +168,7 @@ enum Awaited {
     Saved(oneshot::Receiver<Result<(), Failure>>),
 }
 
-impl Copy {
+impl Database {
     fn new(mut random: Random) -> Self {
         let folder = folder();
         let durability = random.pick(&[Durability::Full, Durability::Normal]);

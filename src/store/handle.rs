@@ -88,13 +88,15 @@ impl Store {
         let _ = self.commands.send(Command::Append(Append::new(batch, receipt, reservation)));
     }
 
-    /// Deletes every event that passes a filter, before a time if one is given, and returns how many there were. Their
-    /// numbers are not used again. With a filter, no trace of the events is in the files when this returns, unless
-    /// another program reads them: then the write-ahead log has traces until that program's transaction ends. Without a
-    /// filter all events are deleted at one moment, and their rows are removed from the file later.
+    /// Deletes the stored events that pass a filter, before a time if one is given, and returns how many there were. Their
+    /// numbers are not used again.
+    ///
+    /// * With a filter, no trace of them is in the files when this returns, unless another program reads the files: then
+    ///   the write-ahead log has traces until soon after that program's transaction ends.
+    /// * Without a filter, all are deleted at one moment, and their rows are removed from the file later.
     ///
     /// # Errors
-    /// When the writer cannot do it. With a filter, the oldest of the events may be deleted by then.
+    /// When the writer cannot do it. With a filter, a part may be deleted already: the oldest events.
     pub async fn delete(&self, before: Option<Timestamp>, filter: Filter) -> std::result::Result<u64, Failure> {
         if filter.is_any() {
             return self.ask(|reply| Command::DeleteOldest { before, reply }).await;
@@ -110,8 +112,8 @@ impl Store {
             deleted += self.delete_in_parts(chosen).await?;
             match reached {
                 Some(reached) => after = reached,
-                // This comes also if nothing was deleted: a client that repeats a deletion after an error wants the
-                // traces of the first part erased, too.
+                // Also if nothing was deleted: after an error a client asks again, and the traces of its first try must
+                // go, too.
                 None => return self.ask(|reply| Command::Erase { reply }).await.map(|()| deleted),
             }
         }
@@ -119,12 +121,12 @@ impl Store {
 
     /// Deletes chosen events in one transaction, or in smaller ones if the disk has no space for that.
     async fn delete_in_parts(&self, chosen: Vec<Seq>) -> std::result::Result<u64, Failure> {
-        let (mut left, mut deleted) = (vec![chosen], 0);
-        while let Some(mut part) = left.pop().filter(|part| !part.is_empty()) {
+        let (mut left, mut deleted) = (Vec::from_iter(Some(chosen).filter(|chosen| !chosen.is_empty())), 0);
+        while let Some(mut part) = left.pop() {
             match self.delete_chosen(part.clone()).await {
                 Err(Failure::StorageFull) if part.len() > 1 => {
-                    let rest = part.split_off(part.len() / 2);
-                    left.extend([rest, part]);
+                    let second_half = part.split_off(part.len() / 2);
+                    left.extend([second_half, part]);
                 }
                 answer => deleted += answer?,
             }
@@ -220,14 +222,15 @@ impl Store {
         self.ask(|reply| Command::DeleteChosen { chosen, reply }).await
     }
 
-    /// Sends a command to the writer and waits for its answer.
-    async fn ask<T>(
+    /// Sends a command to the writer at once. The future waits for its answer.
+    fn ask<T, C: FnOnce(oneshot::Sender<std::result::Result<T, Failure>>) -> Command>(
         &self,
-        command: impl FnOnce(oneshot::Sender<std::result::Result<T, Failure>>) -> Command,
-    ) -> std::result::Result<T, Failure> {
+        command: C,
+    ) -> impl Future<Output = std::result::Result<T, Failure>> + use<T, C> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| Failure::Unavailable)?;
-        answer.await.unwrap_or(Err(Failure::Unavailable))
+        // If the writer has ended, the command and its end of the channel are dropped.
+        let _ = self.commands.send(command(reply));
+        async { answer.await.unwrap_or(Err(Failure::Unavailable)) }
     }
 
     /// How safe an event is when it is acknowledged, if its producer does not ask for a level.

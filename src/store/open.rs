@@ -310,8 +310,7 @@ fn assemble(
         syncing: Syncing::new(config.durability, sidecar),
         wal: WalUpkeep::new(due_sender, has_log),
         applier: Applier::new(is_last_largest),
-        tidying,
-        work: Work::default(),
+        work: Work::new(tidying),
     };
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;

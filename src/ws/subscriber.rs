@@ -32,12 +32,12 @@ use crate::wire::request::FromSubscriber;
 /// Bytes of pongs and other small replies that may wait for a subscriber that does not read.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of the filters that a subscriber has sent and that are not in force yet: two of the largest. Beyond it the socket is
-/// not read.
+/// Memory of the filters that a subscriber has sent and that are not in force yet. From two of the largest on, the socket is not
+/// read, so at most three wait.
 const CHANGING_BYTES_MAX: usize = 2 * FILTERS_BYTES_MAX;
 
 /// After one read with more bytes of messages than this, the other connections of the thread are served first.
-const READ_BYTES_MAX: usize = 4 << 10;
+const YIELD_AFTER_BYTES: usize = 4 << 10;
 
 /// What the reading half and the writing half of a subscriber's socket share.
 pub(super) struct SubscriberSocket<'p> {
@@ -73,8 +73,8 @@ impl<'p> SubscriberSocket<'p> {
         }
     }
 
-    /// Writes events while it reads later messages, until the socket ends, and returns how. `strict` is that of the first
-    /// message. An error: the peer can no longer be written to.
+    /// Writes events while it reads later messages, until the socket ends, and returns how. `strict`: whether the
+    /// first message asked for strict parsing. An error: the socket cannot be written, or the peer does not take its replies.
     pub(super) async fn serve(
         &self,
         reader: Reader<'_>,
@@ -88,8 +88,8 @@ impl<'p> SubscriberSocket<'p> {
             self.reply(Reply::End(ending));
             std::future::pending().await
         };
-        // The writing half learns of every ending between two frames: a Close frame within another frame would be read as a
-        // part of that.
+        // A Close frame must not come inside another frame, so only the writing half ends the socket. The reading half passes
+        // its ending to it and never ends itself.
         tokio::select! {
             biased;
             ending = self.write(write, served) => ending,
@@ -143,7 +143,7 @@ impl<'p> SubscriberSocket<'p> {
             }
             // Messages that mean nothing count in no rate, and a socket that is never empty would have the thread for as many
             // reads as tokio allows in a row.
-            if read_bytes > READ_BYTES_MAX {
+            if read_bytes > YIELD_AFTER_BYTES {
                 yield_now().await;
             }
             match reader.more().await {

@@ -7,13 +7,16 @@ use crate::store::holes;
 use crate::store::read;
 use crate::store::schema::meta;
 
+/// Finds the first event and stores the number before it.
+///
 /// # Errors
-/// Among others, damage of a page of the oldest events: then [`run_beside_damage`] has to do it in another transaction.
+/// Among others, damage of a page: then [`run_beside_damage`] has to do it in another transaction.
 pub fn run(connection: &Connection) -> rusqlite::Result<()> {
     finish(connection, before_first(connection)?)
 }
 
-/// Where a damaged page hides the first event. As many numbers are not deleted as the statistics count events and holes.
+/// Where a damaged page hides the first event: the last numbers are not deleted, as many as the statistics count events
+/// and `holes` counts holes.
 pub fn run_beside_damage(connection: &Connection) -> rusqlite::Result<()> {
     let sum = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let events = sum("SELECT coalesce(sum(count), 0) FROM event_stats")?;
@@ -23,7 +26,7 @@ pub fn run_beside_damage(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn finish(connection: &Connection, deleted_through: Seq) -> rusqlite::Result<()> {
-    // The view is defined anew: from now on it leaves out deleted events.
+    // It is defined again after the last step, and leaves out deleted events from then on.
     connection.execute_batch("DROP VIEW IF EXISTS readable_events")?;
     meta::set(connection, meta::DELETED_THROUGH, deleted_through.0 as i64)
 }
@@ -32,10 +35,11 @@ fn last(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(meta::seq(connection, meta::LAST_SEQ)?.max(read::last_row(connection)?.unwrap_or_default()))
 }
 
-/// The number before the first event. It is believed for ever, so it must not come from a damaged row. Numbers are dense:
-/// the damaged rows before the first undamaged event have the numbers before its own that are no holes.
+/// The number before the first event. It is never worked out again, so it should not come from a damaged row. It counts
+/// back from the first undamaged event, one number for each damaged row before it, and skips holes.
 fn before_first(connection: &Connection) -> rusqlite::Result<Seq> {
-    let Some((first, damaged)) = first(connection)? else { return Ok(Seq::ZERO) };
+    // Where all rows are damaged, nothing counts as deleted.
+    let Some((first, damaged)) = first_undamaged(connection)? else { return Ok(Seq::ZERO) };
     if damaged == 0 {
         return Ok(first.prev());
     }
@@ -49,15 +53,16 @@ fn before_first(connection: &Connection) -> rusqlite::Result<Seq> {
     }
 }
 
-/// The first undamaged event, and the number of damaged rows before it. Without an event it is the number after the last
-/// one. `None` if all rows are damaged.
-fn first(connection: &Connection) -> rusqlite::Result<Option<(Seq, u64)>> {
+/// The first undamaged event, and how many damaged rows are before it. In an empty table: the number after the last one that
+/// was given. `None` if all rows are damaged.
+fn first_undamaged(connection: &Connection) -> rusqlite::Result<Option<(Seq, u64)>> {
     const EVENTS: &str = "SELECT seq, time_us, event_type, source, session_id, user_id, payload, legacy_id, checksum \
                           FROM events ORDER BY seq";
     let unchecked_through = meta::seq(connection, meta::UNCHECKED_THROUGH)?;
     let mut statement = connection.prepare(EVENTS)?;
     let (mut rows, mut damaged) = (statement.query([])?, 0);
-    // An event without a checksum, and the damaged rows after it. It counts if the next event comes after it.
+    // An event without a checksum, and how many damaged rows follow. The next readable event must come later; if none comes,
+    // it is believed.
     let mut unproven: Option<(Seq, Timestamp, u64)> = None;
     while let Some(row) = rows.next()? {
         let Ok(event) = read::stored(row, unchecked_through) else {

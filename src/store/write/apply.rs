@@ -24,22 +24,23 @@ pub struct Applied {
     pub deleted: Option<u64>,
 }
 
-/// Applies ordered commands. It remembers nothing but its buffers.
+/// Applies ordered commands. Besides buffers it knows one fact of the file: whether a damaged row has a larger number than
+/// the last event.
 pub struct Applier {
     inserter: Inserter,
 }
 
 impl Applier {
-    /// `is_last_largest`: the last number that was given is also the largest in the table.
+    /// `is_last_largest`: false if a damaged row has a larger number. Then each event names its own number.
     pub fn new(is_last_largest: bool) -> Self {
         Self { inserter: Inserter::new(is_last_largest) }
     }
 
-    /// Applies commands within a transaction, to a record that stands at `position`. What became of each event is noted
-    /// beside its batch.
+    /// Applies commands within a transaction, to a record that stands at `position`. It fills the blanks of each
+    /// batch, and sets the outcomes of a batch that has keys and is not all new.
     ///
     /// # Errors
-    /// Then the transaction must be rolled back. After damage that is newly in `left_out`, it may begin again.
+    /// Then the transaction must be rolled back. If `left_out` has grown, the caller may try again.
     pub fn apply(
         &mut self,
         connection: &Connection,
@@ -64,7 +65,7 @@ impl Applier {
         if let Some(deletion) = ordered.deletion.as_ref().filter(|_| !left_out.deletion) {
             let deleted = delete(connection, shared, &mut applied.position, &deletion.what);
             // The events of the same transaction do not depend on it.
-            applied.deleted = Some(left_out.unless_damaged(shared, |left_out| &mut left_out.deletion, deleted)?);
+            applied.deleted = Some(left_out.note_damage_of(shared, |left_out| &mut left_out.deletion, deleted)?);
         }
         if ordered.subscriptions {
             changed.apply(connection)?;
@@ -81,7 +82,7 @@ fn delete(connection: &Connection, shared: &Shared, position: &mut Position, wha
         Deleted::Chosen(chosen) => deletion::chosen(connection, shared, position, chosen)?,
     };
     if deleted > 0 || position.deleted_through > before {
-        // Until now the last row showed which numbers and times were given. It is gone, or will be.
+        // The last row may be gone now, so the last number and time are stored.
         meta::set(connection, meta::LAST_SEQ, position.seq.0 as i64)?;
         meta::set(connection, meta::LAST_TIME_US, position.time.0)?;
     }

@@ -18,17 +18,17 @@ use crate::store::schema::{self, meta};
 use crate::store::segments::{self, Recent};
 use crate::store::shared::Shared;
 
-/// Chosen events deleted in one commit. 512: at worst each touches a page of its own.
+/// One command names at most this many chosen events (`Reader::choose`). 512: at worst each touches a page of its own.
 pub const CHOSEN_EVENTS_PER_COMMIT: usize = if cfg!(test) { 5 } else { 512 };
 
-/// Bytes of payload after which one commit deletes no further chosen event. All pages of these events go through the
+/// Bytes of payload after which one command names no further chosen event. All pages of these events go through the
 /// write-ahead log, because they are overwritten. 512 KiB is half of what `FREE_SPACE_MIN_BYTES` leaves free by
 /// default.
 pub const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 << 10 };
 
-/// Deletes everything up to an event, and returns how many events were deleted. Only marks and counts change here;
-/// `tidying` removes the rows later. Events are counted by the posting lists, in about 10 µs for a segment, however
-/// large they are.
+/// Deletes everything up to an event, and returns how many events were deleted. It changes a
+/// mark, the counts and the key of the last event; `tidying` removes the rows later. A deletion of everything takes the sum
+/// of the statistics. Otherwise posting lists are counted, in about 10 µs for a segment.
 ///
 /// # Errors
 /// What SQLite reports, and damage of the statistics or of the lists' pages. A single damaged list costs a look at the
@@ -73,7 +73,7 @@ type Counts = BTreeMap<Box<[u8]>, u64>;
 
 /// How many events there are of each type, among these numbers.
 fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
-    // No list has the events of this transaction yet.
+    // No list has the events of this transaction yet. Here nobody orders a deletion of them: a log may.
     let (first, last) = numbers.into_inner();
     let (listed, new) = (last.min(record.last), first.max(record.last.next()));
     let mut counts = count_in_rows(record.connection, &(new..=last))?;
@@ -102,7 +102,7 @@ fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Se
     Ok(counts)
 }
 
-/// Counts by the posting lists of a segment; `None` if they cannot tell.
+/// Counts by the posting lists of a segment; `None`: the rows have to be counted instead.
 fn count_by_lists(
     record: Record<'_>,
     recent: &Recent,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::housekeeping::{Housekeeping, Turn, go_on_after};
+use super::housekeeping::{Housekeeping, Turn, fail_if_sqlite_met};
 use crate::store::damage::is_damage;
 use crate::store::holes;
 use crate::store::shared::Shared;
@@ -34,7 +34,7 @@ impl Housekeeping for HoleNotes {
                 // are dropped.
                 Err(error) if is_damage(&error) => {
                     turn.shared.note_damage(&error);
-                    go_on_after(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
+                    fail_if_sqlite_met(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
                 }
                 noted => noted?,
             }

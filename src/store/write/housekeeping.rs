@@ -8,18 +8,17 @@ use crate::store::shared::Shared;
 
 /// A kind of housekeeping: work that is done in slices, each in a transaction that may also apply commands.
 pub trait Housekeeping {
-    /// Whether there is something to do now. Then the writer does not wait for commands.
+    /// Whether there is something to do now. Then the writer does not wait for commands, unless the disk is full.
     fn is_due(&self) -> bool;
 
-    /// The part in the transaction. After a rollback it is called again in another transaction, and what it did before
-    /// is undone.
+    /// What it does in the transaction. It may be called again after a rollback, so it changes only what `after_commit`
+    /// confirms.
     ///
     /// # Errors
-    /// Damage that ends the transaction. It has set the mark in `left_out` for the part that met the damage, and leaves
-    /// this part out when it is called again.
+    /// Damage that ends the transaction. It has set its flag in `left_out`, and skips that work when it is called again.
     fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()>;
 
-    /// The part after the commit.
+    /// What it does after the commit.
     fn after_commit(&mut self, shared: &Shared);
 }
 
@@ -29,9 +28,9 @@ pub struct Turn<'t> {
     pub shared: &'t Shared,
     /// Where the record stands after the commands of this transaction.
     pub position: Position,
-    /// How many events these have stored.
+    /// How many events the commands have stored.
     pub events: usize,
-    /// Only what frees space is done.
+    /// If so, only what frees space is done.
     pub is_disk_full: bool,
     pub left_out: &'t mut LeftOut,
 }
@@ -45,33 +44,35 @@ pub struct LeftOut {
     pub keys: bool,
     /// The deletion. Its client gets `Damaged`.
     pub deletion: bool,
-    /// Where the holes of segments are. The next start finds them again.
+    /// Where the holes of segments are. The next start finds those of a former format again. Posting lists with only deleted
+    /// events are stored meanwhile.
     pub holes: bool,
     /// Removing the rows of deleted events, until the next deletion or start.
     pub tidying: bool,
 }
 
 impl LeftOut {
-    /// Runs a part of the transaction. If it meets damage, the damage is noted, and the part is left out from now on.
-    pub fn unless_damaged<T>(
+    /// Passes the result of a part on. If it is damage, notes it and sets the flag, so that the next try leaves the part
+    /// out.
+    pub fn note_damage_of<T>(
         &mut self,
         shared: &Shared,
-        mark: fn(&mut Self) -> &mut bool,
-        part: rusqlite::Result<T>,
+        flag: fn(&mut Self) -> &mut bool,
+        result: rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        part.inspect_err(|error| {
+        result.inspect_err(|error| {
             if is_damage(error) {
                 shared.note_damage(error);
-                *mark(self) = true;
+                *flag(self) = true;
             }
         })
     }
 }
 
-/// Succeeds if the transaction can go on after damage: if only a checksum revealed the damage.
+/// Goes on after damage that only a checksum revealed.
 ///
 /// # Errors
-/// The damage, if SQLite itself met it: then it refuses even the statement below, which changes nothing.
-pub fn go_on_after(damage: rusqlite::Error, connection: &Connection) -> rusqlite::Result<()> {
+/// The damage, if SQLite itself met it: then it refuses every write, also the one below, which changes nothing.
+pub fn fail_if_sqlite_met(damage: rusqlite::Error, connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("DELETE FROM meta WHERE false").map_err(|_| damage)
 }

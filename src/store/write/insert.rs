@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use rusqlite::{Connection, Statement};
 
 use super::command::Append;
-use super::housekeeping::{LeftOut, go_on_after};
+use super::housekeeping::{LeftOut, fail_if_sqlite_met};
 use super::position::Position;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::record::Outcome;
@@ -127,7 +127,7 @@ impl Inserting<'_> {
             Err(error) if is_damage(&error) => {
                 outcomes.extend(message.map(|_| Outcome::Damaged));
                 self.shared.note_damage(&error);
-                return go_on_after(error, self.connection).inspect_err(|_| self.left_out.keys = true);
+                return fail_if_sqlite_met(error, self.connection).inspect_err(|_| self.left_out.keys = true);
             }
             Err(error) => return Err(error),
         };
@@ -154,7 +154,7 @@ impl Inserting<'_> {
             }
         }
         let stored = keys::store(self.connection, batch, keys, outcomes);
-        self.left_out.unless_damaged(self.shared, |left_out| &mut left_out.keys, stored)
+        self.left_out.note_damage_of(self.shared, |left_out| &mut left_out.keys, stored)
     }
 
     /// Inserts `len` events, [`ROWS_PER_INSERT`] with each statement. Only the first names its number. The others get

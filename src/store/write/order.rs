@@ -1,5 +1,5 @@
-//! Order: which commands the next transaction applies, and at what time. Here, where one server is alone with its file,
-//! the queue is the order; in a cluster a log will be. The steps after it read no clock.
+//! Order: the commands of one transaction, and their time. Here, where one server is alone with its file, the writer takes
+//! them from its queue (`Writer::receive`); in a cluster a log will order them. Applying them reads no clock.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::event::{Seq, Timestamp};
 pub struct Ordered {
     pub appends: Vec<Append>,
     pub deletion: Option<Deletion>,
-    /// Whether the changes of durable subscriptions that wait are applied.
+    /// Whether the waiting changes of durable subscriptions are stored, too.
     pub subscriptions: bool,
 }
 
@@ -24,15 +24,14 @@ pub struct Deletion {
 /// Which events a deletion deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deleted {
-    /// Everything up to this event. A deletion before a time is ordered as one up to an event: the search for it passes
-    /// over damage, which two copies of a record may have at different events.
+    /// Everything up to this event. A time is turned into a number before the deletion is ordered: two copies with
+    /// different damage could find different numbers.
     Through(Seq),
     /// Chosen events, ascending.
     Chosen(Vec<Seq>),
 }
 
-/// How far the clock may be behind the last event without a warning. 10 s: a clock is set back by a second or two now
-/// and then.
+/// How far the clock may be behind the last event without a warning. 10 s, because small corrections of a clock are usual.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 
 /// The clock that stamps commands.
@@ -55,8 +54,8 @@ impl Ordered {
 }
 
 impl Clock {
-    /// Stamps appends with the present time. Warns an operator once when events begin to get other times than the
-    /// clock's, and says once when they get the clock's again.
+    /// Gives the appends the present time. Warns an operator once when the clock is more than 10 s behind the last event,
+    /// and says once when it has caught up.
     pub fn stamp(&mut self, ordered: &mut Ordered, last: Timestamp) {
         if ordered.appends.is_empty() {
             return;

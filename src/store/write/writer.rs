@@ -42,20 +42,38 @@ pub struct Writer {
     pub syncing: Syncing,
     pub wal: WalUpkeep,
     pub applier: Applier,
-    pub tidying: Tidying,
     pub work: Work,
 }
 
-/// What the writer has taken on and not finished. There is nothing at a start.
-#[derive(Default)]
+/// What waits for a later transaction, and what the writer needs to order and answer.
 pub struct Work {
-    clock: Clock,
     subscriptions: Changes,
     sealing: Sealing,
     hole_notes: HoleNotes,
+    tidying: Tidying,
     /// Probes that are not answered yet.
     probes: Vec<Reply<()>>,
+    clock: Clock,
     wakes: Wakes,
+}
+
+impl Work {
+    /// At a start only rows of deleted events may wait.
+    pub fn new(tidying: Tidying) -> Self {
+        Self {
+            subscriptions: Changes::default(),
+            sealing: Sealing::default(),
+            hole_notes: HoleNotes::default(),
+            tidying,
+            probes: Vec::new(),
+            clock: Clock::default(),
+            wakes: Wakes::default(),
+        }
+    }
+
+    fn housekeeping(&mut self) -> [&mut dyn Housekeeping; 3] {
+        [&mut self.sealing, &mut self.hole_notes, &mut self.tidying]
+    }
 }
 
 /// A transaction takes no further batch once it has this many events. At about 2 µs for each event, 10,000 bound how
@@ -95,12 +113,12 @@ impl Writer {
     /// Receives commands, waiting for one if there is nothing to do, and commits them. Returns whether more may come.
     /// `ordered` is empty before and after the call; its memory is used again.
     pub fn turn(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
-        let closing = self.receive(ordered)?;
+        let is_closing = self.receive(ordered)?;
         self.commit(ordered)?;
         if self.wal.has_traces() {
             self.wal.start_if_due(&self.shared);
         }
-        Ok(!closing)
+        Ok(!is_closing)
     }
 
     /// A turn that breaks off after its commit, before any client is answered.
@@ -133,14 +151,15 @@ impl Writer {
         }
     }
 
-    /// Waits for commands and takes what there is, up to one commit, in the order of the queue. Returns whether it is
-    /// the end.
+    /// Waits for commands and takes what there is, up to one commit: appends in the order of the queue, and one deletion
+    /// behind them. Returns whether `Close` came.
     fn receive(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
         } else {
+            // While changes of subscriptions wait, the write-ahead log is not emptied.
             let until = self.work.subscriptions.due.or(self.wal.empties(&self.shared));
-            let until = until.into_iter().chain(self.tidying.rests_until()).min();
+            let until = until.into_iter().chain(self.work.tidying.put_off_until()).min();
             let received = match until {
                 Some(until) => self.commands.recv_deadline(until),
                 None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -150,14 +169,15 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) => {
                     if self.work.subscriptions.due.is_none() && !self.wal.has_traces() {
-                        // The next event must not wait for a reader that takes its time.
+                        // Nothing to do: the write-ahead log is emptied. It does not wait for a reader, because the
+                        // next event must not wait.
                         self.truncate_wal(Duration::ZERO)?;
                     }
                     None
                 }
             }
         };
-        let (mut events, mut bytes, mut is_end) = (0, 0, false);
+        let (mut events, mut bytes, mut is_closing) = (0, 0, false);
         let mut next = first;
         while let Some(command) = next {
             match command {
@@ -169,7 +189,7 @@ impl Writer {
                         break;
                     }
                 }
-                // A deletion is the last command of its transaction: those behind it in the queue are for the next one.
+                // No append behind a deletion in the queue is in its transaction.
                 Command::DeleteOldest { before, reply } => match self.end_of_deletion(before) {
                     Ok(through) => {
                         ordered.deletion = Some(Deletion { what: Deleted::Through(through), reply });
@@ -199,7 +219,7 @@ impl Writer {
                 Command::Erase { reply } => self.wal.erase(reply),
                 Command::Close => {
                     self.work.subscriptions.make_due();
-                    is_end = true;
+                    is_closing = true;
                     break;
                 }
             }
@@ -207,11 +227,12 @@ impl Writer {
         }
         self.work.subscriptions.order(&self.shared, ordered);
         self.work.clock.stamp(ordered, self.position.time);
-        Ok(is_end)
+        Ok(is_closing)
     }
 
-    /// The last event of those that a deletion of the oldest deletes. It is searched for outside of the transaction,
-    /// because a damaged page would end the transaction.
+    /// The last event of those that a deletion of the oldest deletes: at most the last one that is stored, so events
+    /// before it in the queue may stay. It is searched for before the transaction begins: inside it, a damaged page would
+    /// end the transaction.
     fn end_of_deletion(&self, before: Option<Timestamp>) -> rusqlite::Result<Seq> {
         let Position { seq: last, deleted_through, .. } = self.position;
         let Some(before) = before else { return Ok(last) };
@@ -224,9 +245,9 @@ impl Writer {
 
     /// Whether something is to be done although no command waits.
     pub fn has_housekeeping(&self) -> bool {
-        // On a full disk, removing rows helps; the index can wait.
+        // On a full disk only the removal of rows goes on. Posting lists and notes of holes wait.
         let index = self.work.sealing.is_due() || self.work.hole_notes.is_due();
-        self.tidying.is_due() || self.work.subscriptions.is_due() || (!self.space.is_full && index)
+        self.work.tidying.is_due() || self.work.subscriptions.is_due() || (!self.space.is_full && index)
     }
 
     /// Commits the ordered commands in one transaction, with housekeeping. Returns an error only if going on is unsafe.
@@ -239,25 +260,27 @@ impl Writer {
             if ordered.is_empty() && self.work.probes.is_empty() && !self.has_housekeeping() {
                 return Ok(());
             }
-            if (ordered.deletion.is_some() || self.tidying.is_due()) && self.space.is_low() {
-                // Deleting helps, and it needs the space that the write-ahead log takes.
+            if (ordered.deletion.is_some() || self.work.tidying.is_due()) && self.space.is_low() {
+                // A deletion frees space in the end and needs some first, so it is taken from the write-ahead log.
                 self.truncate_wal(TRUNCATE_PATIENCE)?;
                 if self.space.is_low() && self.shared.wal.pages() > 0 {
-                    // Another program reads, so each slice would take more of the disk.
-                    self.tidying.rest();
+                    // The write-ahead log could not be emptied, because another program reads. Each slice would make it
+                    // longer.
+                    self.work.tidying.put_off();
                 }
             }
             let error = match self.write(ordered) {
                 Ok(written) => {
-                    self.space.is_full &= ordered.appends.is_empty();
+                    if !ordered.appends.is_empty() {
+                        self.space.is_full = false;
+                    }
                     self.publish(ordered, written);
                     self.wal.start_if_due(&self.shared);
                     return Ok(());
                 }
                 Err(error) => error,
             };
-            // An error at COMMIT may have ended the transaction already.
-            let _ = self.connection.execute_batch("ROLLBACK");
+            self.roll_back();
             match error.sqlite_error_code() {
                 _ if is_disk_full(&error) => {
                     if self.space.may_warn() {
@@ -273,7 +296,7 @@ impl Writer {
                     if self.space.may_warn() {
                         tracing::warn!(%error, "another program writes to the database: events are refused until it ends");
                     }
-                    self.tidying.rest();
+                    self.work.tidying.put_off();
                     self.refuse(ordered, Failure::Locked);
                     return Ok(());
                 }
@@ -285,9 +308,9 @@ impl Writer {
         }
     }
 
-    /// Makes a transaction smaller that did not fit on the disk. First the events and the index are left out, because a
-    /// deletion frees space. Then the removal of rows is put off, or removes fewer of them. Returns whether the
-    /// transaction is smaller now.
+    /// Makes a transaction smaller that did not fit on the disk. First it leaves out events, probes, posting lists and notes
+    /// of holes, because a deletion frees space. Then it puts off the removal of rows if commands wait, else it removes
+    /// fewer of them. Returns whether to try again.
     fn leave_out_for_space(&mut self, ordered: &mut Ordered) -> bool {
         let was_full = std::mem::replace(&mut self.space.is_full, true);
         let had_events = !ordered.appends.is_empty() || !self.work.probes.is_empty();
@@ -295,14 +318,14 @@ impl Writer {
         if had_events || !was_full {
             return true;
         }
-        match self.tidying.is_due() {
+        match self.work.tidying.is_due() {
             false => false,
             // Commands do not wait for smaller slices.
             true if !ordered.is_empty() => {
-                self.tidying.rest();
+                self.work.tidying.put_off();
                 true
             }
-            true => self.tidying.shrink(),
+            true => self.work.tidying.shrink(),
         }
     }
 
@@ -350,8 +373,8 @@ impl Writer {
         Ok(enough)
     }
 
-    /// Writes everything in one transaction and commits it. Changes no state that a failure would have to undo. If
-    /// SQLite meets damage, the transaction begins again without the part that met it ([`LeftOut`]).
+    /// Writes everything in one transaction and commits it. A failed attempt leaves nothing that the next one does not
+    /// overwrite: the position changes only in [`Writer::publish`]. If SQLite meets damage, the transaction begins again without the part that met it ([`LeftOut`]).
     fn write(&mut self, ordered: &mut Ordered) -> rusqlite::Result<Written> {
         let others_wait = ordered.deletion.is_some() || self.work.subscriptions.is_awaited();
         let levels = ordered.appends.iter().map(|append| append.receipt.level());
@@ -360,13 +383,15 @@ impl Writer {
         loop {
             let before = left_out;
             match self.try_to_write(ordered, &mut left_out) {
-                Err(error) if is_damage(&error) && left_out != before => {
-                    // An error at COMMIT may have ended the transaction already.
-                    let _ = self.connection.execute_batch("ROLLBACK");
-                }
+                Err(error) if is_damage(&error) && left_out != before => self.roll_back(),
                 tried => return tried.map(|applied| Written { applied, level, left_out }),
             }
         }
+    }
+
+    fn roll_back(&self) {
+        // An error at COMMIT may have ended the transaction already.
+        let _ = self.connection.execute_batch("ROLLBACK");
     }
 
     fn try_to_write(&mut self, ordered: &mut Ordered, left_out: &mut LeftOut) -> rusqlite::Result<Applied> {
@@ -377,7 +402,7 @@ impl Writer {
         let (position, events) = (applied.position, applied.events);
         let is_disk_full = self.space.is_full;
         let mut turn = Turn { connection, shared, position, events, is_disk_full, left_out };
-        for part in [&mut self.work.sealing as &mut dyn Housekeeping, &mut self.work.hole_notes, &mut self.tidying] {
+        for part in self.work.housekeeping() {
             part.in_transaction(&mut turn)?;
         }
         if applied.events == 0 {
@@ -392,7 +417,8 @@ impl Writer {
         Ok(applied)
     }
 
-    /// Makes a commit known, in this order: readers see its events, clients are answered, subscribers get the events.
+    /// Makes a commit known, in this order: readers see its events, producers are answered, the fan-out gets the events,
+    /// the other clients are answered.
     fn publish(&mut self, ordered: &mut Ordered, Written { applied, level, left_out }: Written) {
         let before = std::mem::replace(&mut self.position, applied.position);
         self.syncing.after_commit(&before, &self.position);
@@ -443,6 +469,7 @@ impl Writer {
         }
     }
 
+    /// Adds the new events to the posting lists in memory, and has full segments sealed.
     fn note_in_segments(&self, appends: &[Append], before: Seq) {
         let mut seq = before;
         let mut recent = self.shared.recent.write();
@@ -460,7 +487,7 @@ impl Writer {
     fn finish_deletion(&mut self, deletion: Deletion, deleted: Option<u64>) {
         let Some(events) = deleted else { return answer(deletion.reply, Err(Failure::Damaged)) };
         match deletion.what {
-            Deleted::Through(_) => self.tidying.begin(),
+            Deleted::Through(_) => self.work.tidying.begin(),
             Deleted::Chosen(_) => {
                 self.wal.leave_traces();
                 // It may have freed enough space: the next event truncates the write-ahead log and looks again.
@@ -472,12 +499,12 @@ impl Writer {
     }
 
     fn finish_housekeeping(&mut self, left_out: LeftOut) {
-        let was_tidying = self.tidying.is_under_way();
-        for part in [&mut self.work.sealing as &mut dyn Housekeeping, &mut self.work.hole_notes, &mut self.tidying] {
+        let was_tidying = self.work.tidying.is_under_way();
+        for part in self.work.housekeeping() {
             part.after_commit(&self.shared);
         }
-        if was_tidying && !self.tidying.is_under_way() {
-            // As after a deletion of chosen events.
+        if was_tidying && !self.work.tidying.is_under_way() {
+            // The removed rows may have freed enough space.
             self.space.is_full = false;
             if left_out.tidying {
                 tracing::error!("damage keeps the rows of deleted events in the file");
