@@ -28,7 +28,8 @@ pub const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 <<
 
 /// Deletes everything up to an event, and returns how many events were deleted. It changes a
 /// mark, the counts and the key of the last event; `tidying` removes the rows later. A deletion of everything takes the sum
-/// of the statistics. Otherwise posting lists are counted, in about 10 µs for a segment.
+/// of the statistics. Otherwise posting lists are counted, in about 10 µs for a segment
+/// if they are in the system's cache, else 1 ms.
 ///
 /// # Errors
 /// What SQLite reports, and damage of the statistics or of the lists' pages. A single damaged list costs a look at the
