@@ -4,6 +4,7 @@
 use hyper::Method;
 
 use crate::auth::Class;
+use crate::wire::cloud_event;
 use crate::wire::request::STREAM_OPTIONS;
 
 /// One method of one path.
@@ -16,6 +17,10 @@ pub struct Route {
     pub guard: Guard,
     /// Groups of query parameters that mean something. A name that ends with a dot stands for all that begin with it.
     pub parameters: ParameterGroups,
+    /// The status of an answer that is no refusal, and its media types. Where there are several the client chooses.
+    /// Nothing reads them yet: the description of the interface will be compared with them.
+    pub status: u16,
+    pub media_types: &'static [&'static str],
 }
 
 /// What answers a request.
@@ -78,23 +83,28 @@ const ADMIN: Guard = Guard::Key(Class::Admin);
 const QUERY_IN_URL: Guard = Guard::KeyInUrl(Class::Query);
 const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Class::Publish);
 
+const JSON: &[&str] = &["application/json"];
+const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
+const EVENTS: &[&str] = &["application/json", "application/x-ndjson", cloud_event::BATCH_MEDIA_TYPE];
+const SSE: &[&str] = &["text/event-stream"];
+
 /// Where two rows match a request the first counts, so a fixed segment stands before a variable one.
 #[rustfmt::skip]
 pub static ROUTES: [Route; 14] = [
-    row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST),
-    row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK]),
-    row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE),
-    row(Method::GET, "/events/stream", Endpoint::EventStream, QUERY_IN_URL, STREAM),
-    row(Method::GET, "/events/{id}", Endpoint::Event, QUERY, &[]),
-    row(Method::GET, "/subscriptions", Endpoint::ListSubscriptions, QUERY, &[]),
-    row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]]),
-    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[]),
-    row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[]),
-    row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[]),
-    row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[]),
-    row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[]),
-    row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY]),
-    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY]),
+    row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
+    row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
+    row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
+    row(Method::GET, "/events/stream", Endpoint::EventStream, QUERY_IN_URL, STREAM, 200, SSE),
+    row(Method::GET, "/events/{id}", Endpoint::Event, QUERY, &[], 200, EVENT),
+    row(Method::GET, "/subscriptions", Endpoint::ListSubscriptions, QUERY, &[], 200, JSON),
+    row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]], 200, JSON),
+    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[], 204, &[]),
+    row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[], 200, JSON),
+    row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[], 200, JSON),
+    row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[], 200, JSON),
+    row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[], 200, JSON),
+    row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY], 101, &[]),
+    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY], 101, &[]),
 ];
 
 const fn row(
@@ -103,8 +113,10 @@ const fn row(
     endpoint: Endpoint,
     guard: Guard,
     parameters: ParameterGroups,
+    status: u16,
+    media_types: &'static [&'static str],
 ) -> Route {
-    Route { method, template, endpoint, guard, parameters }
+    Route { method, template, endpoint, guard, parameters, status, media_types }
 }
 
 impl Route {
