@@ -141,14 +141,10 @@ impl Lives {
             self.disk.boot(self.round + 1_000_000);
             let nth = 1 + self.dice.below(40);
             self.end_at(nth, CHANGE, "");
-            if self.server.try_restart().is_ok() {
-                self.disk.clear();
-                self.record.check(&self.server, loss);
-                return;
+            if !self.disk.survives_start(&mut self.server) {
+                self.disk.boot(self.round + 1);
+                self.server.restart();
             }
-            self.disk.clear();
-            self.disk.boot(self.round + 1);
-            self.server.restart();
             self.record.check(&self.server, loss);
         } else {
             self.next(loss);
@@ -184,8 +180,7 @@ pub fn kill_during_starts(
             let mut server = disk.server(folder, &[("DURABILITY", durability)]);
             let fault = |nth, seed| Injection::at(nth, CHANGE, faults[seed as usize % faults.len()]).seeded(seed);
             disk.inject(fault(nth, dice.below(1 << 40)));
-            let has_started = server.try_restart().is_ok();
-            disk.clear();
+            let has_started = disk.survives_start(&mut server);
             if !has_started {
                 disk.boot(2 * nth);
                 server.restart();
