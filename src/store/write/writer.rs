@@ -121,36 +121,6 @@ impl Writer {
         Ok(!is_closing)
     }
 
-    /// A turn that breaks off after its commit, before any client is answered.
-    #[cfg(test)]
-    pub fn turn_unanswered(&mut self) {
-        let mut ordered = Ordered::default();
-        self.receive(&mut ordered).expect("the writer can go on");
-        // On a full disk nothing is committed, and no client is answered either.
-        let _ = self.write(&mut ordered);
-    }
-
-    /// Commits commands that were put in order elsewhere. With `is_unanswered` it breaks off before any client is
-    /// answered.
-    #[cfg(test)]
-    pub fn apply_ordered(
-        &mut self,
-        ordered: &mut Ordered,
-        changed: Option<(super::subscriptions::Changed, Reply<()>)>,
-        is_unanswered: bool,
-    ) {
-        if let Some((changed, reply)) = changed {
-            self.work.subscriptions = Changes::default();
-            self.work.subscriptions.changed = changed;
-            self.work.subscriptions.announce(Some(reply));
-            ordered.subscriptions = true;
-        }
-        match is_unanswered {
-            true => drop(self.write(ordered).expect("the writer can go on")),
-            false => self.commit(ordered).expect("the writer can go on"),
-        }
-    }
-
     /// Waits for commands and takes what there is, up to one commit: appends in the order of the queue, and one deletion
     /// behind them. Returns whether `Close` came.
     fn receive(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
@@ -524,6 +494,7 @@ mod tests {
 
     use tokio::sync::oneshot;
 
+    use super::super::subscriptions::Changed;
     use super::*;
     use crate::event::{Event, EventTypes, Filter};
     use crate::store::fixture::{close, open, path, tick, wipe_page};
@@ -531,6 +502,37 @@ mod tests {
     use crate::store::segments::SEGMENT_EVENTS;
     use crate::store::{Order, Parts, Query, Receipt, Store};
     use crate::wire::Batch;
+
+    /// For the simulation.
+    impl Writer {
+        /// A turn that breaks off after its commit, before any client is answered.
+        pub fn turn_unanswered(&mut self) {
+            let mut ordered = Ordered::default();
+            self.receive(&mut ordered).expect("the writer can go on");
+            // On a full disk nothing is committed, and no client is answered either.
+            let _ = self.write(&mut ordered);
+        }
+
+        /// Commits commands that were put in order elsewhere. With `is_unanswered` it breaks off before any client is
+        /// answered.
+        pub fn apply_ordered(
+            &mut self,
+            ordered: &mut Ordered,
+            changed: Option<(Changed, Reply<()>)>,
+            is_unanswered: bool,
+        ) {
+            if let Some((changed, reply)) = changed {
+                self.work.subscriptions = Changes::default();
+                self.work.subscriptions.changed = changed;
+                self.work.subscriptions.announce(Some(reply));
+                ordered.subscriptions = true;
+            }
+            match is_unanswered {
+                true => drop(self.write(ordered).expect("the writer can go on")),
+                false => self.commit(ordered).expect("the writer can go on"),
+            }
+        }
+    }
 
     fn hand_in(store: &Store, events: usize, payload: &str) -> oneshot::Receiver<Result<Stored, Failure>> {
         hand_in_messages(store, &vec![None; events], payload)
