@@ -28,6 +28,7 @@
 //! * [`ledger`]: which member of a consumer group has which event in hand
 //! * [`group`]: consumer groups, whose members share one stream
 //! * [`subscriptions`]: durable subscriptions, stored under a name
+//! * [`web`]: the documents of the interface, and pages, as files in the binary
 //! * [`client`]: the client that the commands and the load test use
 
 pub mod audience;
@@ -51,6 +52,7 @@ pub mod stream;
 pub mod subscriptions;
 mod sync;
 pub mod transport;
+pub mod web;
 pub mod wire;
 pub mod ws;
 

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Response, Version};
+use hyper::{Method, Response, StatusCode, Version};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
+use super::files::{self, NOTHING_HERE};
 use super::half_close::HalfClose;
 use super::handshake::{self, Handshake};
 use super::large_page::{Deadlines, within_memory};
@@ -162,6 +163,9 @@ impl Connection {
             Endpoint::DeleteSubscription => subscriptions::delete(request).await,
             Endpoint::Stats => status::stats(pipeline).await,
             Endpoint::EventTypes => status::event_types(pipeline),
+            Endpoint::Home => files::home(request),
+            Endpoint::File => files::file(request),
+            Endpoint::ToDocs => files::to_docs(request),
             Endpoint::Health => status::health(),
             Endpoint::Readiness => status::readiness(pipeline).await,
             Endpoint::PublishSocket | Endpoint::SubscribeSocket => {
@@ -181,11 +185,11 @@ pub fn no_slots_left(access: &Access) -> Vec<u8> {
 
 /// What a request gets whose path does not exist or has no such method.
 fn no_route(target: &Target<'_>, method: &Method) -> response::Result {
-    let allow = target.allow().ok_or(Refusal::NotFound("Not Found"))?;
+    let allow = target.allow().ok_or(Refusal::NotFound(NOTHING_HERE))?;
     if *method != Method::OPTIONS {
         return Err(Refusal::MethodNotAllowed(allow));
     }
-    let mut response = response::no_content();
+    let mut response = response::empty(StatusCode::NO_CONTENT);
     response.headers_mut().insert(header::ALLOW, HeaderValue::try_from(allow).expect("methods are ASCII"));
     Ok(response)
 }

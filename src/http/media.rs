@@ -1,6 +1,6 @@
 //! Media types: those that a client accepts, and what an event looks like in each.
 
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::response::JSON;
 use crate::wire::cloud_event;
@@ -13,9 +13,29 @@ pub(super) fn essence(value: &[u8]) -> &[u8] {
 /// Whether a client names this media type in `Accept`. A range such as `*/*` does not name it: it leaves the choice to the
 /// server.
 pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
-    let ranges = headers.get_all(header::ACCEPT).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    let mut named = ranges.filter(|range| essence(range).eq_ignore_ascii_case(media_type.as_bytes()));
-    named.any(|range| !has_weight_0(range))
+    names(headers, header::ACCEPT, media_type)
+}
+
+/// Whether the list in a header has this name, with a weight above 0.
+pub(super) fn names(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
+    let mut named = items(headers, list).filter(|item| essence(item).eq_ignore_ascii_case(name.as_bytes()));
+    named.any(|item| !has_weight_0(item))
+}
+
+/// Whether a client takes an answer of this media type: it does not say what it takes, or the most specific range in which
+/// the type falls has a weight above 0 (RFC 9110, 12.5.1).
+pub(super) fn is_acceptable(headers: &HeaderMap, media_type: &str) -> bool {
+    let (of_type, _) = media_type.split_once('/').expect("a media type has a slash");
+    let all_of_type = format!("{of_type}/*");
+    let ranges: Vec<_> = items(headers, header::ACCEPT).filter(|range| !range.trim_ascii().is_empty()).collect();
+    let found = [media_type, &all_of_type, "*/*"]
+        .into_iter()
+        .find_map(|name| ranges.iter().find(|range| essence(range).eq_ignore_ascii_case(name.as_bytes())).copied());
+    ranges.is_empty() || found.is_some_and(|range| !has_weight_0(range))
+}
+
+fn items(headers: &HeaderMap, list: HeaderName) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(list).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','))
 }
 
 /// Whether the weight of a media range says "not acceptable" (RFC 9110, 12.4.2).
@@ -87,6 +107,22 @@ mod tests {
             "application/x-ndjson; charset=utf-8 ; Q=0.000",
         ] {
             assert!(!accepted(not), "{not}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_range_decides_whether_a_type_is_acceptable() {
+        let acceptable = |accept: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
+            is_acceptable(&headers, "text/html")
+        };
+        assert!(is_acceptable(&HeaderMap::new(), "text/html"));
+        for taken in ["", "*/*", "text/*;q=0.1", "image/png, text/html", "text/html, */*;q=0", "text/html, text/*;q=0"]
+        {
+            assert!(acceptable(taken), "{taken}");
+        }
+        for not in ["image/png", "text/html;q=0, */*", "text/*;q=0, */*", "*/*;q=0", "text", "application/*"] {
+            assert!(!acceptable(not), "{not}");
         }
     }
 }

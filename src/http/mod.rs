@@ -7,13 +7,14 @@
 //! 6.3).
 //!
 //! From the top: [`serve`] → `h1`, `h2` → `connection` (checks and dispatch) → an endpoint (`events`, `publish`,
-//! `event_stream`, `subscriptions`, `status`, `handshake`) → `request`, `response` and what they are made of.
+//! `event_stream`, `subscriptions`, `status`, `files`, `handshake`) → `request`, `response` and what they are made of.
 
 mod body;
 mod connection;
 mod event_stream;
 mod events;
 mod export;
+mod files;
 mod h1;
 mod h2;
 mod half_close;

@@ -45,9 +45,10 @@ pub(super) fn json(body: impl Into<Bytes>) -> Response<Body> {
     new(StatusCode::OK, JSON, body)
 }
 
-pub(super) fn no_content() -> Response<Body> {
+/// An answer without a body.
+pub(super) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::Left(Full::default()));
-    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.status_mut() = status;
     response
 }
 
@@ -121,10 +122,10 @@ pub(super) enum Readers {
     None,
 }
 
-/// Adds the headers of every answer.
+/// Adds the headers of every answer. One that is there already stays: a page has a policy of its own.
 pub(super) fn add_common(headers: &mut HeaderMap, readers: Readers) {
     for (name, value) in &EVERYWHERE {
-        headers.insert(name, value.clone());
+        headers.entry(name).or_insert_with(|| value.clone());
     }
     match readers {
         Readers::All => {
@@ -146,7 +147,7 @@ pub(super) fn preflight(asked: &HeaderMap, methods: &str) -> Response<Body> {
     const MAX_AGE: HeaderValue = HeaderValue::from_static("86400");
     const HEADERS: HeaderValue =
         HeaderValue::from_static("Authorization, Content-Type, X-API-Key, Idempotency-Key, Last-Event-ID");
-    let mut response = no_content();
+    let mut response = empty(StatusCode::NO_CONTENT);
     let headers = response.headers_mut();
     let methods = HeaderValue::from_str(methods).expect("methods are ASCII");
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);

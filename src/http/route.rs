@@ -4,6 +4,7 @@
 use hyper::Method;
 
 use crate::auth::Class;
+use crate::web;
 use crate::wire::cloud_event;
 use crate::wire::request::STREAM_OPTIONS;
 
@@ -18,7 +19,7 @@ pub struct Route {
     /// Groups of query parameters that mean something. A name that ends with a dot stands for all that begin with it.
     pub parameters: ParameterGroups,
     /// The status of an answer that is no refusal, and its media types. Where there are several the client chooses.
-    /// Nothing reads them yet: the description of the interface will be compared with them.
+    /// A test compares them with `docs/openapi.json`.
     pub status: u16,
     pub media_types: &'static [&'static str],
 }
@@ -40,6 +41,11 @@ pub enum Endpoint {
     Readiness,
     PublishSocket,
     SubscribeSocket,
+    Home,
+    /// One of `web`'s.
+    File,
+    /// Leads to the page of the documents.
+    ToDocs,
 }
 
 /// What a request has to show.
@@ -83,14 +89,14 @@ const ADMIN: Guard = Guard::Key(Class::Admin);
 const QUERY_IN_URL: Guard = Guard::KeyInUrl(Class::Query);
 const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Class::Publish);
 
-const JSON: &[&str] = &["application/json"];
+const JSON: &[&str] = &[web::JSON];
 const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
 const EVENTS: &[&str] = &["application/json", "application/x-ndjson", cloud_event::BATCH_MEDIA_TYPE];
 const SSE: &[&str] = &["text/event-stream"];
 
 /// Where two rows match a request the first counts, so a fixed segment stands before a variable one.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 14] = [
+pub static ROUTES: [Route; 22] = [
     row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
     row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
     row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
@@ -105,6 +111,14 @@ pub static ROUTES: [Route; 14] = [
     row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY], 101, &[]),
     row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY], 101, &[]),
+    row(Method::GET, "/", Endpoint::Home, Guard::Open, &[], 200, &[web::JSON, web::HTML]),
+    row(Method::GET, "/openapi.json", Endpoint::File, Guard::Open, &[], 200, JSON),
+    row(Method::GET, "/asyncapi.json", Endpoint::File, Guard::Open, &[], 200, JSON),
+    row(Method::GET, "/docs", Endpoint::File, Guard::Open, &[], 200, &[web::HTML]),
+    row(Method::GET, "/docs/", Endpoint::ToDocs, Guard::Open, &[], 307, &[]),
+    row(Method::GET, "/redoc", Endpoint::ToDocs, Guard::Open, &[], 307, &[]),
+    row(Method::GET, "/redoc/", Endpoint::ToDocs, Guard::Open, &[], 307, &[]),
+    row(Method::GET, "/assets/{file}", Endpoint::File, Guard::Open, &[], 200, &[web::CSS, web::SCRIPT]),
 ];
 
 const fn row(
@@ -218,7 +232,7 @@ mod tests {
         check("/events/stream", Some((Endpoint::EventStream, "")));
         check("/subscriptions/explain", Some((Endpoint::Explain, "")));
         check("/ws/subscribe", Some((Endpoint::SubscribeSocket, "")));
-        for nothing in ["", "/", "/events/", "/events/a/b", "//events", "/event", "/ws", "/Events", "/stats/"] {
+        for nothing in ["", "/events/", "/events/a/b", "//events", "/event", "/ws", "/Events", "/stats/"] {
             check(nothing, None);
         }
         for nothing in ["/api/v1/api/v1/events", "/api/v1events"] {

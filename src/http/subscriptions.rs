@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
+use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::large_page::within_memory;
@@ -66,7 +67,7 @@ fn one(reader: &Reader, listed: &Summary, looks_max: u64) -> store::Result<Value
 /// `DELETE /subscriptions/{name}`.
 pub(super) async fn delete(request: &Request<'_>) -> response::Result {
     match request.pipeline.subscriptions.delete(&request.variable).await? {
-        true => Ok(response::no_content()),
+        true => Ok(response::empty(StatusCode::NO_CONTENT)),
         false => Err(Refusal::NotFound("Subscription not found")),
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use serde_json::{Map, Value, json};
 
 use super::frame::Violation;
 use crate::event::Rejection;
@@ -23,6 +24,9 @@ pub enum Refusal {
     NotFound(&'static str),
     #[error("Method not allowed, use {0}")]
     MethodNotAllowed(String),
+    /// With the media type that the answer would have.
+    #[error("The answer would be {0}, which the Accept header of the request rules out")]
+    NotAcceptable(&'static str),
     #[error("The request did not arrive in time")]
     TooSlow,
     #[error("The body is larger than {0} bytes")]
@@ -119,6 +123,7 @@ impl Refusal {
             Self::ForbiddenOrigin => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed(_) => 405,
+            Self::NotAcceptable(_) => 406,
             Self::TooSlow => 408,
             Self::TooLarge(_) => 413,
             Self::UnsupportedMediaType | Self::UnsupportedCoding => 415,
@@ -137,6 +142,36 @@ impl Refusal {
         }
     }
 
+    /// The last part of the problem's type. `docs/openapi.json` lists all of them, with causes and remedies.
+    pub fn slug(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad-request",
+            Self::Unauthorized => "unauthorized",
+            Self::ForbiddenOrigin => "origin-not-allowed",
+            Self::NotFound(_) => "not-found",
+            Self::MethodNotAllowed(_) => "method-not-allowed",
+            Self::NotAcceptable(_) => "not-acceptable",
+            Self::TooSlow => "request-too-slow",
+            Self::TooLarge(_) => "body-too-large",
+            Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::UnsupportedCoding => "body-compressed",
+            Self::Invalid(_) => "invalid",
+            Self::UpgradeRequired => "upgrade-required",
+            Self::RateLimited(_) => "rate-limited",
+            Self::Failed(Failure::QueueFull) => "queue-full",
+            Self::Failed(Failure::StorageFull) => "disk-full",
+            Self::Failed(Failure::Locked) => "database-locked",
+            Self::Failed(Failure::Unavailable) => "not-stored",
+            Self::Failed(Failure::Damaged) => "damaged",
+            Self::Unreadable => "not-readable",
+            Self::TooManyConnections => "too-many-connections",
+            Self::TooManyBodies => "too-many-bodies",
+            Self::TooManyPages => "too-many-pages",
+            Self::TooMuchToRead => "too-much-to-read",
+            Self::TooManySubscribers => "too-many-subscribers",
+        }
+    }
+
     /// The time after which the same request may succeed; `None` if it never will.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -152,14 +187,23 @@ impl Refusal {
     /// service expect one.
     pub fn problem(&self) -> Vec<u8> {
         let detail = match self {
-            Self::Invalid(problems) => serde_json::json!(problems),
+            Self::Invalid(problems) => json!(problems),
             _ => self.to_string().into(),
         };
-        let title = StatusCode::from_u16(self.status()).ok().and_then(|status| status.canonical_reason());
-        serde_json::json!({ "type": "about:blank", "title": title, "status": self.status(), "detail": detail })
-            .to_string()
-            .into_bytes()
+        Value::Object(problem(self.slug(), self.status(), detail)).to_string().into_bytes()
     }
+}
+
+/// The members that every problem has. Its type is the address of its description on this server.
+pub fn problem(slug: &str, status: u16, detail: Value) -> Map<String, Value> {
+    let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let members = [
+        ("type", format!("/docs#/problems/{slug}").into()),
+        ("title", title.into()),
+        ("status", status.into()),
+        ("detail", detail),
+    ];
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The text for a client; in an array it names the index of the event.

@@ -1,0 +1,95 @@
+//! The documents of the interface, and pages with their styles and scripts.
+
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use serde_json::json;
+
+use super::media::{accepts, is_acceptable, names};
+use super::request::Request;
+use super::response;
+use super::route::PREFIX;
+use crate::web;
+use crate::wire::Refusal;
+
+/// What a page may load and do: only what comes from this server. A script cannot turn a text into HTML or code, except
+/// through the policy of the template library.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
+     form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types lit-html",
+);
+
+/// What a client reads whose path does not exist.
+pub(super) const NOTHING_HERE: &str =
+    "Nothing is at this path. /docs shows what there is, /openapi.json and /asyncapi.json describe it for programs";
+
+/// A browser keeps a file, but asks each time whether it is still the same: a page must not outlive an upgrade.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// `GET /`: a page for a browser, JSON for everybody else.
+pub(super) fn home(request: &Request<'_>) -> response::Result {
+    let mut response = match accepts(request.headers(), web::HTML) {
+        true => file(request)?,
+        false => response::json(
+            json!({
+                "service": "event-pipeline",
+                "version": env!("CARGO_PKG_VERSION"),
+                "docs": "/docs",
+                "openapi": "/openapi.json",
+                "asyncapi": "/asyncapi.json",
+            })
+            .to_string(),
+        ),
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+/// A file as it is, in gzip for a client that understands it. A range is ignored, as a server may (RFC 9110, 14.2).
+pub(super) fn file(request: &Request<'_>) -> response::Result {
+    let (path, headers) = (request.parts.uri.path(), request.headers());
+    let file = web::file(path.strip_prefix(PREFIX).unwrap_or(path)).ok_or(Refusal::NotFound(NOTHING_HERE))?;
+    if !is_acceptable(headers, file.media_type) {
+        return Err(Refusal::NotAcceptable(file.media_type));
+    }
+    let is_gzip = names(headers, header::ACCEPT_ENCODING, "gzip");
+    let form = if is_gzip { file.gzip() } else { file.plain() };
+    let mut response = match has_tag(headers, &form.tag) {
+        true => response::empty(StatusCode::NOT_MODIFIED),
+        false => {
+            // JSON has no charset: it is always UTF-8 (RFC 8259, 11).
+            let charset = if file.media_type.starts_with("text/") { "; charset=utf-8" } else { "" };
+            let content_type = format!("{}{charset}", file.media_type);
+            let content_type = HeaderValue::try_from(content_type).expect("media types are ASCII");
+            let mut whole = response::new(StatusCode::OK, content_type, form.bytes.clone());
+            if is_gzip {
+                whole.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            }
+            whole
+        }
+    };
+    let answered = response.headers_mut();
+    if file.media_type == web::HTML {
+        answered.insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+    }
+    answered.insert(header::ETAG, HeaderValue::try_from(&form.tag).expect("a tag is ASCII"));
+    answered.insert(header::CACHE_CONTROL, REVALIDATE);
+    answered.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    Ok(response)
+}
+
+/// Leads the paths at which other services have their documents, and those had that this one replaces, to the page. The
+/// target is relative, so that it holds under both prefixes and behind a proxy that adds one of its own.
+pub(super) fn to_docs(request: &Request<'_>) -> response::Result {
+    let is_folder = request.parts.uri.path().ends_with('/');
+    let mut response = response::empty(StatusCode::TEMPORARY_REDIRECT);
+    let target = HeaderValue::from_static(if is_folder { "../docs" } else { "docs" });
+    response.headers_mut().insert(header::LOCATION, target);
+    Ok(response)
+}
+
+/// Whether a client has the file with this tag already. A proxy may have made the tag a weak one.
+fn has_tag(headers: &HeaderMap, tag: &str) -> bool {
+    let tags = headers.get_all(header::IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let mut tags = tags.map(<[u8]>::trim_ascii);
+    tags.any(|known| known == b"*" || known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes())
+}

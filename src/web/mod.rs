@@ -1,0 +1,109 @@
+//! Files that are served as they are: the documents of the interface, and pages with their styles and scripts. They are
+//! part of the binary, so no page comes from another version than the server that answers it.
+
+use std::io::Write as _;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use sha2::{Digest as _, Sha256};
+
+/// A file that is served as it is.
+#[derive(Debug)]
+pub struct File {
+    /// The path that it is served under, without the prefix of the API.
+    pub path: &'static str,
+    /// Without parameters; a text is in UTF-8.
+    pub media_type: &'static str,
+    bytes: &'static [u8],
+    /// Made at the first request, because compressing all of them takes longer than the rest of the start.
+    forms: OnceLock<Forms>,
+}
+
+#[derive(Debug)]
+struct Forms {
+    plain: Form,
+    gzip: Form,
+}
+
+/// The bytes of a file in one encoding.
+#[derive(Debug)]
+pub struct Form {
+    pub bytes: Bytes,
+    /// A strong entity tag, in quotes (RFC 9110, 8.8.3).
+    pub tag: String,
+}
+
+pub const HTML: &str = "text/html";
+pub const CSS: &str = "text/css";
+pub const SCRIPT: &str = "text/javascript";
+pub const JSON: &str = "application/json";
+
+macro_rules! file {
+    ($path:literal, $media_type:expr, $source:literal) => {
+        File { path: $path, media_type: $media_type, bytes: include_bytes!($source), forms: OnceLock::new() }
+    };
+}
+
+static FILES: [File; 5] = [
+    file!("/", HTML, "home.html"),
+    file!("/docs", HTML, "docs/index.html"),
+    file!("/openapi.json", JSON, "../../docs/openapi.json"),
+    file!("/asyncapi.json", JSON, "../../docs/asyncapi.json"),
+    file!("/assets/home.css", CSS, "home.css"),
+];
+
+/// The file of a path without the prefix of the API.
+pub fn file(path: &str) -> Option<&'static File> {
+    FILES.iter().find(|file| file.path == path)
+}
+
+/// All files, for tests.
+pub fn files() -> &'static [File] {
+    &FILES
+}
+
+impl File {
+    pub fn is_page(&self) -> bool {
+        self.media_type == HTML
+    }
+
+    pub fn plain(&'static self) -> &'static Form {
+        &self.forms().plain
+    }
+
+    pub fn gzip(&'static self) -> &'static Form {
+        &self.forms().gzip
+    }
+
+    fn forms(&'static self) -> &'static Forms {
+        self.forms.get_or_init(|| {
+            let digest: String = Sha256::digest(self.bytes)[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(self.bytes).expect("a vector takes all");
+            let gzip = encoder.finish().expect("a vector takes all").into();
+            Forms {
+                plain: Form { bytes: Bytes::from_static(self.bytes), tag: format!("\"{digest}\"") },
+                gzip: Form { bytes: gzip, tag: format!("\"{digest}-gzip\"") },
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn both_forms_of_each_file_have_the_same_content_and_other_tags() {
+        for file in files() {
+            let mut unpacked = Vec::new();
+            flate2::read::GzDecoder::new(&*file.gzip().bytes).read_to_end(&mut unpacked).unwrap();
+            assert!(unpacked == file.plain().bytes, "{}", file.path);
+            assert_ne!(file.gzip().tag, file.plain().tag);
+            assert!(std::str::from_utf8(&unpacked).is_ok(), "{} is a text", file.path);
+        }
+    }
+}
