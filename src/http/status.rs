@@ -13,14 +13,10 @@ use crate::event::Timestamp;
 use crate::pipeline::Pipeline;
 use crate::record::{AckLevel, Failure};
 use crate::store::{Integrity, Progress};
-use crate::wire::Refusal;
 use crate::wire::refusal::problem;
 
 /// How long the probe of a readiness check may take. Load balancers commonly give up on a check after one to five seconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The problem's type while the server is not ready for another reason than a failure of the store.
-const NOT_READY: &str = "not-ready";
 
 /// What the server knows of itself without reading the record. `/stats` and `/readiness` show the same.
 struct Status {
@@ -76,22 +72,20 @@ pub(super) async fn stats(pipeline: &Pipeline) -> response::Result {
 /// `GET /readiness`: whether an event would be accepted now. A refusal is a problem that also has the members of the other
 /// answer.
 pub(super) async fn readiness(pipeline: &Pipeline) -> response::Result {
-    let (database, refused) = match pipeline.shutdown().has_begun() {
-        true => ("connected", Some((NOT_READY, "The server is shutting down".to_owned()))),
+    let (database, why_not) = match pipeline.shutdown().has_begun() {
+        true => ("connected", Some("The server is shutting down".to_owned())),
         false => match timeout(PROBE_TIMEOUT, pipeline.store.probe()).await {
             Ok(Ok(())) => ("connected", None),
-            Ok(Err(failure)) => {
-                let database = if failure == Failure::QueueFull { "connected" } else { "unavailable" };
-                (database, Some((Refusal::Failed(failure).slug(), failure.to_string())))
-            }
-            Err(_) => ("unavailable", Some((NOT_READY, "The database did not answer in time".to_owned()))),
+            Ok(Err(failure @ Failure::QueueFull)) => ("connected", Some(failure.to_string())),
+            Ok(Err(failure)) => ("unavailable", Some(failure.to_string())),
+            Err(_) => ("unavailable", Some("The database did not answer in time".to_owned())),
         },
     };
     let Status { router, integrity } = Status::of(pipeline);
-    let members = json!({ "ready": refused.is_none(), "database": database, "integrity": integrity, "router": router });
-    let Some((slug, detail)) = refused else { return Ok(response::json(members.to_string())) };
+    let members = json!({ "ready": why_not.is_none(), "database": database, "integrity": integrity, "router": router });
+    let Some(detail) = why_not else { return Ok(response::json(members.to_string())) };
     let status = StatusCode::SERVICE_UNAVAILABLE;
-    let mut body = problem(slug, status.as_u16(), detail.into());
+    let mut body = problem("not-ready", status.as_u16(), detail.into());
     body.extend(members.as_object().cloned().unwrap_or_default());
     let mut response = response::new(status, PROBLEM, Value::Object(body).to_string());
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

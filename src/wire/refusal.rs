@@ -334,4 +334,55 @@ mod tests {
         assert_eq!(codes, CLOSE_CODES.map(|(code, _)| code), "1002, 1007 and 1009 are those of violations");
         assert_eq!(Again::after(1006), Again::Yes);
     }
+
+    /// Clients look a problem up by its type, so each has its description, with its status, and no description is left over.
+    #[test]
+    fn every_problem_type_is_described() {
+        let refusals = [
+            Refusal::BadRequest(String::new()),
+            Refusal::Unauthorized,
+            Refusal::ForbiddenOrigin,
+            Refusal::NotFound(""),
+            Refusal::MethodNotAllowed(String::new()),
+            Refusal::NotAcceptable(""),
+            Refusal::TooSlow,
+            Refusal::TooLarge(0),
+            Refusal::UnsupportedMediaType,
+            Refusal::UnsupportedCoding,
+            Refusal::Invalid(Vec::new()),
+            Refusal::UpgradeRequired,
+            Refusal::RateLimited(Duration::ZERO),
+            Refusal::Failed(Failure::QueueFull),
+            Refusal::Failed(Failure::StorageFull),
+            Refusal::Failed(Failure::Locked),
+            Refusal::Failed(Failure::Unavailable),
+            Refusal::Failed(Failure::Damaged),
+            Refusal::Unreadable,
+            Refusal::TooManyConnections,
+            Refusal::TooManyBodies,
+            Refusal::TooManyPages,
+            Refusal::TooMuchToRead,
+            Refusal::TooManySubscribers,
+        ];
+        let types = refusals.iter().map(|refusal| (refusal.slug().to_owned(), u64::from(refusal.status())));
+        // A readiness check has a problem of its own.
+        let mut types: Vec<_> = types.chain([("not-ready".to_owned(), 503)]).collect();
+        let text = std::fs::read_to_string("docs/openapi.json").expect("the document");
+        let document: Value = serde_json::from_str(&text).expect("JSON");
+        let described = document["x-problem-types"].as_array().expect("a list").iter();
+        let described = described.map(|row| (row["slug"].as_str(), row["status"].as_u64()));
+        let mut described: Vec<_> = described.filter_map(|(slug, status)| Some((slug?.to_owned(), status?))).collect();
+        types.sort();
+        described.sort();
+        assert_eq!(types, described);
+        for row in document["x-problem-types"].as_array().expect("a list") {
+            let sentence = row["detail"].as_str().expect("a sentence");
+            let refusal = refusals.iter().find(|refusal| row["slug"] == refusal.slug());
+            let parts: Vec<_> = sentence.split('…').collect();
+            let said = refusal.map_or(String::new(), |refusal| refusal.to_string());
+            let (begin, end) = (parts[0], parts[parts.len() - 1]);
+            let is_free = row["slug"] == "not-ready" || row["slug"] == "not-found";
+            assert!(is_free || said.starts_with(begin) && said.ends_with(end), "{said:?} is not {sentence:?}");
+        }
+    }
 }

@@ -66,10 +66,10 @@ fn every_route_has_the_guard_and_the_methods_of_the_route_table() {
     for Route { method, template, guard, .. } in &ROUTES {
         let listed = match template.starts_with("/ws/") {
             true => format!("## {}. `WS {template}`", if template.ends_with("publish") { 3 } else { 4 }),
-            false => format!("| `{method} {template}"),
+            false => format!("`{method} {template}"),
         };
         assert!(contract.contains(&listed), "the contract has no {listed}");
-        let path = template.replace("{id}", "evt_000000000001").replace("{name}", "desk");
+        let path = template.replace("{id}", "evt_000000000001").replace("{name}", "desk").replace("{file}", "home.css");
         // With a bad time no stream is opened and nothing is deleted.
         let in_url = format!("{path}?until=x&before=x&api_key={}", encode(KEY));
         let status = |path: &str| server.call(method.as_str(), path, &[], b"").status;

@@ -15,6 +15,7 @@ use tokio::runtime::{self, Runtime};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::support::documents::{self, check_body, check_head};
 use crate::support::h2::{
     ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RESET, SETTINGS, await_pong, connect, frame, head,
     read_frame,
@@ -57,13 +58,20 @@ impl Client {
             }
             let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
             let mut sender = self.sender.clone();
+            let asked = documents::Asked { method: method.to_owned(), target: target.to_owned() };
             answers.spawn(async move {
                 sender.ready().await.unwrap();
                 let (head, body) = sender.send_request(request).await.unwrap().into_parts();
                 let text = |value: &hyper::header::HeaderValue| value.to_str().unwrap().to_string();
                 let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
                 let body = body.collect().await.unwrap().to_bytes().to_vec();
-                (n, Response { status: head.status.as_u16(), headers, body })
+                let response = Response { status: head.status.as_u16(), headers, body, asked: Some(asked) };
+                let asked = response.asked.as_ref().unwrap();
+                check_head(asked, &response);
+                if asked.method != "HEAD" {
+                    check_body(asked, &response);
+                }
+                (n, response)
             });
         }
         let answered = async { timeout(DEADLINE, answers.join_all()).await.expect("answers in time") };

@@ -18,6 +18,7 @@ mod cloudevents;
 mod config;
 mod conflate;
 mod disk;
+mod documents;
 mod durable;
 mod event;
 mod filter;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use super::documents::check_block;
 use super::http::{Response, Wire, request};
 use super::sequence;
 
@@ -101,6 +102,7 @@ impl EventStream {
     pub fn receive(&mut self) -> StreamPart {
         loop {
             if let Some(block) = self.blocks.pop_front() {
+                check_block(&block);
                 return StreamPart::Block(block);
             }
             match self.wire.chunk() {
@@ -160,6 +162,7 @@ pub fn complete_stream(response: &Response) -> Vec<u64> {
     let mut blocks: Vec<_> = text.split_terminator("\n\n").map(Block::of).collect();
     let last = blocks.pop().expect("a stream with blocks");
     assert_eq!(last.event.as_deref(), Some("complete"), "{last:?}");
+    blocks.iter().for_each(check_block);
     let events = blocks.iter().filter(|block| block.id.is_some());
     events.map(|block| sequence(&block.stored_event()["id"])).collect()
 }

@@ -1,5 +1,7 @@
-//! An HTTP/1.1 client over a raw TCP connection.
+//! An HTTP/1.1 client over a raw TCP connection. It checks each answer to a request that it has sent in one piece against
+//! the description of the interface.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::documents::{Asked, check_body, check_head};
 
 pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
@@ -18,6 +21,8 @@ pub struct Wire {
     read: Vec<u8>,
     /// How many bytes of `read` were taken.
     taken: usize,
+    /// The requests that were sent whole, and are not answered yet.
+    asked: VecDeque<Asked>,
 }
 
 impl Wire {
@@ -30,11 +35,12 @@ impl Wire {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Wire { stream, read: Vec::new(), taken: 0 }
+        Wire { stream, read: Vec::new(), taken: 0, asked: VecDeque::new() }
     }
 
     /// Writes as much as the peer takes. A peer that has closed already is not a failure here: its answer shows why.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.asked.extend(requests(bytes.as_ref()));
         if let Err(error) = self.stream.write_all(bytes.as_ref()) {
             assert!(is_hang_up(&error), "write: {error}");
         }
@@ -134,13 +140,20 @@ impl Wire {
         if status == 100 {
             return self.response_head();
         }
-        Some(Response { status, headers, body: Vec::new() })
+        let response = Response { status, headers, body: Vec::new(), asked: self.asked.pop_front() };
+        if let Some(asked) = &response.asked {
+            check_head(asked, &response);
+        }
+        Some(response)
     }
 
     fn read_response(&mut self, with_body: bool) -> Option<Response> {
         let mut response = self.response_head()?;
         if with_body && !matches!(response.status, 101 | 204 | 304) {
             response.body = self.body(&response);
+            if let Some(asked) = &response.asked {
+                check_body(asked, &response);
+            }
         }
         Some(response)
     }
@@ -183,6 +196,8 @@ pub struct Response {
     /// Names in lower case. The values of a header that came several times are one list.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// What it answers, where the client knows that.
+    pub asked: Option<Asked>,
 }
 
 impl Response {
@@ -225,6 +240,19 @@ impl Response {
         }
         detail
     }
+}
+
+/// The requests whose first lines are in these bytes. A request that comes in pieces is not seen.
+fn requests(bytes: &[u8]) -> Vec<Asked> {
+    let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
+    let asked = lines.filter_map(|line| {
+        let (rest, target) = line.strip_suffix(" HTTP/1.1\r")?.rsplit_once(' ')?;
+        // A body before it may end without a line break.
+        let method = &rest[rest.rfind(|c: char| !c.is_ascii_uppercase()).map_or(0, |at| at + 1)..];
+        let is_whole = !method.is_empty() && target.starts_with('/');
+        is_whole.then(|| Asked { method: method.to_owned(), target: target.to_owned() })
+    });
+    asked.collect()
 }
 
 /// One request on a connection of its own.

@@ -2,6 +2,7 @@
 //!
 //! Every wait ends after [`DEADLINE`] with a panic that names what it waited for.
 
+pub mod documents;
 mod event_stream;
 pub mod h2;
 mod http;

@@ -1,4 +1,5 @@
-//! A WebSocket client: the handshake, masked frames, and invalid frames of every kind.
+//! A WebSocket client: the handshake, masked frames, and invalid frames of every kind. It checks each message of the server
+//! against the description of the interface.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -6,6 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
+use super::documents::check_message;
 use super::http::{Response, Wire, is_hang_up, request};
 
 pub const CONTINUATION: u8 = 0;
@@ -18,6 +20,7 @@ pub const PONG: u8 = 10;
 /// A WebSocket after its handshake.
 pub struct Socket {
     wire: Wire,
+    target: String,
 }
 
 /// What a server can send.
@@ -58,7 +61,7 @@ impl Socket {
         }
         assert_eq!(response.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!(response.header("sec-websocket-extensions"), None, "nothing was offered");
-        Ok(Socket { wire })
+        Ok(Socket { wire, target: target.to_owned() })
     }
 
     pub fn send(&mut self, text: &str) {
@@ -81,7 +84,11 @@ impl Socket {
         loop {
             let Some((opcode, payload)) = self.frame() else { return Received::End };
             match opcode {
-                TEXT => return Received::Text(String::from_utf8(payload).expect("text in UTF-8")),
+                TEXT => {
+                    let text = String::from_utf8(payload).expect("text in UTF-8");
+                    check_message(&self.target, &text);
+                    return Received::Text(text);
+                }
                 PONG => return Received::Pong(payload),
                 PING => self.send_frame(PONG, &payload),
                 CLOSE if payload.is_empty() => return Received::Close(1005),
