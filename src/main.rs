@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
-use event_pipeline::config::{Config, LogFormat};
+use event_pipeline::config::{Config, LoadedConfig, LogFormat};
 use event_pipeline::server;
 use tracing_subscriber::EnvFilter;
 
@@ -22,19 +22,30 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     match cli::parse() {
         cli::Invocation::Serve(flags) => serve(&flags),
+        cli::Invocation::ShowConfig(show, flags) => show_config(&show, &flags),
         cli::Invocation::Command(command) => run(command),
     }
 }
 
 fn serve(flags: &ArgMatches) -> ExitCode {
-    let config = match Config::load(flags) {
-        Ok(config) => config,
+    let loaded = match LoadedConfig::load(flags) {
+        Ok(loaded) => loaded,
         Err(error) => return fail(USAGE, error),
     };
-    log_to_stderr(&config);
-    match server::run(config) {
+    log_to_stderr(loaded.config());
+    for shown in loaded.settings() {
+        tracing::debug!(name = shown.setting.name, value = shown.value, set_by = shown.set_by_in_words(), "setting");
+    }
+    match server::run(loaded.into_config()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILURE, anyhow::Error::new(error)),
+    }
+}
+
+fn show_config(show: &cli::Show, flags: &ArgMatches) -> ExitCode {
+    match LoadedConfig::load(flags) {
+        Ok(loaded) => end(show.run(&loaded).map_err(Into::into)),
+        Err(error) => fail(USAGE, error),
     }
 }
 
@@ -55,7 +66,11 @@ fn log_to_stderr(config: &Config) {
 
 fn run(command: cli::Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime.map_err(anyhow::Error::msg).and_then(|runtime| runtime.block_on(command.run()));
+    end(runtime.map_err(anyhow::Error::msg).and_then(|runtime| runtime.block_on(command.run())))
+}
+
+/// The exit code of a command that has done its work or failed.
+fn end(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // Only stdout gives a bare IO error. Its reader, such as `head`, has closed the pipe, which is no failure.

@@ -12,7 +12,7 @@ pub const EVENTS: &str = "Which events";
 #[command(next_help_heading = "Server")]
 pub struct Server {
     /// Address of the server
-    #[arg(long, env = "EVENT_PIPELINE_URL", default_value = "http://127.0.0.1:8001", value_parser = url)]
+    #[arg(long, env = "EVENT_PIPELINE_URL", hide_env_values = true, default_value = "http://127.0.0.1:8001", value_parser = url)]
     url: String,
     /// API key, if the server requires one
     #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY")]

@@ -15,11 +15,12 @@ use indicatif::ProgressBar;
 /// write-ahead log grows while the command checks the pages.
 #[derive(Args)]
 #[command(
-    after_help = "Exit codes: 0 sound; 1 damaged, not readable, or written in another format or by another program; 2 wrong usage."
+    after_help = "Exit codes: 0 sound; 1 damaged, not readable, or written in another format or by another program;
+2 wrong usage."
 )]
 pub struct Check {
     /// SQLite file
-    #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]
+    #[arg(env = "DATABASE_PATH", hide_env_values = true, default_value = "data/events.db", value_name = "FILE")]
     database: PathBuf,
 }
 
@@ -31,7 +32,7 @@ pub struct Check {
 #[derive(Args)]
 pub struct Repair {
     /// Damaged SQLite file
-    #[arg(env = "DATABASE_PATH", default_value = "data/events.db", value_name = "FILE")]
+    #[arg(env = "DATABASE_PATH", hide_env_values = true, default_value = "data/events.db", value_name = "FILE")]
     database: PathBuf,
     /// File to create
     #[arg(long, value_name = "NEW FILE")]

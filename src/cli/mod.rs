@@ -1,6 +1,7 @@
 //! The command line: the server, its clients, and the commands that work on its database file.
 
 mod arguments;
+mod config;
 mod database;
 mod printer;
 mod publish;
@@ -11,8 +12,9 @@ mod stats;
 mod tail;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use event_pipeline::config;
+use event_pipeline::config::args as settings;
 
+use config::Config;
 use database::{Check, Repair};
 use publish::Publish;
 use query::Query;
@@ -20,29 +22,40 @@ use replay::Replay;
 use stats::Stats;
 use tail::Tail;
 
+pub use config::Show;
+
 /// Reads the command line. A mistake in it ends the process with an explanation and exit code 2.
 pub fn parse() -> Invocation {
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match (cli.command, matches.subcommand()) {
-        (Some(Subcommands::Command(command)), _) => Invocation::Command(command),
-        (_, Some((_, flags))) => Invocation::Serve(flags.clone()),
-        (_, None) => Invocation::Serve(matches),
+    // The settings are no part of `Cli`: they are read from the matches of the innermost command.
+    let mut flags = &matches;
+    while let Some((_, of_subcommand)) = flags.subcommand() {
+        flags = of_subcommand;
+    }
+    match cli.command {
+        Some(Subcommands::Command(command)) => Invocation::Command(command),
+        Some(Subcommands::Config(Config::Show(show))) => Invocation::ShowConfig(show, flags.clone()),
+        Some(Subcommands::Serve) | None => Invocation::Serve(flags.clone()),
     }
 }
 
 /// What the process has to do.
 pub enum Invocation {
-    /// With the flags that [`config::args`] defines.
+    /// With the flags of the settings.
     Serve(ArgMatches),
+    /// With the same flags.
+    ShowConfig(Show, ArgMatches),
     Command(Command),
 }
 
-/// The flags of `serve` come from the table of settings. They are accepted without the command too.
+/// The flags of `serve` come from the table of settings. They are accepted without the command, and by `config show`, too.
 fn command() -> clap::Command {
+    let hidden = || settings().into_iter().map(|arg| arg.hide(true));
     Cli::command()
-        .args(config::args().into_iter().map(|arg| arg.hide(true)))
-        .mut_subcommand("serve", |serve| serve.args(config::args()))
+        .args(hidden())
+        .mut_subcommand("serve", |serve| serve.args(settings()))
+        .mut_subcommand("config", |config| config.mut_subcommand("show", |show| show.args(hidden())))
 }
 
 /// Receives events over HTTP and WebSocket, stores them durably in SQLite, and delivers them live to every matching
@@ -52,15 +65,18 @@ fn command() -> clap::Command {
     version,
     args_conflicts_with_subcommands = true,
     override_usage = "event-pipeline [OPTIONS OF SERVE]\n       event-pipeline <COMMAND>",
-    after_help = "Without a command, the program runs the server with the flags of serve: by default on port 8001, with the database
-data/events.db.
+    max_term_width = 100,
+    after_help = "Without a command, the program runs the server with the flags of serve: by default on port 8001,
+with the database data/events.db.
 
 Examples:
   event-pipeline                                    run the server with the default settings
   event-pipeline tail                               show events as they arrive
   event-pipeline replay data/classroom.ndjson       publish a recorded class in its original rhythm
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+Documentation: a running server shows it at /docs, by default http://localhost:8001/docs."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -73,13 +89,22 @@ enum Subcommands {
     /// Run the server until SIGTERM or SIGINT
     ///
     /// A flag overrides an environment variable, which overrides a TOML file, which overrides the default. In the file,
-    /// a setting has the name of its environment variable in lower case: max_queue_size = 10000.
-    #[command(after_help = "Examples:
+    /// a setting has the name of its environment variable in lower case. `event-pipeline config show` prints every
+    /// setting with its value.
+    #[command(after_help = "Example of a file:
+  port = 9000
+  database_path = \"/var/lib/events/events.db\"
+  max_queue_bytes = \"128 MiB\"
+
+Examples:
   event-pipeline serve --port 9000 --database-path /var/lib/events/events.db
   API_KEY=secret event-pipeline serve --require-auth --log-format json")]
     Serve,
     #[command(flatten)]
     Command(Command),
+    /// Show the configuration
+    #[command(subcommand)]
+    Config(Config),
 }
 
 /// The commands besides `serve`: the clients of a running server, and those that work on a database file.

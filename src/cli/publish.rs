@@ -19,7 +19,7 @@ use super::publisher::{Line, Lines, Progress, publish, read_lines};
 /// each other's acknowledgement. If the server refuses any, the command names their lines and exits with 1.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  event-pipeline publish --type quiz_started --source quiz_engine --session s1 --payload '{\"quiz_id\":\"demo\"}'
+  event-pipeline publish --type quiz_started --source quiz_engine --payload '{\"quiz_id\":\"demo\"}'
   grep timer_tick events.ndjson | event-pipeline publish --quiet -")]
 pub struct Publish {
     /// File with one event on each line, as a JSON object; - is stdin

@@ -19,14 +19,6 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
   event-pipeline query --user student-120 --since 2h
   event-pipeline query --type error_occurred --all --json > errors.ndjson")]
 pub struct Query {
-    #[command(flatten)]
-    filter: Filter,
-    /// Only events after this time, in RFC 3339, or an age: 30s, 10m, 2h, 1d
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
-    since: Option<String>,
-    /// Only events before this time, in the same formats
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
-    until: Option<String>,
     /// Maximum number of events, up to 1000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
@@ -36,6 +28,14 @@ pub struct Query {
     /// Print each event as the JSON that the server sent
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    filter: Filter,
+    /// Only events after this time, in RFC 3339, or an age: 30s, 10m, 2h, 1d
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
+    since: Option<String>,
+    /// Only events before this time, in the same formats
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = EVENTS)]
+    until: Option<String>,
     #[command(flatten)]
     server: Server,
 }

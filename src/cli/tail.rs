@@ -22,8 +22,15 @@ use super::printer::{Printer, plain};
 #[command(after_help = "Examples:
   event-pipeline tail --type answer_submitted,quiz_completed --last 20
   event-pipeline tail --session s1 --since 10m --json | jq .payload
-  event-pipeline tail --filter '{\"payload\":{\"quiz_id\":\"demo-quiz\"},\"exclude\":{\"event_types\":[\"timer_tick\"]}}'")]
+  event-pipeline tail --filter '{\"payload\":{\"quiz_id\":\"demo-quiz\"}}'
+  event-pipeline tail --filter '{\"exclude\":{\"event_types\":[\"timer_tick\"]}}'")]
 pub struct Tail {
+    /// Exit after N events
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Print each event as the JSON that the server sent
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     filter: Filter,
     /// Begin after the event with this id
@@ -35,12 +42,6 @@ pub struct Tail {
     /// Begin with the last N matching events
     #[arg(long, value_name = "N", help_heading = EVENTS)]
     last: Option<u32>,
-    /// Exit after N events
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// Print each event as the JSON that the server sent
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     server: Server,
 }

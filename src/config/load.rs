@@ -1,4 +1,4 @@
-//! From flags, environment, file and defaults to a [`Config`].
+//! From flags, environment, file and defaults to a [`Config`], with what has set each value.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,18 +7,46 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches};
 
 use super::fields::Config;
-use super::table::{InvalidValue, SETTINGS, Setting};
+use super::table::{InvalidValue, SETTINGS, SetBy, Setting};
 
 /// The file that is read if it exists and no other file is named.
 const DEFAULT_FILE: &str = "event-pipeline.toml";
 
-impl Config {
+/// Every setting with its value and what has set it. The two change together, in one function, so neither can contradict
+/// the other.
+pub struct LoadedConfig {
+    config: Config,
+    /// What has set each setting, in the order of the table.
+    set_by: [SetBy; SETTINGS.len()],
+}
+
+/// One setting as it is in effect.
+pub struct Effective<'a> {
+    pub setting: &'static Setting,
+    /// Of a secret only `set` or `not set`.
+    pub value: String,
+    pub set_by: &'a SetBy,
+}
+
+impl Effective<'_> {
+    /// What has set it, for people: `default`, or such as `environment PORT`.
+    pub fn set_by_in_words(&self) -> String {
+        match self.set_by {
+            SetBy::Default => "default".into(),
+            SetBy::File(path) => format!("file {path}"),
+            SetBy::Environment => format!("environment {}", self.setting.name),
+            SetBy::Flag => format!("flag --{}", self.setting.flag()),
+        }
+    }
+}
+
+impl LoadedConfig {
     /// The configuration that flags, environment, file and defaults give, in this order of precedence.
     /// The file is `--config`, else `CONFIG_FILE`, else `event-pipeline.toml` where it exists.
     ///
     /// # Errors
     /// One line that names the setting, where it was set, its value and what is allowed.
-    pub fn load(flags: &ArgMatches) -> Result<Config, ConfigError> {
+    pub fn load(flags: &ArgMatches) -> Result<Self, ConfigError> {
         Self::load_from(flags, |name| std::env::var_os(name), Path::new(DEFAULT_FILE))
     }
 
@@ -26,27 +54,27 @@ impl Config {
         flags: &ArgMatches,
         env: impl Fn(&str) -> Option<OsString>,
         default_file: &Path,
-    ) -> Result<Config, ConfigError> {
-        let mut config = Config::default();
+    ) -> Result<Self, ConfigError> {
+        let mut loaded = Self::default();
         let named =
             flags.get_one::<String>("config").map(PathBuf::from).or_else(|| env("CONFIG_FILE").map(PathBuf::from));
         match named {
-            Some(path) => config.apply_file(&path)?,
-            None if default_file.exists() => config.apply_file(default_file)?,
+            Some(path) => loaded.apply_file(&path)?,
+            None if default_file.exists() => loaded.apply_file(default_file)?,
             None => {}
         }
-        for setting in SETTINGS {
+        for (index, setting) in SETTINGS.iter().enumerate() {
             if let Some(value) = env(setting.name) {
                 let value = value.into_string().map_err(|_| ConfigError::NotUtf8(setting.name))?;
-                setting.set(&mut config, &value, || format!("{} (environment)", setting.name))?;
+                loaded.assign(index, &value, SetBy::Environment)?;
             }
         }
-        for setting in SETTINGS {
+        for (index, setting) in SETTINGS.iter().enumerate() {
             if let Some(value) = flags.get_one::<String>(setting.name) {
-                setting.set(&mut config, value, || format!("--{}", setting.flag()))?;
+                loaded.assign(index, value, SetBy::Flag)?;
             }
         }
-        Ok(config)
+        Ok(loaded)
     }
 
     fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
@@ -55,37 +83,66 @@ impl Config {
         self.apply(&text, &file)
     }
 
-    /// Applies the settings of a TOML text; `file` is its name in errors.
+    /// Applies the settings of a TOML text; `file` is its name in errors and in [`SetBy::File`].
     ///
     /// # Errors
-    /// One line, as for [`Config::load`]. The settings before the invalid one are applied.
+    /// One line, as for [`LoadedConfig::load`]. The settings before the invalid one are applied.
     pub fn apply(&mut self, text: &str, file: &str) -> Result<(), ConfigError> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
             ConfigError::Syntax(file.to_owned(), line, error.message().replace('\n', ", "))
         })?;
         for (key, value) in &table {
-            let setting = SETTINGS.iter().find(|s| s.key() == *key);
-            let setting = setting.ok_or_else(|| ConfigError::Unknown(file.to_owned(), key.clone()))?;
+            let index = SETTINGS.iter().position(|setting| setting.key() == *key);
+            let index = index.ok_or_else(|| ConfigError::Unknown(file.to_owned(), key.clone()))?;
             let text = match value {
                 toml::Value::String(text) => text.clone(),
                 other => serde_json::to_string(other).expect("a TOML value has a JSON form"),
             };
-            setting.set(self, &text, || format!("{key} in {file}"))?;
+            self.assign(index, &text, SetBy::File(file.to_owned()))?;
         }
         Ok(())
     }
 
-    /// Every setting and its effective value, for the log. Of a secret it says only `set` or `not set`.
-    pub fn describe(&self) -> Vec<(&'static str, String)> {
+    /// Sets the setting at this index of the table.
+    fn assign(&mut self, index: usize, text: &str, set_by: SetBy) -> Result<(), InvalidValue> {
+        SETTINGS[index].set(&mut self.config, text, &set_by)?;
+        self.set_by[index] = set_by;
+        Ok(())
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn into_config(self) -> Config {
+        self.config
+    }
+
+    /// Every setting as it is in effect, in the order of the table.
+    pub fn settings(&self) -> impl Iterator<Item = Effective<'_>> {
+        self.config.shown().zip(&self.set_by).map(|((setting, value), set_by)| Effective { setting, value, set_by })
+    }
+}
+
+impl Default for LoadedConfig {
+    /// The defaults.
+    fn default() -> Self {
+        Self { config: Config::default(), set_by: [const { SetBy::Default }; SETTINGS.len()] }
+    }
+}
+
+impl Config {
+    /// Every setting with its value. Of a secret only `set` or `not set`.
+    fn shown(&self) -> impl Iterator<Item = (&'static Setting, String)> + use<> {
         let mut copy = self.clone();
-        SETTINGS.iter().map(|setting| (setting.name, setting.show(&mut copy))).collect()
+        SETTINGS.iter().map(move |setting| (setting, setting.show(&mut copy)))
     }
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.describe()).finish()
+        f.debug_map().entries(self.shown().map(|(setting, value)| (setting.name, value))).finish()
     }
 }
 
@@ -94,7 +151,7 @@ pub fn args() -> impl IntoIterator<Item = Arg> {
     let file = Arg::new("config")
         .long("config")
         .value_name("FILE")
-        .help(format!("TOML file with settings [env: CONFIG_FILE] [default: {DEFAULT_FILE} where it exists]"));
+        .help(format!("TOML file with settings\n[env: CONFIG_FILE] [default: {DEFAULT_FILE} where it exists]"));
     std::iter::once(file).chain(SETTINGS.iter().map(Setting::arg))
 }
 
@@ -120,7 +177,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::value::Allowed::Secret;
     use crate::config::{Durability, LogFormat, Rate, reloadable};
 
     fn flags(args: &[&str]) -> ArgMatches {
@@ -128,11 +184,15 @@ mod tests {
     }
 
     fn load(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Config, ConfigError> {
+        load_with_set_by(args, env, file).map(LoadedConfig::into_config)
+    }
+
+    fn load_with_set_by(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<LoadedConfig, ConfigError> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("pipeline.toml");
         std::fs::write(&path, file).expect("a temporary file");
         let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
-        Config::load_from(&flags(args), env, &path)
+        LoadedConfig::load_from(&flags(args), env, &path)
     }
 
     #[test]
@@ -145,6 +205,21 @@ mod tests {
         check(&[], &[("PORT", "2")], "port = 1", 2);
         check(&["--port", "3"], &[("PORT", "2")], "port = 1", 3);
         check(&["--port=3"], &[], "", 3);
+    }
+
+    #[test]
+    fn a_setting_knows_what_has_set_it() {
+        let check = |args: &[&str], env: &[(&str, &str)], file: &str, expected: fn(&SetBy) -> bool| {
+            let loaded = load_with_set_by(args, env, file).expect("a valid configuration");
+            let set_by = |name| loaded.settings().find(|shown| shown.setting.name == name).expect("a setting").set_by;
+            assert!(expected(set_by("PORT")), "{args:?} {env:?} {file:?}: {:?}", set_by("PORT"));
+            assert_eq!(*set_by("HOST"), SetBy::Default);
+        };
+        check(&[], &[], "", |set_by| *set_by == SetBy::Default);
+        // Also if it is the default that is set.
+        check(&[], &[], "port = 8001", |set_by| matches!(set_by, SetBy::File(path) if path.ends_with("pipeline.toml")));
+        check(&[], &[("PORT", "2")], "port = 1", |set_by| *set_by == SetBy::Environment);
+        check(&["--port", "3"], &[("PORT", "2")], "port = 1", |set_by| *set_by == SetBy::Flag);
     }
 
     #[test]
@@ -220,16 +295,18 @@ mod tests {
     #[test]
     fn a_value_reads_back_as_it_is_shown() {
         let mut defaults = Config::default();
-        for setting in SETTINGS.iter().filter(|s| !matches!(s.allowed, Secret)) {
+        for setting in SETTINGS.iter().filter(|s| !s.is_secret()) {
             let shown = setting.show(&mut defaults);
             let mut config = Config::default();
-            setting.set(&mut config, &shown, || setting.flag()).expect("what is shown is allowed");
+            setting.set(&mut config, &shown, &SetBy::Flag).expect("what is shown is allowed");
             assert_eq!(setting.show(&mut config), shown, "{}", setting.name);
         }
-        let types = |text| load(&[], &[("EVENT_TYPES", text)], "").expect("valid").describe();
+        let types = |text| {
+            let config = load(&[], &[("EVENT_TYPES", text)], "").expect("valid");
+            config.shown().find(|(setting, _)| setting.name == "EVENT_TYPES").expect("it is a setting").1
+        };
         let shown = types(r#"{"bell": "It rings, twice", "pause": ""}"#);
-        let (_, text) = shown.iter().find(|(name, _)| *name == "EVENT_TYPES").expect("it is a setting");
-        assert_eq!(types(text), shown);
+        assert_eq!(types(&shown), shown);
     }
 
     #[test]
@@ -293,10 +370,9 @@ mod tests {
     fn the_key_is_never_shown() {
         let config = load(&[], &[("API_KEY", "opensesame")], "").expect("valid");
         assert_eq!(config.api_key, "opensesame");
-        let shown = config.describe();
-        assert!(shown.contains(&("API_KEY", "set".into())));
-        assert!(!format!("{shown:?} {config:?}").contains("opensesame"));
-        assert!(Config::default().describe().contains(&("API_KEY", "not set".into())));
+        let shown = format!("{config:?}");
+        assert!(shown.contains(r#""API_KEY": "set""#) && !shown.contains("opensesame"), "{shown}");
+        assert!(format!("{:?}", Config::default()).contains(r#""API_KEY": "not set""#));
         let error = load(&[], &[("API_KEY", "open\nsesame")], "").expect_err("no header can carry it").to_string();
         assert!(!error.contains("sesame"), "{error}");
     }

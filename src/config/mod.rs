@@ -3,7 +3,7 @@
 //!
 //! * `fields` — the settings as values, with their defaults
 //! * `table` — each setting's name, range and help, and whether a running server could take a new value
-//! * `load` — flags, environment, file and defaults, in this order
+//! * `load` — flags, environment, file and defaults, in this order, and which of them has set each value
 //! * `words`, `value` — the types of the settings, and how they are read and shown as text
 
 mod fields;
@@ -13,6 +13,6 @@ mod value;
 mod words;
 
 pub use fields::Config;
-pub use load::{ConfigError, args};
-pub use table::reloadable;
+pub use load::{ConfigError, Effective, LoadedConfig, args};
+pub use table::{SETTINGS, SetBy, Setting, reloadable};
 pub use words::{CorsOrigins, Durability, LogFormat, Rate};

@@ -14,72 +14,75 @@ const GIB: u64 = 1 << 30;
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     Setting::new("Listening", "HOST", |c| &mut c.host, Words("ADDRESS", "an IP address or localhost"),
-        "Address to listen on"),
+        "Address to listen on; 0.0.0.0 is every IPv4 address of the machine, :: every address"),
     Setting::new("Listening", "PORT", |c| &mut c.port, Count(0, 65_535),
-        "TCP port; 0 takes any free one"),
+        "TCP port; with 0 the system chooses a free one, and the log names it"),
     Setting::new("Listening", "CORS_ORIGINS", |c| &mut c.cors_origins, ORIGINS,
-        "Browser origins that may connect").reloadable(),
+        "Origins whose web pages may read answers, change something and open WebSockets; * is every origin").reloadable(),
     Setting::new("Listening", "NETWORK_THREADS", |c| &mut c.network_threads, Count(1, 256),
-        "Threads that serve sockets"),
+        "Threads that serve connections").default_by("half of the processors, at least 1"),
 
     Setting::new("Access", "API_KEY", |c| &mut c.api_key, Secret,
-        "The key that clients must show; set it in the environment, where no process list shows it").reloadable(),
+        "The key that clients must send if REQUIRE_AUTH is on; set it in the environment, where no process list shows it").reloadable(),
     Setting::new("Access", "REQUIRE_AUTH", |c| &mut c.require_auth, Switch,
-        "Ask every client for the key").reloadable(),
+        "Admit only clients that send the key; if no key is set, none").reloadable(),
     Setting::new("Access", "RATE_LIMIT_PUBLISH", |c| &mut c.rate_limit_publish, RATE,
-        "Publishing requests per client address").reloadable(),
+        "Most requests and WebSocket messages from one address that publish; further ones are refused (429)").reloadable(),
     Setting::new("Access", "RATE_LIMIT_QUERY", |c| &mut c.rate_limit_query, RATE,
-        "Reading requests per client address").reloadable(),
+        "Most requests from one address that read or subscribe; further ones are refused (429)").reloadable(),
     Setting::new("Access", "RATE_LIMIT_ADMIN", |c| &mut c.rate_limit_admin, RATE,
-        "Deleting requests per client address").reloadable(),
+        "Most requests from one address that delete; further ones are refused (429)").reloadable(),
 
     Setting::new("Storage", "DATABASE_PATH", |c| &mut c.database_path, Words("FILE", "a path"),
-        "The SQLite file, created when missing"),
+        "The SQLite file; it and its folder are created when missing"),
     Setting::new("Storage", "DURABILITY", |c| &mut c.durability, Words("LEVEL", "full, normal or off"),
-        "What an acknowledged event survives: with full a power cut, with normal and off only the end of the process"),
+        "What an acknowledged event survives: with full a power cut, with normal and off only the end of the process; with off \
+         a power cut may also damage the file"),
     Setting::new("Storage", "FREE_SPACE_MIN_BYTES", |c| &mut c.free_space_min_bytes, Bytes(0, 1024 * GIB),
-        "Free space on the volume below which events are refused").reloadable(),
+        "Free space on the volume of the database below which events are refused").reloadable(),
     Setting::new("Storage", "CHECK_AT_START", |c| &mut c.check_at_start, Switch,
         "Check the whole file for damage while serving: one read of all pages, then a fifth of a core"),
 
     Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
-        "Top-level keys of one payload").reloadable(),
+        "Most top-level keys of a payload; an event with more is refused").reloadable(),
     Setting::new("Events", "MAX_PAYLOAD_BYTES", |c| &mut c.limits.payload_bytes_max, Bytes(2, 16 * MIB),
-        "Size of one payload").reloadable(),
+        "Largest payload; an event with a larger one is refused").reloadable(),
     Setting::new("Events", "EVENT_TYPES", |c| &mut c.event_types, TYPES,
-        "Event types beside the built-in ones; a table [event_types] in the file"),
+        "Event types besides the built-in ones; in the file a table [event_types] of names and descriptions"),
 
     Setting::new("Limits", "MAX_QUEUE_SIZE", |c| &mut c.max_queue_size, Count(1, 10_000_000),
-        "Events waiting for the writer"),
+        "Most events that wait for the writer; with more, WebSockets are not read and HTTP requests are refused (503)"),
     Setting::new("Limits", "MAX_QUEUE_BYTES", |c| &mut c.max_queue_bytes, Bytes(1, 64 * GIB),
-        "Size of the events waiting for the writer"),
+        "Most bytes of such events, with the same consequences"),
     Setting::new("Limits", "MAX_SUBSCRIBERS", |c| &mut c.max_subscribers, Count(0, 1_000_000),
-        "Subscribers at one time").reloadable(),
+        "Most subscribers at one time; further ones are refused").reloadable(),
     Setting::new("Limits", "MAX_SUBSCRIPTIONS", |c| &mut c.max_subscriptions, Count(0, 1_000_000),
-        "Durable subscriptions and groups").reloadable(),
+        "Most durable subscriptions and groups; further names are refused").reloadable(),
     Setting::new("Limits", "MAX_CONNECTIONS", |c| &mut c.max_connections, Count(1, 1_000_000),
-        "Connections of any kind at one time").reloadable(),
+        "Most connections of any kind at one time; further ones are refused (503); lowered if the system allows fewer open files").reloadable(),
     Setting::new("Limits", "MAX_WS_CONNECTIONS_PER_IP", |c| &mut c.max_ws_connections_per_ip, Count(0, 1_000_000),
-        "WebSockets from one address at one time; 0 is unlimited").reloadable(),
+        "Most WebSockets from one address at one time; further ones are closed (4002); 0 is unlimited").reloadable(),
     Setting::new("Limits", "MAX_WS_MESSAGE_BYTES", |c| &mut c.max_ws_message_bytes, Bytes(1, 16 * MIB),
-        "Size of one WebSocket message").reloadable(),
+        "Largest WebSocket message; a larger one is answered with an error").reloadable(),
     Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
-        "Size of one HTTP body").reloadable(),
+        "Largest HTTP body; a larger one is refused (413)").reloadable(),
     Setting::new("Limits", "MAX_BODIES_BYTES", |c| &mut c.max_bodies_bytes, Bytes(1, 64 * GIB),
-        "Memory for all HTTP bodies and WebSocket messages above 16 KiB that are in progress, and for their events"),
+        "Memory for all HTTP bodies and WebSocket messages over 16 KiB in progress, and for their events; while it is used up, \
+         further ones are refused (503)"),
     Setting::new("Limits", "MAX_PAGES_BYTES", |c| &mut c.max_pages_bytes, Bytes(1, 64 * GIB),
-        "Memory for all pages of GET /events and other answers above 64 KiB that are not sent yet"),
+        "Memory for all pages of GET /events and other answers over 64 KiB that are not sent yet; while it is used up, \
+         requests for further ones are refused (503)"),
     Setting::new("Limits", "MAX_IN_FLIGHT", |c| &mut c.max_in_flight, Count(1, 1_000_000),
-        "Unanswered events of a publishing WebSocket; with more it is not read").reloadable(),
+        "Most unanswered events of one publishing WebSocket; with more it is not read").reloadable(),
     Setting::new("Limits", "MAX_SUBSCRIBER_BYTES", |c| &mut c.max_subscriber_bytes, Bytes(1, GIB),
-        "Size of the events waiting for one subscriber; with more it is served from storage").reloadable(),
+        "Most bytes that wait for one subscriber; with more it counts as slow, and its on_lag decides").reloadable(),
 
     Setting::new("Timeouts", "HEADER_TIMEOUT_SECONDS", |c| &mut c.header_timeout, SECONDS,
         "Time until the head of a request is complete").reloadable(),
     Setting::new("Timeouts", "BODY_TIMEOUT_SECONDS", |c| &mut c.body_timeout, SECONDS,
         "Time until the body of a request is complete").reloadable(),
     Setting::new("Timeouts", "READ_TIMEOUT_SECONDS", |c| &mut c.read_timeout, SECONDS,
-        "Time until a search of the stored events is given up and its request is refused").reloadable(),
+        "Time until a search of the stored events is given up and refused").reloadable(),
     Setting::new("Timeouts", "WRITE_TIMEOUT_SECONDS", |c| &mut c.write_timeout, SECONDS,
         "Time until a peer that takes no byte is closed").reloadable(),
     Setting::new("Timeouts", "SUBSCRIBE_TIMEOUT_SECONDS", |c| &mut c.subscribe_timeout, SECONDS,
@@ -92,9 +95,9 @@ pub const SETTINGS: &[Setting] = &[
         "Time until the process exits although work is left").reloadable(),
 
     Setting::new("Logging", "LOG_LEVEL", |c| &mut c.log_level, DIRECTIVES,
-        "Which lines are logged").reloadable(),
+        "Which lines are logged: those of a level and of more severe ones, for all targets or for some").reloadable(),
     Setting::new("Logging", "LOG_FORMAT", |c| &mut c.log_format, Words("FORMAT", "text or json"),
-        "Format of the log lines"),
+        "Format of the log: lines for people, or one JSON object a line"),
 ];
 
 const ORIGINS: Allowed =
@@ -112,15 +115,29 @@ pub fn reloadable() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().filter(|setting| setting.is_reloadable).map(|setting| setting.name)
 }
 
+/// What has set a setting to its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SetBy {
+    Default,
+    /// A TOML file, by the path with which it was opened.
+    File(String),
+    /// The environment variable with the setting's name.
+    Environment,
+    Flag,
+}
+
 /// One row of the table.
 pub struct Setting {
-    /// The heading in the help under which it is listed.
-    heading: &'static str,
+    /// The heading under which it is listed.
+    pub heading: &'static str,
     /// Its name in the environment.
     pub name: &'static str,
     field: fn(&mut Config) -> &mut dyn Value,
     pub allowed: Allowed,
-    help: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    /// How the default is chosen, where it depends on the machine.
+    pub default_rule: Option<&'static str>,
     /// Whether a running server could take a new value, because each use reads it anew. The value of another setting is
     /// built into a thread, a queue, a file or a table at the start.
     is_reloadable: bool,
@@ -134,30 +151,47 @@ impl Setting {
         allowed: Allowed,
         help: &'static str,
     ) -> Self {
-        Self { heading, name, field, allowed, help, is_reloadable: false }
+        Self { heading, name, field, allowed, help, default_rule: None, is_reloadable: false }
     }
 
     const fn reloadable(self) -> Self {
         Self { is_reloadable: true, ..self }
     }
 
+    const fn default_by(self, rule: &'static str) -> Self {
+        Self { default_rule: Some(rule), ..self }
+    }
+
+    /// Its flag, without the dashes.
     pub fn flag(&self) -> String {
         self.name.to_ascii_lowercase().replace('_', "-")
     }
 
+    /// Its key in the TOML file.
     pub fn key(&self) -> String {
         self.name.to_ascii_lowercase()
     }
 
-    pub fn set(&self, config: &mut Config, text: &str, origin: impl Fn() -> String) -> Result<(), InvalidValue> {
+    /// Whether its value must not be shown.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.allowed, Secret)
+    }
+
+    pub(super) fn set(&self, config: &mut Config, text: &str, set_by: &SetBy) -> Result<(), InvalidValue> {
         (self.field)(config).set(text.trim(), &self.allowed).map_err(|expected| InvalidValue {
-            origin: origin(),
-            value: if matches!(self.allowed, Secret) { "(not shown)".into() } else { format!("{text:?}") },
+            place: match set_by {
+                SetBy::Default => self.name.into(),
+                SetBy::File(path) => format!("{} in {path}", self.key()),
+                SetBy::Environment => format!("{} (environment)", self.name),
+                SetBy::Flag => format!("--{}", self.flag()),
+            },
+            value: if self.is_secret() { "(not shown)".into() } else { format!("{text:?}") },
             expected,
         })
     }
 
-    pub fn show(&self, config: &mut Config) -> String {
+    /// Its value as text that reads back as the same; of a secret only `set` or `not set`.
+    pub(super) fn show(&self, config: &mut Config) -> String {
         let value = (self.field)(config).show();
         match &self.allowed {
             Secret => if value.is_empty() { "not set" } else { "set" }.into(),
@@ -166,9 +200,14 @@ impl Setting {
         }
     }
 
-    pub fn arg(&self) -> Arg {
+    /// The default, in words where it depends on the machine.
+    pub fn default(&self) -> String {
+        self.default_rule.map_or_else(|| self.show(&mut Config::default()), str::to_owned)
+    }
+
+    pub(super) fn arg(&self) -> Arg {
         let Setting { heading, name, allowed, help, .. } = *self;
-        let default = match self.show(&mut Config::default()) {
+        let default = match self.default() {
             empty if empty.is_empty() => empty,
             default => format!(" [default: {default}]"),
         };
@@ -176,7 +215,7 @@ impl Setting {
             .long(self.flag())
             .help_heading(heading)
             .value_name(allowed.value_name())
-            .help(format!("{help} [env: {name}]{default}"));
+            .help(format!("{help}\n[env: {name}]{default}"));
         match allowed {
             Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
             _ => arg,
@@ -186,9 +225,10 @@ impl Setting {
 
 /// Why a value cannot be used, in one line.
 #[derive(Debug, thiserror::Error)]
-#[error("{origin} is {value}: expected {expected}")]
+#[error("{place} is {value}: expected {expected}")]
 pub struct InvalidValue {
-    origin: String,
+    /// The name of the setting there where it was set.
+    place: String,
     value: String,
     expected: String,
 }

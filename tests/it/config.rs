@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use event_pipeline::config::SETTINGS;
+use serde_json::{Value, json};
 
 use crate::support::*;
 
@@ -165,8 +166,141 @@ fn a_database_that_cannot_be_created_stops_the_start_and_is_named() {
 }
 
 #[test]
-fn the_effective_settings_are_logged_without_secrets() {
-    let server = Server::with(&[("API_KEY", "very secret"), ("MAX_QUEUE_SIZE", "4321")]);
-    server.await_log("4321");
-    assert!(server.log().iter().all(|line| !line.contains("very secret")));
+fn the_settings_are_logged_only_at_debug_and_without_secrets() {
+    let is_setting = |line: &&String| line.contains("\"setting\"");
+    let settings = [("API_KEY", "very secret"), ("MAX_QUEUE_SIZE", "4321")];
+    let server = Server::with(&[&settings[..], &[("LOG_LEVEL", "debug")]].concat());
+    let log = server.log();
+    assert_eq!(log.iter().filter(is_setting).count(), SETTINGS.len());
+    let queue = log.iter().find(|line| line.contains("MAX_QUEUE_SIZE")).unwrap();
+    assert!(queue.contains("4321") && queue.contains("environment MAX_QUEUE_SIZE"), "{queue}");
+    assert!(log.iter().all(|line| !line.contains("very secret")));
+
+    let server = Server::with(&settings);
+    assert!(!server.log().iter().any(|line| is_setting(&line) || line.contains("very secret")));
+}
+
+/// The block that a server logs once it listens, without the time and with `PORT` for its port.
+fn greeting(folder: &Path, environment: &[(&str, &str)]) -> String {
+    let mut serve = command(folder);
+    let environment = [("LOG_FORMAT", "text"), ("DATABASE_PATH", "data/events.db")].iter().chain(environment).copied();
+    let process = Process::watch(serve.arg("serve").envs(environment));
+    process.log.wait_for("  access  ");
+    let lines = process.log.lines();
+    let begin = lines.iter().position(|line| line.contains("is ready")).unwrap();
+    let first = lines[begin].split("server: ").nth(1).unwrap().to_owned();
+    let block = [&[first], &lines[begin + 1..begin + 5]].concat().join("\n");
+    let port: String = block.split("://localhost:").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect();
+    assert!(port.parse::<u16>().is_ok_and(|port| port > 0), "{block}");
+    block.replace(&format!(":{port}"), ":PORT")
+}
+
+#[test]
+fn a_start_says_where_to_open_it_where_the_data_is_and_who_may_connect() {
+    let mut server = Server::start();
+    server.publish_lines(&ticks("s", 1234));
+    server.stop();
+    let check = |folder: &Path, environment: &[(&str, &str)], data: &str, access: &str| {
+        let expected = format!(
+            "event-pipeline {} is ready\n  \
+             open    http://localhost:PORT/ and http://localhost:PORT/docs\n  \
+             listen  0.0.0.0:PORT, all IPv4 addresses of this machine\n  \
+             data    {}: {data}\n  access  {access}",
+            env!("CARGO_PKG_VERSION"),
+            database(folder).display(),
+        );
+        assert_eq!(greeting(folder, &[&[("HOST", "0.0.0.0")], environment].concat()), expected);
+    };
+    let empty = tempfile::tempdir().unwrap();
+    check(empty.path(), &[], "empty", "everyone who can reach this machine, without a key");
+    check(
+        server.folder(),
+        &[("REQUIRE_AUTH", "true"), ("API_KEY", "k"), ("CORS_ORIGINS", "https://school.example")],
+        "1,234 events, last id evt_0000000004d2",
+        "everyone who can reach this machine and sends the key; web pages only of https://school.example",
+    );
+}
+
+#[test]
+fn a_start_is_one_structured_line_in_json() {
+    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "very secret")]);
+    let url = format!("http://{}/", server.addr);
+    let expected = json!({
+        "message": "listening",
+        "address": server.addr.to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": url,
+        "docs": format!("{url}docs"),
+        "database": database(server.folder()).to_str().unwrap(),
+        "events": 0,
+        "last_event": id_of(0),
+        "access": "key",
+        "origins": "*",
+    });
+    let log = server.log();
+    let told = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone());
+    let told: Vec<_> = told.filter(|fields| fields["message"] == "listening").collect();
+    assert_eq!(told, [expected]);
+}
+
+/// Runs `config show`, which must succeed.
+fn shown(folder: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> String {
+    let mut show = command(folder);
+    let show = show.args(["config", "show"]).args(arguments).envs(environment.iter().copied());
+    let finished = Run::start(show, "").finish();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    finished.stdout
+}
+
+#[test]
+fn config_show_tells_every_setting_with_what_has_set_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = "max_queue_size = 5\nmax_body_bytes = 4096\nport = 1\n";
+    std::fs::write(folder.path().join("event-pipeline.toml"), file).unwrap();
+    let environment = [("MAX_BODY_BYTES", "8 KiB"), ("API_KEY", "very secret"), ("CONFIG_FILE", "event-pipeline.toml")];
+    let flags = ["--port", "9000", "--require-auth"];
+
+    let text = shown(folder.path(), &environment, &flags);
+    assert!(text.starts_with("Listening\n  HOST "), "{text}");
+    assert!(!text.contains("very secret"), "{text}");
+    let row = |name: &str| {
+        let row = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+        row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(row("HOST "), ["HOST", "127.0.0.1", "environment HOST"]);
+    assert_eq!(row("PORT "), ["PORT", "9000", "flag --port"]);
+    assert_eq!(row("MAX_QUEUE_SIZE "), ["MAX_QUEUE_SIZE", "5", "file event-pipeline.toml"]);
+    assert_eq!(row("MAX_BODY_BYTES "), ["MAX_BODY_BYTES", "8 KiB", "environment MAX_BODY_BYTES"]);
+    assert_eq!(row("MAX_QUEUE_BYTES "), ["MAX_QUEUE_BYTES", "64 MiB", "default"]);
+    assert_eq!(row("API_KEY "), ["API_KEY", "set", "environment API_KEY"]);
+
+    let told = shown(folder.path(), &environment, &[&flags[..], &["--json"]].concat());
+    assert!(!told.contains("very secret"), "{told}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let settings = told["settings"].as_array().unwrap();
+    let names: Vec<_> = settings.iter().map(|setting| setting["name"].as_str().unwrap()).collect();
+    assert_eq!(names, SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>());
+    let setting = |name: &str| settings.iter().find(|setting| setting["name"] == name).unwrap().clone();
+    let expected = |name: &str, heading: &str, value: &str, set_by: &str, place: Option<&str>| {
+        let secret = name == "API_KEY";
+        json!({"name": name, "heading": heading, "value": value, "secret": secret, "set_by": set_by, "where": place})
+    };
+    assert_eq!(setting("PORT"), expected("PORT", "Listening", "9000", "flag", Some("--port")));
+    assert_eq!(setting("REQUIRE_AUTH"), expected("REQUIRE_AUTH", "Access", "true", "flag", Some("--require-auth")));
+    assert_eq!(setting("API_KEY"), expected("API_KEY", "Access", "set", "environment", Some("API_KEY")));
+    let queue = expected("MAX_QUEUE_SIZE", "Limits", "5", "file", Some("event-pipeline.toml"));
+    assert_eq!(setting("MAX_QUEUE_SIZE"), queue);
+    assert_eq!(setting("DURABILITY"), expected("DURABILITY", "Storage", "full", "default", None));
+    assert!(!folder.path().join("data").exists(), "it opens no database");
+}
+
+#[test]
+fn config_show_refuses_what_serve_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let finish = |words: &[&str]| Run::start(command(folder.path()).args(words).args(["--port", "x"]), "").finish();
+    let (show, serve) = (finish(&["config", "show"]), finish(&["serve"]));
+    assert_eq!((show.code, show.stderr, show.stdout), (Some(2), serve.stderr, String::new()));
+    for usage in [&["config"][..], &["config", "show", "--faster"], &["config", "dance"]] {
+        assert_eq!(Run::start(command(folder.path()).args(usage), "").finish().code, Some(2), "{usage:?}");
+    }
 }

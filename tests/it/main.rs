@@ -31,6 +31,7 @@ mod imports;
 mod lag;
 mod publish;
 mod query;
+mod reference;
 mod rest_cursor;
 mod resume;
 mod shutdown;

@@ -1,5 +1,7 @@
 //! Builds everything, accepts connections, and takes it all down again in order.
 
+mod greeting;
+
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use crate::pipeline::{Pipeline, Producer};
 use crate::store::{self, OpenError, Running, Store};
 use crate::subscriptions::Subscriptions;
 use crate::transport::{Accepted, Listener};
+use greeting::Greeting;
 
 /// Why the server could not start or had to stop. Shown to the operator.
 #[derive(Debug, thiserror::Error)]
@@ -108,11 +111,7 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
     let network = Network::start(&pipeline)?;
     let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
-    for (name, value) in pipeline.config.describe() {
-        tracing::info!(name, value, "setting");
-    }
-    let database = pipeline.config.database_path.display();
-    tracing::info!(%address, %database, last_event = %store.committed().id(), "listening");
+    Greeting::new(&pipeline.config, address, &store).await.log();
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}

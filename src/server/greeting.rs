@@ -1,0 +1,206 @@
+//! What the server says as soon as it listens: where to open it, where its data is, and who may connect.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::{Config, CorsOrigins, LogFormat};
+use crate::event::{Seq, Timestamp};
+use crate::store::Store;
+
+/// The log knows the server, not this file.
+const TARGET: &str = "event_pipeline::server";
+
+/// Everything that an operator needs to know after a start. The settings are logged at the level debug, and
+/// `event-pipeline config show` prints them.
+pub struct Greeting<'a> {
+    config: &'a Config,
+    /// The port in it is the one that the system chose, if the setting is 0.
+    address: SocketAddr,
+    database: PathBuf,
+    /// How many events are stored; `None` if that cannot be read.
+    events: Option<u64>,
+    last_event: Seq,
+}
+
+impl<'a> Greeting<'a> {
+    /// Counts the stored events, which costs the same however many there are.
+    pub async fn new(config: &'a Config, address: SocketAddr, store: &Store) -> Self {
+        let stats = store.reading(|reader| reader.stats(Timestamp::now())).await;
+        let events = stats.inspect_err(|error| tracing::warn!(%error, "count the stored events")).ok();
+        Self {
+            config,
+            address,
+            // The path as it is set says nothing to a reader of the log who does not know the working directory. It can
+            // be made absolute, because the file is open; if its folder is gone since then, it is shown as it is set.
+            database: std::path::absolute(&config.database_path).unwrap_or_else(|_| config.database_path.clone()),
+            events: events.map(|stats| stats.total_events),
+            last_event: store.committed(),
+        }
+    }
+
+    /// Logs one structured line for programs, or a block of a few lines for people.
+    pub fn log(&self) {
+        match self.config.log_format {
+            LogFormat::Text => tracing::info!(target: TARGET, "{self}"),
+            LogFormat::Json => {
+                let Self { address, last_event, events, .. } = self;
+                let (url, database) = (self.url(), self.database.display());
+                let (access, last_event) = (self.access().word(), last_event.id());
+                let origins = self.origins().unwrap_or_else(|| "*".into());
+                let version = env!("CARGO_PKG_VERSION");
+                tracing::info!(
+                    target: TARGET,
+                    %address, version, url, docs = format!("{url}docs"), %database, events, %last_event, access, origins,
+                    "listening"
+                );
+            }
+        }
+    }
+
+    /// An address that a browser on this machine can open.
+    fn url(&self) -> String {
+        match self.address.ip().is_unspecified() {
+            true => format!("http://localhost:{}/", self.address.port()),
+            false => format!("http://{}/", self.address),
+        }
+    }
+
+    fn access(&self) -> Access {
+        match (self.config.require_auth, self.config.api_key.is_empty()) {
+            (false, _) => Access::Open,
+            (true, false) => Access::Key,
+            (true, true) => Access::Nobody,
+        }
+    }
+
+    /// The origins whose web pages may connect; `None` if those of all origins may.
+    fn origins(&self) -> Option<String> {
+        match &self.config.cors_origins {
+            CorsOrigins::Any => None,
+            CorsOrigins::List(origins) => Some(origins.join(", ")),
+        }
+    }
+}
+
+/// Which clients the server admits.
+#[derive(Clone, Copy)]
+enum Access {
+    /// All that can connect.
+    Open,
+    /// Those that send the key.
+    Key,
+    /// None: a key is required, and none is set.
+    Nobody,
+}
+
+impl Access {
+    /// For programs.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Key => "key",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+/// The block for people.
+impl fmt::Display for Greeting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, last_event, .. } = self;
+        let (url, ip) = (self.url(), address.ip());
+        writeln!(f, "event-pipeline {} is ready", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "  open    {url} and {url}docs")?;
+        write!(f, "  listen  {address}")?;
+        match (ip.is_unspecified(), ip.is_ipv4()) {
+            (true, true) => writeln!(f, ", all IPv4 addresses of this machine")?,
+            (true, false) => writeln!(f, ", all addresses of this machine")?,
+            (false, _) => writeln!(f)?,
+        }
+        write!(f, "  data    {}: ", self.database.display())?;
+        match self.events {
+            _ if *last_event == Seq::ZERO => writeln!(f, "empty")?,
+            Some(events) => writeln!(f, "{} events, last id {}", grouped(events), last_event.id())?,
+            None => writeln!(f, "an unknown number of events, last id {}", last_event.id())?,
+        }
+        let who = match (ip.is_loopback(), ip.is_unspecified()) {
+            (true, _) => "every program on this machine",
+            (false, true) => "everyone who can reach this machine",
+            (false, false) => "everyone who can reach this address",
+        };
+        match self.access() {
+            Access::Open => write!(f, "  access  {who}, without a key")?,
+            Access::Key => write!(f, "  access  {who} and sends the key")?,
+            Access::Nobody => write!(f, "  access  nobody: REQUIRE_AUTH is on and API_KEY is not set")?,
+        }
+        match self.origins().as_deref() {
+            None => Ok(()),
+            Some("") => write!(f, "; no web pages"),
+            Some(origins) => write!(f, "; web pages only of {origins}"),
+        }
+    }
+}
+
+/// A number as people read it: 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() - 1) % 3 + 1;
+    let (first, rest) = digits.split_at(first);
+    rest.as_bytes().chunks(3).fold(first.to_owned(), |text, group| text + "," + &String::from_utf8_lossy(group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_can_reach_the_server_depends_on_its_address_and_the_key() {
+        let check = |address: &str, set: fn(&mut Config), expected: [&str; 3]| {
+            let mut config = Config::default();
+            set(&mut config);
+            let address = address.parse().expect("an address");
+            let database = "/events.db".into();
+            let greeting =
+                Greeting { config: &config, address, database, events: Some(0), last_event: Seq(5) }.to_string();
+            for expected in expected {
+                assert!(greeting.contains(expected), "{greeting}\nlacks {expected}");
+            }
+        };
+        check(
+            "[::]:8001",
+            |_| {},
+            [
+                "open    http://localhost:8001/ and",
+                "listen  [::]:8001, all addresses of this machine\n",
+                "access  everyone who can reach this machine, without a key",
+            ],
+        );
+        check(
+            "[2001:db8::7]:80",
+            |config| config.require_auth = true,
+            [
+                "open    http://[2001:db8::7]:80/ and http://[2001:db8::7]:80/docs\n",
+                "listen  [2001:db8::7]:80\n",
+                "access  nobody: REQUIRE_AUTH is on and API_KEY is not set",
+            ],
+        );
+        check(
+            "10.0.0.7:80",
+            |config| (config.require_auth, config.api_key) = (true, "k".into()),
+            ["", "data    /events.db: 0 events, last id evt_000000000005\n", "this address and sends the key"],
+        );
+        check(
+            "[::1]:80",
+            |config| config.cors_origins = CorsOrigins::List(Vec::new()),
+            ["", "listen  [::1]:80\n", "access  every program on this machine, without a key; no web pages"],
+        );
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}
