@@ -124,20 +124,80 @@ impl Heard {
     }
 }
 
+/// A headless browser with a profile of its own, which ends when this is dropped.
+pub struct Chromium {
+    process: Child,
+    folder: TempDir,
+}
+
+impl Chromium {
+    /// Opens a page. `None` if there is no browser.
+    pub fn open(url: &str) -> Option<Chromium> {
+        let program = chromium()?;
+        let folder = tempfile::tempdir().unwrap();
+        let process = Command::new(program)
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"])
+            .args(["--no-first-run", "--disable-background-networking", "--disable-component-update"])
+            .args(["--disable-sync", "--disable-breakpad", "--remote-debugging-port=0"])
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+            .arg(url)
+            // No proxy, and no settings of the user who runs the tests.
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .envs([("HOME", folder.path()), ("TMPDIR", folder.path())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(said_in(folder.path())).unwrap())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Some(Chromium { process, folder })
+    }
+
+    /// A connection to the page by which it can be asked (the browser's debugging protocol).
+    pub fn debugger(&self) -> Socket {
+        let noted = self.folder.path().join("profile/DevToolsActivePort");
+        let port = || fs::read_to_string(&noted).ok()?.lines().next()?.parse().ok();
+        await_true("the browser's debugging port", || port().is_some());
+        let address = (Ipv4Addr::LOCALHOST, port().unwrap()).into();
+        let page = || {
+            let pages = call(address, "GET", "/json/list", &[], b"").json();
+            let page = pages.as_array().unwrap().iter().find(|page| page["type"] == "page")?;
+            Some(format!("/devtools/page/{}", text_of(&page["id"])))
+        };
+        await_true("the browser's page", || page().is_some());
+        Socket::open(address, &page().unwrap())
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        // A browser has many processes, all in one process group.
+        let group = format!("-{}", self.process.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.process.wait();
+        if thread::panicking() {
+            let said = fs::read_to_string(said_in(self.folder.path())).unwrap_or_default();
+            // Without a desktop, Chromium logs many errors about D-Bus.
+            let said: Vec<_> = said.lines().filter(|line| !line.contains(":dbus/")).collect();
+            eprintln!("the browser's last words:\n{}", said[said.len().saturating_sub(30)..].join("\n"));
+        }
+    }
+}
+
 /// A browser with the page open, and the site that serves the page. Both end when this is dropped.
 struct Browser {
-    process: Child,
+    chromium: Option<Chromium>,
     site: SocketAddr,
     channels: usize,
     heard: Arc<Mutex<Heard>>,
     serving: Option<JoinHandle<()>>,
-    folder: TempDir,
 }
 
 impl Browser {
     /// Opens `streams`, each with the rest of its query, and `sockets`. `None` if there is no browser.
     fn open(server: &Server, streams: &[(&str, &str)], sockets: &[&str]) -> Option<Browser> {
-        let program = chromium()?;
+        chromium()?;
         let streams: BTreeMap<_, _> = streams.iter().copied().collect();
         let channels = streams.len() + sockets.len();
         let url = format!("http://{}", server.addr);
@@ -149,25 +209,8 @@ impl Browser {
         let heard = Arc::new(Mutex::new(Heard::default()));
         let collected = Arc::clone(&heard);
         let serving = thread::spawn(move || serve(&listener, &page, &collected));
-
-        let folder = tempfile::tempdir().unwrap();
-        let process = Command::new(program)
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"])
-            .args(["--no-first-run", "--disable-background-networking", "--disable-component-update"])
-            .args(["--disable-sync", "--disable-breakpad"])
-            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
-            .arg(format!("http://{site}/"))
-            // No proxy, and no settings of the user who runs the tests.
-            .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
-            .envs([("HOME", folder.path()), ("TMPDIR", folder.path())])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(said_in(folder.path())).unwrap())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        Some(Browser { process, site, channels, heard, serving: Some(serving), folder })
+        let chromium = Chromium::open(&format!("http://{site}/"));
+        Some(Browser { chromium, site, channels, heard, serving: Some(serving) })
     }
 
     /// Waits until each channel is `wanted`.
@@ -206,15 +249,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // A browser has many processes, all in one process group.
-        let group = format!("-{}", self.process.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.process.wait();
+        self.chromium = None;
         if thread::panicking() {
-            let said = fs::read_to_string(said_in(self.folder.path())).unwrap_or_default();
-            // Without a desktop, Chromium logs many errors about D-Bus.
-            let said: Vec<_> = said.lines().filter(|line| !line.contains(":dbus/")).collect();
-            eprintln!("the browser's last words:\n{}", said[said.len().saturating_sub(30)..].join("\n"));
             for (name, channel) in self.channels() {
                 let (events, last) = (channel.events.len(), channel.events.last());
                 eprintln!("{name}: opened {}, ended {:?}, {events} events to {last:?}", channel.opened, channel.ended);

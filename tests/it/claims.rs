@@ -52,6 +52,24 @@ fn the_numbers_of_the_long_run_are_those_in_data_long() {
 }
 
 #[test]
+fn the_figure_of_the_readme_is_the_median_on_record() {
+    let runs = fs::read_to_string("data/perf/publish.json").unwrap();
+    let runs: Vec<Value> = runs.lines().map(|run| serde_json::from_str(run).unwrap()).collect();
+    let mut rates: Vec<_> = runs.iter().map(|run| run["events"]["per_second"].as_f64().unwrap() as u64).collect();
+    rates.sort_unstable();
+    let median = grouped(rates[rates.len() / 2]);
+    let day: jiff::Timestamp = runs[0]["started_at"].as_str().unwrap().parse().unwrap();
+    let day = day.strftime("%-d %B %Y").to_string();
+    let readme = fs::read_to_string("README.md").unwrap();
+    let figure = readme.split("\n\n").find(|part| part.starts_with("**")).expect("a figure");
+    for claim in [&*format!("**{median} events a second**"), &day] {
+        assert!(figure.contains(claim), "{claim:?} is on record, not: {figure}");
+    }
+    let row = fs::read_to_string("PERF.md").unwrap();
+    assert!(row.contains(&format!("| `publish` | {median} ")), "PERF.md has the same");
+}
+
+#[test]
 fn the_gate_runs_the_test_command_of_the_readme() {
     let gate = fs::read_to_string(".ci/run").unwrap();
     assert!(section("README.md", "## Quick start").contains("\ncargo test "));

@@ -1,435 +1,256 @@
-//! The description of the interface: it is complete, its examples work, and what serves it keeps to HTTP. That the server
-//! keeps to it is checked by every test that sees an answer ([`crate::support::documents`]).
+//! The documents: links lead somewhere, files that are named exist, and what is shown of a terminal is what comes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use event_pipeline::auth::Class;
-use event_pipeline::http::{Endpoint, Guard, PREFIX, ROUTES, Route};
-use event_pipeline::wire::refusal::CLOSE_CODES;
-use hyper::Method;
-use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::support::documents::{ASYNCAPI, Document, OPENAPI, sent_on};
 use crate::support::*;
+use crate::upgrade::{Schema, old_database, rows};
 
-/// The pointer to the operation of a route.
-fn operation(route: &Route) -> String {
-    let path = route.template.replace('/', "~1");
-    format!("/paths/{path}/{}", route.method.as_str().to_ascii_lowercase())
+fn documents() -> Vec<PathBuf> {
+    let folders = [".", "docs", "tests", "loadtest/baseline"];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files.sort();
+    files
 }
 
-fn names<'a>(list: impl IntoIterator<Item = &'a Value>) -> BTreeSet<&'a str> {
-    list.into_iter().map(|name| name.as_str().unwrap()).collect()
+/// The text without blocks of code.
+fn prose(text: &str) -> String {
+    text.split("```").step_by(2).collect()
 }
 
-/// Each parameter of an operation.
-fn parameters(operation: &str) -> Vec<&'static Value> {
-    let list = OPENAPI.at(operation).get("parameters").and_then(Value::as_array);
-    let follow = |parameter: &'static Value| match parameter.get("$ref") {
-        Some(target) => OPENAPI.at(target.as_str().unwrap().strip_prefix('#').unwrap()),
-        None => parameter,
+/// The anchors of a document, as GitHub makes them of its headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let text = prose(text);
+    let headings = text
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')));
+    let part = |c: char| match c {
+        ' ' => Some('-'),
+        c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
+        _ => None,
     };
-    list.map_or(Vec::new(), |list| list.iter().map(follow).collect())
+    headings.map(|heading| heading.chars().filter_map(part).collect()).collect()
 }
 
 #[test]
-fn the_document_has_each_method_of_each_path_and_no_other() {
-    let routes: BTreeSet<_> =
-        ROUTES.iter().map(|route| (route.template, route.method.as_str().to_ascii_lowercase())).collect();
-    let paths = OPENAPI.json["paths"].as_object().unwrap().iter();
-    let described: BTreeSet<_> = paths
-        .flat_map(|(path, methods)| {
-            methods.as_object().unwrap().keys().map(move |method| (path.as_str(), method.clone()))
-        })
-        .collect();
-    assert_eq!(described, routes);
-}
-
-#[test]
-fn the_document_has_the_parameters_and_answers_of_each_route_and_who_may_ask() {
-    for route in &ROUTES {
-        let operation = operation(route);
-        let described = OPENAPI.at(&operation);
-
-        let of_query: BTreeSet<_> = parameters(&operation)
-            .into_iter()
-            .filter(|parameter| parameter["in"] == "query")
-            .map(|parameter| parameter["name"].as_str().unwrap())
-            .collect();
-        let known = route.parameters.iter().copied().flatten();
-        let known: BTreeSet<_> = known.map(|name| if name.ends_with('.') { "payload.KEY" } else { *name }).collect();
-        assert_eq!(of_query, known, "{operation}");
-
-        let of_path: Vec<_> =
-            parameters(&operation).into_iter().filter(|parameter| parameter["in"] == "path").collect();
-        let variable = route.template.split_once('{').map(|(_, rest)| rest.trim_end_matches('}'));
-        assert_eq!(of_path.iter().map(|parameter| parameter["name"].as_str().unwrap()).next(), variable);
-        assert!(of_path.iter().all(|parameter| parameter["required"] == true && parameter.get("example").is_some()));
-
-        let responses = described["responses"].as_object().unwrap();
-        let fine: Vec<_> = responses.keys().filter(|status| !status.starts_with(['4', '5'])).collect();
-        assert!(fine.contains(&&route.status.to_string()), "{operation}: {fine:?}");
-        let content = format!("{operation}/responses/{}/content", route.status);
-        let media_types: BTreeSet<_> = OPENAPI.members(&content).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(media_types, route.media_types.iter().copied().collect(), "{operation}");
-
-        let security = described.get("security").unwrap_or(&OPENAPI.json["security"]).as_array().unwrap();
-        let ways: Vec<_> = security.iter().flat_map(|way| way.as_object().unwrap().keys()).collect();
-        let expected: &[&str] = match route.guard {
-            Guard::Open => &[],
-            Guard::Key(_) => &["header", "bearer"],
-            Guard::KeyInUrl(_) => &["header", "bearer", "query"],
-        };
-        assert_eq!(ways, expected, "{operation}");
-        for status in ["401", "429"] {
-            assert_eq!(responses.contains_key(status), !expected.is_empty(), "{status} of {operation}");
-        }
-        let changes = matches!(route.guard, Guard::Key(Class::Publish | Class::Admin)) || route.status == 101;
-        assert_eq!(responses.contains_key("403"), changes, "{operation}: pages of other origins");
-    }
-}
-
-#[test]
-fn every_example_fits_its_schema() {
-    fn visit(document: &Document, pointer: &str, seen: &mut usize) {
-        let value = document.at(pointer);
-        match value {
-            Value::Object(members) => {
-                // The examples of a media type, of a message, and of a schema.
-                if let (Some(Value::Object(examples)), true) = (members.get("examples"), members.contains_key("schema"))
-                {
-                    for (name, example) in examples {
-                        fits(document, &format!("{pointer}/schema"), &example["value"], &format!("{pointer}: {name}"));
-                        *seen += 1;
-                    }
-                }
-                if let (Some(Value::Array(examples)), true) = (members.get("examples"), members.contains_key("payload"))
-                {
-                    for example in examples {
-                        fits(document, &format!("{pointer}/payload"), &example["payload"], &example.to_string());
-                        *seen += 1;
-                    }
-                } else if let Some(Value::Array(examples)) = members.get("examples") {
-                    for example in examples {
-                        fits(document, pointer, example, pointer);
-                        *seen += 1;
-                    }
-                }
-                for name in members.keys().filter(|name| !matches!(name.as_str(), "examples" | "example" | "value")) {
-                    visit(document, &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")), seen);
-                }
-            }
-            Value::Array(items) => (0..items.len()).for_each(|n| visit(document, &format!("{pointer}/{n}"), seen)),
-            _ => {}
-        }
-    }
-    fn fits(document: &Document, schema: &str, value: &Value, what: &str) {
-        let problems = document.problems(schema, value);
-        assert!(problems.is_empty(), "{what}: {problems:?}");
-    }
-    for document in [&*OPENAPI, &*ASYNCAPI] {
-        let mut seen = 0;
-        visit(document, "", &mut seen);
-        assert!(seen > 15, "only {seen} examples");
-    }
-    for route in &ROUTES {
-        for parameter in parameters(&operation(route)) {
-            let list = format!("{}/parameters", operation(route));
-            let position = parameters(&operation(route)).iter().position(|other| *other == parameter).unwrap();
-            let own = &OPENAPI.at(&list)[position];
-            let pointer = own.get("$ref").map_or(format!("{list}/{position}"), |target| {
-                target.as_str().unwrap().trim_start_matches('#').to_owned()
-            });
-            fits(&OPENAPI, &format!("{pointer}/schema"), &parameter["example"], &pointer);
-        }
-    }
-}
-
-/// A server on which each example of the documents means something.
-fn server_with_a_class() -> Server {
-    let server = Server::start();
-    server.publish(r#"{"event_type":"session_created","source":"web","session_id":"exam-08"}"#);
-    let mut grader = server.subscriber(&json!({ "group": "graders" }));
-    grader.send(r#"{"type":"ping"}"#);
-    assert_eq!(grader.json()["type"], "pong");
-    server
-}
-
-fn query(parameters: impl IntoIterator<Item = (String, String)>) -> String {
-    let pairs = parameters.into_iter().map(|(name, value)| format!("{}={}", encode(&name), encode(&value)));
-    pairs.collect::<Vec<_>>().join("&")
-}
-
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// The parameters of a query that an example stands for.
-fn pairs(name: &str, example: &Value) -> Vec<(String, String)> {
-    match example {
-        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
-        value => vec![(name.to_owned(), plain(value))],
-    }
-}
-
-#[test]
-fn every_example_of_a_request_is_accepted() {
-    let server = server_with_a_class();
-    let mut accepted = 0;
-    let answered = ROUTES.iter().filter(|route| route.status != 101 && route.endpoint != Endpoint::EventStream);
-    let mut routes: Vec<_> = answered.collect();
-    // Deletions last: they take what other examples ask for.
-    routes.sort_by_key(|route| route.method == Method::DELETE);
-    for route in routes {
-        let operation = operation(route);
-        let described = OPENAPI.at(&operation);
-        let variable = parameters(&operation).into_iter().find(|parameter| parameter["in"] == "path");
-        let path = match (route.template.split_once('{'), variable) {
-            (Some((before, _)), Some(parameter)) => format!("{before}{}", encode(&plain(&parameter["example"]))),
-            _ => route.template.to_owned(),
-        };
-        let mut check = |target: &str, headers: &[(&str, &str)], body: &[u8]| {
-            let response = server.call(route.method.as_str(), target, headers, body);
-            assert!(response.status < 400, "{} {target}: {}", route.method, response.text());
-            accepted += 1;
-        };
-        let of_query = |name: &str| described["x-example"]["parameters"].get(name);
-        let required: Vec<_> = parameters(&operation)
-            .into_iter()
-            .filter(|parameter| parameter["in"] == "query" && parameter.get("required") == Some(&json!(true)))
-            .flat_map(|parameter| pairs(parameter["name"].as_str().unwrap(), &parameter["example"]))
-            .collect();
-        if let Some(parameters) = described["x-example"]["parameters"].as_object() {
-            let all = parameters.iter().flat_map(|(name, value)| pairs(name, value));
-            check(&format!("{path}?{}", query(all)), &[], b"");
-        }
-        match described.get("requestBody") {
-            Some(body) => {
-                for (media_type, content) in body["content"].as_object().unwrap() {
-                    for (example_name, example) in content["examples"].as_object().unwrap() {
-                        let text = plain(&example["value"]);
-                        check(&path, &[("Content-Type", media_type)], text.as_bytes());
-                        for parameter in parameters(&operation) {
-                            let (name, value) = (parameter["name"].as_str().unwrap(), plain(&parameter["example"]));
-                            let with = format!("{path}?{}", query([(name.to_owned(), value.clone())]));
-                            match parameter["in"].as_str().unwrap() {
-                                "query" => check(&with, &[("Content-Type", media_type)], text.as_bytes()),
-                                // A key of the request and one of an event exclude each other.
-                                _ if text.contains("idempotency_key") || media_type.contains("cloudevents") => {}
-                                _ => {
-                                    let key = format!("{value}-{example_name}");
-                                    check(&path, &[("Content-Type", media_type), (name, &key)], text.as_bytes());
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-            // A deletion without parameters would take the events that other examples need.
-            None if route.endpoint == Endpoint::DeleteEvents => {}
-            None => check(&format!("{path}?{}", query(required.clone())), &[], b""),
-        }
-        for parameter in parameters(&operation).into_iter().filter(|parameter| parameter["in"] == "query") {
-            let name = parameter["name"].as_str().unwrap();
-            if described.get("requestBody").is_some() || name == "wait" || of_query(name).is_some() {
+fn every_link_leads_to_a_file_and_a_heading() {
+    for file in documents() {
+        let text = fs::read_to_string(&file).unwrap();
+        for link in prose(&text).split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            if link.starts_with("https://") {
                 continue;
             }
-            if route.endpoint == Endpoint::DeleteEvents && name.starts_with("exclude_") {
-                continue;
-            }
-            let all = required.iter().cloned().chain(pairs(name, &parameter["example"]));
-            check(&format!("{path}?{}", query(all)), &[], b"");
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            let found = fs::read_to_string(&target);
+            let found = found.unwrap_or_else(|error| panic!("{} links to {link}: {error}", file.display()));
+            assert!(anchor.is_empty() || anchors(&found).contains(anchor), "{} links to {link}", file.display());
         }
     }
-    assert!(accepted > 50, "{accepted}");
 }
 
 #[test]
-fn every_parameter_of_an_event_stream_is_accepted() {
-    let server = server_with_a_class();
-    let operation = "/paths/~1events~1stream/get";
-    for parameter in parameters(operation) {
-        let (name, example) = (parameter["name"].as_str().unwrap(), &parameter["example"]);
-        if parameter["in"] == "header" {
-            EventStream::resume(server.addr, "", &[(name, &plain(example))]);
-            continue;
+fn every_document_is_in_the_index() {
+    let index = fs::read_to_string("docs/README.md").unwrap();
+    for file in documents().iter().filter(|file| file.starts_with("docs") && !file.ends_with("README.md")) {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(index.contains(&format!("]({name}")), "docs/README.md does not lead to {name}");
+    }
+}
+
+#[test]
+fn every_file_that_a_contributor_is_sent_to_exists() {
+    for file in ["CONTRIBUTING.md", "SECURITY.md", "tests/README.md"] {
+        let text = fs::read_to_string(file).unwrap();
+        let code = prose(&text).split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let folders = ["src/", "tests/", "loadtest/", "benches/", "docs/", ".ci/"];
+        for path in code.iter().filter(|code| folders.iter().any(|folder| code.starts_with(folder))) {
+            let path = path.split(' ').next().unwrap();
+            assert!(path.contains('<') || Path::new(path).exists(), "{file} names {path}");
         }
-        let beside: &[(&str, &str)] = match name {
-            "conflate" => &[("interval_ms", "250")],
-            "interval_ms" | "skipped" => &[("conflate", "session_id"), ("interval_ms", "250")],
-            "until" => &[("last", "1")],
-            _ => &[],
+    }
+}
+
+/// What is typed into a terminal, and what a document shows below it.
+struct Step {
+    typed: String,
+    shown: String,
+}
+
+/// The steps of all blocks called `console`.
+fn steps(text: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for block in text.split("```console\n").skip(1) {
+        for line in block.split("```").next().unwrap().lines().map(str::trim_start) {
+            match (line.strip_prefix("$ "), line.strip_prefix("> "), steps.last_mut()) {
+                (Some(typed), ..) => steps.push(Step { typed: typed.to_owned(), shown: String::new() }),
+                (_, Some(more), Some(step)) => step.typed += &format!("\n{more}"),
+                (.., Some(step)) => step.shown += &format!("{line}\n"),
+                (.., None) => panic!("{line:?} comes before any command"),
+            }
+        }
+    }
+    steps
+}
+
+/// Without white space, and with one text for all times.
+fn plain(text: &str) -> String {
+    let is_of_time = |c: char| c.is_ascii_digit() || "TZ:.-".contains(c);
+    let is_time =
+        |word: &str| word.len() >= 8 && word.starts_with(|c: char| c.is_ascii_digit()) && word.contains([':', '-']);
+    let mut plain = String::new();
+    for word in text.split_inclusive(|c| !is_of_time(c)) {
+        let (body, end) = word.split_at(word.trim_end_matches(|c| !is_of_time(c)).len());
+        plain += if is_time(body) { "TIME" } else { body };
+        plain.extend(end.chars().filter(|c| !c.is_whitespace()));
+    }
+    plain
+}
+
+/// Whether a text is what a document shows, where `…` stands for any text.
+fn is_shown(shown: &str, text: &str) -> bool {
+    let (shown, text) = (plain(shown), plain(text));
+    let mut parts: Vec<_> = shown.split('…').collect();
+    let last = parts.pop().expect("at least one part");
+    let Some(first) = parts.first() else { return text == last };
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    for part in &parts[1..] {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// A shell in a folder of its own, in which `cargo run` runs the binary that was built for the tests. Everything that runs in
+/// it ends when this is dropped.
+struct Terminal {
+    shell: Child,
+    input: ChildStdin,
+    output: Arc<Mutex<String>>,
+    address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Terminal {
+    /// The server of each document has an address of its own: process ids have 22 bits.
+    fn open(number: u16) -> Terminal {
+        let host = Ipv4Addr::from_bits(0x7f40_0000 | std::process::id());
+        let address = SocketAddr::from((host, 8001 + number));
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("data")).unwrap();
+        fs::copy("data/classroom.ndjson", folder.path().join("data/classroom.ndjson")).unwrap();
+        let binary = Path::new(env!("CARGO_BIN_EXE_event-pipeline")).parent().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let mut shell = Command::new("bash")
+            .env_clear()
+            .env("PATH", format!("{}:{path}", binary.display()))
+            .envs([("HOST", host.to_string()), ("PORT", address.port().to_string())])
+            .env("EVENT_PIPELINE_URL", format!("http://{address}"))
+            .current_dir(folder.path())
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = Arc::new(Mutex::new(String::new()));
+        let (mut source, collected) = (shell.stdout.take().unwrap(), Arc::clone(&output));
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = source.read(&mut bytes) {
+                collected.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+        });
+        let mut input = shell.stdin.take().unwrap();
+        input.write_all(b"exec 2>&1\ncargo() { exec event-pipeline serve; }\n").unwrap();
+        Terminal { shell, input, output, address, folder }
+    }
+
+    /// Types a command and waits for what the document shows. The output of a server may come later than the next prompt.
+    fn run(&mut self, step: &Step, document: &str) {
+        let start = self.output.lock().unwrap().len();
+        // The recording need not be shown at a pace that people can follow.
+        let typed =
+            step.typed.replace("localhost:8001", &self.address.to_string()).replace("--speed 10", "--speed 100");
+        let prompt = format!("<{start}>");
+        writeln!(self.input, "{{ {typed}\n}} < /dev/null\nprintf '{prompt}'").unwrap();
+        let text = || {
+            let text = self.output.lock().unwrap()[start..].to_owned();
+            text.replace(&self.address.to_string(), "0.0.0.0:8001")
         };
-        let beside = beside.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let all: BTreeMap<_, _> =
-            beside.chain(pairs(name, example)).chain([("strict".into(), "true".into())]).collect();
-        EventStream::open(server.addr, &query(all));
+        await_true(&format!("{document}: what is shown below {:?}", step.typed), || {
+            let text = text();
+            text.contains(&prompt) && is_shown(&step.shown, &text.replace(&prompt, ""))
+        });
     }
 }
 
-#[test]
-fn every_example_of_a_message_is_understood() {
-    let server = server_with_a_class();
-    let mut publisher = server.publisher();
-    for (name, message) in ASYNCAPI.members("/channels/publish/messages") {
-        for example in
-            ASYNCAPI.at(&message)["examples"].as_array().unwrap().iter().filter(|_| name.starts_with("publish"))
-        {
-            let answer = publisher.ask(&example["payload"].to_string());
-            assert_eq!(answer["status"], "ok", "{example}: {answer}");
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.shell.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.shell.wait();
+        if thread::panicking() {
+            eprintln!("the terminal:\n{}", self.output.lock().unwrap());
         }
     }
-    for example in ASYNCAPI.at("/components/messages/subscribe/examples").as_array().unwrap() {
-        let mut socket = Socket::open(server.addr, "/ws/subscribe");
-        assert_eq!(socket.ask(&example["payload"].to_string())["status"], "subscribed", "{example}");
-    }
-    let mut socket = server.subscriber(&json!({ "name": "grader" }));
-    for (message, answer) in [("updateFilters", "filters_updated"), ("ping", "pong"), ("ack", "")] {
-        for example in ASYNCAPI.at(&format!("/components/messages/{message}/examples")).as_array().unwrap() {
-            socket.send(&example["payload"].to_string());
-            if !answer.is_empty() {
-                let said = socket.json();
-                assert!(said["status"] == answer || said["type"] == answer, "{said}");
-            }
+}
+
+#[test]
+fn terminals_show_what_the_documents_say() {
+    for tool in ["bash", "curl", "sqlite3"] {
+        if program(tool).is_none() {
+            return skip("what is typed in documents", tool);
         }
     }
-    // A confirmation is not answered, and was none of a kind that gets an error.
-    socket.send(r#"{"type":"ping"}"#);
-    assert_eq!(socket.json()["type"], "pong");
-}
-
-#[test]
-fn the_messages_are_described_by_the_rules_of_asyncapi() {
-    let schema = std::fs::read_to_string("tests/support/asyncapi-3.0.0.schema.json").unwrap();
-    let schema: Value = serde_json::from_str(&schema).unwrap();
-    let validator = jsonschema::draft7::new(&schema).unwrap();
-    let problems: Vec<_> = validator.iter_errors(&ASYNCAPI.json).map(|error| error.to_string()).collect();
-    assert!(problems.is_empty(), "{problems:#?}");
-}
-
-#[test]
-fn every_message_has_its_channel() {
-    let channels = ["/ws/publish", "/ws/subscribe", "/events/stream"];
-    let addresses = ASYNCAPI.members("/channels").into_iter().map(|(_, channel)| &ASYNCAPI.at(&channel)["address"]);
-    assert_eq!(names(addresses), channels.into());
-    let mut used: BTreeSet<String> = channels.into_iter().flat_map(sent_on).collect();
-    for (_, operation) in ASYNCAPI.members("/operations") {
-        if ASYNCAPI.at(&operation)["action"] == "receive" {
-            let count = ASYNCAPI.at(&operation)["messages"].as_array().unwrap().len();
-            let message = |n: usize| ASYNCAPI.members(&format!("{operation}/messages/{n}")).len();
-            assert!((0..count).all(|n| message(n) == 1), "messages are references");
-            let lists = ASYNCAPI.at(&operation)["messages"].as_array().unwrap().iter();
-            used.extend(lists.map(|message| {
-                let of_channel = message["$ref"].as_str().unwrap().trim_start_matches('#').to_owned();
-                let target = &ASYNCAPI.at(&of_channel)["$ref"];
-                target.as_str().unwrap().trim_start_matches('#').to_owned()
-            }));
+    let mut walked = Vec::new();
+    for (number, file) in (0..).zip(documents()) {
+        let text = fs::read_to_string(&file).unwrap();
+        let (steps, name) = (steps(&text), file.display().to_string());
+        let Some(first) = steps.first() else { continue };
+        let mut terminal = Terminal::open(number);
+        if file.ends_with("migration.md") {
+            old_database(terminal.folder.path(), Schema::Newer, &rows());
+        } else if !first.typed.starts_with("cargo run") {
+            let serve = Step { typed: "event-pipeline 2> server.log &".to_owned(), shown: String::new() };
+            terminal.run(&serve, &name);
+            await_true("the server", || TcpStream::connect(terminal.address).is_ok());
         }
-    }
-    let all: BTreeSet<_> = ASYNCAPI.members("/components/messages").into_iter().map(|(_, message)| message).collect();
-    assert_eq!(used, all);
-}
-
-/// What both documents describe is described alike, so a reader of either knows it.
-#[test]
-fn the_documents_agree() {
-    let shared = |document: &Document, name: &str| document.json["components"]["schemas"].get(name).cloned();
-    for (name, _) in ASYNCAPI.members("/components/schemas").iter().filter(|(name, _)| *name != "NewEvent") {
-        if let Some(other) = shared(&OPENAPI, name) {
-            assert_eq!(shared(&ASYNCAPI, name), Some(other), "{name}");
+        // A file that the reader is asked to save.
+        if let Some((_, rest)) = text.split_once("Save these\nstatements as `") {
+            let (saved, rest) = rest.split_once('`').unwrap();
+            let block = rest.split("```").nth(1).unwrap().split_once('\n').unwrap().1;
+            fs::write(terminal.folder.path().join(saved), block).unwrap();
         }
+        steps.iter().for_each(|step| terminal.run(step, &name));
+        walked.push(name);
     }
-    for document in [&OPENAPI, &ASYNCAPI] {
-        assert_eq!(document.json["info"]["version"], env!("CARGO_PKG_VERSION"));
-    }
-    let codes = ASYNCAPI.json["x-close-codes"].as_array().unwrap().iter();
-    let codes: Vec<_> = codes.map(|row| row["code"].as_u64().unwrap()).collect();
-    assert_eq!(codes, CLOSE_CODES.map(|(code, _)| u64::from(code)));
+    assert!(walked.contains(&"./README.md".to_owned()) && walked.len() > 5, "walked through {walked:?}");
 }
 
 #[test]
-fn files_are_revalidated_and_compressed_and_need_no_key() {
-    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "secret"), ("RATE_LIMIT_QUERY", "1/day")]);
-    for (path, media_type) in [
-        ("/docs", "text/html; charset=utf-8"),
-        ("/openapi.json", "application/json"),
-        ("/asyncapi.json", "application/json"),
-        ("/assets/home.css", "text/css; charset=utf-8"),
+fn what_is_shown_is_compared_without_times_and_folds() {
+    for (shown, text) in [
+        ("{\"a\":1,\n\"b\":…}", "{\"a\":1,\"b\":[2]}"),
+        ("2026-11-30 18:37:03.425Z  tick", "2031-01-02 00:00:00.000Z tick"),
+        ("…\n\"timestamp\":\"2026-11-30T18:37:02.322324Z\"}", "x\"timestamp\":\"2031-01-01T00:00:00.000001Z\"}"),
+        ("", "\n"),
     ] {
-        for path in [path.to_owned(), format!("{PREFIX}{path}")] {
-            let whole = server.get(&path);
-            assert_eq!((whole.status, whole.header("content-type")), (200, Some(media_type)), "{path}");
-            let tag = whole.header("etag").unwrap().to_owned();
-            let ask = |headers: &[(&str, &str)]| server.call("GET", &path, headers, b"");
-
-            for same in [&*tag, &format!("W/{tag}"), &format!("\"other\", {tag}"), "*"] {
-                let answer = ask(&[("If-None-Match", same)]);
-                assert_eq!((answer.status, answer.header("etag"), answer.body.len()), (304, Some(&*tag), 0), "{same}");
-            }
-            for other in ["\"other\"", "", tag.trim_matches('"')] {
-                assert_eq!(ask(&[("If-None-Match", other)]).status, 200, "{other}");
-            }
-
-            let packed = ask(&[("Accept-Encoding", "br, gzip;q=0.5")]);
-            assert_eq!(packed.header("content-encoding"), Some("gzip"));
-            assert_ne!(packed.header("etag"), Some(&*tag));
-            let mut unpacked = Vec::new();
-            flate2::read::GzDecoder::new(&*packed.body).read_to_end(&mut unpacked).unwrap();
-            assert!(unpacked == whole.body, "{path}");
-            assert!(packed.header("vary").unwrap().contains("Accept-Encoding"));
-            assert_eq!(ask(&[("Accept-Encoding", "gzip;q=0, br")]).header("content-encoding"), None);
-
-            let part = ask(&[("Range", "bytes=0-3")]);
-            assert_eq!((part.status, part.body.len()), (200, whole.body.len()), "a range is ignored");
-            assert_eq!(ask(&[("Accept", "image/png")]).status, 406);
-            assert_eq!(ask(&[("Accept", "image/png, */*;q=0.1")]).status, 200);
-            let head = server.call("HEAD", &path, &[], b"");
-            assert_eq!((head.status, head.header("etag"), head.body.len()), (200, Some(&*tag), 0));
-            assert_eq!(server.call("POST", &path, &[], b"").status, 405);
-        }
+        assert!(is_shown(shown, text), "{shown:?} {text:?}");
     }
-    assert_eq!(server.get("/assets/nothing.js").status, 404);
-    assert_eq!(server.get("/assets/").status, 401, "an unknown path counts and asks for the key");
-}
-
-#[test]
-fn pages_may_load_nothing_from_elsewhere() {
-    let server = Server::start();
-    for path in ["/", "/docs"] {
-        let page = server.call("GET", path, &[("Accept", "text/html")], b"");
-        let policy = page.header("content-security-policy").unwrap();
-        for rule in
-            ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"]
-        {
-            assert!(policy.contains(rule), "{policy}");
-        }
-        assert!(!policy.contains("unsafe"), "{policy}");
+    for (shown, text) in [("", "x"), ("a…", "b"), ("…a", "ab"), ("a…b…c", "acb"), ("id 7", "id 8"), ("a…a", "a")]
+    {
+        assert!(!is_shown(shown, text), "{shown:?} {text:?}");
     }
-    let other = server.get("/health");
-    assert_eq!(other.header("content-security-policy"), Some("default-src 'self'"), "compat");
-}
-
-#[test]
-fn the_first_path_is_a_page_for_browsers_and_json_for_programs() {
-    let server = Server::start();
-    let browser = server.call("GET", "/", &[("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")], b"");
-    assert!(browser.text().contains("href=\"docs\""), "{}", browser.text());
-    for accept in ["*/*", "application/json", "image/png"] {
-        let home = server.call("GET", "/", &[("Accept", accept)], b"").json();
-        assert_eq!((&home["docs"], &home["service"]), (&json!("/docs"), &json!("event-pipeline")));
-    }
-}
-
-#[test]
-fn former_and_mistyped_paths_lead_to_the_documents() {
-    let server = Server::start();
-    for (path, target) in [("/redoc", "docs"), ("/docs/", "../docs"), ("/redoc/", "../docs")] {
-        for path in [path.to_owned(), format!("{PREFIX}{path}")] {
-            let answer = server.get(&path);
-            assert_eq!((answer.status, answer.header("location")), (307, Some(target)), "{path}");
-        }
-    }
-    let lost = server.get("/swagger").refusal(404);
-    assert!(lost.as_str().unwrap().contains("/docs"), "{lost}");
 }

@@ -15,11 +15,11 @@ use tokio::runtime::{self, Runtime};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::support::documents::{self, check_body, check_head};
 use crate::support::h2::{
     ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RESET, SETTINGS, await_pong, connect, frame, head,
     read_frame,
 };
+use crate::support::interface::{self, check_body, check_head};
 use crate::support::*;
 
 /// One connection of HTTP/2.
@@ -58,7 +58,7 @@ impl Client {
             }
             let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
             let mut sender = self.sender.clone();
-            let asked = documents::Asked { method: method.to_owned(), target: target.to_owned() };
+            let asked = interface::Asked { method: method.to_owned(), target: target.to_owned() };
             answers.spawn(async move {
                 sender.ready().await.unwrap();
                 let (head, body) = sender.send_request(request).await.unwrap().into_parts();

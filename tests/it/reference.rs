@@ -1,12 +1,14 @@
 //! The generated documents: `docs/configuration.md` is what the table of settings says, `docs/command-line.md` what
-//! `--help` says.
+//! `--help` says, `docs/errors.md` what `docs/openapi.json` says of problems.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
 use event_pipeline::config::{SETTINGS, Setting};
+use serde_json::Value;
 
+use crate::support::interface;
 use crate::support::*;
 
 const RENEW: &str = "BLESS=1 cargo test --test it reference::";
@@ -160,4 +162,48 @@ fn no_line_of_the_help_is_wider_than_100_columns() {
         }
         left.extend(subcommands(&help).into_iter().map(|name| [&words[..], &[name]].concat()));
     }
+}
+
+#[test]
+fn the_reference_of_errors_is_what_the_description_of_the_interface_says() {
+    let mut text = format!(
+        "# Errors
+
+<!-- Generated from x-problem-types in docs/openapi.json. To write it again: {RENEW} -->
+
+The server refuses a request with `application/problem+json` (RFC 9457):
+
+```json
+{{\"type\":\"/docs#/problems/queue-full\",\"title\":\"Service Unavailable\",\"status\":503,
+ \"detail\":\"Too many events are waiting to be stored, try again\"}}
+```
+
+`type` is the address of one of these descriptions on the server itself, `title` and `status` are those of HTTP, and
+`detail` is a sentence. The `detail` of a 422 is a list of `{{\"loc\": […], \"msg\": \"…\", \"type\": \"…\"}}`: where, what, and the
+kind. An answer that the same request may follow later has `Retry-After` with a number of seconds.
+
+WebSockets and event streams have [close codes](CONTRACT.md#close-codes) and error messages instead.
+
+"
+    );
+    let types = interface::OPENAPI.json["x-problem-types"].as_array().unwrap();
+    let field = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
+    for row in types {
+        let slug = field(row, "slug");
+        write!(
+            text,
+            "## {slug}\n\n{} {}: {}\n\n{}{}\n",
+            row["status"],
+            field(row, "title"),
+            if row["detail"] == "…" {
+                "a sentence of its own for each case".to_owned()
+            } else {
+                field(row, "detail")
+            },
+            folded(&format!("* **Why.** {}", field(row, "cause"))),
+            folded(&format!("* **What to do.** {}", field(row, "remedy"))),
+        )
+        .unwrap();
+    }
+    check("docs/errors.md", &(text.trim_end().to_owned() + "\n"));
 }

@@ -10,14 +10,14 @@ use tempfile::TempDir;
 use crate::support::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Schema {
+pub enum Schema {
     /// With `processed` and a table of subscriptions.
     Older,
     Newer,
 }
 
 /// A row of the old `events` table.
-struct Row {
+pub struct Row {
     id: String,
     event_type: &'static str,
     session_id: Option<&'static str>,
@@ -45,7 +45,7 @@ fn row(
 }
 
 /// Writes a database as the Python service left it.
-fn old_database(folder: &Path, schema: Schema, rows: &[Row]) {
+pub fn old_database(folder: &Path, schema: Schema, rows: &[Row]) {
     let path = database(folder);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut database = Connection::open(path).unwrap();
@@ -86,7 +86,7 @@ fn in_new_folder(schema: Schema, rows: &[Row]) -> TempDir {
 }
 
 /// Rows in no order, with every spelling of a timestamp that Python wrote, and where they belong in time.
-fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<Row> {
     vec![
         row(
             "evt_9f1c22ab07de",

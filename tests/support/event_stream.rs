@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::documents::check_block;
 use super::http::{Response, Wire, request};
+use super::interface::check_block;
 use super::sequence;
 
 /// An event stream whose response head was read.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::DEADLINE;
-use super::documents::{Asked, check_body, check_head};
+use super::interface::{Asked, check_body, check_head};
 
 pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");

@@ -2,10 +2,10 @@
 //!
 //! Every wait ends after [`DEADLINE`] with a panic that names what it waited for.
 
-pub mod documents;
 mod event_stream;
 pub mod h2;
 mod http;
+pub mod interface;
 mod server;
 mod tools;
 mod websocket;
@@ -128,7 +128,7 @@ pub fn raw_field(object: &str, name: &str) -> String {
 pub const POLL: Duration = Duration::from_millis(10);
 
 /// Checks until `is_true`, for a condition that gives no signal.
-pub fn await_true(what: &str, is_true: impl Fn() -> bool) {
+pub fn await_true(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_true() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");

@@ -7,8 +7,8 @@ use std::thread;
 
 use serde_json::Value;
 
-use super::documents::check_message;
 use super::http::{Response, Wire, is_hang_up, request};
+use super::interface::check_message;
 
 pub const CONTINUATION: u8 = 0;
 pub const TEXT: u8 = 1;
