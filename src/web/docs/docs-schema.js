@@ -1,0 +1,88 @@
+/** Schemas, as a list of fields with what each of them may hold. */
+import { html, nothing } from './lit-html.js';
+import { inline, markdown } from './docs-text.js';
+
+const shown = (value) => html`<code>${typeof value === 'string' ? value : JSON.stringify(value)}</code>`;
+const list = (values) => values.map((value, index) => [index ? ', ' : '', shown(value)]);
+
+function range(schema, least, most, unit) {
+  const [from, to] = [schema[least], schema[most]];
+  if (from === undefined && to === undefined) return nothing;
+  const number = (value) => value.toLocaleString('en');
+  const words = to === undefined ? `≥ ${number(from)}` : from === undefined ? `≤ ${number(to)}` : `${number(from)}–${number(to)}`;
+  return html`<li>${words}${unit && ` ${unit}`}</li>`;
+}
+
+/** What a value must fulfil beside its type. */
+function limits(schema) {
+  return html`<ul class="limits">
+    ${schema.const === undefined ? nothing : html`<li>always ${shown(schema.const)}</li>`}
+    ${schema.enum ? html`<li>one of ${list(schema.enum)}</li>` : nothing}
+    ${range(schema, 'minimum', 'maximum', '')} ${range(schema, 'minLength', 'maxLength', 'characters')}
+    ${range(schema, 'minItems', 'maxItems', 'items')} ${range(schema, 'minProperties', 'maxProperties', 'keys')}
+    ${schema.exclusiveMinimum === undefined ? nothing : html`<li>&gt; ${schema.exclusiveMinimum}</li>`}
+    ${schema.exclusiveMaximum === undefined ? nothing : html`<li>&lt; ${schema.exclusiveMaximum}</li>`}
+    ${schema.format ? html`<li>${schema.format}</li>` : nothing}
+    ${schema.pattern ? html`<li>matches ${shown(schema.pattern)}</li>` : nothing}
+    ${schema.default === undefined ? nothing : html`<li>default ${shown(schema.default)}</li>`}
+    ${schema.examples?.length ? html`<li>for example ${list(schema.examples.slice(0, 3))}</li>` : nothing}
+  </ul>`;
+}
+
+/**
+ * @param {(node: any) => any} deref Follows references.
+ * @returns {{type: Function, fields: Function, field: Function}} Templates of a schema: its type in a few words; its type,
+ *   limits and properties; a row with a name.
+ */
+export function schemaViews(deref) {
+  const alternatives = (schema) => schema.oneOf ?? schema.anyOf;
+
+  function type(node) {
+    const schema = deref(node);
+    if (schema.$name && node.$ref) return html`<a href="#/schemas/${schema.$name}">${schema.$name}</a>`;
+    const of = alternatives(schema);
+    if (of) return of.map((one, index) => [index ? ' or ' : '', type(one)]);
+    if (schema.allOf) return schema.allOf.map((one, index) => [index ? ' and ' : '', type(one)]);
+    if (schema.items) return html`array of ${type(schema.items)}`;
+    return [schema.type ?? (schema.properties ? 'object' : schema.enum ? 'string' : 'any')].flat().join(' or ');
+  }
+
+  /** The properties and alternatives within a schema. `above` holds the schemas around it, so that a circle ends. */
+  function inner(node, above) {
+    const schema = deref(node);
+    if (schema.$name && above.includes(schema.$name)) return nothing;
+    const path = schema.$name ? [...above, schema.$name] : above;
+    const properties = Object.entries(schema.properties ?? {});
+    const extra = schema.additionalProperties;
+    const parts = [...(schema.allOf ?? []), ...(alternatives(schema) ?? []), ...(schema.items ? [schema.items] : [])];
+    return html`${properties.length || (extra && extra !== true)
+      ? html`<dl class="fields">
+          ${properties.map(([name, property]) => field(name, property, schema.required?.includes(name), path))}
+          ${extra && extra !== true ? field('any other key', extra, false, path) : nothing}
+        </dl>` : nothing}
+      ${parts.map((part) => inner(part, path))}`;
+  }
+
+  function field(name, node, isRequired, above = [], note = '') {
+    const schema = deref(node);
+    const hasMore = (at) => [at, at.items, ...(alternatives(at) ?? []), ...(at.allOf ?? [])]
+      .some((one) => one && (deref(one).properties || deref(deref(one).items).properties));
+    const more = hasMore(schema) && !above.includes(schema.$name) ? inner(node, above) : nothing;
+    return html`<div>
+      <dt><code>${name}</code> <span class="type">${type(node)}</span>
+        ${isRequired ? html`<span class="required">required</span>` : nothing}
+        ${note ? html`<span class="soft">${note}</span>` : nothing}</dt>
+      <dd>${markdown(schema.description)}${limits(schema)}
+        ${more === nothing ? nothing : html`<details><summary>Fields of <code>${name}</code></summary>${more}</details>`}</dd>
+    </div>`;
+  }
+
+  function fields(node, above = []) {
+    const schema = deref(node);
+    return html`<p class="type">${type(node)}</p>
+      ${node.$ref ? nothing : html`${schema.title ? html`<p>${inline(schema.title)}</p>` : nothing}${markdown(schema.description)}`}
+      ${limits(schema)}${inner(node, above)}`;
+  }
+
+  return { type, fields, field };
+}

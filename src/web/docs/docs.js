@@ -1,0 +1,282 @@
+/** The page: reads both documents, shows them as one reference, and keeps the address and the view together. */
+import { html, nothing, render } from './lit-html.js';
+import { model } from './docs-model.js';
+import { schemaViews } from './docs-schema.js';
+import { find, index } from './docs-search.js';
+import { inline, json, markdown } from './docs-text.js';
+import { literal } from './docs-snippets.js';
+import { Panel } from './docs-try.js';
+
+const page = document.getElementById('page');
+const root = document.documentElement;
+
+/** A browser may refuse storage; then nothing is remembered, and all else works. */
+const storage = {
+  get(name) {
+    try { return localStorage.getItem(name); } catch { return null; }
+  },
+  set(name, value) {
+    try { localStorage.setItem(name, value); } catch { /* Not remembered. */ }
+  },
+};
+
+const state = { model: model(), failed: [], isMenu: false, query: '', found: [], active: 0, theme: storage.get('theme') ?? 'system' };
+let entries = [];
+let panels = [];
+let marks;
+let view = schemaViews(state.model.deref);
+
+const shared = {
+  // The page has no trailing slash, so its folder is where the server is, also behind a proxy that adds a prefix.
+  base: new URL('.', location.origin + location.pathname).href.replace(/\/$/, ''),
+  language: storage.get('language') ?? 'curl',
+  key: '',
+  deref: (node) => state.model.deref(node),
+  changed() {
+    storage.set('language', shared.language);
+    for (const panel of panels) panel.render();
+  },
+};
+
+async function load() {
+  const names = ['openapi.json', 'asyncapi.json'];
+  const loaded = await Promise.allSettled(names.map(async (name) => {
+    const answer = await fetch(name);
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+    return answer.json();
+  }));
+  state.failed = loaded.flatMap(({ reason }, at) => (reason ? [`${names[at]}: ${reason.message}`] : []));
+  state.model = model(...loaded.map(({ value }) => value));
+  view = schemaViews(state.model.deref);
+  entries = index(state.model);
+  update();
+  panels = Array.from(page.querySelectorAll('.panel'), (element) =>
+    new Panel(element, state.model.operations.find(({ id }) => id === element.dataset.id), shared));
+  watch();
+  go();
+  performance.mark('interactive');
+}
+
+const title = (level, id, text) => html`<div class="title">${level === 2
+  ? html`<h2 id=${id} tabindex="-1">${text}</h2>` : html`<h3 id=${id} tabindex="-1">${text}</h3>`}
+  <a class="anchor" href="#${id}" aria-label="Link to ${text}">#</a></div>`;
+
+const METHOD = { stream: 'SSE', socket: 'WS' };
+const badge = ({ kind, method }) => html`<span class="badge ${kind === 'http' ? method : kind}">${METHOD[kind] ?? method}</span>`;
+const links = (names, kind) => names.map((name, at) => [at ? ', ' : '', html`<a href="#/${kind}/${name}">${name}</a>`]);
+const example = (value, name) => html`<figure>${name ? html`<figcaption>${name}</figcaption>` : nothing}
+  <pre><code>${typeof value === 'string' ? value : json(literal(value))}</code></pre></figure>`;
+const examplesOf = ({ examples, example: one }) => (examples
+  ? Object.entries(examples).map(([name, { summary, value }]) => example(value, summary ?? name))
+  : one === undefined ? nothing : example(one));
+
+/** What a reader looks for first: an example of the answer when all is well. */
+function answerOf({ responses }) {
+  const [status, { content = {} } = {}] = Object.entries(responses).find(([code]) => code.startsWith('2')) ?? [];
+  const [first] = Object.values(Object.values(content)[0]?.examples ?? {});
+  return first ? example(first.value, `${status} · ${first.summary ?? 'answer'}`) : nothing;
+}
+
+function operationView(operation) {
+  const { id, summary, path, parameters, requestBody, channel } = operation;
+  return html`<section class="operation">
+    <div class="text">
+      ${title(3, `/operations/${id}`, summary ?? id)}
+      <p class="address">${badge(operation)} <code>${path}</code> ${operation.needsKey ? nothing : html`<span class="soft">needs no key</span>`}</p>
+      ${markdown(operation.description)}
+      ${channel ? html`<p>Messages and how it ends: <a href="#/channels/${channel.name}">${channel.title ?? channel.name}</a>.</p>` : nothing}
+      ${parameters.length ? html`<h4>Parameters</h4><dl class="fields">${parameters.map((one) =>
+        view.field(one.name, { ...state.model.deref(one.schema), description: one.description }, one.required, [], one.in === 'query' ? '' : one.in))}</dl>` : nothing}
+      ${requestBody ? html`<h4>Body</h4>${markdown(requestBody.description)}${Object.entries(requestBody.content).map(([media, content]) =>
+        html`<details><summary><code>${media}</code></summary>${content.schema ? view.fields(content.schema) : nothing}${examplesOf(content)}</details>`)}` : nothing}
+      <h4>Responses</h4>${Object.entries(operation.responses).map(responseView)}
+    </div>
+    <div class="side"><div class="panel" data-id=${id}></div>${answerOf(operation)}</div>
+  </section>`;
+}
+
+function responseView([status, { description, headers, content }]) {
+  const media = Object.entries(content ?? {});
+  const slugs = new Set(JSON.stringify(content ?? {}).match(/(?<=#\/problems\/)[\w-]+/g));
+  const isEmpty = !media.length && !Object.keys(headers).length;
+  const line = html`<b class=${status < 400 ? 'good' : 'bad'}>${status}</b> ${inline(description)}`;
+  if (isEmpty) return html`<p class="response">${line}</p>`;
+  return html`<details class="response"><summary>${line}</summary>
+    ${slugs.size ? html`<p>Problems: ${links([...slugs], 'problems')}</p>` : nothing}
+    ${Object.keys(headers).length ? html`<h5>Headers</h5><dl class="fields">${Object.entries(headers).map(([name, header]) =>
+      view.field(name, { ...state.model.deref(header.schema), description: header.description }, header.required))}</dl>` : nothing}
+    ${media.map(([type, of]) => html`<h5><code>${type}</code></h5>${of.schema ? view.fields(of.schema) : nothing}${examplesOf(of)}`)}
+  </details>`;
+}
+
+function channelView(channel) {
+  const { name, address, client, server, closeCodes } = channel;
+  const operation = state.model.operations.find(({ path }) => path === address);
+  const rows = (names) => html`<dl class="fields">${state.model.messages.filter(({ $name }) => names.includes($name)).map((message) =>
+    html`<div><dt><a href="#/messages/${message.$name}">${message.title ?? message.$name}</a></dt><dd>${inline(message.summary)}</dd></div>`)}</dl>`;
+  return html`<section>${title(3, `/channels/${name}`, channel.title ?? name)}
+    <p class="address">${operation ? badge(operation) : nothing} <code>${address}</code></p>
+    ${channel.summary ? html`<p>${inline(channel.summary)}</p>` : nothing}${markdown(channel.description)}
+    ${operation ? html`<p>Connect and try it: <a href="#/operations/${operation.id}">${operation.summary ?? operation.id}</a>.</p>` : nothing}
+    <div class="sides">
+      ${client.length ? html`<div><h4>The client sends</h4>${rows(client)}</div>` : nothing}
+      ${server.length ? html`<div><h4>The server sends</h4>${rows(server)}</div>` : nothing}
+    </div>
+    ${closeCodes.length ? html`<h4>Close codes</h4><table><thead><tr><th>Code</th><th>Why</th><th>Connect again?</th></tr></thead>
+      <tbody>${closeCodes.map(({ code, why, reconnect }) => html`<tr><td><code>${code}</code></td><td>${inline(why)}</td><td>${reconnect}</td></tr>`)}</tbody></table>` : nothing}
+  </section>`;
+}
+
+const messageView = (message) => html`<section class="pair"><div class="text">
+    ${title(3, `/messages/${message.$name}`, message.title ?? message.$name)}
+    <p class="soft">${message['x-event'] ? html`<code>event: ${message['x-event']}</code> · ` : nothing}on ${message.channels.map(({ name, address }, at) =>
+      [at ? ', ' : '', html`<a href="#/channels/${name}">${address}</a>`])}</p>
+    ${message.summary ? html`<p>${inline(message.summary)}</p>` : nothing}${markdown(message.description)}
+    ${message.payload ? view.fields(message.payload) : nothing}</div>
+  <div>${(message.examples ?? []).map(({ name, summary, payload }) => example(payload, summary ?? name))}</div></section>`;
+
+const problemView = ({ slug, status, title: name, detail, cause, remedy }) => html`<section>${title(3, `/problems/${slug}`, name)}
+  <p class="address"><b class="bad">${status}</b> <code>${slug}</code></p>
+  <dl class="problem"><dt>It says</dt><dd>“${detail}”</dd><dt>Cause</dt><dd>${inline(cause)}</dd><dt>What to do</dt><dd>${inline(remedy)}</dd></dl></section>`;
+
+const chapters = () => [
+  ['channels', 'Channels', channelView, ({ name, title: text }) => [name, text ?? name]],
+  ['messages', 'Messages', messageView, ({ $name, title: text }) => [$name, text ?? $name]],
+  ['schemas', 'Schemas', (schema) => html`<section>${title(3, `/schemas/${schema.$name}`, schema.$name)}${view.fields(schema)}</section>`, ({ $name }) => [$name, $name]],
+  ['problems', 'Problems', problemView, ({ slug, title: text, status }) => [slug, text, status]],
+].filter(([kind]) => state.model[kind].length);
+
+function navigation() {
+  const item = (href, text, mark = '') => html`<li><a href=${href} @click=${() => menu(false)}><span>${text}</span>${mark}</a></li>`;
+  return html`<nav id="contents" aria-label="Contents">
+    ${state.model.groups.map((group) => html`<b>${group.name}</b><ul>${group.operations.map((operation) =>
+      item(`#/operations/${operation.id}`, operation.summary ?? operation.id, badge(operation)))}</ul>`)}
+    ${chapters().map(([kind, name, , entry]) => html`<b>${name}</b><ul>${state.model[kind].map((it) => {
+      const [key, text, mark] = entry(it);
+      return item(`#/${kind}/${key}`, text, mark ? html`<span class="badge">${mark}</span>` : '');
+    })}</ul>`)}
+  </nav>`;
+}
+
+function main() {
+  const { failed, model: { info, groups, security } } = state;
+  return html`<main id="main" tabindex="-1" ?inert=${state.isMenu}>
+    ${failed.length ? html`<div class="notice" role="alert"><p>This page cannot show everything. ${failed.join('. ')}.</p>
+      <button class="primary" @click=${load}>Try again</button></div>` : nothing}
+    <div class="notice" role="status" ?hidden=${!state.missing}>${state.missing ? html`Nothing here has the address <code>${state.missing}</code>.` : nothing}</div>
+    <section><h1 id="/" tabindex="-1">${info.title ?? 'Event pipeline'} <span class="soft">${info.version}</span></h1>
+      ${markdown(info.description)}
+      <dl class="facts"><dt>This server</dt><dd><code>${shared.base}</code></dd>
+        <dt>Documents</dt><dd><a href="openapi.json">openapi.json</a>, <a href="asyncapi.json">asyncapi.json</a></dd>
+        ${security.length ? html`<dt>API key</dt><dd>${security.map(({ type, in: place, name, scheme, description }) =>
+          html`<p><code>${type === 'apiKey' ? name : `Authorization: ${scheme}`}</code> <span class="soft">${place ?? 'header'}</span> ${inline(description)}</p>`)}</dd>` : nothing}</dl></section>
+    ${groups.map((group) => html`${title(2, `/groups/${group.name}`, group.name)}${markdown(group.description)}${group.operations.map(operationView)}`)}
+    ${chapters().map(([kind, name, show]) => html`${title(2, `/${kind}`, name)}${state.model[kind].map(show)}`)}
+  </main>`;
+}
+
+function search() {
+  const { query, found, active } = state;
+  const isShown = query.trim() !== '';
+  return html`<div class="search" role="search">
+    <input id="search" type="search" role="combobox" placeholder="Search" aria-label="Search the reference" autocomplete="off" spellcheck="false"
+      aria-expanded=${isShown} aria-controls="results" aria-activedescendant=${found.length ? `result-${active}` : nothing}
+      .value=${query} @input=${(event) => look(event.target.value)} @keydown=${moveInResults} @blur=${() => look('')}>
+    <kbd aria-hidden="true">/</kbd>
+    <div class="results" ?hidden=${!isShown}>
+      <ul id="results" role="listbox" aria-label="Results">${found.map((entry, at) => html`<li id="result-${at}" role="option"
+        aria-selected=${at === active} @mousedown=${(event) => { event.preventDefault(); open(entry); }}>
+        <span>${entry.title}</span> <span class="soft">${entry.note}</span> <span class="kind">${entry.kind}</span></li>`)}</ul>
+      ${isShown && !found.length ? html`<p>Nothing holds “${query}”.</p>` : nothing}
+    </div></div>`;
+}
+
+function update() {
+  const themes = ['system', 'light', 'dark'];
+  render(html`<a class="skip" href="#main">Skip to the content</a>
+    <header><a class="brand" href="#/">${state.model.info.title ?? 'Event pipeline'}</a>${search()}
+      <label class="theme"><span>Theme</span><select @change=${(event) => theme(event.target.value)}>
+        ${themes.map((name) => html`<option ?selected=${name === state.theme}>${name}</option>`)}</select></label>
+      <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents" @click=${() => menu(!state.isMenu)}>Menu</button></header>
+    <div class="body ${state.isMenu ? 'with-menu' : ''}">${navigation()}${main()}</div>`, page);
+}
+
+function theme(name) {
+  state.theme = root.dataset.theme = name;
+  storage.set('theme', name);
+}
+
+function menu(isMenu) {
+  state.isMenu = isMenu;
+  update();
+}
+
+function look(query) {
+  Object.assign(state, { query, found: find(entries, query), active: 0 });
+  update();
+}
+
+function open({ href }) {
+  document.activeElement.blur();
+  menu(false);
+  if (location.hash === href) go();
+  location.hash = href;
+}
+
+function moveInResults(event) {
+  const { found, active } = state;
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step && found.length) {
+    event.preventDefault();
+    state.active = (active + step + found.length) % found.length;
+    update();
+    document.getElementById(`result-${state.active}`).scrollIntoView({ block: 'nearest' });
+  } else if (event.key === 'Enter' && found.length) {
+    open(found[active]);
+  }
+}
+
+/** Shows what the address names, and gives it the focus, so that reading and Tab go on from there. */
+function go() {
+  const id = decodeURIComponent(location.hash.slice(1));
+  const target = document.getElementById(id);
+  const missing = id && !target ? location.hash : '';
+  if (missing !== (state.missing ?? '')) {
+    state.missing = missing;
+    update();
+  }
+  if (missing) scrollTo(0, 0);
+  document.title = [target?.matches('h2, h3') && target.textContent, state.model.info.title ?? 'Event pipeline'].filter(Boolean).join(' · ');
+  target?.scrollIntoView();
+  target?.focus({ preventScroll: true });
+}
+
+/** Marks in the contents what is being read. */
+function watch() {
+  marks?.disconnect();
+  marks = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      const link = page.querySelector(`nav a[href="#${CSS.escape(target.id)}"]`);
+      if (!isIntersecting || !link) continue;
+      page.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
+      link.setAttribute('aria-current', 'location');
+      if (!state.isMenu) link.scrollIntoView({ block: 'nearest' });
+    }
+  }, { rootMargin: '-60px 0px -70% 0px' });
+  for (const heading of page.querySelectorAll('main h3')) marks.observe(heading);
+}
+
+addEventListener('hashchange', go);
+addEventListener('keydown', (event) => {
+  const isTyping = event.target.closest?.('input, textarea, select');
+  if (event.key === '/' && !isTyping) {
+    event.preventDefault();
+    document.getElementById('search').focus();
+  } else if (event.key === 'Escape') {
+    if (event.target.id === 'search') event.target.blur();
+    if (state.isMenu) menu(false);
+  }
+});
+
+page.replaceChildren();
+await load();
