@@ -195,7 +195,7 @@ function update() {
   const themes = ['system', 'light', 'dark'];
   render(html`<a class="skip" href="#main">Skip to the content</a>
     <header><a class="brand" href="#/">${state.model.info.title ?? 'Event pipeline'}</a>${search()}
-      <label class="theme"><span>Theme</span><select @change=${(event) => theme(event.target.value)}>
+      <label class="theme"><span>Theme</span><select aria-label="Theme" @change=${(event) => theme(event.target.value)}>
         ${themes.map((name) => html`<option ?selected=${name === state.theme}>${name}</option>`)}</select></label>
       <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents" @click=${() => menu(!state.isMenu)}>Menu</button></header>
     <div class="body ${state.isMenu ? 'with-menu' : ''}">${navigation()}${main()}</div>`, page);
@@ -254,16 +254,18 @@ function go() {
 /** Marks in the contents what is being read. */
 function watch() {
   marks?.disconnect();
+  const headings = [...page.querySelectorAll('main h3')];
+  const visible = new Set();
   marks = new IntersectionObserver((seen) => {
-    for (const { target, isIntersecting } of seen) {
-      const link = page.querySelector(`nav a[href="#${CSS.escape(target.id)}"]`);
-      if (!isIntersecting || !link) continue;
-      page.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
-      link.setAttribute('aria-current', 'location');
-      if (!state.isMenu) link.scrollIntoView({ block: 'nearest' });
-    }
-  }, { rootMargin: '-60px 0px -70% 0px' });
-  for (const heading of page.querySelectorAll('main h3')) marks.observe(heading);
+    for (const { target, isIntersecting } of seen) visible[isIntersecting ? 'add' : 'delete'](target);
+    const first = headings.find((heading) => visible.has(heading));
+    const link = first && page.querySelector(`nav a[href="#${CSS.escape(first.id)}"]`);
+    if (!link) return;
+    page.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
+    link.setAttribute('aria-current', 'location');
+    if (!state.isMenu) link.scrollIntoView({ block: 'nearest' });
+  }, { rootMargin: '-50px 0px -60% 0px' });
+  for (const heading of headings) marks.observe(heading);
 }
 
 addEventListener('hashchange', go);
