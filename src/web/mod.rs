@@ -46,12 +46,22 @@ macro_rules! file {
     };
 }
 
-static FILES: [File; 5] = [
+static FILES: [File; 15] = [
     file!("/", HTML, "home.html"),
     file!("/docs", HTML, "docs/index.html"),
     file!("/openapi.json", JSON, "../../docs/openapi.json"),
     file!("/asyncapi.json", JSON, "../../docs/asyncapi.json"),
     file!("/assets/home.css", CSS, "home.css"),
+    file!("/assets/docs.css", CSS, "docs/docs.css"),
+    file!("/assets/docs.js", SCRIPT, "docs/docs.js"),
+    file!("/assets/docs-model.js", SCRIPT, "docs/docs-model.js"),
+    file!("/assets/docs-schema.js", SCRIPT, "docs/docs-schema.js"),
+    file!("/assets/docs-search.js", SCRIPT, "docs/docs-search.js"),
+    file!("/assets/docs-snippets.js", SCRIPT, "docs/docs-snippets.js"),
+    file!("/assets/docs-text.js", SCRIPT, "docs/docs-text.js"),
+    file!("/assets/docs-theme.js", SCRIPT, "docs/docs-theme.js"),
+    file!("/assets/docs-try.js", SCRIPT, "docs/docs-try.js"),
+    file!("/assets/lit-html.js", SCRIPT, "vendor/lit-html.js"),
 ];
 
 /// The file of a path without the prefix of the API.
