@@ -161,12 +161,14 @@ impl Chromium {
         await_true("the browser's debugging port", || port().is_some());
         let address = (Ipv4Addr::LOCALHOST, port().unwrap()).into();
         let page = || {
-            let pages = call(address, "GET", "/json/list", &[], b"").json();
+            let mut wire = Wire::connect(address).unchecked();
+            wire.send(request("GET", "/json/list", &[], b""));
+            let pages = wire.response().expect("a list of pages").json();
             let page = pages.as_array().unwrap().iter().find(|page| page["type"] == "page")?;
             Some(format!("/devtools/page/{}", text_of(&page["id"])))
         };
         await_true("the browser's page", || page().is_some());
-        Socket::open(address, &page().unwrap())
+        Socket::over(Wire::connect(address).unchecked(), &page().unwrap(), &[]).ok().expect("a debugger")
     }
 }
 
