@@ -1,32 +1,17 @@
 /** Schemas, as a list of fields with what each of them may hold. */
 import { html, nothing } from './lit-html.js';
-import { inline, markdown } from './docs-text.js';
+import { folded, inline, markdown } from './docs-text.js';
 
 const shown = (value) => html`<code>${typeof value === 'string' ? value : JSON.stringify(value)}</code>`;
 const list = (values) => values.map((value, index) => [index ? ', ' : '', shown(value)]);
 
+/** The words for two limits. */
 function range(schema, least, most, unit) {
   const [from, to] = [schema[least], schema[most]];
-  if (from === undefined && to === undefined) return nothing;
+  if (from === undefined && to === undefined) return undefined;
   const number = (value) => value.toLocaleString('en');
-  const words = to === undefined ? `≥ ${number(from)}` : from === undefined ? `≤ ${number(to)}` : `${number(from)}–${number(to)}`;
-  return html`<li>${words}${unit && ` ${unit}`}</li>`;
-}
-
-/** What a value must fulfil beside its type. */
-function limits(schema) {
-  return html`<ul class="limits">
-    ${schema.const === undefined ? nothing : html`<li>always ${shown(schema.const)}</li>`}
-    ${schema.enum ? html`<li>one of ${list(schema.enum)}</li>` : nothing}
-    ${range(schema, 'minimum', 'maximum', '')} ${range(schema, 'minLength', 'maxLength', 'characters')}
-    ${range(schema, 'minItems', 'maxItems', 'items')} ${range(schema, 'minProperties', 'maxProperties', 'keys')}
-    ${schema.exclusiveMinimum === undefined ? nothing : html`<li>&gt; ${schema.exclusiveMinimum}</li>`}
-    ${schema.exclusiveMaximum === undefined ? nothing : html`<li>&lt; ${schema.exclusiveMaximum}</li>`}
-    ${schema.format ? html`<li>${schema.format}</li>` : nothing}
-    ${schema.pattern ? html`<li>matches ${shown(schema.pattern)}</li>` : nothing}
-    ${schema.default === undefined ? nothing : html`<li>default ${shown(schema.default)}</li>`}
-    ${schema.examples?.length ? html`<li>for example ${list(schema.examples.slice(0, 3))}</li>` : nothing}
-  </ul>`;
+  if (to === undefined) return `≥ ${number(from)}${unit}`;
+  return (from === undefined ? `≤ ${number(to)}` : `${number(from)}–${number(to)}`) + unit;
 }
 
 /**
@@ -45,6 +30,27 @@ export function schemaViews(deref) {
     if (schema.allOf) return schema.allOf.map((one, index) => [index ? ' and ' : '', type(one)]);
     if (schema.items) return html`array of ${type(schema.items)}`;
     return [schema.type ?? (schema.properties ? 'object' : schema.enum ? 'string' : 'any')].flat().join(' or ');
+  }
+
+  /** What a value must fulfil beside its type. */
+  function limits(schema) {
+    const limit = (key, words) => schema[key] !== undefined && [words, shown(schema[key])];
+    const items = [
+      limit('const', 'always '),
+      schema.enum && ['one of ', list(schema.enum)],
+      range(schema, 'minimum', 'maximum', ''),
+      range(schema, 'minLength', 'maxLength', ' characters'),
+      range(schema, 'minItems', 'maxItems', ' items'),
+      range(schema, 'minProperties', 'maxProperties', ' keys'),
+      limit('exclusiveMinimum', 'more than '),
+      limit('exclusiveMaximum', 'less than '),
+      schema.contentSchema && ['holds ', type(schema.contentSchema)],
+      schema.format,
+      limit('pattern', 'matches '),
+      limit('default', 'default '),
+      schema.examples?.length > 0 && ['for example ', list(schema.examples.slice(0, 3))],
+    ].filter(Boolean);
+    return items.length ? html`<ul class="limits">${items.map((item) => html`<li>${item}</li>`)}</ul>` : nothing;
   }
 
   /** The properties and alternatives within a schema. `above` holds the schemas around it, so that a circle ends. */
@@ -67,13 +73,13 @@ export function schemaViews(deref) {
     const schema = deref(node);
     const hasMore = (at) => [at, at.items, ...(alternatives(at) ?? []), ...(at.allOf ?? [])]
       .some((one) => one && (deref(one).properties || deref(deref(one).items).properties));
-    const more = hasMore(schema) && !above.includes(schema.$name) ? inner(node, above) : nothing;
+    const isFolded = hasMore(schema) && !above.includes(schema.$name);
     return html`<div>
       <dt><code>${name}</code> <span class="type">${type(node)}</span>
         ${isRequired ? html`<span class="required">required</span>` : nothing}
         ${note ? html`<span class="soft">${note}</span>` : nothing}</dt>
       <dd>${markdown(schema.description)}${limits(schema)}
-        ${more === nothing ? nothing : html`<details><summary>Fields of <code>${name}</code></summary>${more}</details>`}</dd>
+        ${isFolded ? folded(html`Fields of <code>${name}</code>`, () => inner(node, above)) : nothing}</dd>
     </div>`;
   }
 

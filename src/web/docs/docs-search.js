@@ -19,7 +19,7 @@ export function index(model) {
       entry('message', it.title ?? it.$name, it.summary ?? '', `#/messages/${it.$name}`, `${it.$name} ${it.description} ${names(it.payload)}`)),
     ...model.schemas.map((it) => entry('schema', it.$name, it.title ?? '', `#/schemas/${it.$name}`, `${it.description} ${names(it)}`)),
     ...model.problems.map((it) =>
-      entry('problem', it.title, String(it.status), `#/problems/${it.slug}`, `${it.slug} ${it.detail} ${it.cause} ${it.remedy}`)),
+      entry('problem', it.slug.replaceAll('-', ' '), `${it.status} ${it.title}`, `#/problems/${it.slug}`, `${it.slug} ${it.detail} ${it.cause} ${it.remedy}`)),
     ...model.operations.flatMap((it) => it.parameters.map((parameter) =>
       entry('parameter', parameter.name, `${it.method.toUpperCase()} ${it.path}`, `#/operations/${it.id}`, parameter.description))),
   ];

@@ -1,5 +1,5 @@
 /** Text of the documents as templates: their little Markdown, and JSON. It never becomes HTML. */
-import { html } from './lit-html.js';
+import { html, render } from './lit-html.js';
 
 const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\[([^\]]+)\]\(([^()\s]+)\)/;
 const TOKEN = /("(?:[^"\\]|\\.)*")(\s*:)?|-?\d[\d.eE+-]*|\b(?:true|false|null)\b/g;
@@ -30,6 +30,15 @@ export function markdown(text = '') {
         ${items.length ? html`<ul>${items.map((item) => html`<li>${inline(item)}</li>`)}</ul>` : ''}`;
     }));
 }
+
+/**
+ * A part that is made when it is opened: most elements of the page would be in parts that nobody opens.
+ * @param {unknown} summary @param {() => unknown} content @param {string} [name] Its class.
+ */
+export const folded = (summary, content, name = '') => {
+  const show = ({ target }) => target.open && render(content(), target.lastElementChild);
+  return html`<details class=${name} @toggle=${show}><summary>${summary}</summary><div></div></details>`;
+};
 
 /** JSON with its kinds of tokens marked. @param {string} text */
 export function json(text) {

@@ -3,11 +3,12 @@ import { html, nothing, render } from './lit-html.js';
 import { model } from './docs-model.js';
 import { schemaViews } from './docs-schema.js';
 import { find, index } from './docs-search.js';
-import { inline, json, markdown } from './docs-text.js';
+import { folded, inline, json, markdown } from './docs-text.js';
 import { literal } from './docs-snippets.js';
 import { Panel } from './docs-try.js';
 
-const page = document.getElementById('page');
+const head = document.querySelector('header');
+const body = document.getElementById('body');
 const root = document.documentElement;
 
 /** A browser may refuse storage; then nothing is remembered, and all else works. */
@@ -50,7 +51,8 @@ async function load() {
   view = schemaViews(state.model.deref);
   entries = index(state.model);
   update();
-  panels = Array.from(page.querySelectorAll('.panel'), (element) =>
+  render([navigation(), main()], body);
+  panels = Array.from(body.querySelectorAll('.panel'), (element) =>
     new Panel(element, state.model.operations.find(({ id }) => id === element.dataset.id), shared));
   watch();
   go();
@@ -88,7 +90,7 @@ function operationView(operation) {
       ${parameters.length ? html`<h4>Parameters</h4><dl class="fields">${parameters.map((one) =>
         view.field(one.name, { ...state.model.deref(one.schema), description: one.description }, one.required, [], one.in === 'query' ? '' : one.in))}</dl>` : nothing}
       ${requestBody ? html`<h4>Body</h4>${markdown(requestBody.description)}${Object.entries(requestBody.content).map(([media, content]) =>
-        html`<details><summary><code>${media}</code></summary>${content.schema ? view.fields(content.schema) : nothing}${examplesOf(content)}</details>`)}` : nothing}
+        folded(html`<code>${media}</code>`, () => [content.schema ? view.fields(content.schema) : nothing, examplesOf(content)]))}` : nothing}
       <h4>Responses</h4>${Object.entries(operation.responses).map(responseView)}
     </div>
     <div class="side"><div class="panel" data-id=${id}></div>${answerOf(operation)}</div>
@@ -101,12 +103,11 @@ function responseView([status, { description, headers, content }]) {
   const isEmpty = !media.length && !Object.keys(headers).length;
   const line = html`<b class=${status < 400 ? 'good' : 'bad'}>${status}</b> ${inline(description)}`;
   if (isEmpty) return html`<p class="response">${line}</p>`;
-  return html`<details class="response"><summary>${line}</summary>
+  return folded(line, () => html`
     ${slugs.size ? html`<p>Problems: ${links([...slugs], 'problems')}</p>` : nothing}
     ${Object.keys(headers).length ? html`<h5>Headers</h5><dl class="fields">${Object.entries(headers).map(([name, header]) =>
       view.field(name, { ...state.model.deref(header.schema), description: header.description }, header.required))}</dl>` : nothing}
-    ${media.map(([type, of]) => html`<h5><code>${type}</code></h5>${of.schema ? view.fields(of.schema) : nothing}${examplesOf(of)}`)}
-  </details>`;
+    ${media.map(([type, of]) => html`<h5><code>${type}</code></h5>${of.schema ? view.fields(of.schema) : nothing}${examplesOf(of)}`)}`, 'response');
 }
 
 function channelView(channel) {
@@ -135,15 +136,17 @@ const messageView = (message) => html`<section class="pair"><div class="text">
     ${message.payload ? view.fields(message.payload) : nothing}</div>
   <div>${(message.examples ?? []).map(({ name, summary, payload }) => example(payload, summary ?? name))}</div></section>`;
 
-const problemView = ({ slug, status, title: name, detail, cause, remedy }) => html`<section>${title(3, `/problems/${slug}`, name)}
-  <p class="address"><b class="bad">${status}</b> <code>${slug}</code></p>
+// Several problems share the phrase of their status, so the slug is the name.
+const named = (slug) => slug[0].toUpperCase() + slug.slice(1).replaceAll('-', ' ');
+const problemView = ({ slug, status, title: phrase, detail, cause, remedy }) => html`<section>${title(3, `/problems/${slug}`, named(slug))}
+  <p class="address"><b class="bad">${status}</b> ${phrase}</p>
   <dl class="problem"><dt>It says</dt><dd>“${detail}”</dd><dt>Cause</dt><dd>${inline(cause)}</dd><dt>What to do</dt><dd>${inline(remedy)}</dd></dl></section>`;
 
 const chapters = () => [
   ['channels', 'Channels', channelView, ({ name, title: text }) => [name, text ?? name]],
   ['messages', 'Messages', messageView, ({ $name, title: text }) => [$name, text ?? $name]],
   ['schemas', 'Schemas', (schema) => html`<section>${title(3, `/schemas/${schema.$name}`, schema.$name)}${view.fields(schema)}</section>`, ({ $name }) => [$name, $name]],
-  ['problems', 'Problems', problemView, ({ slug, title: text, status }) => [slug, text, status]],
+  ['problems', 'Problems', problemView, ({ slug, status }) => [slug, named(slug), status]],
 ].filter(([kind]) => state.model[kind].length);
 
 function navigation() {
@@ -160,10 +163,10 @@ function navigation() {
 
 function main() {
   const { failed, model: { info, groups, security } } = state;
-  return html`<main id="main" tabindex="-1" ?inert=${state.isMenu}>
+  return html`<main id="main" tabindex="-1">
     ${failed.length ? html`<div class="notice" role="alert"><p>This page cannot show everything. ${failed.join('. ')}.</p>
       <button class="primary" @click=${load}>Try again</button></div>` : nothing}
-    <div class="notice" role="status" ?hidden=${!state.missing}>${state.missing ? html`Nothing here has the address <code>${state.missing}</code>.` : nothing}</div>
+    <p class="notice" role="status" id="missing" hidden></p>
     <section><h1 id="/" tabindex="-1">${info.title ?? 'Event pipeline'} <span class="soft">${info.version}</span></h1>
       ${markdown(info.description)}
       <dl class="facts"><dt>This server</dt><dd><code>${shared.base}</code></dd>
@@ -191,14 +194,13 @@ function search() {
     </div></div>`;
 }
 
+/** Everything else is rendered once, so that typing in the search is not slowed by the length of the page. */
 function update() {
   const themes = ['system', 'light', 'dark'];
-  render(html`<a class="skip" href="#main">Skip to the content</a>
-    <header><a class="brand" href="#/">${state.model.info.title ?? 'Event pipeline'}</a>${search()}
+  render(html`<a class="brand" href="#/">${state.model.info.title ?? 'Event pipeline'}</a>${search()}
       <label class="theme"><span>Theme</span><select aria-label="Theme" @change=${(event) => theme(event.target.value)}>
         ${themes.map((name) => html`<option ?selected=${name === state.theme}>${name}</option>`)}</select></label>
-      <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents" @click=${() => menu(!state.isMenu)}>Menu</button></header>
-    <div class="body ${state.isMenu ? 'with-menu' : ''}">${navigation()}${main()}</div>`, page);
+      <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents" @click=${() => menu(!state.isMenu)}>Menu</button>`, head);
 }
 
 function theme(name) {
@@ -208,6 +210,8 @@ function theme(name) {
 
 function menu(isMenu) {
   state.isMenu = isMenu;
+  body.classList.toggle('with-menu', isMenu);
+  document.getElementById('main').inert = isMenu;
   update();
 }
 
@@ -240,12 +244,12 @@ function moveInResults(event) {
 function go() {
   const id = decodeURIComponent(location.hash.slice(1));
   const target = document.getElementById(id);
-  const missing = id && !target ? location.hash : '';
-  if (missing !== (state.missing ?? '')) {
-    state.missing = missing;
-    update();
+  const missing = document.getElementById('missing');
+  missing.hidden = !id || Boolean(target);
+  if (!missing.hidden) {
+    missing.textContent = `Nothing here has the address ${location.hash}.`;
+    scrollTo(0, 0);
   }
-  if (missing) scrollTo(0, 0);
   document.title = [target?.matches('h2, h3') && target.textContent, state.model.info.title ?? 'Event pipeline'].filter(Boolean).join(' · ');
   target?.scrollIntoView();
   target?.focus({ preventScroll: true });
@@ -254,14 +258,14 @@ function go() {
 /** Marks in the contents what is being read. */
 function watch() {
   marks?.disconnect();
-  const headings = [...page.querySelectorAll('main h3')];
+  const headings = [...body.querySelectorAll('main h3')];
   const visible = new Set();
   marks = new IntersectionObserver((seen) => {
     for (const { target, isIntersecting } of seen) visible[isIntersecting ? 'add' : 'delete'](target);
     const first = headings.find((heading) => visible.has(heading));
-    const link = first && page.querySelector(`nav a[href="#${CSS.escape(first.id)}"]`);
+    const link = first && body.querySelector(`nav a[href="#${CSS.escape(first.id)}"]`);
     if (!link) return;
-    page.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
+    body.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
     link.setAttribute('aria-current', 'location');
     if (!state.isMenu) link.scrollIntoView({ block: 'nearest' });
   }, { rootMargin: '-50px 0px -60% 0px' });
@@ -280,5 +284,4 @@ addEventListener('keydown', (event) => {
   }
 });
 
-page.replaceChildren();
 await load();
