@@ -74,9 +74,10 @@ const examplesOf = ({ examples, example: one }) => (examples
 
 /** What a reader looks for first: an example of the answer when all is well. */
 function answerOf({ responses }) {
-  const [status, { content = {} } = {}] = Object.entries(responses).find(([code]) => code.startsWith('2')) ?? [];
-  const [first] = Object.values(Object.values(content)[0]?.examples ?? {});
-  return first ? example(first.value, `${status} · ${first.summary ?? 'answer'}`) : nothing;
+  const good = Object.entries(responses).filter(([status]) => status.startsWith('2'));
+  const [found] = good.flatMap(([status, { content = {} }]) => Object.values(content).flatMap(({ examples = {} }) =>
+    Object.values(examples).map(({ summary = 'answer', value }) => example(value, `${status} · ${summary}`))));
+  return found ?? nothing;
 }
 
 function operationView(operation) {
