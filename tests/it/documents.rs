@@ -187,7 +187,11 @@ impl Terminal {
         writeln!(self.input, "{{ {typed}\n}} < /dev/null\nprintf '{prompt}'").unwrap();
         let text = || {
             let text = self.output.lock().unwrap()[start..].to_owned();
-            text.replace(&self.address.to_string(), "0.0.0.0:8001")
+            // The server of a reader listens on all addresses.
+            let own = self.address.to_string();
+            text.replace(&format!("listen  {own}"), "listen  0.0.0.0:8001, all IPv4 addresses of this machine")
+                .replace("access  every program on", "access  everyone who can reach")
+                .replace(&own, "localhost:8001")
         };
         await_true(&format!("{document}: what is shown below {:?}", step.typed), || {
             let text = text();
