@@ -2,6 +2,7 @@
 //! keeps to it is checked by every test that sees an answer ([`crate::support::interface`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Read;
 
 use event_pipeline::auth::Class;
@@ -9,6 +10,7 @@ use event_pipeline::http::{Endpoint, Guard, PREFIX, ROUTES, Route};
 use event_pipeline::wire::refusal::CLOSE_CODES;
 use hyper::Method;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::support::interface::{ASYNCAPI, Document, OPENAPI, sent_on};
 use crate::support::*;
@@ -432,4 +434,50 @@ fn former_and_mistyped_paths_lead_to_the_documents() {
     }
     let lost = server.get("/swagger").refusal(404);
     assert!(lost.as_str().unwrap().contains("/docs"), "{lost}");
+}
+
+/// The files that a folder of the pages holds, and those of other projects, are what is served, byte for byte.
+#[test]
+fn every_file_of_the_pages_is_served_as_it_is() {
+    let server = Server::start();
+    let mut served = 0;
+    for folder in ["src/web", "src/web/docs", "src/web/vendor"] {
+        for file in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let kind = file.extension().and_then(|extension| extension.to_str());
+            if !matches!(kind, Some("js" | "css")) {
+                continue;
+            }
+            let path = format!("/assets/{}", file.file_name().unwrap().to_str().unwrap());
+            assert!(server.get(&path).body == fs::read(&file).unwrap(), "{path} is {}", file.display());
+            served += 1;
+        }
+    }
+    assert!(served > 5, "{served}");
+}
+
+#[test]
+fn files_of_other_projects_are_as_they_were_published() {
+    let list: toml::Table = fs::read_to_string("src/web/vendor/VENDORED.toml").unwrap().parse().unwrap();
+    let mut listed = BTreeSet::from(["VENDORED.toml".to_owned()]);
+    for package in list["package"].as_array().unwrap() {
+        assert!(package["integrity"].as_str().unwrap().starts_with("sha512-") && package.get("licence").is_some());
+        for file in package["files"].as_array().unwrap() {
+            let name = file["path"].as_str().unwrap();
+            let digest = Sha256::digest(fs::read(format!("src/web/vendor/{name}")).unwrap());
+            let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(digest, file["sha256"].as_str().unwrap(), "{name}");
+            listed.insert(name.to_owned());
+        }
+    }
+    let entries = fs::read_dir("src/web/vendor").unwrap();
+    let there: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(there, listed);
+}
+
+/// 60 kB: a page must be small enough for a phone on a school's network.
+#[test]
+fn all_that_a_page_loads_is_small() {
+    let sizes = event_pipeline::web::files().iter().filter(|file| !file.path.ends_with(".json"));
+    let bytes: usize = sizes.map(|file| file.gzip().bytes.len()).sum();
+    assert!(bytes <= 60_000, "{bytes} bytes in gzip");
 }
