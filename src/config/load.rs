@@ -97,6 +97,10 @@ impl LoadedConfig {
             let index = index.ok_or_else(|| ConfigError::Unknown(file.to_owned(), key.clone()))?;
             let text = match value {
                 toml::Value::String(text) => text.clone(),
+                // Else a list would become a key that no client sends.
+                _ if SETTINGS[index].is_secret() => {
+                    return Err(ConfigError::NotAString(file.to_owned(), key.clone()));
+                }
                 other => serde_json::to_string(other).expect("a TOML value has a JSON form"),
             };
             self.assign(index, &text, SetBy::File(file.to_owned()))?;
@@ -166,6 +170,8 @@ pub enum ConfigError {
     Unreadable(String, std::io::Error),
     #[error("{0}, line {1}: {2}")]
     Syntax(String, usize, String),
+    #[error("{1} in {0} must be a string in quotes")]
+    NotAString(String, String),
     #[error("{0} has the unknown setting {1:?}; event-pipeline serve --help lists all of them")]
     Unknown(String, String),
 }
@@ -322,6 +328,19 @@ mod tests {
         env("HOST", "everywhere", "an IP address");
         env("PORT", "65536", "a whole number from 0 to 65535");
         env("PORT", "", "a whole number");
+        env("DATABASE_PATH", ":memory:", "the path of a file");
+        for origin in [
+            "https://user:word@a.example",
+            "https://a.example?x",
+            "https://a.example#x",
+            "http://[::1",
+            "https://a.example:443",
+            "HTTP://a.example:80",
+        ] {
+            env("CORS_ORIGINS", origin, "*, or origins");
+        }
+        check(&[], &[], "api_key = [\"secret\"]", "must be a string in quotes");
+        check(&[], &[], "api_key = 1979-05-27", "must be a string in quotes");
         env("CORS_ORIGINS", "localhost", "*, or origins");
         env("CORS_ORIGINS", "[1]", "*, or origins");
         env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "*, or origins");
@@ -331,7 +350,7 @@ mod tests {
         env("RATE_LIMIT_PUBLISH", "200/fortnight", "a rate such as 200/minute");
         env("RATE_LIMIT_QUERY", "0/minute", "a rate");
         env("RATE_LIMIT_ADMIN", "many", "a rate");
-        env("DATABASE_PATH", "", "a path");
+        env("DATABASE_PATH", "", "the path of a file");
         env("DURABILITY", "maximal", "full, normal or off");
         env("FREE_SPACE_MIN_BYTES", "-1", "a size from 0 to 1024 GiB");
         env("MAX_PAYLOAD_KEYS", "1.5", "a whole number");

@@ -33,7 +33,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Access", "RATE_LIMIT_ADMIN", |c| &mut c.rate_limit_admin, RATE,
         "Most requests from one address that delete; further ones are refused (429)").reloadable(),
 
-    Setting::new("Storage", "DATABASE_PATH", |c| &mut c.database_path, Words("FILE", "a path"),
+    Setting::new("Storage", "DATABASE_PATH", |c| &mut c.database_path, Words("FILE", "the path of a file"),
         "The SQLite file; it and its folder are created when missing"),
     Setting::new("Storage", "DURABILITY", |c| &mut c.durability, Words("LEVEL", "full, normal or off"),
         "What an acknowledged event survives: with full a power cut, with normal and off only the end of the process; with off \

@@ -87,7 +87,8 @@ impl Value for IpAddr {
 
 impl Value for PathBuf {
     fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
-        put(self, (!text.is_empty()).then(|| text.into()), allowed)
+        // For SQLite that name is a database without a file.
+        put(self, (!text.is_empty() && text != ":memory:").then(|| text.into()), allowed)
     }
 
     fn show(&self) -> String {

@@ -3,6 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use hyper::http::uri::Authority;
+
 use super::value::{Allowed, Value, put};
 use crate::event::EventTypes;
 
@@ -102,11 +104,17 @@ impl Value for CorsOrigins {
         // An origin has a scheme and no path. One that no browser sends would match no page, and the operator would not
         // notice.
         let is_scheme = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-        let is_host = |h: &str| !h.is_empty() && !h.contains(|c: char| c == '/' || c == ',' || c.is_whitespace());
+        // Browsers leave out the port that a scheme has anyway.
+        let is_usual =
+            |scheme: &str, port| matches!((&*scheme.to_ascii_lowercase(), port), ("http", 80) | ("https", 443));
+        let is_host = |scheme: &str, host: &str| {
+            let host = host.parse::<Authority>().ok().filter(|_| !host.contains('@'));
+            host.is_some_and(|host| !host.port_u16().is_some_and(|port| is_usual(scheme, port)))
+        };
         let origin = |o: String| {
             let o = o.trim_end_matches('/');
             let parts = o.split_once("://");
-            (o == "null" || parts.is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(host)))
+            (o == "null" || parts.is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(scheme, host)))
                 .then(|| o.to_owned())
         };
         let value = origins.and_then(|origins| match origins.iter().any(|o| o == "*") {

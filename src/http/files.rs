@@ -4,7 +4,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use serde_json::json;
 
-use super::media::{accepts, is_acceptable, names};
+use super::media::{names, preference};
 use super::request::Request;
 use super::response;
 use super::route::PREFIX;
@@ -25,9 +25,10 @@ pub(super) const NOTHING_HERE: &str =
 /// A browser keeps a file, but asks each time whether it is still the same: a page must not outlive an upgrade.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// `GET /`: a page for a browser, JSON for everybody else.
+/// `GET /`: a page for a client that wants HTML more than JSON, as a browser does; JSON for every other.
 pub(super) fn home(request: &Request<'_>) -> response::Result {
-    let mut response = match accepts(request.headers(), web::HTML) {
+    let wants = |media_type| preference(request.headers(), media_type);
+    let mut response = match wants(web::HTML) > wants(web::JSON) {
         true => file(request)?,
         false => response::json(
             json!({
@@ -48,7 +49,7 @@ pub(super) fn home(request: &Request<'_>) -> response::Result {
 pub(super) fn file(request: &Request<'_>) -> response::Result {
     let (path, headers) = (request.parts.uri.path(), request.headers());
     let file = web::file(path.strip_prefix(PREFIX).unwrap_or(path)).ok_or(Refusal::NotFound(NOTHING_HERE))?;
-    if !is_acceptable(headers, file.media_type) {
+    if preference(headers, file.media_type) == 0.0 {
         return Err(Refusal::NotAcceptable(file.media_type));
     }
     let is_gzip = names(headers, header::ACCEPT_ENCODING, "gzip");

@@ -19,32 +19,34 @@ pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
 /// Whether the list in a header has this name, with a weight above 0.
 pub(super) fn names(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     let mut named = items(headers, list).filter(|item| essence(item).eq_ignore_ascii_case(name.as_bytes()));
-    named.any(|item| !has_weight_0(item))
+    named.any(|item| weight(item) > 0.0)
 }
 
-/// Whether a client takes an answer of this media type: it does not say what it takes, or the most specific range in which
-/// the type falls has a weight above 0 (RFC 9110, 12.5.1).
-pub(super) fn is_acceptable(headers: &HeaderMap, media_type: &str) -> bool {
+/// How much a client wants an answer of this media type, from 0 (not acceptable) to 1: the weight of the most specific range
+/// in which the type falls. A client that does not say what it takes takes everything (RFC 9110, 12.5.1).
+pub(super) fn preference(headers: &HeaderMap, media_type: &str) -> f32 {
     let (of_type, _) = media_type.split_once('/').expect("a media type has a slash");
     let all_of_type = format!("{of_type}/*");
     let ranges: Vec<_> = items(headers, header::ACCEPT).filter(|range| !range.trim_ascii().is_empty()).collect();
     let found = [media_type, &all_of_type, "*/*"]
         .into_iter()
         .find_map(|name| ranges.iter().find(|range| essence(range).eq_ignore_ascii_case(name.as_bytes())).copied());
-    ranges.is_empty() || found.is_some_and(|range| !has_weight_0(range))
+    if ranges.is_empty() { 1.0 } else { found.map_or(0.0, weight) }
 }
 
 fn items(headers: &HeaderMap, list: HeaderName) -> impl Iterator<Item = &[u8]> {
     headers.get_all(list).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','))
 }
 
-/// Whether the weight of a media range says "not acceptable" (RFC 9110, 12.4.2).
-fn has_weight_0(range: &[u8]) -> bool {
-    let mut parameters = range.split(|b| *b == b';').skip(1).map(<[u8]>::trim_ascii);
-    parameters.any(|parameter| {
-        let weight = parameter.split_at_checked(2).filter(|(name, _)| name.eq_ignore_ascii_case(b"q="));
-        weight.is_some_and(|(_, weight)| weight.starts_with(b"0") && weight.iter().all(|b| matches!(b, b'0' | b'.')))
-    })
+/// The weight of an item of a list, from 0 to 1 (RFC 9110, 12.4.2); 1 if it has none, or one that cannot be read.
+fn weight(item: &[u8]) -> f32 {
+    let mut parameters = item.split(|b| *b == b';').skip(1).map(<[u8]>::trim_ascii);
+    let weight = parameters.find_map(|parameter| {
+        let (name, weight) = parameter.split_at_checked(2)?;
+        name.eq_ignore_ascii_case(b"q=").then_some(weight)
+    });
+    let weight = weight.and_then(|weight| str::from_utf8(weight).ok()?.parse().ok());
+    weight.filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(1.0)
 }
 
 /// What events look like in an answer.
@@ -114,9 +116,9 @@ mod tests {
     fn the_most_specific_range_decides_whether_a_type_is_acceptable() {
         let acceptable = |accept: &'static str| {
             let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
-            is_acceptable(&headers, "text/html")
+            preference(&headers, "text/html") > 0.0
         };
-        assert!(is_acceptable(&HeaderMap::new(), "text/html"));
+        assert!(preference(&HeaderMap::new(), "text/html") > 0.0);
         for taken in ["", "*/*", "text/*;q=0.1", "image/png, text/html", "text/html, */*;q=0", "text/html, text/*;q=0"]
         {
             assert!(acceptable(taken), "{taken}");

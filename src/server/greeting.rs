@@ -30,7 +30,8 @@ impl<'a> Greeting<'a> {
         let events = stats.inspect_err(|error| tracing::warn!(%error, "count the stored events")).ok();
         Self {
             config,
-            address,
+            // An IPv4 address in the form of an IPv6 one means the same.
+            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
             // The path as it is set says nothing to a reader of the log who does not know the working directory. It can
             // be made absolute, because the file is open; if its folder is gone since then, it is shown as it is set.
             database: std::path::absolute(&config.database_path).unwrap_or_else(|_| config.database_path.clone()),
@@ -118,7 +119,9 @@ impl fmt::Display for Greeting<'_> {
             (true, false) => writeln!(f, ", all addresses of this machine")?,
             (false, _) => writeln!(f)?,
         }
-        write!(f, "  data    {}: ", self.database.display())?;
+        // Else a line break in the path could show a line that the server has not written.
+        let database = self.database.display().to_string().replace(char::is_control, "\u{fffd}");
+        write!(f, "  data    {database}: ")?;
         match self.events {
             _ if *last_event == Seq::ZERO => writeln!(f, "empty")?,
             Some(events) => writeln!(f, "{} events, last id {}", grouped(events), last_event.id())?,

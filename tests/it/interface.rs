@@ -417,7 +417,7 @@ fn the_first_path_is_a_page_for_browsers_and_json_for_programs() {
     let server = Server::start();
     let browser = server.call("GET", "/", &[("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")], b"");
     assert!(browser.text().contains("href=\"docs\""), "{}", browser.text());
-    for accept in ["*/*", "application/json", "image/png"] {
+    for accept in ["*/*", "application/json", "image/png", "text/html;q=0", "application/json, text/html;q=0.1"] {
         let home = server.call("GET", "/", &[("Accept", accept)], b"").json();
         assert_eq!((&home["docs"], &home["service"]), (&json!("/docs"), &json!("event-pipeline")));
     }
