@@ -3,7 +3,7 @@
 //   node docs.mjs http://127.0.0.1:8001 [folder for screenshots]
 //   node docs.mjs http://127.0.0.1:8001 measure
 //
-// It publishes a few events of the session `docs-check`, and deletes nothing.
+// It publishes a few hundred events of a session of its own, and deletes what is older than the year 2000.
 import { createRequire } from 'node:module';
 import { readFile } from 'node:fs/promises';
 import { chromium } from 'playwright-core';
@@ -14,6 +14,8 @@ const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.
 const VIEWPORTS = { phone: { width: 360, height: 740 }, tablet: { width: 820, height: 1180 }, desktop: { width: 1440, height: 900 } };
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
+/** A session of this run, because the database may hold those of others. */
+const session = `docs-check-${Date.now()}`;
 let [passed, failed] = [0, 0];
 
 /** One check: prints a line, whatever happens in it. */
@@ -175,7 +177,7 @@ async function addresses() {
       const loaded = await open({ viewport: VIEWPORTS.phone }, `${prefix}/docs${all.at(-1)}`);
       assert((await focused(loaded.page)) === all.at(-1).slice(1), 'not focused');
       assert(await inView(loaded.page, all.at(-1).slice(1)), 'not in view');
-      assert((await loaded.page.locator('.code code').first().textContent()).includes(`${base}${prefix}/`), 'another address in the lines');
+      assert((await loaded.page.locator('.code pre code').first().textContent()).includes(`${base}${prefix}/`), 'another address in the lines');
       assert(loaded.faults.length === 0, loaded.faults.join('; '));
       await loaded.context.close();
     }
@@ -243,6 +245,7 @@ async function keyboard() {
     await keys.press('Enter');
     await page.locator('.answer b').waitFor();
     assert((await page.locator('.answer b').textContent()).startsWith('201'), await page.locator('.answer').textContent());
+    assert(await page.evaluate(() => document.activeElement.matches('form .primary')), 'the focus is lost after sending');
   });
   await check('on a phone the contents open, close with Escape, and lead on', async () => {
     await page.setViewportSize(VIEWPORTS.phone);
@@ -307,14 +310,56 @@ async function faultsOfLoading() {
   }
 }
 
+async function text() {
+  await check('text of a document stays text, and only links to pages are links', async () => {
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    const links = ['javascript:alert(1)', 'JAVASCRIPT:alert(1)', 'data:text/html,x', 'vbscript:x', '//\u0000', 'https://example.org/', '#/schemas/Event', 'openapi.json'];
+    const description = `<img src=x onerror=alert(1)> <b>bold</b> ${links.map((href) => `[link](${href})`).join(' ')} [link](java\tscript:alert(1))`;
+    await page.route('**/openapi.json', async (route) => {
+      const response = await route.fetch();
+      const json = await response.json();
+      json.info.description = description;
+      await route.fulfill({ response, json });
+    });
+    await page.goto(`${base}/docs`);
+    await interactive(page);
+    const section = page.locator('main section').first();
+    assert((await section.textContent()).includes('<img src=x onerror=alert(1)> <b>bold</b>'), 'the text is not there');
+    assert((await section.locator('img, p b').count()) === 0, 'it became HTML');
+    const schemes = await section.locator('p a').evaluateAll((all) => all.map(({ protocol }) => protocol));
+    assert(schemes.length >= 3 && schemes.every((scheme) => /^https?:$/.test(scheme)), schemes.join(' '));
+    await context.close();
+  });
+  const { context, page } = await open({ viewport: VIEWPORTS.desktop, permissions: ['clipboard-read', 'clipboard-write'] });
+  await check('lines are switched for all operations, remembered, and copied', async () => {
+    await page.locator('.tabs button', { hasText: 'Python' }).first().click();
+    const lines = page.locator('.code pre code');
+    for (const line of await lines.allTextContents()) assert(/^(import|from) /.test(line), line);
+    await page.locator('.copy').nth(1).click();
+    await page.getByText('Copied').waitFor();
+    assert((await page.evaluate(() => navigator.clipboard.readText())) === (await lines.nth(1).textContent()), 'another text was copied');
+    await page.reload();
+    await interactive(page);
+    assert((await lines.first().textContent()).includes('urlopen'), 'forgotten');
+  });
+  await check('a long answer is cut, and says so', async () => {
+    const whole = await tryIt(page, await operation('get /openapi.json'));
+    await whole.locator('.primary').click();
+    await whole.getByText('Cut: the first 20,000 characters are shown.').waitFor();
+    assert((await whole.locator('.answer pre').last().textContent()).length === 20_000, 'not cut');
+  });
+  await context.close();
+}
+
 async function requests() {
   const { context, page, faults } = await open({ viewport: VIEWPORTS.desktop });
-  const event = (value) => JSON.stringify({ event_type: 'timer_tick', source: 'docs', session_id: 'docs-check', payload: { value } });
+  const event = (value) => JSON.stringify({ event_type: 'timer_tick', source: 'docs', session_id: session, payload: { value } });
   let id;
   await check('HTTP: an event is published, read back, and found', async () => {
     const publish = await tryIt(page, await operation('post /events'));
     await publish.locator('textarea').fill(event('http'));
-    assert((await publish.locator('.code code').textContent()).includes('docs-check'), 'the line does not follow the form');
+    assert((await publish.locator('.code pre code').textContent()).includes(session), 'the line does not follow the form');
     await publish.locator('.primary').click();
     await publish.locator('.answer b', { hasText: '201' }).waitFor();
     id = /evt_[0-9a-f]{12}/.exec(await publish.locator('.answer').textContent())[0];
@@ -324,7 +369,7 @@ async function requests() {
     await read.locator('.answer b', { hasText: '200' }).waitFor();
     assert((await read.locator('.answer').textContent()).includes('"value": "http"'), 'another event');
     const list = await tryIt(page, await operation('get /events'));
-    await list.locator('label', { hasText: /^session_id/ }).locator('input').fill('docs-check');
+    await list.locator('label', { hasText: /^session_id/ }).locator('input').fill(session);
     await list.locator('.primary').click();
     await list.locator('.answer b', { hasText: '200' }).waitFor();
     assert((await list.locator('.answer').textContent()).includes(id), 'not found');
@@ -344,7 +389,9 @@ async function requests() {
     for (const input of await remove.locator('form > label input:not([type=password])').all()) await input.fill('');
     await remove.locator('.primary').click();
     await remove.getByRole('button', { name: 'Delete all events?' }).waitFor();
-    await remove.getByRole('button', { name: 'Keep' }).click();
+    assert((await page.evaluate(() => document.activeElement.textContent)) === 'Keep', 'the focus is on the button that deletes');
+    await page.keyboard.press('Enter');
+    await remove.getByRole('button', { name: 'Send' }).waitFor();
     await remove.locator('label', { hasText: /^before/ }).locator('input').fill('2000-01-01T00:00:00Z');
     await remove.locator('.primary').click();
     assert(asked.length === 0, 'it was sent at the first click');
@@ -354,7 +401,7 @@ async function requests() {
   });
   await check('event stream: starts, shows live events, keeps the newest 200, stops', async () => {
     const stream = await tryIt(page, await operation('get /events/stream'));
-    await stream.locator('label', { hasText: /^session_id/ }).locator('input').fill('docs-check');
+    await stream.locator('label', { hasText: /^session_id/ }).locator('input').fill(session);
     await stream.locator('.primary').click();
     await stream.locator('.log li', { hasText: 'subscribed' }).first().waitFor();
     await stream.locator('.log li', { hasText: `"id":"${id}"` }).waitFor();
@@ -370,7 +417,7 @@ async function requests() {
   await check('WebSockets: what one publishes, the other receives', async () => {
     const subscribe = await tryIt(page, await operation('get /ws/subscribe'));
     await subscribe.getByRole('button', { name: 'Connect' }).click();
-    await subscribe.locator('textarea').fill('{"strict":true,"session_id":"docs-check"}');
+    await subscribe.locator('textarea').fill(JSON.stringify({ strict: true, session_id: session }));
     await subscribe.getByRole('button', { name: 'Send message' }).click();
     await subscribe.locator('.log li', { hasText: '"status":"subscribed"' }).waitFor();
     const publish = await tryIt(page, await operation('get /ws/publish'));
@@ -408,7 +455,7 @@ async function requests() {
 if (folder === 'measure') {
   await measure();
 } else {
-  for (const part of [everyViewport, addresses, keyboard, theme, faultsOfLoading, requests]) await part();
+  for (const part of [everyViewport, addresses, keyboard, theme, faultsOfLoading, text, requests]) await part();
   console.log(`${passed} passed, ${failed} failed`);
 }
 await browser.close();

@@ -48,6 +48,7 @@ export function model(openapi = {}, asyncapi = {}) {
     const answered = (action) => of(action).flatMap((it) => it.reply?.messages ?? []);
     const isSocket = channel.address?.startsWith('/ws/');
     return {
+      title: name,
       ...channel,
       name,
       // The document is written from the server's side: what it receives, a client sends.
@@ -59,7 +60,7 @@ export function model(openapi = {}, asyncapi = {}) {
   });
   const messages = Object.entries(async.components?.messages ?? {}).map(([name, message]) => {
     const on = channels.filter((channel) => [...channel.client, ...channel.server].includes(name));
-    return { ...deref(message), $name: name, channels: on };
+    return { title: name, ...deref(message), $name: name, channels: on };
   });
 
   const content = (of) => ({ ...of, content: mapped(of.content, (media) => media) });
@@ -69,11 +70,12 @@ export function model(openapi = {}, asyncapi = {}) {
       const channel = channels.find(({ address }) => address === path);
       const sendable = messages.filter(({ $name }) => channel?.client.includes($name));
       const examples = sendable.flatMap((message) =>
-        (message.examples ?? []).map((example) => ({ title: message.title ?? message.$name, ...example })));
+        (message.examples ?? []).map((example) => ({ title: message.title, ...example })));
       const first = channel?.['x-example'];
       const resolved = {
         ...operation,
         id: operation.operationId ?? `${method} ${path}`,
+        summary: operation.summary ?? `${method.toUpperCase()} ${path}`,
         method,
         path,
         channel,
@@ -93,7 +95,7 @@ export function model(openapi = {}, asyncapi = {}) {
   const groups = [...new Map(named.reverse().map((tag) => [tag.name, tag])).values()].reverse();
   const schemas = { ...async.components?.schemas, ...open.components?.schemas };
   return {
-    info: open.info ?? async.info ?? {},
+    info: { title: 'Event pipeline', ...(open.info ?? async.info) },
     groups: groups
       .map((tag) => ({ ...tag, operations: operations.filter(({ tags }) => (tags?.[0] ?? 'Other') === tag.name) }))
       .filter((group) => group.operations.length > 0),

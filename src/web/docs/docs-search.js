@@ -11,17 +11,23 @@ export function index(model) {
     const { properties = {}, ...rest } = model.deref(schema);
     return [...Object.keys(properties), ...(rest.oneOf ?? rest.anyOf ?? rest.allOf ?? []).map(names)].join(' ');
   };
+  const line = ({ method, path }) => `${method.toUpperCase()} ${path}`;
   return [
     ...model.operations.map((it) =>
-      entry('operation', it.summary ?? it.id, `${it.method.toUpperCase()} ${it.path}`, `#/operations/${it.id}`, `${it.id} ${it.description}`)),
-    ...model.channels.map((it) => entry('channel', it.title ?? it.name, it.address, `#/channels/${it.name}`, it.description)),
-    ...model.messages.map((it) =>
-      entry('message', it.title ?? it.$name, it.summary ?? '', `#/messages/${it.$name}`, `${it.$name} ${it.description} ${names(it.payload)}`)),
-    ...model.schemas.map((it) => entry('schema', it.$name, it.title ?? '', `#/schemas/${it.$name}`, `${it.description} ${names(it)}`)),
-    ...model.problems.map((it) =>
-      entry('problem', it.slug.replaceAll('-', ' '), `${it.status} ${it.title}`, `#/problems/${it.slug}`, `${it.slug} ${it.detail} ${it.cause} ${it.remedy}`)),
-    ...model.operations.flatMap((it) => it.parameters.map((parameter) =>
-      entry('parameter', parameter.name, `${it.method.toUpperCase()} ${it.path}`, `#/operations/${it.id}`, parameter.description))),
+      entry('operation', it.summary, line(it), `#/operations/${it.id}`, `${it.id} ${it.description}`)),
+    ...model.channels.map((it) => entry('channel', it.title, it.address, `#/channels/${it.name}`, it.description)),
+    ...model.messages.map((it) => {
+      const text = `${it.$name} ${it.description} ${names(it.payload)}`;
+      return entry('message', it.title, it.summary ?? '', `#/messages/${it.$name}`, text);
+    }),
+    ...model.schemas.map((it) =>
+      entry('schema', it.$name, it.title ?? '', `#/schemas/${it.$name}`, `${it.description} ${names(it)}`)),
+    ...model.problems.map((it) => {
+      const text = `${it.slug} ${it.detail} ${it.cause} ${it.remedy}`;
+      return entry('problem', it.slug.replaceAll('-', ' '), `${it.status} ${it.title}`, `#/problems/${it.slug}`, text);
+    }),
+    ...model.operations.flatMap((it) => it.parameters.map(({ name, description }) =>
+      entry('parameter', name, line(it), `#/operations/${it.id}`, description))),
   ];
 }
 

@@ -1,6 +1,6 @@
 /** The panel beside an operation: its lines to copy, and a form that sends what they say. */
 import { html, nothing, render } from './lit-html.js';
-import { bodies, defaults, isOpen, request, snippets } from './docs-snippets.js';
+import { bodies, defaults, isOpen, literal, request, snippets } from './docs-snippets.js';
 import { indent, json } from './docs-text.js';
 
 /** The rows that a live log keeps, so that a stream can run for days. */
@@ -12,8 +12,11 @@ const READ = 1_000_000;
 const SHOWN = 20_000;
 
 const LANGUAGES = { curl: 'curl', python: 'Python', javascript: 'JavaScript' };
+/** What a line for a WebSocket needs, or does not do. */
+const OF_SOCKETS = { curl: 'Shows the handshake only: curl sends no messages.', python: 'Needs: pip install websockets' };
 const number = (value) => value.toLocaleString('en');
-const cut = (text, at) => (text.length > at ? `${text.slice(0, at)}… (${number(text.length - at)} more characters)` : text);
+const cut = (text, at) =>
+  text.length > at ? `${text.slice(0, at)}… (${number(text.length - at)} more characters)` : text;
 
 /** Reads the beginning of a body, and stops the rest. */
 async function head(answer) {
@@ -72,14 +75,16 @@ class Log {
     const isHeld = element.scrollHeight - element.scrollTop - element.clientHeight > 40;
     for (const row of this.waiting.splice(0)) {
       const item = document.createElement('li');
-      item.append(...row.map((text, index) => Object.assign(document.createElement(['time', 'b', 'code'][index]), { textContent: text })));
+      for (const [at, name] of ['time', 'b', 'code'].entries()) {
+        item.append(Object.assign(document.createElement(name), { textContent: row[at] }));
+      }
       element.append(item);
     }
     while (element.childElementCount > ROWS) element.firstChild.remove();
     // Whoever has scrolled up reads.
     if (!isHeld) element.scrollTop = element.scrollHeight;
-    const words = this.count > ROWS ? `${number(this.count)} messages, the newest ${ROWS} are shown` : `${number(this.count)} messages`;
-    element.previousElementSibling.textContent = words;
+    const cutAt = this.count > ROWS ? `, the newest ${ROWS} are shown` : '';
+    element.previousElementSibling.textContent = `${number(this.count)} messages${cutAt}`;
   }
 }
 
@@ -90,10 +95,8 @@ export class Panel {
   /** @param {Element} element @param {import('./docs-model.js').Node} operation @param {Shared} shared */
   constructor(element, operation, shared) {
     Object.assign(this, { element, operation, shared, values: defaults(operation), isOpen: false, state: 'idle' });
-    const found = bodies(operation);
-    this.examples = operation.kind === 'socket'
-      ? operation.messages.map(({ title, summary, name, payload }) => ({ name, title, summary: summary ?? name, payload }))
-      : found;
+    const messages = operation.messages.map(({ summary, name, ...rest }) => ({ summary: summary ?? name, ...rest }));
+    this.examples = operation.kind === 'socket' ? messages : bodies(operation);
     this.render();
   }
 
@@ -103,10 +106,12 @@ export class Panel {
     // The key itself is never shown.
     const lines = snippets(operation, method, path, shared.base, values, shared.key && 'YOUR_KEY');
     const line = lines[shared.language];
+    const note = operation.kind === 'socket' && OF_SOCKETS[shared.language];
     const choose = (language) => () => {
       shared.language = language;
       shared.changed();
     };
+    const hadFocus = this.element.contains(document.activeElement);
     render(html`
       <div class="code">
         <div class="tabs" role="group" aria-label="Language of the example">
@@ -115,12 +120,12 @@ export class Panel {
           <button class="copy" @click=${(event) => this.copy(event.target, line)}>Copy</button>
         </div>
         <pre><code>${line}</code></pre>
-        ${operation.kind === 'socket' && shared.language === 'curl' ? html`<p class="soft">Shows the handshake only: curl sends no messages.</p>` : nothing}
-        ${operation.kind === 'socket' && shared.language === 'python' ? html`<p class="soft">Needs <code>pip install websockets</code>.</p>` : nothing}
+        ${note ? html`<p class="soft">${note}</p>` : nothing}
       </div>
       <details class="try" @toggle=${(event) => { this.isOpen = event.target.open; this.render(); }}>
         <summary>Try it</summary>${this.isOpen ? this.form() : nothing}
       </details>`, this.element);
+    if (hadFocus && !this.element.contains(document.activeElement)) this.element.querySelector('.primary')?.focus();
   }
 
   async copy(button, line) {
@@ -142,16 +147,20 @@ export class Panel {
     this.initial ??= { ...this.values.parameters };
     const [shown, rest] = [all.filter(first), all.filter((parameter) => !first(parameter))];
     const media = Object.keys(operation.responses[200]?.content ?? {});
-    return html`<form @submit=${(event) => { event.preventDefault(); this.start(); }} @input=${() => (this.isAsking = false)}>
+    const setKey = (event) => {
+      this.shared.key = event.target.value;
+      this.shared.changed();
+    };
+    return html`<form @submit=${(event) => { event.preventDefault(); this.start(); }}>
       ${shown.map((parameter) => this.input(parameter))}
-      ${rest.length ? html`<details><summary>${rest.length} ${shown.length ? 'more ' : ''}${rest.length === 1 ? 'parameter' : 'parameters'}</summary>
+      ${rest.length ? html`<details><summary>${shown.length ? 'More parameters' : 'Parameters'} (${rest.length})</summary>
         ${rest.map((parameter) => this.input(parameter))}</details>` : nothing}
       ${operation.kind === 'http' && media.length > 1 ? html`<label><span>Accept</span>
         <select @change=${(event) => this.set({ accept: event.target.value })}>
           ${media.map((type, index) => html`<option value=${index ? type : ''}>${type}</option>`)}</select></label>` : nothing}
       ${operation.requestBody || operation.kind === 'socket' ? this.body() : nothing}
-      ${operation.needsKey ? html`<label><span>API key</span><input type="password" autocomplete="off" .value=${this.shared.key}
-        placeholder="only if the server asks for one" @input=${(event) => { this.shared.key = event.target.value; this.shared.changed(); }}></label>` : nothing}
+      ${operation.needsKey ? html`<label><span>API key</span><input type="password" autocomplete="off"
+        placeholder="only if the server asks for one" .value=${this.shared.key} @input=${setKey}></label>` : nothing}
       <div class="buttons">${this.buttons()}</div>
     </form>
     ${this.result ? this.answer(this.result) : nothing}
@@ -174,34 +183,35 @@ export class Panel {
 
   body() {
     const choose = (event) => {
-      const { text, payload, media = '' } = this.examples[event.target.value];
-      this.set({ body: text ?? JSON.stringify(payload, null, 2), media });
+      const { payload, text = literal(payload), media = '' } = this.examples[event.target.value];
+      this.set({ body: text, media });
     };
     const rows = Math.min(14, this.values.body.split('\n').length + 1);
-    return html`${this.examples.length > 1 ? html`<label><span>Example</span><select @change=${choose}>
-        ${this.examples.map(({ title, summary }, index) => html`<option value=${index}>${title ? `${title}: ` : ''}${summary}</option>`)}</select></label>` : nothing}
+    const type = (event) => this.set({ body: event.target.value });
+    const options = this.examples.map(({ title, summary }, index) =>
+      html`<option value=${index}>${title ? `${title}: ` : ''}${summary}</option>`);
+    return html`${options.length > 1
+      ? html`<label><span>Example</span><select @change=${choose}>${options}</select></label>` : nothing}
       <label class="body"><span>${this.operation.kind === 'socket' ? 'Message' : 'Body'}</span>
-        <textarea rows=${rows} spellcheck="false" .value=${this.values.body} @input=${(event) => this.set({ body: event.target.value })}></textarea></label>`;
+        <textarea rows=${rows} spellcheck="false" .value=${this.values.body} @input=${type}></textarea></label>`;
   }
 
   set(changes) {
+    this.isAsking = false;
     Object.assign(this.values, changes);
     this.render();
   }
 
+  /** The first button stays the same element in every state, so that it keeps the focus. */
   buttons() {
-    const { operation, state } = this;
-    const stop = (label) => html`<button type="button" @click=${() => this.stop()}>${label}</button>`;
-    const go = (label) => html`<button class="primary">${label}</button>`;
-    if (operation.kind === 'socket' && state === 'open') {
-      return html`${go('Send message')} ${stop('Close')} <span class="state">connected</span>`;
-    }
-    if (state !== 'idle') return html`${stop(operation.kind === 'http' ? 'Cancel' : 'Stop')} <span class="state">${state}…</span>`;
-    if (this.isAsking) {
-      return html`<button class="danger">${this.question()}</button>
-        <button type="button" @click=${() => { this.isAsking = false; this.render(); }}>Keep</button>`;
-    }
-    return go({ http: 'Send', stream: 'Start', socket: 'Connect' }[operation.kind]);
+    const { operation: { kind }, state, isAsking } = this;
+    const isBusy = !['idle', 'open'].includes(state);
+    const label = state === 'open' ? 'Send message' : { http: 'Send', stream: 'Start', socket: 'Connect' }[kind];
+    const other = isAsking ? 'Keep' : state === 'open' ? 'Close' : isBusy ? { http: 'Cancel' }[kind] ?? 'Stop' : '';
+    return html`<button class=${isAsking ? 'danger' : 'primary'} type=${isAsking ? 'button' : 'submit'} aria-disabled=${isBusy}
+        @click=${() => isAsking && this.start(true)}>${isAsking ? this.question() : label}</button>
+      ${other ? html`<button class="other" type="button" @click=${() => this.stop()}>${other}</button>` : nothing}
+      <span class="state" role="status">${isBusy ? `${state}…` : state === 'open' ? 'connected' : ''}</span>`;
   }
 
   /** What a deletion will delete, for the second click. */
@@ -217,13 +227,15 @@ export class Panel {
     return request(operation, operation.method, operation.path, shared.base, values, shared.key);
   }
 
-  async start() {
-    if (this.socket) return this.send();
-    if (this.operation.method === 'delete' && !this.isAsking) {
-      this.isAsking = true;
-      return this.render();
+  async start(isSure = false) {
+    if (this.state === 'open') return this.send();
+    if (this.state !== 'idle') return undefined;
+    this.isAsking = this.operation.method === 'delete' && !isSure;
+    if (this.isAsking) {
+      this.render();
+      // Not the button that deletes: an Enter that is held down would press it.
+      return this.element.querySelector('.other').focus();
     }
-    this.isAsking = false;
     if (this.operation.kind === 'socket') return this.connect();
     const { url, ...init } = this.sent();
     const started = performance.now();
@@ -235,15 +247,17 @@ export class Panel {
       const body = await head(answer);
       this.become('idle', { url, ...init, answer, ...body, took: performance.now() - started });
     } catch (error) {
-      const words = error.name === 'AbortError' ? 'Cancelled.' : `No answer: ${error.message}.`;
-      if (this.log && this.operation.kind === 'stream') this.log.add('–', error.name === 'AbortError' ? 'stopped' : 'the connection broke');
-      this.become('idle', this.log ? undefined : { words });
+      const isStopped = error.name === 'AbortError';
+      this.log?.add('–', isStopped ? 'stopped' : 'the connection broke');
+      this.become('idle', this.log ? undefined : { words: isStopped ? 'Cancelled.' : `No answer: ${error.message}.` });
     }
   }
 
   stop() {
+    this.isAsking = false;
     this.abort?.abort();
     this.socket?.close(1000);
+    this.render();
   }
 
   become(state, result) {
@@ -292,14 +306,16 @@ export class Panel {
     const pretty = isJson ? indent(text) : text;
     const problem = isJson && /"type": ?"[^"]*(#\/problems\/[\w-]+)"/.exec(text)?.[1];
     const isCut = pretty.length > SHOWN || !isWhole;
+    const shown = pretty.slice(0, SHOWN);
+    const headers = Array.from(answer.headers, (pair) => pair.join(': '));
     return html`<div class="answer" role="status">
       <p><code>${method} ${pathname}${search}</code></p>
       <p><b class=${answer.ok ? 'good' : 'bad'}>${answer.status} ${answer.statusText}</b>
         <span class="soft">${took.toFixed(1)} ms · ${isWhole ? '' : 'more than '}${number(bytes)} bytes</span>
         ${problem ? html`<a href=${problem}>What this problem means</a>` : nothing}</p>
-      <details><summary>Headers</summary><pre><code>${[...answer.headers].map((pair) => pair.join(': ')).join('\n')}</code></pre></details>
-      ${text ? html`<pre tabindex="0" aria-label="Body of the answer"><code>${isJson ? json(pretty.slice(0, SHOWN)) : pretty.slice(0, SHOWN)}</code></pre>` : nothing}
-      ${isCut ? html`<p class="soft">Cut: the first ${number(Math.min(SHOWN, pretty.length))} characters are shown.</p>` : nothing}
+      <details><summary>Headers</summary><pre><code>${headers.join('\n')}</code></pre></details>
+      ${text ? html`<pre tabindex="0" aria-label="Body of the answer"><code>${isJson ? json(shown) : shown}</code></pre>` : nothing}
+      ${isCut ? html`<p class="soft">Cut: the first ${number(shown.length)} characters are shown.</p>` : nothing}
     </div>`;
   }
 }

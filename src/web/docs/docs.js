@@ -21,7 +21,15 @@ const storage = {
   },
 };
 
-const state = { model: model(), failed: [], isMenu: false, query: '', found: [], active: 0, theme: storage.get('theme') ?? 'system' };
+const state = {
+  model: model(),
+  failed: [],
+  isMenu: false,
+  query: '',
+  found: [],
+  active: 0,
+  theme: storage.get('theme') ?? 'system',
+};
 let entries = [];
 let panels = [];
 let marks;
@@ -64,7 +72,8 @@ const title = (level, id, text) => html`<div class="title">${level === 2
   <a class="anchor" href="#${id}" aria-label="Link to ${text}">#</a></div>`;
 
 const METHOD = { stream: 'SSE', socket: 'WS' };
-const badge = ({ kind, method }) => html`<span class="badge ${kind === 'http' ? method : kind}">${METHOD[kind] ?? method}</span>`;
+const badge = ({ kind, method }) =>
+  html`<span class="badge ${kind === 'http' ? method : kind}">${METHOD[kind] ?? method}</span>`;
 const links = (names, kind) => names.map((name, at) => [at ? ', ' : '', html`<a href="#/${kind}/${name}">${name}</a>`]);
 const example = (value, name) => html`<figure>${name ? html`<figcaption>${name}</figcaption>` : nothing}
   <pre><code>${typeof value === 'string' ? value : json(literal(value))}</code></pre></figure>`;
@@ -80,18 +89,25 @@ function answerOf({ responses }) {
   return found ?? nothing;
 }
 
+/** A parameter or a header: its description stands beside its schema. */
+const fieldOf = (name, { schema, description, required }, note = '') =>
+  view.field(name, { ...state.model.deref(schema), description }, required, [], note);
+
 function operationView(operation) {
-  const { id, summary, path, parameters, requestBody, channel } = operation;
+  const { id, summary, path, parameters, requestBody, channel, needsKey } = operation;
+  const mediaView = ([media, content]) => folded(html`<code>${media}</code>`, () =>
+    [content.schema ? view.fields(content.schema) : nothing, examplesOf(content)]);
   return html`<section class="operation">
     <div class="text">
-      ${title(3, `/operations/${id}`, summary ?? id)}
-      <p class="address">${badge(operation)} <code>${path}</code> ${operation.needsKey ? nothing : html`<span class="soft">needs no key</span>`}</p>
+      ${title(3, `/operations/${id}`, summary)}
+      <p class="address">${badge(operation)} <code>${path}</code>
+        ${needsKey ? nothing : html`<span class="soft">needs no key</span>`}</p>
       ${markdown(operation.description)}
-      ${channel ? html`<p>Messages and how it ends: <a href="#/channels/${channel.name}">${channel.title ?? channel.name}</a>.</p>` : nothing}
+      ${channel ? html`<p>Messages and how it ends: <a href="#/channels/${channel.name}">${channel.title}</a>.</p>` : nothing}
       ${parameters.length ? html`<h4>Parameters</h4><dl class="fields">${parameters.map((one) =>
-        view.field(one.name, { ...state.model.deref(one.schema), description: one.description }, one.required, [], one.in === 'query' ? '' : one.in))}</dl>` : nothing}
-      ${requestBody ? html`<h4>Body</h4>${markdown(requestBody.description)}${Object.entries(requestBody.content).map(([media, content]) =>
-        folded(html`<code>${media}</code>`, () => [content.schema ? view.fields(content.schema) : nothing, examplesOf(content)]))}` : nothing}
+        fieldOf(one.name, one, one.in === 'query' ? '' : one.in))}</dl>` : nothing}
+      ${requestBody ? html`<h4>Body</h4>${markdown(requestBody.description)}
+        ${Object.entries(requestBody.content).map(mediaView)}` : nothing}
       <h4>Responses</h4>${Object.entries(operation.responses).map(responseView)}
     </div>
     <div class="side"><div class="panel" data-id=${id}></div>${answerOf(operation)}</div>
@@ -101,52 +117,63 @@ function operationView(operation) {
 function responseView([status, { description, headers, content }]) {
   const media = Object.entries(content ?? {});
   const slugs = new Set(JSON.stringify(content ?? {}).match(/(?<=#\/problems\/)[\w-]+/g));
-  const isEmpty = !media.length && !Object.keys(headers).length;
+  const fields = Object.entries(headers).map(([name, header]) => fieldOf(name, header));
   const line = html`<b class=${status < 400 ? 'good' : 'bad'}>${status}</b> ${inline(description)}`;
-  if (isEmpty) return html`<p class="response">${line}</p>`;
+  if (!media.length && !fields.length) return html`<p class="response">${line}</p>`;
   return folded(line, () => html`
     ${slugs.size ? html`<p>Problems: ${links([...slugs], 'problems')}</p>` : nothing}
-    ${Object.keys(headers).length ? html`<h5>Headers</h5><dl class="fields">${Object.entries(headers).map(([name, header]) =>
-      view.field(name, { ...state.model.deref(header.schema), description: header.description }, header.required))}</dl>` : nothing}
-    ${media.map(([type, of]) => html`<h5><code>${type}</code></h5>${of.schema ? view.fields(of.schema) : nothing}${examplesOf(of)}`)}`, 'response');
+    ${fields.length ? html`<h5>Headers</h5><dl class="fields">${fields}</dl>` : nothing}
+    ${media.map(([type, of]) => html`<h5><code>${type}</code></h5>
+      ${of.schema ? view.fields(of.schema) : nothing}${examplesOf(of)}`)}`, 'response');
 }
 
 function channelView(channel) {
   const { name, address, client, server, closeCodes } = channel;
   const operation = state.model.operations.find(({ path }) => path === address);
-  const rows = (names) => html`<dl class="fields">${state.model.messages.filter(({ $name }) => names.includes($name)).map((message) =>
-    html`<div><dt><a href="#/messages/${message.$name}">${message.title ?? message.$name}</a></dt><dd>${inline(message.summary)}</dd></div>`)}</dl>`;
-  return html`<section>${title(3, `/channels/${name}`, channel.title ?? name)}
+  const row = ({ $name, title: text, summary }) =>
+    html`<div><dt><a href="#/messages/${$name}">${text}</a></dt><dd>${inline(summary)}</dd></div>`;
+  const rows = (names) =>
+    html`<dl class="fields">${state.model.messages.filter(({ $name }) => names.includes($name)).map(row)}</dl>`;
+  const codeRow = ({ code, why, reconnect }) =>
+    html`<tr><td><code>${code}</code></td><td>${inline(why)}</td><td>${reconnect}</td></tr>`;
+  return html`<section>${title(3, `/channels/${name}`, channel.title)}
     <p class="address">${operation ? badge(operation) : nothing} <code>${address}</code></p>
     ${channel.summary ? html`<p>${inline(channel.summary)}</p>` : nothing}${markdown(channel.description)}
-    ${operation ? html`<p>Connect and try it: <a href="#/operations/${operation.id}">${operation.summary ?? operation.id}</a>.</p>` : nothing}
+    ${operation ? html`<p>Connect and try it: <a href="#/operations/${operation.id}">${operation.summary}</a>.</p>` : nothing}
     <div class="sides">
       ${client.length ? html`<div><h4>The client sends</h4>${rows(client)}</div>` : nothing}
       ${server.length ? html`<div><h4>The server sends</h4>${rows(server)}</div>` : nothing}
     </div>
-    ${closeCodes.length ? html`<h4>Close codes</h4><table><thead><tr><th>Code</th><th>Why</th><th>Connect again?</th></tr></thead>
-      <tbody>${closeCodes.map(({ code, why, reconnect }) => html`<tr><td><code>${code}</code></td><td>${inline(why)}</td><td>${reconnect}</td></tr>`)}</tbody></table>` : nothing}
+    ${closeCodes.length ? html`<h4>Close codes</h4><table>
+      <thead><tr><th>Code</th><th>Why</th><th>Connect again?</th></tr></thead>
+      <tbody>${closeCodes.map(codeRow)}</tbody></table>` : nothing}
   </section>`;
 }
 
 const messageView = (message) => html`<section class="pair"><div class="text">
-    ${title(3, `/messages/${message.$name}`, message.title ?? message.$name)}
-    <p class="soft">${message['x-event'] ? html`<code>event: ${message['x-event']}</code> · ` : nothing}on ${message.channels.map(({ name, address }, at) =>
-      [at ? ', ' : '', html`<a href="#/channels/${name}">${address}</a>`])}</p>
+    ${title(3, `/messages/${message.$name}`, message.title)}
+    <p class="soft">${message['x-event'] ? html`<code>event: ${message['x-event']}</code> · ` : nothing}on
+      ${message.channels.map(({ name, address }, at) => [at ? ', ' : '', html`<a href="#/channels/${name}">${address}</a>`])}</p>
     ${message.summary ? html`<p>${inline(message.summary)}</p>` : nothing}${markdown(message.description)}
     ${message.payload ? view.fields(message.payload) : nothing}</div>
   <div>${(message.examples ?? []).map(({ name, summary, payload }) => example(payload, summary ?? name))}</div></section>`;
 
 // Several problems share the phrase of their status, so the slug is the name.
 const named = (slug) => slug[0].toUpperCase() + slug.slice(1).replaceAll('-', ' ');
-const problemView = ({ slug, status, title: phrase, detail, cause, remedy }) => html`<section>${title(3, `/problems/${slug}`, named(slug))}
+const problemView = ({ slug, status, title: phrase, detail, cause, remedy }) => html`<section>
+  ${title(3, `/problems/${slug}`, named(slug))}
   <p class="address"><b class="bad">${status}</b> ${phrase}</p>
-  <dl class="problem"><dt>It says</dt><dd>“${detail}”</dd><dt>Cause</dt><dd>${inline(cause)}</dd><dt>What to do</dt><dd>${inline(remedy)}</dd></dl></section>`;
+  <dl class="problem"><dt>It says</dt><dd>“${detail}”</dd>
+    <dt>Cause</dt><dd>${inline(cause)}</dd><dt>What to do</dt><dd>${inline(remedy)}</dd></dl></section>`;
 
+const schemaView = (schema) =>
+  html`<section>${title(3, `/schemas/${schema.$name}`, schema.$name)}${view.fields(schema)}</section>`;
+
+/** What comes after the operations: how it is called, how one of it is shown, and its address, name and mark. */
 const chapters = () => [
-  ['channels', 'Channels', channelView, ({ name, title: text }) => [name, text ?? name]],
-  ['messages', 'Messages', messageView, ({ $name, title: text }) => [$name, text ?? $name]],
-  ['schemas', 'Schemas', (schema) => html`<section>${title(3, `/schemas/${schema.$name}`, schema.$name)}${view.fields(schema)}</section>`, ({ $name }) => [$name, $name]],
+  ['channels', 'Channels', channelView, ({ name, title: text }) => [name, text]],
+  ['messages', 'Messages', messageView, ({ $name, title: text }) => [$name, text]],
+  ['schemas', 'Schemas', schemaView, ({ $name }) => [$name, $name]],
   ['problems', 'Problems', problemView, ({ slug, status }) => [slug, named(slug), status]],
 ].filter(([kind]) => state.model[kind].length);
 
@@ -154,7 +181,7 @@ function navigation() {
   const item = (href, text, mark = '') => html`<li><a href=${href} @click=${() => menu(false)}><span>${text}</span>${mark}</a></li>`;
   return html`<nav id="contents" aria-label="Contents">
     ${state.model.groups.map((group) => html`<b>${group.name}</b><ul>${group.operations.map((operation) =>
-      item(`#/operations/${operation.id}`, operation.summary ?? operation.id, badge(operation)))}</ul>`)}
+      item(`#/operations/${operation.id}`, operation.summary, badge(operation)))}</ul>`)}
     ${chapters().map(([kind, name, , entry]) => html`<b>${name}</b><ul>${state.model[kind].map((it) => {
       const [key, text, mark] = entry(it);
       return item(`#/${kind}/${key}`, text, mark ? html`<span class="badge">${mark}</span>` : '');
@@ -164,17 +191,20 @@ function navigation() {
 
 function main() {
   const { failed, model: { info, groups, security } } = state;
+  const scheme = ({ type, in: place = 'header', name, scheme: word, description }) => html`<p>
+    <code>${type === 'apiKey' ? name : `Authorization: ${word}`}</code>
+    <span class="soft">${place}</span> ${inline(description)}</p>`;
   return html`<main id="main" tabindex="-1">
     ${failed.length ? html`<div class="notice" role="alert"><p>This page cannot show everything. ${failed.join('. ')}.</p>
       <button class="primary" @click=${load}>Try again</button></div>` : nothing}
     <p class="notice" role="status" id="missing" hidden></p>
-    <section><h1 id="/" tabindex="-1">${info.title ?? 'Event pipeline'} <span class="soft">${info.version}</span></h1>
+    <section><h1 id="/" tabindex="-1">${info.title} <span class="soft">${info.version}</span></h1>
       ${markdown(info.description)}
       <dl class="facts"><dt>This server</dt><dd><code>${shared.base}</code></dd>
         <dt>Documents</dt><dd><a href="openapi.json">openapi.json</a>, <a href="asyncapi.json">asyncapi.json</a></dd>
-        ${security.length ? html`<dt>API key</dt><dd>${security.map(({ type, in: place, name, scheme, description }) =>
-          html`<p><code>${type === 'apiKey' ? name : `Authorization: ${scheme}`}</code> <span class="soft">${place ?? 'header'}</span> ${inline(description)}</p>`)}</dd>` : nothing}</dl></section>
-    ${groups.map((group) => html`${title(2, `/groups/${group.name}`, group.name)}${markdown(group.description)}${group.operations.map(operationView)}`)}
+        ${security.length ? html`<dt>API key</dt><dd>${security.map(scheme)}</dd>` : nothing}</dl></section>
+    ${groups.map(({ name, description, operations }) => html`${title(2, `/groups/${name}`, name)}
+      ${markdown(description)}${operations.map(operationView)}`)}
     ${chapters().map(([kind, name, show]) => html`${title(2, `/${kind}`, name)}${state.model[kind].map(show)}`)}
   </main>`;
 }
@@ -182,15 +212,17 @@ function main() {
 function search() {
   const { query, found, active } = state;
   const isShown = query.trim() !== '';
+  const result = (entry, at) => html`<li id="result-${at}" role="option" aria-selected=${at === active}
+    @mousedown=${(event) => { event.preventDefault(); open(entry); }}>
+    <span>${entry.title}</span> <span class="soft">${entry.note}</span> <span class="kind">${entry.kind}</span></li>`;
   return html`<div class="search" role="search">
-    <input id="search" type="search" role="combobox" placeholder="Search" aria-label="Search the reference" autocomplete="off" spellcheck="false"
-      aria-expanded=${isShown} aria-controls="results" aria-activedescendant=${found.length ? `result-${active}` : nothing}
+    <input id="search" type="search" role="combobox" placeholder="Search" aria-label="Search the reference"
+      autocomplete="off" spellcheck="false" aria-expanded=${isShown} aria-controls="results"
+      aria-activedescendant=${found.length ? `result-${active}` : nothing}
       .value=${query} @input=${(event) => look(event.target.value)} @keydown=${moveInResults} @blur=${() => look('')}>
     <kbd aria-hidden="true">/</kbd>
     <div class="results" ?hidden=${!isShown}>
-      <ul id="results" role="listbox" aria-label="Results">${found.map((entry, at) => html`<li id="result-${at}" role="option"
-        aria-selected=${at === active} @mousedown=${(event) => { event.preventDefault(); open(entry); }}>
-        <span>${entry.title}</span> <span class="soft">${entry.note}</span> <span class="kind">${entry.kind}</span></li>`)}</ul>
+      <ul id="results" role="listbox" aria-label="Results">${found.map(result)}</ul>
       ${isShown && !found.length ? html`<p>Nothing holds “${query}”.</p>` : nothing}
     </div></div>`;
 }
@@ -198,10 +230,12 @@ function search() {
 /** Everything else is rendered once, so that typing in the search is not slowed by the length of the page. */
 function update() {
   const themes = ['system', 'light', 'dark'];
-  render(html`<a class="brand" href="#/">${state.model.info.title ?? 'Event pipeline'}</a>${search()}
-      <label class="theme"><span>Theme</span><select aria-label="Theme" @change=${(event) => theme(event.target.value)}>
+  const change = (event) => theme(event.target.value);
+  render(html`<a class="brand" href="#/">${state.model.info.title}</a>${search()}
+      <label class="theme"><span>Theme</span><select aria-label="Theme" @change=${change}>
         ${themes.map((name) => html`<option ?selected=${name === state.theme}>${name}</option>`)}</select></label>
-      <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents" @click=${() => menu(!state.isMenu)}>Menu</button>`, head);
+      <button class="menu" aria-expanded=${state.isMenu} aria-controls="contents"
+        @click=${() => menu(!state.isMenu)}>Menu</button>`, head);
 }
 
 function theme(name) {
@@ -251,7 +285,8 @@ function go() {
     missing.textContent = `Nothing here has the address ${location.hash}.`;
     scrollTo(0, 0);
   }
-  document.title = [target?.matches('h2, h3') && target.textContent, state.model.info.title ?? 'Event pipeline'].filter(Boolean).join(' · ');
+  const { title: name } = state.model.info;
+  document.title = target?.matches('h2, h3') ? `${target.textContent} · ${name}` : name;
   target?.scrollIntoView();
   target?.focus({ preventScroll: true });
 }
@@ -261,14 +296,17 @@ function watch() {
   marks?.disconnect();
   const headings = [...body.querySelectorAll('main h3')];
   const visible = new Set();
+  const nav = document.getElementById('contents');
   marks = new IntersectionObserver((seen) => {
     for (const { target, isIntersecting } of seen) visible[isIntersecting ? 'add' : 'delete'](target);
     const first = headings.find((heading) => visible.has(heading));
-    const link = first && body.querySelector(`nav a[href="#${CSS.escape(first.id)}"]`);
+    const link = first && nav.querySelector(`a[href="#${CSS.escape(first.id)}"]`);
     if (!link) return;
-    body.querySelector('nav [aria-current]')?.removeAttribute('aria-current');
+    nav.querySelector('[aria-current]')?.removeAttribute('aria-current');
     link.setAttribute('aria-current', 'location');
-    if (!state.isMenu) link.scrollIntoView({ block: 'nearest' });
+    // Not `scrollIntoView`, which would also move the page under the reader.
+    const [row, box] = [link, nav].map((element) => element.getBoundingClientRect());
+    if (row.top < box.top || row.bottom > box.bottom) nav.scrollTop += row.top - box.top - box.height / 2;
   }, { rootMargin: '-50px 0px -60% 0px' });
   for (const heading of headings) marks.observe(heading);
 }
