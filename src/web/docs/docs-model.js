@@ -93,7 +93,9 @@ export function model(openapi = {}, asyncapi = {}) {
 
   const named = [...(open.tags ?? []), ...operations.map(({ tags }) => ({ name: tags?.[0] ?? 'Other' }))];
   const groups = [...new Map(named.reverse().map((tag) => [tag.name, tag])).values()].reverse();
-  const schemas = { ...async.components?.schemas, ...open.components?.schemas };
+  const { schemas: first = {} } = open.components ?? {};
+  // A schema that both documents have is there once, in the place and the words of OpenAPI.
+  const schemas = { ...first, ...async.components?.schemas, ...first };
   return {
     info: { title: 'Event pipeline', ...(open.info ?? async.info) },
     groups: groups
