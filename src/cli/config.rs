@@ -1,4 +1,4 @@
-//! The commands about the configuration.
+//! `event-pipeline config`.
 
 use std::io::{self, BufWriter, Write};
 
@@ -33,7 +33,8 @@ pub struct Show {
     json: bool,
 }
 
-/// Longer values stand out of their column, so that one list of origins does not move all the others.
+/// In characters: the longest default is shorter. A longer value runs past its column, so that one long list of origins
+/// does not move what stands behind all other values.
 const VALUE_WIDTH_MAX: usize = 24;
 
 impl Show {

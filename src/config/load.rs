@@ -12,8 +12,8 @@ use super::table::{InvalidValue, SETTINGS, SetBy, Setting};
 /// The file that is read if it exists and no other file is named.
 const DEFAULT_FILE: &str = "event-pipeline.toml";
 
-/// Every setting with its value and what has set it. The two change together, in one function, so neither can contradict
-/// the other.
+/// Every setting with its value and what has set it. One function changes both together, so they never contradict each
+/// other.
 pub struct LoadedConfig {
     config: Config,
     /// What has set each setting, in the order of the table.
@@ -29,7 +29,7 @@ pub struct Effective<'a> {
 }
 
 impl Effective<'_> {
-    /// What has set it, for people: `default`, or such as `environment PORT`.
+    /// What has set it, for people: `default`, or for example `environment PORT`.
     pub fn set_by_in_words(&self) -> String {
         match self.set_by {
             SetBy::Default => "default".into(),

@@ -107,7 +107,7 @@ const DIRECTIVES: Allowed =
     Words("LEVEL", "trace, debug, info, warn, error or off, or target=level pairs separated by commas");
 const RATE: Allowed =
     Words("RATE", "a rate such as 200/minute (second, minute, hour or day), or nothing for unlimited");
-/// 10 ms are for tests; a day is longer than any proxy keeps an idle connection.
+/// 10 ms: tests need such a short time. A day: longer than any proxy keeps an idle connection.
 const SECONDS: Allowed = Seconds(0.01, 86_400.0);
 
 /// The names of the settings whose new value a running server could take.
@@ -138,8 +138,8 @@ pub struct Setting {
     pub help: &'static str,
     /// How the default is chosen, where it depends on the machine.
     pub default_rule: Option<&'static str>,
-    /// Whether a running server could take a new value, because each use reads it anew. The value of another setting is
-    /// built into a thread, a queue, a file or a table at the start.
+    /// Whether a running server could take a new value, because every use reads the value again. The value of any other
+    /// setting is built into a thread, a queue, a file or a table at the start.
     is_reloadable: bool,
 }
 
@@ -227,7 +227,7 @@ impl Setting {
 #[derive(Debug, thiserror::Error)]
 #[error("{place} is {value}: expected {expected}")]
 pub struct InvalidValue {
-    /// The name of the setting there where it was set.
+    /// Where the value was set, with the name that the setting has there, such as `--port`.
     place: String,
     value: String,
     expected: String,

@@ -1,4 +1,4 @@
-//! The documents of the interface, and pages with their styles and scripts.
+//! Answers with the served files of [`web`]: interface documents, web pages and their assets.
 
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -11,18 +11,19 @@ use super::route::PREFIX;
 use crate::web;
 use crate::wire::Refusal;
 
-/// What a page may load and do: only what comes from this server. A script cannot turn a text into HTML or code, except
-/// through the policy of the template library.
+/// The content security policy of a web page. It loads only what comes from this server. Its scripts cannot turn text
+/// into HTML or code, except through the Trusted Types policy of the template library.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types lit-html",
 );
 
-/// What a client reads whose path does not exist.
+/// The answer to a request for a path that does not exist.
 pub(super) const NOTHING_HERE: &str =
     "Nothing is at this path. /docs shows what there is, /openapi.json and /asyncapi.json describe it for programs";
 
-/// A browser keeps a file, but asks each time whether it is still the same: a page must not outlive an upgrade.
+/// A browser keeps a file, but asks each time whether it is still the same, so that no page of an older version is
+/// shown after an upgrade.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// `GET /`: a page for a client that wants HTML more than JSON, as a browser does; JSON for every other.
@@ -45,7 +46,7 @@ pub(super) fn home(request: &Request<'_>) -> response::Result {
     Ok(response)
 }
 
-/// A file as it is, in gzip for a client that understands it. A range is ignored, as a server may (RFC 9110, 14.2).
+/// A served file, in gzip for a client that accepts it. A `Range` is ignored, which a server may do (RFC 9110, 14.2).
 pub(super) fn file(request: &Request<'_>) -> response::Result {
     let (path, headers) = (request.parts.uri.path(), request.headers());
     let file = web::file(path.strip_prefix(PREFIX).unwrap_or(path)).ok_or(Refusal::NotFound(NOTHING_HERE))?;
@@ -78,8 +79,9 @@ pub(super) fn file(request: &Request<'_>) -> response::Result {
     Ok(response)
 }
 
-/// Leads the paths at which other services have their documents, and those had that this one replaces, to the page. The
-/// target is relative, so that it holds under both prefixes and behind a proxy that adds one of its own.
+/// Redirects `/docs/`, `/redoc` and `/redoc/` to `/docs`. People look there because the Python service and many others
+/// have their documents there. The target is relative, so it works with and without the prefix `/api/v1`, and behind a
+/// proxy that adds a prefix of its own.
 pub(super) fn to_docs(request: &Request<'_>) -> response::Result {
     let is_folder = request.parts.uri.path().ends_with('/');
     let mut response = response::empty(StatusCode::TEMPORARY_REDIRECT);
@@ -88,7 +90,7 @@ pub(super) fn to_docs(request: &Request<'_>) -> response::Result {
     Ok(response)
 }
 
-/// Whether a client has the file with this tag already. A proxy may have made the tag a weak one.
+/// Whether the client already has the file with this tag. A proxy may have turned the tag into a weak one (`W/`).
 fn has_tag(headers: &HeaderMap, tag: &str) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     let mut tags = tags.map(<[u8]>::trim_ascii);

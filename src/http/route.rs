@@ -1,5 +1,5 @@
-//! The route table: a row for each method of each path. What a request has to show, in which rate it counts, which
-//! methods its path has and which parameters mean something are all read from here.
+//! The route table: a row for each method of each path. It says which key a request needs, in which rate the request
+//! counts, which methods a path has, and which parameters are known.
 
 use hyper::Method;
 
@@ -16,10 +16,11 @@ pub struct Route {
     pub template: &'static str,
     pub endpoint: Endpoint,
     pub guard: Guard,
-    /// Groups of query parameters that mean something. A name that ends with a dot stands for all that begin with it.
+    /// Groups of the query parameters that are known. A name that ends with a dot stands for all names that begin with
+    /// it.
     pub parameters: ParameterGroups,
-    /// The status of an answer that is no refusal, and its media types. Where there are several the client chooses.
-    /// A test compares them with `docs/openapi.json`.
+    /// The status and the media types of an answer that is not a refusal. If there are several media types, the client
+    /// chooses one. A test compares both with `docs/openapi.json`.
     pub status: u16,
     pub media_types: &'static [&'static str],
 }
@@ -42,26 +43,27 @@ pub enum Endpoint {
     PublishSocket,
     SubscribeSocket,
     Home,
-    /// One of `web`'s.
+    /// One of the served files of [`web`].
     File,
-    /// Leads to the page of the documents.
+    /// Redirects to `/docs`.
     ToDocs,
 }
 
-/// What a request has to show.
+/// Which key a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// Nothing, and it counts in no rate.
+    /// None, and it counts in no rate.
     Open,
-    /// The key in a header. It counts in the rate of this class.
+    /// The key, in a header. The request counts in the rate of this class.
     Key(Class),
-    /// The same, but the key may also be the parameter `api_key`, because browsers cannot add a header to it.
+    /// The same, but the key may also be the parameter `api_key`, because a browser cannot add a header to such a
+    /// request.
     KeyInUrl(Class),
 }
 
 pub type ParameterGroups = &'static [&'static [&'static str]];
 
-/// Every path also exists under this one, which the service before this one had.
+/// Every path also exists under this prefix, because the Python service had it.
 pub const PREFIX: &str = "/api/v1";
 
 /// `payload.quiz_id=demo` asks for a text; for numbers there is `filter`.
@@ -94,7 +96,7 @@ const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
 const EVENTS: &[&str] = &["application/json", "application/x-ndjson", cloud_event::BATCH_MEDIA_TYPE];
 const SSE: &[&str] = &["text/event-stream"];
 
-/// Where two rows match a request the first counts, so a fixed segment stands before a variable one.
+/// If two rows match a request, the first one counts. So a fixed segment stands before a variable one.
 #[rustfmt::skip]
 pub static ROUTES: [Route; 22] = [
     row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
@@ -161,8 +163,8 @@ impl<'p> Target<'p> {
         Self { path, method, route }
     }
 
-    /// Where there is no route the request is refused, but not before it has shown its key: it counts in the rate that its
-    /// method suggests.
+    /// A request without a route is refused, but its key is checked first. It counts in the rate that its method
+    /// suggests.
     pub(super) fn guard(&self) -> Guard {
         if let Some((route, _)) = self.route {
             return route.guard;
@@ -190,7 +192,7 @@ impl<'p> Target<'p> {
     }
 }
 
-/// Whether a parameter means something.
+/// Whether a parameter is known.
 pub(super) fn is_known(parameters: ParameterGroups, name: &str) -> bool {
     parameters.iter().copied().flatten().any(|known| match known.ends_with('.') {
         true => name.starts_with(known),

@@ -1,4 +1,5 @@
-//! What the server says as soon as it listens: where to open it, where its data is, and who may connect.
+//! The greeting: what the server logs as soon as it listens. It says where to open it, where its data is, and who may
+//! connect.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,14 +9,14 @@ use crate::config::{Config, CorsOrigins, LogFormat};
 use crate::event::{Seq, Timestamp};
 use crate::store::Store;
 
-/// The log knows the server, not this file.
+/// The log target of the whole module `server`, so that `LOG_LEVEL` treats the greeting like its other lines.
 const TARGET: &str = "event_pipeline::server";
 
 /// Everything that an operator needs to know after a start. The settings are logged at the level debug, and
 /// `event-pipeline config show` prints them.
 pub struct Greeting<'a> {
     config: &'a Config,
-    /// The port in it is the one that the system chose, if the setting is 0.
+    /// With the port that the system chose, if the setting is 0.
     address: SocketAddr,
     database: PathBuf,
     /// How many events are stored; `None` if that cannot be read.
@@ -24,7 +25,7 @@ pub struct Greeting<'a> {
 }
 
 impl<'a> Greeting<'a> {
-    /// Counts the stored events, which costs the same however many there are.
+    /// Counts the stored events. The cost does not depend on their number.
     pub async fn new(config: &'a Config, address: SocketAddr, store: &Store) -> Self {
         let stats = store.reading(|reader| reader.stats(Timestamp::now())).await;
         let events = stats.inspect_err(|error| tracing::warn!(%error, "count the stored events")).ok();
@@ -32,8 +33,8 @@ impl<'a> Greeting<'a> {
             config,
             // An IPv4 address in the form of an IPv6 one means the same.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            // The path as it is set says nothing to a reader of the log who does not know the working directory. It can
-            // be made absolute, because the file is open; if its folder is gone since then, it is shown as it is set.
+            // Absolute, because a reader of the log may not know the working directory. If that directory has been
+            // removed since the file was opened, the path is shown as it is set.
             database: std::path::absolute(&config.database_path).unwrap_or_else(|_| config.database_path.clone()),
             events: events.map(|stats| stats.total_events),
             last_event: store.committed(),
@@ -75,7 +76,7 @@ impl<'a> Greeting<'a> {
         }
     }
 
-    /// The origins whose web pages may connect; `None` if those of all origins may.
+    /// The origins whose web pages may connect; `None` means every origin.
     fn origins(&self) -> Option<String> {
         match &self.config.cors_origins {
             CorsOrigins::Any => None,
@@ -134,13 +135,13 @@ impl fmt::Display for Greeting<'_> {
         };
         match self.access() {
             Access::Open => write!(f, "  access  {who}, without a key")?,
-            Access::Key => write!(f, "  access  {who} and sends the key")?,
+            Access::Key => write!(f, "  access  {who}, with the key")?,
             Access::Nobody => write!(f, "  access  nobody: REQUIRE_AUTH is on and API_KEY is not set")?,
         }
         match self.origins().as_deref() {
             None => Ok(()),
             Some("") => write!(f, "; no web pages"),
-            Some(origins) => write!(f, "; web pages only of {origins}"),
+            Some(origins) => write!(f, "; web pages only from {origins}"),
         }
     }
 }
@@ -191,7 +192,7 @@ mod tests {
         check(
             "10.0.0.7:80",
             |config| (config.require_auth, config.api_key) = (true, "k".into()),
-            ["", "data    /events.db: 0 events, last id evt_000000000005\n", "this address and sends the key"],
+            ["", "data    /events.db: 0 events, last id evt_000000000005\n", "this address, with the key"],
         );
         check(
             "[::1]:80",

@@ -1,5 +1,5 @@
-//! Files that are served as they are: the documents of the interface, and pages with their styles and scripts. They are
-//! part of the binary, so no page comes from another version than the server that answers it.
+//! Served files: the interface documents, and the web pages with their style sheets and scripts. They are part of the
+//! binary, so they always belong to the version of the server that sends them.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
@@ -9,15 +9,15 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
 
-/// A file that is served as it is.
+/// A file that is sent as it is.
 #[derive(Debug)]
 pub struct File {
-    /// The path that it is served under, without the prefix of the API.
+    /// Its path on the server, without the prefix `/api/v1`.
     pub path: &'static str,
-    /// Without parameters; a text is in UTF-8.
+    /// Without parameters such as a charset: every text is UTF-8.
     pub media_type: &'static str,
     bytes: &'static [u8],
-    /// Made at the first request, because compressing all of them takes longer than the rest of the start.
+    /// Made at the first request for this file: compressing all files takes longer than the rest of the start.
     forms: OnceLock<Forms>,
 }
 
@@ -27,7 +27,7 @@ struct Forms {
     gzip: Form,
 }
 
-/// The bytes of a file in one encoding.
+/// The bytes of a file in one content coding, plain or gzip.
 #[derive(Debug)]
 pub struct Form {
     pub bytes: Bytes,
@@ -64,7 +64,7 @@ static FILES: [File; 15] = [
     file!("/assets/lit-html.js", SCRIPT, "vendor/lit-html.js"),
 ];
 
-/// The file of a path without the prefix of the API.
+/// The file at a path, which is given without the prefix `/api/v1`.
 pub fn file(path: &str) -> Option<&'static File> {
     FILES.iter().find(|file| file.path == path)
 }
@@ -107,7 +107,7 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn both_forms_of_each_file_have_the_same_content_and_other_tags() {
+    fn both_forms_of_a_file_have_the_same_content_and_different_tags() {
         for file in files() {
             let mut unpacked = Vec::new();
             flate2::read::GzDecoder::new(&*file.gzip().bytes).read_to_end(&mut unpacked).unwrap();

@@ -1,5 +1,5 @@
-//! Every reason that a client can be given, in one table: HTTP status, text, and whether to try again. What an operator
-//! needs to know is logged where it happens, and is not part of it.
+//! Every refusal that a client can get, in one place: HTTP status, problem type, text, and whether to try again. What
+//! only an operator needs to know is logged where it happens, and is not part of a refusal.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -60,7 +60,8 @@ pub enum Refusal {
     TooManySubscribers,
 }
 
-/// What is wrong with a valid request, and in which part of it: an item of the `detail` of a 422.
+/// One thing that is wrong in a request, and where: an item of the `detail` of a 422. (The whole body is a problem of
+/// RFC 9457, which [`problem`] makes.)
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
     pub loc: Vec<Step>,
@@ -70,7 +71,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem in a part of a request: with the index of the item, if the part has many, and the field, if one is at fault.
+    /// In a part of a request, such as its body: with the index of the event, if the part is an array, and with the
+    /// field, if a single one is wrong.
     pub(super) fn at(
         part: &'static str,
         index: Option<usize>,
@@ -92,7 +94,7 @@ impl From<&Rejection> for Problem {
     }
 }
 
-/// A step on the path to a problem: a name, or the index in an array.
+/// A step on the path to what is wrong: a name, or an index in an array.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
 pub enum Step {
@@ -142,7 +144,7 @@ impl Refusal {
         }
     }
 
-    /// The last part of the problem's type. `docs/openapi.json` lists all of them, with causes and remedies.
+    /// The last part of the problem type. `docs/openapi.json` lists all of them, with causes and remedies.
     pub fn slug(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad-request",
@@ -183,7 +185,8 @@ impl Refusal {
         }
     }
 
-    /// The body, as `application/problem+json` (RFC 9457). The `detail` of a 422 is a list, because clients of the former
+    /// The body, as `application/problem+json` (RFC 9457). The `detail` of a 422 is a list, because clients of the
+    /// Python
     /// service expect one.
     pub fn problem(&self) -> Vec<u8> {
         let detail = match self {
@@ -194,7 +197,7 @@ impl Refusal {
     }
 }
 
-/// The members that every problem has. Its type is the address of its description on this server.
+/// The members that every problem has. Its `type` is a relative URL: the description of the problem type on `/docs`.
 pub fn problem(slug: &str, status: u16, detail: Value) -> Map<String, Value> {
     let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let members = [
@@ -292,7 +295,7 @@ impl Ending {
             Self::Violated(violation) => return Some((violation.close_code(), violation.to_string().into())),
             Self::GoingAway => (1001, "Server is shutting down"),
             Self::NoFirstMessage => (1008, "No filters received in time"),
-            // An internal error, for a silent peer too: so it connects again once it works again.
+            // 1011 for a silent peer too, because after 1011 clients connect again.
             Self::Silent => (1011, "No answer to a ping"),
             Self::Failed => (1011, "Internal error, reconnect"),
             Self::NotUnderstood => (1008, "The message was not understood"),
@@ -335,7 +338,8 @@ mod tests {
         assert_eq!(Again::after(1006), Again::Yes);
     }
 
-    /// Clients look a problem up by its type, so each has its description, with its status, and no description is left over.
+    /// Clients look up a problem by its type. So each type has a description with the right status, and each
+    /// description has a type.
     #[test]
     fn every_problem_type_is_described() {
         let refusals = [

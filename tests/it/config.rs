@@ -217,7 +217,7 @@ fn a_start_says_where_to_open_it_where_the_data_is_and_who_may_connect() {
         server.folder(),
         &[("REQUIRE_AUTH", "true"), ("API_KEY", "k"), ("CORS_ORIGINS", "https://school.example")],
         "1,234 events, last id evt_0000000004d2",
-        "everyone who can reach this machine and sends the key; web pages only of https://school.example",
+        "everyone who can reach this machine, with the key; web pages only from https://school.example",
     );
 }
 

@@ -1,5 +1,5 @@
 //! An HTTP/1.1 client over a raw TCP connection. It checks each answer to a request that it has sent in one piece against
-//! the description of the interface.
+//! the interface documents.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};

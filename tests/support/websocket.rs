@@ -1,5 +1,5 @@
 //! A WebSocket client: the handshake, masked frames, and invalid frames of every kind. It checks each message of the server
-//! against the description of the interface.
+//! against the interface documents.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
