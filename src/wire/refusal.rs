@@ -186,8 +186,7 @@ impl Refusal {
     }
 
     /// The body, as `application/problem+json` (RFC 9457). The `detail` of a 422 is a list, because clients of the
-    /// Python
-    /// service expect one.
+    /// Python service expect one.
     pub fn problem(&self) -> Vec<u8> {
         let detail = match self {
             Self::Invalid(problems) => json!(problems),
