@@ -1,5 +1,5 @@
-//! The generated documents: `docs/configuration.md` is what the table of settings says, `docs/command-line.md` what
-//! `--help` says, `docs/errors.md` what `docs/openapi.json` says of problems.
+//! The generated documents: `docs/configuration.md` comes from the table of settings, `docs/command-line.md` from
+//! `--help`, `docs/errors.md` from the problem types in `docs/openapi.json`.
 
 use std::fmt::Write;
 use std::fs;
@@ -98,7 +98,7 @@ A size is a number of bytes, or a number with `KiB`, `MiB` or `GiB`. Seconds may
     check("docs/configuration.md", &text);
 }
 
-/// What a command prints with `--help`, where no terminal says how wide it is.
+/// What a command prints with `--help` when its output is not a terminal, so that the width is always the same.
 fn help(command_words: &[String]) -> String {
     let mut command = command(Path::new("."));
     let finished = Run::start(command.args(command_words).arg("--help"), "").finish();
@@ -113,7 +113,7 @@ fn subcommands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// The help without the flags of the settings, of which `docs/configuration.md` tells.
+/// The help without the flags of the settings, which are in `docs/configuration.md`.
 fn without_settings(help: &str) -> String {
     let is_of_settings = |line: &str| SETTINGS.iter().any(|s| line == format!("{}:", s.heading));
     let (mut kept, mut skips) = (String::new(), false);
@@ -165,7 +165,7 @@ fn no_line_of_the_help_is_wider_than_100_columns() {
 }
 
 #[test]
-fn the_reference_of_errors_is_what_the_description_of_the_interface_says() {
+fn the_error_reference_is_what_openapi_json_says() {
     let mut text = format!(
         "# Errors
 
@@ -178,11 +178,12 @@ The server refuses a request with `application/problem+json` (RFC 9457):
  \"detail\":\"Too many events are waiting to be stored, try again\"}}
 ```
 
-`type` is the address of one of these descriptions on the server itself, `title` and `status` are those of HTTP, and
-`detail` is a sentence. The `detail` of a 422 is a list of `{{\"loc\": […], \"msg\": \"…\", \"type\": \"…\"}}`: where, what, and the
-kind. An answer that the same request may follow later has `Retry-After` with a number of seconds.
+`type` is a relative URL: on the server itself it leads to one of these descriptions. `title` and `status` are those of
+HTTP, and `detail` is a sentence. The `detail` of a 422 is a list of `{{\"loc\": […], \"msg\": \"…\", \"type\": \"…\"}}`: where,
+what, and the kind. If the same request may succeed later, the answer has `Retry-After` with a number of seconds.
 
-WebSockets and event streams have [close codes](CONTRACT.md#close-codes) and error messages instead.
+An open WebSocket gets error messages and [close codes](CONTRACT.md#close-codes) instead, an open event stream
+[messages](event-streams.md#messages).
 
 "
     );
@@ -200,7 +201,7 @@ WebSockets and event streams have [close codes](CONTRACT.md#close-codes) and err
             } else {
                 field(row, "detail")
             },
-            folded(&format!("* **Why.** {}", field(row, "cause"))),
+            folded(&format!("* **Cause.** {}", field(row, "cause"))),
             folded(&format!("* **What to do.** {}", field(row, "remedy"))),
         )
         .unwrap();
