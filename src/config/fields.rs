@@ -11,7 +11,7 @@ use crate::event::{EventTypes, Limits};
 /// table in `config/table.rs`, its default is in [`Config::default`].
 #[derive(Clone)]
 pub struct Config {
-    /// Address to listen on; by default every interface, as the former service did.
+    /// Address to listen on; by default every interface, as the Python service did.
     pub host: IpAddr,
     /// TCP port; with 0 the system chooses a free one, and the log names it.
     pub port: u16,

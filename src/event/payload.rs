@@ -132,7 +132,7 @@ impl<'k> Comparison<'k> {
     pub fn of(payload: &[u8], wanted_keys: &'k [PayloadKey], excluded_keys: &'k [PayloadKey]) -> Self {
         let (wanted, excluded) = (vec![false; wanted_keys.len()], vec![false; excluded_keys.len()]);
         let mut comparison = Self { wanted_keys, excluded_keys, wanted, excluded };
-        // A payload that the former service stored may not be JSON to serde_json; then nothing is equal.
+        // A payload that the Python service stored may not be JSON to serde_json; then nothing is equal.
         let _ = serde_json::Deserializer::from_slice(payload).deserialize_map(&mut comparison);
         comparison
     }

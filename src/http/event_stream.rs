@@ -137,7 +137,7 @@ fn write_events(frames: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(b"id: ");
         out.extend_from_slice(id_of(event));
         out.extend_from_slice(b"\ndata: ");
-        // The payload of an event that the service before this one has stored may have line breaks.
+        // The payload of an event that the Python service has stored may have line breaks.
         for (i, line) in event.split(|b| matches!(b, b'\n' | b'\r')).enumerate() {
             if i > 0 {
                 out.extend_from_slice(b"\ndata: ");

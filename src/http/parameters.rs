@@ -15,7 +15,7 @@ use crate::wire::refusal::Step;
 use crate::wire::request::{LAST_MAX, Subscribe};
 
 /// The parameters of a URL, decoded, in their order. Of several with one name the last counts, and names that mean nothing
-/// are ignored. Both are as in the service that this one replaces.
+/// are ignored. Both are as in the Python service.
 #[derive(Debug)]
 pub struct Parameters<'u>(Vec<(Cow<'u, str>, Cow<'u, str>)>);
 

@@ -12,7 +12,7 @@ pub struct StoredEvent<'r> {
     pub session_id: Option<&'r str>,
     pub user_id: Option<&'r str>,
     pub payload: &'r str,
-    /// Its id in the former service, if it was stored there.
+    /// Its id in the Python service, if it was stored there.
     pub legacy_id: Option<&'r str>,
 }
 

@@ -1,4 +1,5 @@
-//! The documents: links lead somewhere, files that are named exist, and what is shown of a terminal is what comes.
+//! The documents for people: their links work, the files that they name exist, and their terminal blocks show what the
+//! commands really print.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -83,7 +84,7 @@ fn every_file_that_a_contributor_is_sent_to_exists() {
     }
 }
 
-/// What is typed into a terminal, and what a document shows below it.
+/// A command in a terminal block, and the output that the document shows below it.
 struct Step {
     typed: String,
     shown: String,
@@ -119,7 +120,7 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// Whether a text is what a document shows, where `…` stands for any text.
+/// Whether a text is the output that a document shows, in which `…` stands for any text.
 fn is_shown(shown: &str, text: &str) -> bool {
     let (shown, text) = (plain(shown), plain(text));
     let mut parts: Vec<_> = shown.split('…').collect();
@@ -133,8 +134,8 @@ fn is_shown(shown: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// A shell in a folder of its own, in which `cargo run` runs the binary that was built for the tests. Everything that runs in
-/// it ends when this is dropped.
+/// A shell in a folder of its own, in which `cargo run` runs the binary that was built for the tests. When it is dropped,
+/// everything that runs in the shell is killed.
 struct Terminal {
     shell: Child,
     input: ChildStdin,
@@ -187,7 +188,7 @@ impl Terminal {
         writeln!(self.input, "{{ {typed}\n}} < /dev/null\nprintf '{prompt}'").unwrap();
         let text = || {
             let text = self.output.lock().unwrap()[start..].to_owned();
-            // The server of a reader listens on all addresses.
+            // The documents show the server of a reader, which listens on all addresses.
             let own = self.address.to_string();
             text.replace(&format!("listen  {own}"), "listen  0.0.0.0:8001, all IPv4 addresses of this machine")
                 .replace("access  every program on", "access  everyone who can reach")
@@ -212,7 +213,7 @@ impl Drop for Terminal {
 }
 
 #[test]
-fn terminals_show_what_the_documents_say() {
+fn the_commands_in_documents_print_what_is_shown() {
     for tool in ["bash", "curl", "sqlite3"] {
         if program(tool).is_none() {
             return skip("what is typed in documents", tool);
@@ -244,7 +245,7 @@ fn terminals_show_what_the_documents_say() {
 }
 
 #[test]
-fn what_is_shown_is_compared_without_times_and_folds() {
+fn output_is_compared_without_times_and_line_breaks() {
     for (shown, text) in [
         ("{\"a\":1,\n\"b\":…}", "{\"a\":1,\"b\":[2]}"),
         ("2026-11-30 18:37:03.425Z  tick", "2031-01-02 00:00:00.000Z tick"),

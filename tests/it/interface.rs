@@ -1,5 +1,5 @@
-//! The description of the interface: it is complete, its examples work, and what serves it keeps to HTTP. That the server
-//! keeps to it is checked by every test that sees an answer ([`crate::support::interface`]).
+//! The interface documents are complete and agree with each other, their examples work, and served files are sent as HTTP
+//! says. Every test that sees an answer checks that the server keeps to the documents ([`crate::support::interface`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -36,7 +36,7 @@ fn parameters(operation: &str) -> Vec<&'static Value> {
 }
 
 #[test]
-fn the_document_has_each_method_of_each_path_and_no_other() {
+fn openapi_json_has_every_route_and_no_other() {
     let routes: BTreeSet<_> =
         ROUTES.iter().map(|route| (route.template, route.method.as_str().to_ascii_lowercase())).collect();
     let paths = OPENAPI.json["paths"].as_object().unwrap().iter();
@@ -49,7 +49,7 @@ fn the_document_has_each_method_of_each_path_and_no_other() {
 }
 
 #[test]
-fn the_document_has_the_parameters_and_answers_of_each_route_and_who_may_ask() {
+fn openapi_json_has_the_parameters_answers_and_key_of_every_route() {
     for route in &ROUTES {
         let operation = operation(route);
         let described = OPENAPI.at(&operation);
@@ -148,7 +148,7 @@ fn every_example_fits_its_schema() {
     }
 }
 
-/// A server on which each example of the documents means something.
+/// A server with the session and the group that the examples name.
 fn server_with_a_class() -> Server {
     let server = Server::start();
     server.publish(r#"{"event_type":"session_created","source":"web","session_id":"exam-08"}"#);
@@ -181,7 +181,7 @@ fn every_example_of_a_request_is_accepted() {
     let mut accepted = 0;
     let answered = ROUTES.iter().filter(|route| route.status != 101 && route.endpoint != Endpoint::EventStream);
     let mut routes: Vec<_> = answered.collect();
-    // Deletions last: they take what other examples ask for.
+    // Deletions last: they remove what other examples need.
     routes.sort_by_key(|route| route.method == Method::DELETE);
     for route in routes {
         let operation = operation(route);
@@ -296,13 +296,13 @@ fn every_example_of_a_message_is_understood() {
             }
         }
     }
-    // A confirmation is not answered, and was none of a kind that gets an error.
+    // Neither an answer nor an error came for the confirmation: the next message is the pong.
     socket.send(r#"{"type":"ping"}"#);
     assert_eq!(socket.json()["type"], "pong");
 }
 
 #[test]
-fn the_messages_are_described_by_the_rules_of_asyncapi() {
+fn asyncapi_json_is_valid_asyncapi_3() {
     let schema = std::fs::read_to_string("tests/support/asyncapi-3.0.0.schema.json").unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let validator = jsonschema::draft7::new(&schema).unwrap();
@@ -311,7 +311,7 @@ fn the_messages_are_described_by_the_rules_of_asyncapi() {
 }
 
 #[test]
-fn every_message_has_its_channel() {
+fn every_message_is_used_on_a_channel() {
     let channels = ["/ws/publish", "/ws/subscribe", "/events/stream"];
     let addresses = ASYNCAPI.members("/channels").into_iter().map(|(_, channel)| &ASYNCAPI.at(&channel)["address"]);
     assert_eq!(names(addresses), channels.into());
@@ -333,9 +333,9 @@ fn every_message_has_its_channel() {
     assert_eq!(used, all);
 }
 
-/// What both documents describe is described alike, so a reader of either knows it.
+/// A reader of one document must not be told otherwise by the other.
 #[test]
-fn the_documents_agree() {
+fn both_interface_documents_agree_on_shared_schemas_version_and_close_codes() {
     let shared = |document: &Document, name: &str| document.json["components"]["schemas"].get(name).cloned();
     for (name, _) in ASYNCAPI.members("/components/schemas").iter().filter(|(name, _)| *name != "NewEvent") {
         if let Some(other) = shared(&OPENAPI, name) {
@@ -351,7 +351,7 @@ fn the_documents_agree() {
 }
 
 #[test]
-fn files_are_revalidated_and_compressed_and_need_no_key() {
+fn served_files_are_revalidated_and_compressed_and_need_no_key() {
     let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "secret"), ("RATE_LIMIT_QUERY", "1/day")]);
     for (path, media_type) in [
         ("/docs", "text/html; charset=utf-8"),
@@ -396,7 +396,7 @@ fn files_are_revalidated_and_compressed_and_need_no_key() {
 }
 
 #[test]
-fn pages_may_load_nothing_from_elsewhere() {
+fn web_pages_load_nothing_from_elsewhere() {
     let server = Server::start();
     for path in ["/", "/docs"] {
         let page = server.call("GET", path, &[("Accept", "text/html")], b"");
@@ -413,7 +413,7 @@ fn pages_may_load_nothing_from_elsewhere() {
 }
 
 #[test]
-fn the_first_path_is_a_page_for_browsers_and_json_for_programs() {
+fn the_root_path_is_a_web_page_for_browsers_and_json_for_programs() {
     let server = Server::start();
     let browser = server.call("GET", "/", &[("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")], b"");
     assert!(browser.text().contains("href=\"docs\""), "{}", browser.text());
@@ -424,7 +424,7 @@ fn the_first_path_is_a_page_for_browsers_and_json_for_programs() {
 }
 
 #[test]
-fn former_and_mistyped_paths_lead_to_the_documents() {
+fn redoc_and_unknown_paths_lead_to_the_docs() {
     let server = Server::start();
     for (path, target) in [("/redoc", "docs"), ("/docs/", "../docs"), ("/redoc/", "../docs")] {
         for path in [path.to_owned(), format!("{PREFIX}{path}")] {
@@ -436,9 +436,9 @@ fn former_and_mistyped_paths_lead_to_the_documents() {
     assert!(lost.as_str().unwrap().contains("/docs"), "{lost}");
 }
 
-/// The files that a folder of the pages holds, and those of other projects, are what is served, byte for byte.
+/// Also the files of other projects, in `vendor`.
 #[test]
-fn every_file_of_the_pages_is_served_as_it_is() {
+fn every_style_sheet_and_script_is_served_byte_for_byte() {
     let server = Server::start();
     let mut served = 0;
     for folder in ["src/web", "src/web/docs", "src/web/vendor"] {
@@ -456,7 +456,7 @@ fn every_file_of_the_pages_is_served_as_it_is() {
 }
 
 #[test]
-fn files_of_other_projects_are_as_they_were_published() {
+fn vendored_files_are_as_they_were_published() {
     let list: toml::Table = fs::read_to_string("src/web/vendor/VENDORED.toml").unwrap().parse().unwrap();
     let mut listed = BTreeSet::from(["VENDORED.toml".to_owned()]);
     for package in list["package"].as_array().unwrap() {
@@ -474,9 +474,9 @@ fn files_of_other_projects_are_as_they_were_published() {
     assert_eq!(there, listed);
 }
 
-/// 60 kB: a page must be small enough for a phone on a school's network.
+/// 60 kB in all: small enough for a phone on a school's network.
 #[test]
-fn all_that_a_page_loads_is_small() {
+fn all_assets_together_have_at_most_60_kb_in_gzip() {
     let sizes = event_pipeline::web::files().iter().filter(|file| !file.path.ends_with(".json"));
     let bytes: usize = sizes.map(|file| file.gzip().bytes.len()).sum();
     assert!(bytes <= 60_000, "{bytes} bytes in gzip");

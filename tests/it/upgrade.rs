@@ -181,7 +181,7 @@ fn queries_and_statistics_see_the_upgraded_events() {
     assert_eq!(ids(&server.pages("/events?limit=2")), newest_first, "an old id is a cursor for pages");
 
     let stats = server.get_json("/stats");
-    assert_eq!(stats["total_events"], 7, "what the old service believed is not carried over");
+    assert_eq!(stats["total_events"], 7, "what the Python service counted is not carried over");
     assert_eq!(stats["events_last_hour"], 0);
     let count = |name: &str| {
         stats["by_type"].as_array().unwrap().iter().find(|row| row["event_type"] == name).unwrap()["count"].clone()

@@ -1,5 +1,5 @@
-//! What `docs/openapi.json` and `docs/asyncapi.json` say, and whether the server keeps to it. The clients of these tests
-//! check each answer, each WebSocket message and each block of an event stream that they see.
+//! Checks what the server sends against the interface documents, `docs/openapi.json` and `docs/asyncapi.json`. The clients
+//! of the tests check each answer, each WebSocket message and each block of an event stream that they see.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::event_stream::Block;
 use super::http::Response;
 
-/// The line of a request that was answered.
+/// Method and target of a request that was answered.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub method: String,
@@ -19,7 +19,7 @@ pub struct Asked {
     pub target: String,
 }
 
-/// A document, and the validators of the schemas in it, made as they are needed.
+/// An interface document, and the validators of its schemas, each made when it is first needed.
 pub struct Document {
     pub json: Value,
     name: &'static str,
@@ -38,7 +38,7 @@ impl Document {
         Document { json, name, registry, validators: Mutex::default() }
     }
 
-    /// The pointer to what is at a pointer, where references are followed.
+    /// The JSON pointer to the end of a chain of references; the same pointer, if there is no reference at it.
     fn followed(&self, pointer: &str) -> String {
         match self.at(pointer).get("$ref") {
             Some(target) => self.followed(target.as_str().unwrap().strip_prefix('#').unwrap()),
@@ -50,14 +50,14 @@ impl Document {
         self.json.pointer(pointer).unwrap_or_else(|| panic!("{} has no {pointer}", self.name))
     }
 
-    /// The members of an object, each with the pointer to it, where references are followed.
+    /// The members of an object, each with the JSON pointer to it. References are followed.
     pub fn members<'d>(&'d self, pointer: &str) -> Vec<(&'d str, String)> {
         let Some(object) = self.json.pointer(pointer).and_then(Value::as_object) else { return Vec::new() };
         let pointer_to = |name: &str| self.followed(&format!("{pointer}/{}", escaped(name)));
         object.keys().map(|name| (name.as_str(), pointer_to(name))).collect()
     }
 
-    /// What is wrong with a value by the schema at a pointer.
+    /// How a value breaks the schema at a JSON pointer; empty if it fits.
     pub fn problems(&self, schema: &str, value: &Value) -> Vec<String> {
         let validator = self.validators.lock().unwrap().get(schema).cloned();
         let validator = validator.unwrap_or_else(|| {
@@ -77,7 +77,7 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// The pointer to the path of the document that a target has; of two that fit, the one without a variable.
+/// The JSON pointer to the path in `openapi.json` that a target matches; if two match, the one without a variable.
 fn path_of(target: &str) -> Option<String> {
     let path = target.split(['?', '#']).next().unwrap();
     let path = path.strip_prefix(PREFIX).unwrap_or(path);
@@ -90,16 +90,18 @@ fn path_of(target: &str) -> Option<String> {
     fitting.into_iter().next().map(|(_, pointer)| pointer)
 }
 
-/// The pointer to the description of an answer.
+/// The JSON pointer to the description of the answer to a request: that of its operation, else that of any request.
 fn described(asked: &Asked, status: u16) -> String {
     let method = asked.method.replace("HEAD", "GET").to_ascii_lowercase();
     let of_path = path_of(&asked.target).map(|path| format!("{path}/{method}/responses/{status}"));
     let found = of_path.into_iter().chain([format!("/x-any-request/responses/{status}")]);
     let found = found.into_iter().find(|pointer| OPENAPI.json.pointer(pointer).is_some());
-    found.map(|pointer| OPENAPI.followed(&pointer)).unwrap_or_else(|| panic!("{status} to {asked:?} is in no document"))
+    found
+        .map(|pointer| OPENAPI.followed(&pointer))
+        .unwrap_or_else(|| panic!("openapi.json has no {status} to {asked:?}"))
 }
 
-/// hyper itself refuses these requests, which are no HTTP or too large, with nothing but a status.
+/// Whether hyper itself has refused the request, because it is not HTTP or too large. Such an answer has only a status.
 fn is_bare(response: &Response) -> bool {
     matches!(response.status, 400 | 414 | 431) && response.header("content-type").is_none()
 }
@@ -173,7 +175,7 @@ fn check_problem(problem: &Value) {
     }
 }
 
-/// The pointers to the messages that the server sends on the channel of an address.
+/// The JSON pointers to the messages that the server sends on the channel with this address.
 pub fn sent_on(address: &str) -> Vec<String> {
     let channels = ASYNCAPI.members("/channels");
     let (channel, pointer) = channels.iter().find(|(_, pointer)| ASYNCAPI.at(pointer)["address"] == address).unwrap();
@@ -208,7 +210,7 @@ pub fn check_message(target: &str, text: &str) {
     let problems = |message: &String| ASYNCAPI.problems(&format!("{message}/payload"), &value);
     if !sent.iter().any(|message| problems(message).is_empty()) {
         let each: Vec<_> = sent.iter().map(|message| (message, problems(message))).collect();
-        panic!("{text} is no message of {address}: {each:#?}");
+        panic!("{text} is not a message of {address}: {each:#?}");
     }
 }
 

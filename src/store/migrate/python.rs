@@ -40,10 +40,10 @@ pub fn run(connection: &mut Connection) -> Result<(), UpgradeError> {
     // power cut, it would undo all that was stored since.
     connection
         .execute_batch("PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA")
-        .map_err(during("get it for this server alone (does the old service still run?)"))?;
+        .map_err(during("get it for this server alone (does the Python service still run?)"))?;
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Exclusive)
-        .map_err(during("get it for this server alone (does the old service still run?)"))?;
+        .map_err(during("get it for this server alone (does the Python service still run?)"))?;
 
     let events = check_free_space(&transaction)?;
     tracing::info!(events, "upgrading the database of the Python service");
@@ -100,7 +100,7 @@ fn check_free_space(connection: &Connection) -> Result<u64, UpgradeError> {
     Ok(events)
 }
 
-/// Renames the old table of events and creates our tables, empty. What the old service stored in its other tables is
+/// Renames the old table of events and creates our tables, empty. What the Python service stored in its other tables is
 /// either in the events too, or has no meaning here.
 fn replace_tables(connection: &Connection) -> rusqlite::Result<()> {
     // With `legacy_alter_table` a rename does not change views that a person may have made: they read the new table
@@ -569,7 +569,10 @@ mod tests {
         let other = Connection::open(&file.path).unwrap();
         other.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
         let error = run(&mut connection).unwrap_err().to_string();
-        assert!(error.contains("does the old service still run?") && error.ends_with("database is locked"), "{error}");
+        assert!(
+            error.contains("does the Python service still run?") && error.ends_with("database is locked"),
+            "{error}"
+        );
         drop((other, connection));
         assert_eq!(one::<i64>(&upgrade(&file), "SELECT count(*) FROM events"), 10);
     }
