@@ -76,7 +76,7 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
-Documentation: a running server shows it at /docs, by default http://localhost:8001/docs."
+A running server describes its interface at /docs, by default http://localhost:8001/docs."
 )]
 struct Cli {
     #[command(subcommand)]

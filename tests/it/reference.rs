@@ -65,8 +65,8 @@ max_queue_bytes = \"128 MiB\"
 hand_raised = \"A student raised a hand\"
 ```
 
-`event-pipeline config show` prints every setting that is in effect, and where its value comes from. A value that cannot
-be used stops the start with exit code 2 and one line that names the setting, before anything is opened.
+`event-pipeline config show` prints every setting with its value and what has set it. A value that cannot be used stops
+the start with exit code 2 and one line that names the setting, before anything is opened.
 
 A size is a number of bytes, or a number with `KiB`, `MiB` or `GiB`. Seconds may have a fraction. A switch is `true` or
 `false` (also `1`, `yes`, `on`, `0`, `no`, `off`); its flag alone, such as `--require-auth`, means `true`.
