@@ -54,15 +54,15 @@ pub(super) fn file(request: &Request<'_>) -> response::Result {
         return Err(Refusal::NotAcceptable(file.media_type));
     }
     let is_gzip = names(headers, header::ACCEPT_ENCODING, "gzip");
-    let form = if is_gzip { file.gzip() } else { file.plain() };
-    let mut response = match has_tag(headers, &form.tag) {
+    let encoded = if is_gzip { file.gzip() } else { file.plain() };
+    let mut response = match has_tag(headers, &encoded.tag) {
         true => response::empty(StatusCode::NOT_MODIFIED),
         false => {
             // JSON has no charset: it is always UTF-8 (RFC 8259, 11).
             let charset = if file.media_type.starts_with("text/") { "; charset=utf-8" } else { "" };
             let content_type = format!("{}{charset}", file.media_type);
             let content_type = HeaderValue::try_from(content_type).expect("media types are ASCII");
-            let mut whole = response::new(StatusCode::OK, content_type, form.bytes.clone());
+            let mut whole = response::new(StatusCode::OK, content_type, encoded.bytes.clone());
             if is_gzip {
                 whole.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             }
@@ -70,10 +70,10 @@ pub(super) fn file(request: &Request<'_>) -> response::Result {
         }
     };
     let answered = response.headers_mut();
-    if file.media_type == web::HTML {
+    if file.is_page() {
         answered.insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
     }
-    answered.insert(header::ETAG, HeaderValue::try_from(&form.tag).expect("a tag is ASCII"));
+    answered.insert(header::ETAG, HeaderValue::try_from(&encoded.tag).expect("a tag is ASCII"));
     answered.insert(header::CACHE_CONTROL, REVALIDATE);
     answered.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     Ok(response)

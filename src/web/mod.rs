@@ -18,18 +18,18 @@ pub struct File {
     pub media_type: &'static str,
     bytes: &'static [u8],
     /// Made at the first request for this file: compressing all files takes longer than the rest of the start.
-    forms: OnceLock<Forms>,
+    encodings: OnceLock<Encodings>,
 }
 
 #[derive(Debug)]
-struct Forms {
-    plain: Form,
-    gzip: Form,
+struct Encodings {
+    plain: Encoded,
+    gzip: Encoded,
 }
 
 /// The bytes of a file in one content coding, plain or gzip.
 #[derive(Debug)]
-pub struct Form {
+pub struct Encoded {
     pub bytes: Bytes,
     /// A strong entity tag, in quotes (RFC 9110, 8.8.3).
     pub tag: String,
@@ -42,7 +42,7 @@ pub const JSON: &str = "application/json";
 
 macro_rules! file {
     ($path:literal, $media_type:expr, $source:literal) => {
-        File { path: $path, media_type: $media_type, bytes: include_bytes!($source), forms: OnceLock::new() }
+        File { path: $path, media_type: $media_type, bytes: include_bytes!($source), encodings: OnceLock::new() }
     };
 }
 
@@ -79,23 +79,23 @@ impl File {
         self.media_type == HTML
     }
 
-    pub fn plain(&'static self) -> &'static Form {
-        &self.forms().plain
+    pub fn plain(&'static self) -> &'static Encoded {
+        &self.encodings().plain
     }
 
-    pub fn gzip(&'static self) -> &'static Form {
-        &self.forms().gzip
+    pub fn gzip(&'static self) -> &'static Encoded {
+        &self.encodings().gzip
     }
 
-    fn forms(&'static self) -> &'static Forms {
-        self.forms.get_or_init(|| {
+    fn encodings(&'static self) -> &'static Encodings {
+        self.encodings.get_or_init(|| {
             let digest: String = Sha256::digest(self.bytes)[..12].iter().map(|byte| format!("{byte:02x}")).collect();
             let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(self.bytes).expect("a vector takes all");
             let gzip = encoder.finish().expect("a vector takes all").into();
-            Forms {
-                plain: Form { bytes: Bytes::from_static(self.bytes), tag: format!("\"{digest}\"") },
-                gzip: Form { bytes: gzip, tag: format!("\"{digest}-gzip\"") },
+            Encodings {
+                plain: Encoded { bytes: Bytes::from_static(self.bytes), tag: format!("\"{digest}\"") },
+                gzip: Encoded { bytes: gzip, tag: format!("\"{digest}-gzip\"") },
             }
         })
     }
@@ -107,7 +107,7 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn both_forms_of_a_file_have_the_same_content_and_different_tags() {
+    fn both_encodings_of_a_file_have_the_same_content_and_different_tags() {
         for file in files() {
             let mut unpacked = Vec::new();
             flate2::read::GzDecoder::new(&*file.gzip().bytes).read_to_end(&mut unpacked).unwrap();

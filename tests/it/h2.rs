@@ -58,7 +58,7 @@ impl Client {
             }
             let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
             let mut sender = self.sender.clone();
-            let asked = interface::Asked { method: method.to_owned(), target: target.to_owned() };
+            let asked = interface::RequestLine { method: method.to_owned(), target: target.to_owned() };
             answers.spawn(async move {
                 sender.ready().await.unwrap();
                 let (head, body) = sender.send_request(request).await.unwrap().into_parts();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::DEADLINE;
-use super::interface::{Asked, check_body, check_head};
+use super::interface::{RequestLine, check_body, check_head};
 
 pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
@@ -22,7 +22,7 @@ pub struct Wire {
     /// How many bytes of `read` were taken.
     taken: usize,
     /// The requests that were sent whole, and are not answered yet.
-    asked: VecDeque<Asked>,
+    asked: VecDeque<RequestLine>,
     /// Whether what the peer sends is checked.
     pub is_checked: bool,
 }
@@ -206,7 +206,7 @@ pub struct Response {
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// What it answers, where the client knows that.
-    pub asked: Option<Asked>,
+    pub asked: Option<RequestLine>,
 }
 
 impl Response {
@@ -252,14 +252,14 @@ impl Response {
 }
 
 /// The requests whose first lines are in these bytes. A request that comes in pieces is not seen.
-fn requests(bytes: &[u8]) -> Vec<Asked> {
+fn requests(bytes: &[u8]) -> Vec<RequestLine> {
     let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
     let asked = lines.filter_map(|line| {
         let (rest, target) = line.strip_suffix(" HTTP/1.1\r")?.rsplit_once(' ')?;
         // A body before it may end without a line break.
         let method = &rest[rest.rfind(|c: char| !c.is_ascii_uppercase()).map_or(0, |at| at + 1)..];
         let is_whole = !method.is_empty() && target.starts_with('/');
-        is_whole.then(|| Asked { method: method.to_owned(), target: target.to_owned() })
+        is_whole.then(|| RequestLine { method: method.to_owned(), target: target.to_owned() })
     });
     asked.collect()
 }

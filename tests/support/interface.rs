@@ -13,7 +13,7 @@ use super::http::Response;
 
 /// Method and target of a request that was answered.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct RequestLine {
     pub method: String,
     /// The path and the query.
     pub target: String,
@@ -91,7 +91,7 @@ fn path_of(target: &str) -> Option<String> {
 }
 
 /// The JSON pointer to the description of the answer to a request: that of its operation, else that of any request.
-fn described(asked: &Asked, status: u16) -> String {
+fn described(asked: &RequestLine, status: u16) -> String {
     let method = asked.method.replace("HEAD", "GET").to_ascii_lowercase();
     let of_path = path_of(&asked.target).map(|path| format!("{path}/{method}/responses/{status}"));
     let found = of_path.into_iter().chain([format!("/x-any-request/responses/{status}")]);
@@ -107,7 +107,7 @@ fn is_bare(response: &Response) -> bool {
 }
 
 /// Checks status, headers and media type of an answer.
-pub fn check_head(asked: &Asked, response: &Response) {
+pub fn check_head(asked: &RequestLine, response: &Response) {
     let described = described(asked, response.status);
     if is_bare(response) {
         return;
@@ -137,7 +137,7 @@ fn media_type(response: &Response) -> Option<&str> {
 }
 
 /// Checks the body of an answer whose head was checked.
-pub fn check_body(asked: &Asked, response: &Response) {
+pub fn check_body(asked: &RequestLine, response: &Response) {
     let Some(media_type) = media_type(response) else {
         let status = response.status;
         return assert!(response.body.is_empty(), "{status} to {asked:?} has a body without a content type");
