@@ -13,8 +13,9 @@ export const isOpen = (parameter) => parameter.in === 'query' && parameter.schem
 const isJson = (media) => /[/+]json$/.test(media);
 const quoted = (text) => JSON.stringify(text);
 const inShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
-// What is readable in a query without escapes stays readable.
+// What is readable in a query without escapes stays readable. In a path a slash would be another step.
 const inUrl = (text) => encodeURIComponent(text).replace(/%(?:2C|2F|3A)/g, decodeURIComponent);
+const inPath = (text) => encodeURIComponent(text).replaceAll('%3A', ':');
 const indented = (text) => text.replaceAll('\n', '\n  ');
 
 /** The examples of a request's body. @param {Node} operation @returns {Node[]} */
@@ -41,13 +42,36 @@ export function defaults(operation) {
   return { parameters: values, body: text, media: example?.media ?? '' };
 }
 
+/** The value of an open parameter, as a person writes it: `a=1&b=2`, without escapes. */
 const query = (value) =>
-  typeof value === 'object' ? Object.entries(value).map((pair) => pair.map(inUrl).join('=')).join('&') : String(value);
+  typeof value === 'object' ? Object.entries(value).map((pair) => pair.join('=')).join('&') : String(value);
+
+/** The same as a piece of a query: only `&` and the first `=` of each part keep their meaning. */
+function escaped(value) {
+  return value.split('&').map((part) => {
+    const [, name, text = ''] = /^([^=]*)=?([^]*)$/.exec(part);
+    return `${inUrl(name)}=${inUrl(text)}`;
+  }).join('&');
+}
+
+/** Why a request cannot be sent as it is meant; nothing if it can. @param {Node} operation @param {Values} values */
+export function refusal(operation, values) {
+  for (const parameter of operation.parameters ?? []) {
+    const value = values.parameters[parameter.name] ?? '';
+    // A URL knows no step of these names, not even with escapes.
+    if (parameter.in === 'path' && /^\.\.?$/.test(value)) return `No URL can have ${value} as ${parameter.name}.`;
+    const prefix = parameter.name.replace(/[A-Z]+$/, '');
+    if (isOpen(parameter) && value && !value.split('&').every((part) => part.startsWith(prefix) && part.includes('='))) {
+      return `${parameter.name} is one or several of ${prefix}key=value, separated by &.`;
+    }
+  }
+  return undefined;
+}
 
 /**
  * @param {Node} operation @param {string} method @param {string} path
  * @param {string} base The address of the server without a slash at its end, with the prefix if there is one.
- * @param {Values} [values] @param {string} [key] The API key; browsers send it to streams and WebSockets in the URL.
+ * @param {Values} [values] @param {string} [key] The API key; browsers cannot send it to WebSockets in a header.
  * @returns {{url: string, method: string, headers: Record<string, string>, body?: string}}
  */
 export function request(operation, method, path, base, values = defaults(operation), key = '') {
@@ -58,13 +82,13 @@ export function request(operation, method, path, base, values = defaults(operati
     const { name } = parameter;
     const value = values.parameters[name] ?? '';
     if (value === '') continue;
-    if (parameter.in === 'path') path = path.replace(`{${name}}`, inUrl(value));
+    if (parameter.in === 'path') path = path.replace(`{${name}}`, () => inPath(value));
     else if (parameter.in === 'header') headers[name] = value;
-    else parts.push(isOpen(parameter) ? value : `${name}=${inUrl(value)}`);
+    else parts.push(isOpen(parameter) ? escaped(value) : `${name}=${inUrl(value)}`);
   }
   if (values.accept) headers.Accept = values.accept;
-  if (key && kind === 'http') headers['X-API-Key'] = key;
-  if (key && kind !== 'http') parts.push(`api_key=${inUrl(key)}`);
+  if (key && kind !== 'socket') headers['X-API-Key'] = key;
+  if (key && kind === 'socket') parts.push(`api_key=${inUrl(key)}`);
   const hasBody = kind === 'http' && Boolean(operation.requestBody) && values.body !== '';
   if (hasBody) headers['Content-Type'] = values.media;
   const start = kind === 'socket' ? base.replace(/^http/, 'ws') : base;
@@ -130,14 +154,21 @@ function javascript({ url, method, headers, body }, read) {
   return `const answer = await fetch(${quoted(url)}${options});\nconsole.log(answer.status${what[read]});`;
 }
 
+/** An `EventSource` sends no headers of a page: for it they are parameters, as far as there are such. */
 function ofStream(sent) {
-  const url = quoted(sent.url);
+  const { url, headers } = sent;
   const print = '  for line in stream:\n    print(line.decode().rstrip())';
   const log = 'stream.onmessage = (message) => console.log(message.lastEventId, message.data);';
+  const given = Object.keys(headers).length > 0;
+  const request = given ? `Request(${quoted(url)}, headers=${literal(headers)})` : quoted(url);
+  const asked = new URL(url);
+  if (headers['Last-Event-ID']) asked.searchParams.set('after', headers['Last-Event-ID']);
+  if (headers['X-API-Key']) asked.searchParams.set('api_key', headers['X-API-Key']);
   return {
     curl: curl(sent, '-N '),
-    python: `from urllib.request import urlopen\n\nwith urlopen(${url}) as stream:\n${print}`.replace(INDENTS, '$&$&'),
-    javascript: `const stream = new EventSource(${url});\n${log}`,
+    python: `from urllib.request import ${given ? 'Request, ' : ''}urlopen\n\nwith urlopen(${request}) as stream:\n${print}`
+      .replace(INDENTS, '$&$&'),
+    javascript: `const stream = new EventSource(${quoted(given ? asked.href : url)});\n${log}`,
   };
 }
 
@@ -164,10 +195,15 @@ function ofSocket(operation, url, body) {
   };
 }
 
-/** The value of a JSON body; nothing if it is none, which is then sent as the text that it is. */
+/**
+ * The value of a JSON body; nothing if the text is none, or says more than a value can hold, such as more digits, the order of
+ * keys that are numbers, or a key twice. It is then sent as the text that it is.
+ */
 function parsed(body, media) {
   try {
-    return body !== undefined && isJson(media) ? JSON.parse(body) : undefined;
+    const value = body !== undefined && isJson(media) ? JSON.parse(body) : undefined;
+    const isWhole = JSON.stringify(value) === body?.replace(/("(?:[^"\\]|\\.)*")|\s+/g, '$1');
+    return isWhole && !body.includes('__proto__') ? value : undefined;
   } catch {
     return undefined;
   }

@@ -1,6 +1,6 @@
 /** The panel beside an operation: its lines to copy, and a form that sends what they say. */
 import { html, nothing, render } from './lit-html.js';
-import { bodies, defaults, isOpen, literal, request, snippets } from './docs-snippets.js';
+import { bodies, defaults, isOpen, literal, refusal, request, snippets } from './docs-snippets.js';
 import { indent, json } from './docs-text.js';
 
 /** The rows that a live log keeps, so that a stream can run for days. */
@@ -45,7 +45,8 @@ async function* eventsOf(answer) {
     for (const block of blocks) {
       const message = {};
       for (const line of block.split('\n')) {
-        const [, field, content] = /^([a-z]*): ?(.*)$/.exec(line) ?? [];
+        // Not `.`, at which a line separator within a payload would end.
+        const [, field, content] = /^([a-z]*): ?([^]*)$/.exec(line) ?? [];
         if (field) message[field] = content;
       }
       if (message.data !== undefined) yield message;
@@ -81,7 +82,7 @@ class Log {
       element.append(item);
     }
     while (element.childElementCount > ROWS) element.firstChild.remove();
-    // Whoever has scrolled up reads.
+    // A reader who has scrolled up is not moved.
     if (!isHeld) element.scrollTop = element.scrollHeight;
     const cutAt = this.count > ROWS ? `, the newest ${ROWS} are shown` : '';
     element.previousElementSibling.textContent = `${number(this.count)} messages${cutAt}`;
@@ -94,7 +95,7 @@ class Log {
 export class Panel {
   /** @param {Element} element @param {import('./docs-model.js').Node} operation @param {Shared} shared */
   constructor(element, operation, shared) {
-    Object.assign(this, { element, operation, shared, values: defaults(operation), isOpen: false, state: 'idle' });
+    Object.assign(this, { element, operation, shared, values: defaults(operation), wasOpen: false, state: 'idle' });
     const messages = operation.messages.map(({ summary, name, ...rest }) => ({ summary: summary ?? name, ...rest }));
     this.examples = operation.kind === 'socket' ? messages : bodies(operation);
     this.render();
@@ -122,10 +123,16 @@ export class Panel {
         <pre><code>${line}</code></pre>
         ${note ? html`<p class="soft">${note}</p>` : nothing}
       </div>
-      <details class="try" @toggle=${(event) => { this.isOpen = event.target.open; this.render(); }}>
-        <summary>Try it</summary>${this.isOpen ? this.form() : nothing}
+      <details class="try" @toggle=${(event) => this.unfold(event.target.open)}>
+        <summary>Try it</summary>${this.wasOpen ? this.form() : nothing}
       </details>`, this.element);
     if (hadFocus && !this.element.contains(document.activeElement)) this.element.querySelector('.primary')?.focus();
+  }
+
+  /** The form is made when it is opened, and stays: a log that is filled behind a fold must not lose its place. */
+  unfold(isOpen) {
+    this.wasOpen ||= isOpen;
+    this.render();
   }
 
   async copy(button, line) {
@@ -216,10 +223,15 @@ export class Panel {
 
   /** What a deletion will delete, for the second click. */
   question() {
-    const { search, pathname } = new URL(this.sent().url);
-    const [of, name] = this.operation.path.split('/').slice(1);
-    if (name) return `Delete ${decodeURIComponent(pathname.split('/').at(-1))}?`;
-    return search ? `Delete the ${of} with ${decodeURIComponent(search.slice(1))}?` : `Delete all ${of}?`;
+    const { operation, values } = this;
+    const [of, name] = operation.path.split('/').slice(1);
+    const given = operation.parameters.filter((parameter) => values.parameters[parameter.name]);
+    if (name) return `Delete ${values.parameters[given[0]?.name]}?`;
+    const words = given.map((parameter) => {
+      const value = values.parameters[parameter.name];
+      return isOpen(parameter) ? value : `${parameter.name}=${value}`;
+    });
+    return words.length ? `Delete the ${of} with ${words.join(', ')}?` : `Delete all ${of}?`;
   }
 
   sent() {
@@ -230,6 +242,8 @@ export class Panel {
   async start(isSure = false) {
     if (this.state === 'open') return this.send();
     if (this.state !== 'idle') return undefined;
+    const words = refusal(this.operation, this.values);
+    if (words) return this.become('idle', { words });
     this.isAsking = this.operation.method === 'delete' && !isSure;
     if (this.isAsking) {
       this.render();
@@ -303,7 +317,8 @@ export class Panel {
     if (words) return html`<p class="answer" role="status">${words}</p>`;
     const { pathname, search } = new URL(url);
     const isJson = /[/+]json/.test(answer.headers.get('content-type') ?? '');
-    const pretty = isJson ? indent(text) : text;
+    // Spaces are added only to what can be shown.
+    const pretty = isJson ? indent(text.slice(0, SHOWN)) + text.slice(SHOWN) : text;
     const problem = isJson && /"type": ?"[^"]*(#\/problems\/[\w-]+)"/.exec(text)?.[1];
     const isCut = pretty.length > SHOWN || !isWhole;
     const shown = pretty.slice(0, SHOWN);

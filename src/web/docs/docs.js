@@ -145,7 +145,7 @@ function channelView(channel) {
       ${server.length ? html`<div><h4>The server sends</h4>${rows(server)}</div>` : nothing}
     </div>
     ${closeCodes.length ? html`<h4>Close codes</h4><table>
-      <thead><tr><th>Code</th><th>Why</th><th>Connect again?</th></tr></thead>
+      <thead><tr><th>Code</th><th>Why</th><th>Reconnect?</th></tr></thead>
       <tbody>${closeCodes.map(codeRow)}</tbody></table>` : nothing}
   </section>`;
 }
@@ -275,9 +275,18 @@ function moveInResults(event) {
   }
 }
 
+/** What an address says, or as it is if its escapes mean nothing. */
+function plain(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 /** Shows what the address names, and gives it the focus, so that reading and Tab go on from there. */
 function go() {
-  const id = decodeURIComponent(location.hash.slice(1));
+  const id = plain(location.hash.slice(1));
   const target = document.getElementById(id);
   const missing = document.getElementById('missing');
   missing.hidden = !id || Boolean(target);
