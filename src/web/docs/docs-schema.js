@@ -1,6 +1,6 @@
 /** Schemas, as a list of fields with what each of them may hold. */
 import { html, nothing } from './lit-html.js';
-import { folded, inline, markdown } from './docs-text.js';
+import { folded, inline, markdown, number } from './docs-text.js';
 
 const shown = (value) => html`<code>${typeof value === 'string' ? value : JSON.stringify(value)}</code>`;
 const list = (values) => values.map((value, index) => [index ? ', ' : '', shown(value)]);
@@ -9,7 +9,6 @@ const list = (values) => values.map((value, index) => [index ? ', ' : '', shown(
 function range(schema, least, most, unit) {
   const [from, to] = [schema[least], schema[most]];
   if (from === undefined && to === undefined) return undefined;
-  const number = (value) => value.toLocaleString('en');
   if (to === undefined) return `≥ ${number(from)}${unit}`;
   return (from === undefined ? `≤ ${number(to)}` : `${number(from)}–${number(to)}`) + unit;
 }

@@ -1,7 +1,7 @@
 /** The panel beside an operation: its lines to copy, and a form that sends what they say. */
 import { html, nothing, render } from './lit-html.js';
 import { bodies, defaults, isOpen, literal, refusal, request, snippets } from './docs-snippets.js';
-import { indent, json } from './docs-text.js';
+import { indent, json, number } from './docs-text.js';
 
 /** The rows that a live log keeps, so that a stream can run for days. */
 const ROWS = 200;
@@ -14,7 +14,6 @@ const SHOWN = 20_000;
 const LANGUAGES = { curl: 'curl', python: 'Python', javascript: 'JavaScript' };
 /** What a line for a WebSocket needs, or does not do. */
 const OF_SOCKETS = { curl: 'Shows the handshake only: curl sends no messages.', python: 'Needs: pip install websockets' };
-const number = (value) => value.toLocaleString('en');
 const cut = (text, at) =>
   text.length > at ? `${text.slice(0, at)}… (${number(text.length - at)} more characters)` : text;
 
