@@ -223,7 +223,7 @@ function search() {
     <kbd aria-hidden="true">/</kbd>
     <div class="results" ?hidden=${!isShown}>
       <ul id="results" role="listbox" aria-label="Results">${found.map(result)}</ul>
-      ${isShown && !found.length ? html`<p>Nothing holds “${query}”.</p>` : nothing}
+      ${isShown && !found.length ? html`<p>Nothing matches “${query}”.</p>` : nothing}
     </div></div>`;
 }
 
