@@ -19,7 +19,7 @@ use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{key_reused, write_ids};
 use crate::wire::cloud_event::Translation;
-use crate::wire::refusal::{Problem, Step};
+use crate::wire::refusal::{Step, ValidationError};
 use crate::wire::{Batch, Refusal, cloud_event};
 
 /// What a body holds, by its content type.
@@ -210,7 +210,7 @@ impl Form {
                 match self {
                     Self::CloudEvents => {
                         let items = cloud_event::items(text);
-                        let items = items.map_err(|refused| Refusal::Invalid(vec![Problem::from(&refused)]))?;
+                        let items = items.map_err(|refused| Refusal::Invalid(vec![ValidationError::from(&refused)]))?;
                         for (index, item) in items.into_iter().enumerate() {
                             if !add(cloud_event::of_json(item.get(), Some(index))) {
                                 break;
@@ -260,12 +260,12 @@ impl Form {
 fn problems_of(
     Translation { index, event, rejections }: Translation,
     parse: impl FnOnce(&str) -> Result<Option<usize>, Vec<Rejection>>,
-) -> Vec<Problem> {
+) -> Vec<ValidationError> {
     let of_event = event.and_then(|event| parse(&event).err()).unwrap_or_default();
     // A field is missing from the event only where its attribute is missing or wrong, and that is a problem already.
     let ours = of_event.into_iter().filter(|rejection| !matches!(rejection.fault, Fault::Missing(_)));
-    let ours = ours.map(|rejection| Problem::from(&Rejection { index, ..rejection }));
-    rejections.iter().map(Problem::from).chain(ours).collect()
+    let ours = ours.map(|rejection| ValidationError::from(&Rejection { index, ..rejection }));
+    rejections.iter().map(ValidationError::from).chain(ours).collect()
 }
 
 /// Looks up the headers of a CloudEvent by name.

@@ -88,7 +88,11 @@ fn connection_slots(config: &Config) -> usize {
     let reserved = RESERVED_FILES + RESERVED_FILES_PER_THREAD * config.network_threads;
     let slots = config.max_connections.min(files.saturating_sub(reserved).max(1));
     if slots < config.max_connections {
-        tracing::info!(files, slots, "fewer clients can be connected than MAX_CONNECTIONS: open files are limited");
+        tracing::info!(
+            open_files_max = files,
+            clients_max = slots,
+            "open files are limited, so fewer clients can connect than MAX_CONNECTIONS"
+        );
     }
     slots
 }
@@ -109,9 +113,9 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
         let _ = fan_out.send(());
     })?;
     let network = Network::start(&pipeline)?;
-    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     Greeting::new(&pipeline.config, address, &store).await.log();
+    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}

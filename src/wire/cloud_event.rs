@@ -28,7 +28,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::refusal::Problem;
+use super::refusal::ValidationError;
 
 /// The content type of one CloudEvent.
 pub const MEDIA_TYPE: &str = "application/cloudevents+json";
@@ -194,7 +194,7 @@ impl Fault {
     }
 }
 
-impl From<&NotACloudEvent> for Problem {
+impl From<&NotACloudEvent> for ValidationError {
     fn from(refused: &NotACloudEvent) -> Self {
         let part = match refused.part {
             Part::Header => "header",
@@ -578,7 +578,7 @@ mod tests {
     #[test]
     fn a_problem_names_the_fault_and_its_part_of_the_request() {
         let check = |part, index, fault, problem: serde_json::Value| {
-            assert_eq!(serde_json::json!(Problem::from(&NotACloudEvent { part, index, fault })), problem);
+            assert_eq!(serde_json::json!(ValidationError::from(&NotACloudEvent { part, index, fault })), problem);
         };
         check(
             Part::Body,
