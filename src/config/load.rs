@@ -170,7 +170,7 @@ pub enum ConfigError {
     Unreadable(String, std::io::Error),
     #[error("{0}, line {1}: {2}")]
     Syntax(String, usize, String),
-    #[error("{1} in {0} must be a string in quotes")]
+    #[error("{1} in {0} is (not shown): expected a string in quotes")]
     NotAString(String, String),
     #[error("{0} has the unknown setting {1:?}; event-pipeline serve --help lists all of them")]
     Unknown(String, String),
@@ -339,8 +339,8 @@ mod tests {
         ] {
             env("CORS_ORIGINS", origin, "*, or origins");
         }
-        check(&[], &[], "api_key = [\"secret\"]", "must be a string in quotes");
-        check(&[], &[], "api_key = 1979-05-27", "must be a string in quotes");
+        check(&[], &[], "api_key = [\"secret\"]", "is (not shown): expected a string in quotes");
+        check(&[], &[], "api_key = 1979-05-27", "is (not shown): expected a string in quotes");
         env("CORS_ORIGINS", "localhost", "*, or origins");
         env("CORS_ORIGINS", "[1]", "*, or origins");
         env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "*, or origins");

@@ -108,7 +108,8 @@ impl Value for CorsOrigins {
         let is_usual =
             |scheme: &str, port| matches!((&*scheme.to_ascii_lowercase(), port), ("http", 80) | ("https", 443));
         let is_host = |scheme: &str, host: &str| {
-            let host = host.parse::<Authority>().ok().filter(|_| !host.contains('@'));
+            // A comma would be read back as the beginning of another origin.
+            let host = host.parse::<Authority>().ok().filter(|_| !host.contains(['@', ',']));
             host.is_some_and(|host| !host.port_u16().is_some_and(|port| is_usual(scheme, port)))
         };
         let origin = |o: String| {
