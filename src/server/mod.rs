@@ -113,9 +113,9 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
         let _ = fan_out.send(());
     })?;
     let network = Network::start(&pipeline)?;
+    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     Greeting::new(&pipeline.config, address, &store).await.log();
-    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}

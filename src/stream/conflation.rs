@@ -93,3 +93,63 @@ impl Conflator {
         (frames.into(), (self.rule.tells_skipped && skipped > 0).then_some(skipped))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::{Event, EventTypes, Field, Seq, Timestamp, TimestampText};
+    use crate::wire::Batch;
+
+    /// Events of these types and sessions, in one run.
+    fn run(events: &[(usize, usize)], types: &EventTypes) -> Run {
+        let mut batch = Batch::default();
+        for (event_type, session) in events {
+            let event = Event {
+                event_type: types.get(["timer_tick", "timer_warning"][*event_type]).expect("built in"),
+                source: "timer",
+                session_id: ["a", "b", "c"].get(*session).copied(),
+                user_id: None,
+                payload: "{}",
+                idempotency_key: None,
+            };
+            batch.push(&event, types);
+        }
+        for index in 0..batch.len() {
+            batch.stamp(index, Seq(1).plus(index), &TimestampText::default().render(Timestamp(0)));
+        }
+        Run::whole(Arc::new(batch.committed(Seq(1))))
+    }
+
+    proptest! {
+        /// The number 3 stands for no session: such events have one key, too.
+        #[test]
+        fn what_is_flushed_is_the_last_of_each_type_and_key_in_order(
+            rounds in prop::collection::vec(prop::collection::vec((0..2usize, 0..4usize), 1..12), 1..6),
+            tells_skipped in any::<bool>(),
+        ) {
+            let types = EventTypes::default();
+            let rule = Conflate { key: Field::Session, interval: Duration::from_secs(60), tells_skipped };
+            let mut conflator = Conflator::new(rule, usize::MAX);
+            prop_assert_eq!(conflator.due(), None);
+            for events in rounds {
+                let run = run(&events, &types);
+                conflator.push(std::slice::from_ref(&run));
+                prop_assert!(conflator.due().is_some());
+                let is_last = |at: &usize| !events[at + 1..].contains(&events[*at]);
+                let kept: Vec<_> = (0..events.len()).filter(is_last).collect();
+                let expected: Vec<u8> = kept.iter().flat_map(|at| run.batch().frames_between(*at, at + 1)).collect();
+                let skipped = (events.len() - kept.len()) as u64;
+                let (frames, told) = conflator.flush();
+                prop_assert_eq!(&frames[..], &expected[..]);
+                prop_assert_eq!(told, (tells_skipped && skipped > 0).then_some(skipped));
+                prop_assert_eq!(conflator.due(), None);
+                prop_assert_eq!(conflator.bytes, 0);
+            }
+        }
+    }
+}
