@@ -34,7 +34,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     };
     log_to_stderr(loaded.config());
     for shown in loaded.settings() {
-        tracing::debug!(name = shown.setting.name, value = shown.value, set_by = shown.set_by_in_words(), "setting");
+        tracing::debug!(name = shown.setting.name, value = shown.value, set_by = shown.source_in_words(), "setting");
     }
     match server::run(loaded.into_config()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write};
 
 use clap::{Args, Subcommand};
-use event_pipeline::config::{Effective, LoadedConfig, SetBy};
+use event_pipeline::config::{Effective, LoadedConfig};
 use serde_json::{Value, json};
 
 use super::printer::plain;
@@ -51,13 +51,8 @@ impl Show {
 
 /// One setting. Each has the same keys.
 fn object(shown: &Effective<'_>) -> Value {
-    let Effective { setting, value, set_by } = shown;
-    let (set_by, place) = match set_by {
-        SetBy::Default => ("default", None),
-        SetBy::File(path) => ("file", Some(path.clone())),
-        SetBy::Environment => ("environment", Some(setting.name.to_owned())),
-        SetBy::Flag => ("flag", Some(format!("--{}", setting.flag()))),
-    };
+    let Effective { setting, value, .. } = shown;
+    let (set_by, place) = shown.source();
     json!({
         "name": setting.name,
         "heading": setting.heading,
@@ -83,7 +78,7 @@ fn table(out: &mut impl Write, settings: &[Effective<'_>]) -> io::Result<()> {
             heading = shown.setting.heading;
             writeln!(out, "{blank}{heading}")?;
         }
-        let set_by = shown.set_by_in_words();
+        let set_by = shown.source_in_words();
         writeln!(out, "  {:<names$}  {:<values$}  {}", shown.setting.name, value(shown), plain(&set_by))?;
     }
     Ok(())

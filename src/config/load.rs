@@ -29,13 +29,21 @@ pub struct Effective<'a> {
 }
 
 impl Effective<'_> {
-    /// What has set it, for people: `default`, or for example `environment PORT`.
-    pub fn set_by_in_words(&self) -> String {
+    /// What has set it, in a word, and where; the default is nowhere.
+    pub fn source(&self) -> (&'static str, Option<String>) {
         match self.set_by {
-            SetBy::Default => "default".into(),
-            SetBy::File(path) => format!("file {path}"),
-            SetBy::Environment => format!("environment {}", self.setting.name),
-            SetBy::Flag => format!("flag --{}", self.setting.flag()),
+            SetBy::Default => ("default", None),
+            SetBy::File(path) => ("file", Some(path.clone())),
+            SetBy::Environment => ("environment", Some(self.setting.name.to_owned())),
+            SetBy::Flag => ("flag", Some(format!("--{}", self.setting.flag()))),
+        }
+    }
+
+    /// The same for people: `default`, or for example `environment PORT`.
+    pub fn source_in_words(&self) -> String {
+        match self.source() {
+            (word, None) => word.to_owned(),
+            (word, Some(place)) => format!("{word} {place}"),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::media::{names, preference};
 use super::request::Request;
 use super::response;
-use super::route::PREFIX;
+use super::route::without_prefix;
 use crate::web;
 use crate::wire::Refusal;
 
@@ -49,7 +49,7 @@ pub(super) fn home(request: &Request<'_>) -> response::Result {
 /// A served file, in gzip for a client that accepts it. A `Range` is ignored, which a server may do (RFC 9110, 14.2).
 pub(super) fn file(request: &Request<'_>) -> response::Result {
     let (path, headers) = (request.parts.uri.path(), request.headers());
-    let file = web::file(path.strip_prefix(PREFIX).unwrap_or(path)).ok_or(Refusal::NotFound(NOTHING_HERE))?;
+    let file = web::file(without_prefix(path)).ok_or(Refusal::NotFound(NOTHING_HERE))?;
     if preference(headers, file.media_type) == 0.0 {
         return Err(Refusal::NotAcceptable(file.media_type));
     }

@@ -157,7 +157,7 @@ pub(super) struct Target<'p> {
 
 impl<'p> Target<'p> {
     pub(super) fn of(path: &'p str, method: &'p Method) -> Self {
-        let path = path.strip_prefix(PREFIX).unwrap_or(path);
+        let path = without_prefix(path);
         let mut routes = ROUTES.iter().filter(|route| route.method == *method);
         let route = routes.find_map(|route| Some((route, route.matches(path)?)));
         Self { path, method, route }
@@ -193,6 +193,11 @@ impl<'p> Target<'p> {
 }
 
 /// Whether a parameter is known.
+/// A path as the route table has it.
+pub(super) fn without_prefix(path: &str) -> &str {
+    path.strip_prefix(PREFIX).unwrap_or(path)
+}
+
 pub(super) fn is_known(parameters: ParameterGroups, name: &str) -> bool {
     parameters.iter().copied().flatten().any(|known| match known.ends_with('.') {
         true => name.starts_with(known),

@@ -175,9 +175,7 @@ impl Chromium {
 impl Drop for Chromium {
     fn drop(&mut self) {
         // A browser has many processes, all in one process group.
-        let group = format!("-{}", self.process.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.process.wait();
+        kill_group(&mut self.process);
         if thread::panicking() {
             let said = fs::read_to_string(said_in(self.folder.path())).unwrap_or_default();
             // Without a desktop, Chromium logs many errors about D-Bus.

@@ -203,9 +203,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let group = format!("-{}", self.shell.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.shell.wait();
+        kill_group(&mut self.shell);
         if thread::panicking() {
             eprintln!("the terminal:\n{}", self.output.lock().unwrap());
         }

@@ -339,6 +339,13 @@ impl Drop for Held {
     }
 }
 
+/// Kills a process that leads a process group, and every other process of the group.
+pub fn kill_group(leader: &mut Child) {
+    let group = format!("-{}", leader.id());
+    let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+    let _ = leader.wait();
+}
+
 /// The binary in `folder`, with an environment that only sets the network and the log.
 pub fn command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_event-pipeline"));
