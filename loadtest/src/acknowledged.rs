@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::events::{Events, Keys};
+use crate::events::Keys;
 
 /// The events acknowledged so far in a run, as far as the checks of queries need them.
 pub struct AcknowledgedEvents {
@@ -19,12 +19,9 @@ pub struct Acknowledged {
 
 impl AcknowledgedEvents {
     /// None yet, on a server whose newest event is `newest`.
-    pub fn new(newest: u64, events: &Events) -> Self {
+    pub fn new(newest: u64, sessions: u32) -> Self {
         let none = Acknowledged { count: 0, newest: 0 };
-        Self {
-            all: Cell::new(Acknowledged { newest, ..none }),
-            sessions: RefCell::new(vec![none; events.sessions as usize]),
-        }
+        Self { all: Cell::new(Acknowledged { newest, ..none }), sessions: RefCell::new(vec![none; sessions as usize]) }
     }
 
     #[inline]

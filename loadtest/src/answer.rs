@@ -4,6 +4,8 @@
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::events::content;
+
 /// What an answer to a publisher says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -75,19 +77,47 @@ pub fn of_post(status: u16, body: &[u8], mut visit: impl FnMut(u64)) -> anyhow::
     parsed_ids(if answer["ids"].is_array() { &answer["ids"] } else { &answer["id"] }, visit)
 }
 
-/// The sequence number at the beginning of a delivered event; `None` for any other message.
+/// An event as a server gives it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    pub sequence: u64,
+    /// See [`content`].
+    pub content: u64,
+}
+
+/// Reads an event as it is delivered; `None` of any other message.
 #[inline]
-pub fn of_delivery(text: &[u8]) -> anyhow::Result<Option<u64>> {
-    if let Some(rest) = text.strip_prefix(br#"{"id":""#)
-        && let Some(id) = rest.get(..ID_BYTES).and_then(sequence)
+pub fn of_delivery(text: &[u8]) -> anyhow::Result<Option<Delivery>> {
+    const HEAD: &[u8] = br#"{"id":""#;
+    const TAIL: &[u8] = br#"","timestamp":"2026-01-15T10:30:00.000000Z"}"#;
+    const TIME: &[u8] = br#","timestamp":""#;
+    // Between both stands what was sent, with the comma that follows the id.
+    let (from, to) = (HEAD.len() + ID_BYTES + 2, (text.len() + 1).saturating_sub(TAIL.len()));
+    if let Some(rest) = text.strip_prefix(HEAD)
+        && let Some(sequence) = rest.get(..ID_BYTES).and_then(sequence)
+        && let Some(sent) = text.get(from..to)
+        && text[to..].starts_with(TIME)
     {
-        return Ok(Some(id));
+        return Ok(Some(Delivery { sequence, content: content(sent) }));
     }
-    let message = parse(text)?;
-    match message.get("id") {
-        None => Ok(None),
-        Some(id) => id.as_str().and_then(|id| sequence(id.as_bytes())).context("an id is not an event id").map(Some),
+    of_another_spelling(text)
+}
+
+/// The same of an event with spaces, with fields in another order or another form of its timestamp.
+#[cold]
+fn of_another_spelling(text: &[u8]) -> anyhow::Result<Option<Delivery>> {
+    let mut fields = match parse(text)? {
+        Value::Object(fields) => fields,
+        message => bail!("the server sent {message}"),
+    };
+    let Some(id) = fields.remove("id") else { return Ok(None) };
+    let sequence = id.as_str().and_then(|id| sequence(id.as_bytes())).context("an id is not an event id")?;
+    let mut sent = serde_json::Map::new();
+    for name in ["event_type", "source", "session_id", "user_id", "payload"] {
+        sent.insert(name.to_owned(), fields.remove(name).unwrap_or_default());
     }
+    let sent = Value::Object(sent).to_string();
+    Ok(Some(Delivery { sequence, content: content(&sent.as_bytes()[1..sent.len() - 1]) }))
 }
 
 /// Visits the ids of `"evt_…","evt_…"]`; none if the text is spelled in another way.
@@ -162,10 +192,15 @@ mod tests {
 
     #[test]
     fn deliveries_are_distinguished_from_other_messages() {
+        let sent = r#""event_type":"a","source":"s","session_id":"x","user_id":null,"payload":{"b":1,"a":[2]}"#;
+        let delivery = Some(Delivery { sequence: 10, content: content(sent.as_bytes()) });
         let check = |text: &str, expected| assert_eq!(of_delivery(text.as_bytes()).expect(text), expected, "{text}");
-        check(r#"{"id":"evt_00000000000a","event_type":"a"}"#, Some(10));
-        check(r#"{"id": "evt_00000000000a"}"#, Some(10));
+        check(&format!(r#"{{"id":"evt_00000000000a",{sent},"timestamp":"2026-01-15T10:30:00.000000Z"}}"#), delivery);
+        check(&format!(r#"{{"id":"evt_00000000000a",{sent},"timestamp":"2026-01-15T10:30:00Z"}}"#), delivery);
+        check(&format!(r#"{{"timestamp":"", {sent}, "id": "evt_00000000000a"}}"#), delivery);
         check(r#"{"type":"keepalive"}"#, None);
-        assert!(of_delivery(br#"{"id":7}"#).is_err());
+        let other = format!(r#"{{"id":"evt_00000000000a",{},"timestamp":"t"}}"#, sent.replace("[2]", "[3]"));
+        assert_ne!(of_delivery(other.as_bytes()).expect("an event"), delivery);
+        assert!(of_delivery(br#"{"id":7}"#).is_err() && of_delivery(b"7").is_err());
     }
 }

@@ -2,19 +2,25 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
 use std::mem;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
+use event_pipeline::wire::frame::{self, OpCode};
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
+use crate::dial::Dial;
 use crate::target::Target;
-use crate::wire::{end_of_head, refusal};
+use crate::wire::{end_of_head, first_frame, refusal, responses};
+
+/// 20 s after a request, a server that has not answered will not answer: it waits 5 s for a lock at most.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Most bytes of one read. All connections read into the same memory, so that it stays in the processor's cache.
 const READ_BYTES_MAX: usize = 256 << 10;
@@ -26,36 +32,6 @@ pub struct Scratch(Rc<RefCell<Vec<u8>>>);
 impl Default for Scratch {
     fn default() -> Self {
         Self(Rc::new(RefCell::new(vec![0; READ_BYTES_MAX])))
-    }
-}
-
-/// Options of a connection where the system's choice does not suit.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Dial {
-    /// The address it comes from.
-    pub source: Option<IpAddr>,
-    /// Roughly how many unread bytes the system buffers.
-    pub receive_buffer_bytes: Option<u32>,
-}
-
-impl Dial {
-    async fn connect(self, authority: &str) -> io::Result<TcpStream> {
-        let Self { source, receive_buffer_bytes } = self;
-        let mut failed = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-        for address in lookup_host(authority).await? {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            receive_buffer_bytes.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))?;
-            if let Some(source) = source {
-                // Otherwise the system does not reuse a recently used port, not even for another peer.
-                socket.set_reuseaddr(true)?;
-                socket.bind((source, 0).into())?;
-            }
-            match socket.connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failed = error,
-            }
-        }
-        Err(failed)
     }
 }
 
@@ -102,16 +78,67 @@ impl Connection {
             )
             .as_bytes(),
         );
-        let switched = connection.answer(|bytes, _, answer| {
+        connection.begin(path, b"HTTP/1.1 101 ", b"").await?;
+        Ok(connection)
+    }
+
+    /// Begins an event stream, and waits until it has subscribed.
+    ///
+    /// # Errors
+    /// The server answers anything else.
+    pub async fn stream(mut self, target: &Target, path: &str) -> anyhow::Result<Self> {
+        let (prefix, headers) = (&target.prefix, target.headers());
+        let head = format!("GET {prefix}{path} HTTP/1.1\r\n{headers}Accept: text/event-stream\r\n\r\n");
+        self.out().extend_from_slice(head.as_bytes());
+        self.begin(path, b"HTTP/1.1 200 ", b"\nevent: subscribed\n").await?;
+        Ok(self)
+    }
+
+    /// Waits for the head of an answer that begins so, and for this in what follows it.
+    async fn begin(&mut self, path: &str, status: &[u8], first: &[u8]) -> anyhow::Result<()> {
+        let begun = self.answer(|bytes, _, answer| {
             let Some(end) = end_of_head(bytes) else { return Ok(0) };
-            let switched = bytes.starts_with(b"HTTP/1.1 101 ");
-            ensure!(switched, "{path}: the server answered {}", refusal(&bytes[..end], &bytes[end..]));
+            ensure!(bytes.starts_with(status), "{path}: the server answered {}", refusal(&bytes[..end], &bytes[end..]));
+            if memmem::find(&bytes[end..], first).is_none() {
+                return Ok(0);
+            }
             *answer = Some(());
             Ok(end)
         });
-        switched.await?;
-        connection.left_over = !connection.rest.is_empty();
-        Ok(connection)
+        begun.await?;
+        self.left_over = !self.rest.is_empty();
+        Ok(())
+    }
+
+    /// Sends a message on a WebSocket, and waits for the next one that comes.
+    ///
+    /// # Errors
+    /// None comes for [`PATIENCE`], or the connection is lost.
+    pub async fn message(&mut self, text: &str) -> anyhow::Result<Vec<u8>> {
+        frame::masked(self.out(), OpCode::Text, text.as_bytes(), *b"mask");
+        let answered = self.answer(|bytes, out, answer| {
+            // What follows it is left to be read later.
+            first_frame(bytes, out, |text| *answer = Some(text.to_vec()))
+        });
+        let answer = timeout(PATIENCE, answered).await.context("the server does not answer")??;
+        self.left_over = !self.rest.is_empty();
+        Ok(answer)
+    }
+
+    /// Sends a request over HTTP, and waits for its answer: its status and its body.
+    ///
+    /// # Errors
+    /// None comes for [`PATIENCE`], the connection is lost, or more comes than was asked for.
+    pub async fn request(&mut self, head: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.out().extend_from_slice(head.as_bytes());
+        let answered = self.answer(|bytes, _, answer| {
+            responses(bytes, |status, body| {
+                ensure!(answer.is_none(), "the server answered more often than it was asked");
+                *answer = Some((status, body.to_vec()));
+                Ok(())
+            })
+        });
+        timeout(PATIENCE, answered).await.context("the server does not answer")?
     }
 
     /// The bytes to send: append to them.

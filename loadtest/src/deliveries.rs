@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::time::Instant;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -10,12 +11,14 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::answer::Delivery;
+use crate::connection::PATIENCE;
 use crate::digest::SetDigest;
 use crate::due_times::DueTimes;
-use crate::events::{Events, Keys, Names};
+use crate::events::{Keys, Names};
 use crate::latency::Operation;
 use crate::requests::Requests;
-use crate::run::{PATIENCE, Run};
+use crate::run::Run;
 
 /// The filter of a subscriber: everything, or one session, user or type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -61,6 +64,36 @@ impl FilterBy {
     }
 }
 
+/// Subscribers that are alike.
+#[derive(Debug, Clone)]
+pub struct Audience {
+    /// Their filters, which take the keys in turn.
+    pub by: FilterBy,
+    pub count: u32,
+    pub way: Way,
+}
+
+/// How they get their events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Way {
+    /// Every one, on a WebSocket.
+    #[default]
+    Socket,
+    /// Every one, in an event stream.
+    Stream,
+    /// On a WebSocket that is read slowly between two times of the run. They are neither timed nor waited for.
+    Slow { from: Duration, to: Duration, bytes_per_second: u32 },
+    /// The latest of each session, at this interval.
+    Conflated { interval_ms: u64 },
+}
+
+impl Audience {
+    /// Subscribers that get every event on a WebSocket.
+    pub fn new(by: FilterBy, count: u32) -> Self {
+        Self { by, count, way: Way::Socket }
+    }
+}
+
 /// All subscribers of a run. No other program may publish meanwhile.
 pub struct Deliveries {
     /// The last event before the run.
@@ -68,9 +101,9 @@ pub struct Deliveries {
     names: Names,
     classes: Vec<FilterClass>,
     subscribers: Vec<Subscriber>,
-    /// Whether there is one producer with one event in each request, so that the sequence number of an event follows
-    /// from the order of sending. Otherwise it is known from the acknowledgement.
-    one_producer: bool,
+    /// The requests of the only producer, with one event in each: the sequence number of an event follows from the order
+    /// of sending. With several producers it is known from the acknowledgement.
+    of_one_producer: Option<Rc<Requests>>,
     due: RefCell<DueTimes>,
     /// When events were received that are not acknowledged yet, by sequence number.
     early: RefCell<HashMap<u64, Vec<Instant>>>,
@@ -84,19 +117,26 @@ pub struct Deliveries {
     progress: Notify,
 }
 
-/// The subscribers whose filters are of the same kind.
+/// The subscribers of an [`Audience`].
 struct FilterClass {
     by: FilterBy,
+    way: Way,
     /// How many subscribe to each key.
     subscribers: Vec<u32>,
     /// The acknowledged events of each key.
     expected: RefCell<Vec<SetDigest>>,
+    /// The newest acknowledged event of each session, if only that is to be shown.
+    latest: RefCell<Vec<u64>>,
 }
 
 struct Subscriber {
     class: usize,
     key: usize,
     got: Cell<Received>,
+    /// The newest event of each session that was shown, if only that is to be shown.
+    shown: RefCell<Vec<u64>>,
+    /// Why its connection ended, if it may.
+    lost: RefCell<Option<String>>,
 }
 
 /// What one subscriber has received so far.
@@ -106,33 +146,50 @@ pub struct Received {
     pub digest: SetDigest,
 }
 
-impl Deliveries {
-    /// This many subscribers of each kind of filter, which take the keys in turn. If the producer waits for them, at
-    /// most `window` events are in flight.
-    pub fn new(newest: u64, events: &Events, asking: &[(FilterBy, u32)], window: u32, one_producer: bool) -> Self {
-        Self::with_names(newest, events.names(), asking, window, one_producer)
+impl FilterClass {
+    fn is_conflated(&self) -> bool {
+        matches!(self.way, Way::Conflated { .. })
     }
 
-    /// The same for events with other keys.
-    pub fn with_names(newest: u64, names: Names, asking: &[(FilterBy, u32)], window: u32, one_producer: bool) -> Self {
+    /// Whether every event is waited for.
+    fn is_awaited(&self) -> bool {
+        matches!(self.way, Way::Socket | Way::Stream)
+    }
+}
+
+impl Deliveries {
+    /// With `of_one_producer`, which publishes alone and waits for the subscribers, at most `window` events are in flight.
+    pub fn new(
+        newest: u64,
+        names: Names,
+        audiences: &[Audience],
+        window: u32,
+        of_one_producer: Option<Rc<Requests>>,
+    ) -> Self {
         let (mut classes, mut subscribers) = (Vec::new(), Vec::new());
         // Deliveries that one event brings, on average.
         let mut each = 0.0;
-        for (class, (by, count)) in asking.iter().enumerate() {
+        for (class, Audience { by, count, way }) in audiences.iter().enumerate() {
             let keys = by.keys(&names);
             let mut of_keys = vec![0; keys];
+            let is_conflated = matches!(way, Way::Conflated { .. });
+            let latest = vec![0; if is_conflated { names.sessions.len() } else { 0 }];
             for number in 0..*count as usize {
                 let key = number % keys;
                 of_keys[key] += 1;
                 let got = Cell::new(Received { last: newest, digest: SetDigest::default() });
-                subscribers.push(Subscriber { class, key, got });
+                let (shown, lost) = (RefCell::new(latest.clone()), RefCell::default());
+                subscribers.push(Subscriber { class, key, got, shown, lost });
             }
-            each += f64::from(*count) / keys as f64;
-            classes.push(FilterClass {
+            let class = FilterClass {
                 by: *by,
+                way: *way,
                 subscribers: of_keys,
                 expected: RefCell::new(vec![SetDigest::default(); keys]),
-            });
+                latest: RefCell::new(latest),
+            };
+            each += if class.is_awaited() { f64::from(*count) / keys as f64 } else { 0.0 };
+            classes.push(class);
         }
         let burst = window.div_ceil(2);
         Self {
@@ -140,7 +197,7 @@ impl Deliveries {
             names,
             classes,
             subscribers,
-            one_producer,
+            of_one_producer,
             due: RefCell::new(DueTimes::new(newest)),
             early: RefCell::default(),
             sent: Cell::new(0),
@@ -151,24 +208,33 @@ impl Deliveries {
         }
     }
 
-    /// The filters of each subscriber.
-    pub fn filters(&self) -> impl Iterator<Item = Value> {
-        self.subscribers.iter().map(|subscriber| self.classes[subscriber.class].by.filters(&self.names, subscriber.key))
+    /// What each subscriber asks for, and how it gets it.
+    pub fn asked(&self) -> impl Iterator<Item = (Value, Way)> {
+        self.subscribers.iter().map(|subscriber| {
+            let class = &self.classes[subscriber.class];
+            (class.by.filters(&self.names, subscriber.key), class.way)
+        })
+    }
+
+    /// The last event before the run.
+    pub fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// Whether this subscriber gets every event.
     pub fn is_dense(&self, subscriber: usize) -> bool {
-        self.classes[self.subscribers[subscriber].class].by == FilterBy::All
+        let class = &self.classes[self.subscribers[subscriber].class];
+        class.by == FilterBy::All && !class.is_conflated()
     }
 
     /// Notes that these requests were sent.
     pub fn sent(&self, requests: &Requests, first: u64, count: usize, due: Instant) {
-        if self.one_producer {
+        if self.of_one_producer.is_some() {
             self.due.borrow_mut().note(self.newest + 1 + first, count, due);
         }
         let events = first * requests.events_each() as u64..(first + count as u64) * requests.events_each() as u64;
-        let deliveries = |class: &FilterClass, keys| u64::from(class.subscribers[class.by.key(keys)]);
-        let of_event = |keys| self.classes.iter().map(|class| deliveries(class, keys)).sum::<u64>();
+        let awaited = || self.classes.iter().filter(|class| class.is_awaited());
+        let of_event = |keys| awaited().map(|class| u64::from(class.subscribers[class.by.key(keys)])).sum::<u64>();
         self.sent.set(self.sent.get() + events.map(|event| of_event(requests.keys(event))).sum::<u64>());
     }
 
@@ -176,13 +242,16 @@ impl Deliveries {
     #[inline]
     pub fn acknowledged(&self, keys: Keys, sequence: u64) {
         for class in &self.classes {
-            class.expected.borrow_mut()[class.by.key(keys)].add(sequence);
+            class.expected.borrow_mut()[class.by.key(keys)].add(sequence, keys.content);
+            if let Some(latest) = class.latest.borrow_mut().get_mut(keys.session as usize) {
+                *latest = sequence.max(*latest);
+            }
         }
     }
 
     /// Whether [`was_due`](Self::was_due) must be called for each acknowledged event.
     pub fn asks_when_due(&self) -> bool {
-        !self.one_producer
+        self.of_one_producer.is_none()
     }
 
     /// Notes when an acknowledged event had been due.
@@ -200,12 +269,20 @@ impl Deliveries {
 
     /// Notes that a subscriber received these events now, and what it has received with them in all.
     pub fn received(&self, run: &Run, subscriber: usize, sequences: &[u64], now: Instant, got: Received) {
+        let Subscriber { class, got: before, .. } = &self.subscribers[subscriber];
+        before.set(got);
+        self.progress.notify_one();
+        if matches!(self.classes[*class].way, Way::Slow { .. }) {
+            return;
+        }
         {
             let due = self.due.borrow();
             // Events that were due together mostly arrive together.
             for together in sequences.chunk_by(|one, next| due.of(*one) == due.of(*next)) {
                 match due.of(together[0]) {
-                    Some(at) => run.took(Operation::Delivery, due.origin() + at, now, together.len() as u64),
+                    Some(at) => {
+                        run.took(Operation::Delivery, due.origin() + at, now, together.len() as u64);
+                    }
                     None => {
                         let mut early = self.early.borrow_mut();
                         together.iter().for_each(|sequence| early.entry(*sequence).or_default().push(now));
@@ -213,11 +290,40 @@ impl Deliveries {
                 }
             }
         }
-        self.subscribers[subscriber].got.set(got);
-        self.received.set(self.received.get() + sequences.len() as u64);
         run.count(Operation::Delivery, sequences.len() as u64);
-        self.progress.notify_one();
+        if self.classes[*class].is_awaited() {
+            self.received.set(self.received.get() + sequences.len() as u64);
+        }
         self.forget();
+    }
+
+    /// Notes that a subscriber was shown an event as the latest of its session. Whether it says what was sent.
+    pub fn shown(&self, subscriber: usize, Delivery { sequence, content }: Delivery) -> bool {
+        let requests = self.of_one_producer.as_ref().expect("only such runs have dashboards");
+        let keys = requests.keys(sequence.wrapping_sub(self.newest + 1));
+        self.subscribers[subscriber].shown.borrow_mut()[keys.session as usize] = sequence;
+        keys.content == content
+    }
+
+    /// Notes why the connection of a subscriber ended.
+    pub fn lost(&self, subscriber: usize, why: String) {
+        self.subscribers[subscriber].lost.replace(Some(why));
+        self.progress.notify_one();
+    }
+
+    /// Those that were cut off: how many events each had got, and why.
+    pub fn cut_off(&self) -> Vec<String> {
+        self.subscribers.iter().filter_map(|subscriber| subscriber.lost.borrow().clone()).collect()
+    }
+
+    /// How many deliveries of acknowledged events were spared because only the latest was shown.
+    pub fn conflated(&self) -> u64 {
+        let of_one = |subscriber: &Subscriber| {
+            let class = &self.classes[subscriber.class];
+            let expected = class.expected.borrow()[subscriber.key].count;
+            if class.is_conflated() { expected - subscriber.got.get().digest.count.min(expected) } else { 0 }
+        };
+        self.subscribers.iter().map(of_one).sum()
     }
 
     /// Forgets the due times of events that all subscribers have received, once there are many.
@@ -246,25 +352,44 @@ impl Deliveries {
     }
 
     /// Waits until everything is received, or nothing arrives for [`PATIENCE`], and notes each subscriber that lacks
-    /// events.
-    pub async fn check(&self, run: &Run) {
-        let expected = |class: &FilterClass| {
-            let expected = class.expected.borrow();
-            expected.iter().zip(&class.subscribers).map(|(digest, n)| digest.count * u64::from(*n)).sum::<u64>()
-        };
+    /// events. Slow ones that were cut off are excused if `may_be_cut_off`.
+    pub async fn check(&self, run: &Run, may_be_cut_off: bool) {
         let of_one = |subscriber: &Subscriber| self.classes[subscriber.class].expected.borrow()[subscriber.key];
-        // Each subscriber is looked at: one that gets too many events does not make up for one that gets too few.
-        let has_all = |subscriber: &Subscriber| subscriber.got.get().digest.count >= of_one(subscriber).count;
-        let complete = || {
-            let all = self.classes.iter().map(expected).sum();
-            self.received.get() >= all && self.subscribers.iter().all(has_all)
+        let shows_latest = |subscriber: &Subscriber| {
+            let class = &self.classes[subscriber.class];
+            *subscriber.shown.borrow() == *class.latest.borrow()
         };
-        while !complete() && run.verification.borrow().is_clean() && timeout(PATIENCE, self.progress()).await.is_ok() {}
+        let is_complete = |subscriber: &Subscriber| match self.classes[subscriber.class].is_conflated() {
+            true => shows_latest(subscriber),
+            // Each is looked at: one that gets too many events does not make up for one that gets too few.
+            false => {
+                subscriber.got.get().digest.count >= of_one(subscriber).count || subscriber.lost.borrow().is_some()
+            }
+        };
+        let is_clean = || run.verification.borrow().is_clean();
+        // Those that were complete once remain so: nothing more is published.
+        let mut missing = self.subscribers.iter().collect::<Vec<_>>();
+        loop {
+            missing.retain(|subscriber| !is_complete(subscriber));
+            if missing.is_empty() || !is_clean() || timeout(PATIENCE, self.progress()).await.is_err() {
+                break;
+            }
+        }
         for (number, subscriber) in self.subscribers.iter().enumerate() {
-            let (expected, got) = (of_one(subscriber), subscriber.got.get().digest);
-            if expected != got {
-                let (expected, got) = (expected.count, got.count);
+            let (expected, got) = (of_one(subscriber), subscriber.got.get());
+            if self.classes[subscriber.class].is_conflated() {
+                if !shows_latest(subscriber) {
+                    run.violation(|| format!("subscriber {number} was not shown the last event of every session"));
+                }
+            } else if let Some(why) = &*subscriber.lost.borrow() {
+                if !may_be_cut_off {
+                    run.violation(|| format!("subscriber {number} was cut off after event {}: {why}", got.last));
+                }
+            } else if expected.count != got.digest.count {
+                let (expected, got) = (expected.count, got.digest.count);
                 run.violation(|| format!("subscriber {number} got {got} events, not the {expected} it asked for"));
+            } else if expected != got.digest {
+                run.violation(|| format!("subscriber {number} got {} events, not as they were sent", expected.count));
             }
         }
     }
@@ -272,35 +397,38 @@ impl Deliveries {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::events::{Events, PayloadBytes};
     use crate::requests::Framing;
 
-    const EVENTS: Events = Events { sessions: 3, users: 5, payload_bytes: 40 };
+    const EVENTS: Events = Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
 
     #[test]
     fn deliveries_are_timed_whichever_comes_first_they_or_the_acknowledgement() {
-        let run = Run::new(Operation::Delivery, 0);
-        run.begin_to_measure();
-        let deliveries = Deliveries::new(0, &EVENTS, &[(FilterBy::All, 1)], 8, false);
-        let (due, digest) = (Instant::now(), SetDigest::default());
+        let (run, due) = (Run::new(Operation::Delivery, 0), Instant::now());
+        run.begin_to_measure(due, Duration::from_secs(1));
+        let deliveries = Deliveries::new(0, EVENTS.names(), &[Audience::new(FilterBy::All, 1)], 8, None);
+        let digest = SetDigest::default();
         deliveries.was_due(&run, 1, due);
         deliveries.received(&run, 0, &[1, 2], due + Duration::from_millis(3), Received { last: 2, digest });
         assert_eq!(run.timed(Operation::Delivery), 1);
         deliveries.was_due(&run, 2, due);
         assert_eq!((run.timed(Operation::Delivery), run.counted(Operation::Delivery)), (2, 2));
         assert!(deliveries.early.borrow().is_empty());
+        // What was due after the measured interval is not timed.
+        deliveries.was_due(&run, 3, due + Duration::from_secs(1));
+        deliveries.received(&run, 0, &[3], due + Duration::from_secs(2), Received { last: 3, digest });
+        assert_eq!(run.timed(Operation::Delivery), 2);
     }
 
     #[test]
     fn each_subscriber_is_expected_to_get_the_events_of_its_filter() {
-        let asking = FilterBy::ALL.map(|by| (by, 7));
-        let deliveries = Deliveries::new(0, &EVENTS, &asking, 8, true);
-        assert_eq!(deliveries.filters().count(), 28);
-        assert_eq!(deliveries.filters().nth(8), Some(json!({ "session_id": "session-000001" })));
+        let audiences = FilterBy::ALL.map(|by| Audience::new(by, 7));
+        let requests = Rc::new(Requests::render(&EVENTS, 1, &Framing::WebSocket, 0, 1));
+        let deliveries = Deliveries::new(0, EVENTS.names(), &audiences, 8, Some(requests.clone()));
+        assert_eq!(deliveries.asked().count(), 28);
+        assert_eq!(deliveries.asked().nth(8), Some((json!({ "session_id": "session-000001" }), Way::Socket)));
         assert!(deliveries.is_dense(6) && !deliveries.is_dense(7));
-        let requests = Requests::render(&EVENTS, 1, &Framing::Plain, 0, 1);
         deliveries.sent(&requests, 0, 300, Instant::now());
         (0..300).for_each(|event| deliveries.acknowledged(requests.keys(event), event + 1));
         let expected = |class: &FilterClass| {

@@ -17,38 +17,42 @@
 //! * [`run_files`] — runs read from files, and which of them measured the same
 //! * [`metric`] — the metrics of runs, their spread, and how they differ
 //! * [`report`] — one run as a table or as JSON
+//! * [`findings`] — the part of a report that only the scenario knows
+//! * [`read_back`] — whether what is stored is what was sent
+//! * [`workload`] — producers, subscribers and readers, driven, measured and verified together
 //! * [`query_client`] — sends queries and checks the answers
 //! * [`query`] — a query, and the check of its answer
 //! * [`producer`] — publishes, as fast as its window allows or at a rate
 //! * [`tracker`] — the requests of a producer, and the check of their answers
-//! * [`flow`] — when the next request may be sent
 //! * [`subscriber`] — receives events and checks them
 //! * [`deliveries`] — what subscribers must receive, and what they have received
 //! * [`acknowledged`] — the events that every query must show
-//! * [`replay`] — when the events of a recording are due
 //! * [`tasks`] — all tasks of one run
 //! * [`run`] — what they share: the clock, the counts, the latencies, the verification
 //! * [`measurement`] — what was counted and used in the measured interval
 //! * [`progress`] — what a person sees meanwhile
 //! * [`timeline`] — how a run went over time
 //! * [`options`] — options of every scenario
+//! * [`schedule`] — rates, and when requests are due
 //! * [`connection`] — one socket: batches out, frames or responses in
 //! * [`target`] — the server under test: one of our own, one that runs already, or one of another kind
+//! * [`dial`] — how a connection is made
 //! * [`process`] — a server started from here
-//! * [`wire`] — frames and responses in what a server sends
+//! * [`wire`] — frames, responses and event streams in what a server sends
 //! * [`folder`] — a folder for such a server
 //! * [`usage`], [`disk`] — what a process used, from `/proc` and its disk
 //! * [`interrupt`] — Ctrl-C
 //! * [`verification`] — which events were acknowledged, and which promises were broken
 //! * [`digest`], [`due_times`] — sets of events, and when each event was due
 //! * [`trend`] — whether a value grows
+//! * [`finding`] — what a run found beside counts and latencies
 //! * [`latency`] — what is timed, and its percentiles
-//! * [`recording`] — a recorded class, and copies of it
+//! * [`answer`] — the ids in an answer, found without parsing
 //! * [`requests`] — requests rendered in advance
 //! * [`events`] — the events that are published, and their key space
+//! * [`recording`] — a recorded class, and copies of it
 //! * [`random`] — random numbers that are the same in each run
-//! * [`answer`] — the ids in an answer, found without parsing
-//! * [`schedule`] — rates, and when events are due at a rate
+//! * [`numbers`] — numbers as people read them
 //! * [`machine`] — the machine that everything runs on
 
 mod acknowledged;
@@ -56,11 +60,13 @@ mod answer;
 mod compare;
 mod connection;
 mod deliveries;
+mod dial;
 mod digest;
 mod disk;
 mod due_times;
 mod events;
-mod flow;
+mod finding;
+mod findings;
 mod folder;
 mod html;
 mod interrupt;
@@ -68,6 +74,7 @@ mod latency;
 mod machine;
 mod measurement;
 mod metric;
+mod numbers;
 mod options;
 mod peers;
 mod process;
@@ -76,8 +83,8 @@ mod progress;
 mod query;
 mod query_client;
 mod random;
+mod read_back;
 mod recording;
-mod replay;
 mod report;
 mod requests;
 mod run;
@@ -94,6 +101,7 @@ mod trend;
 mod usage;
 mod verification;
 mod wire;
+mod workload;
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -107,7 +115,7 @@ use tokio::task::LocalSet;
 use compare::Compare;
 use options::Common;
 use peers::{Baseline, Peers, Trial, ratios};
-use report::Report;
+use report::{Report, Verdict};
 use scenario::classroom::Classroom;
 use scenario::connections::Connections;
 use scenario::dashboard::Dashboard;
@@ -150,7 +158,8 @@ Examples:
   loadtest connections --storm 32                     10,000 idle subscribers, then clients that come and go
   loadtest publish --set DURABILITY=normal --json     a setting for the server, figures for a program
 
-Exit codes: 0 measured and verified, 1 failed or a promise was broken, 2 wrong usage."
+Exit codes: 0 measured and verified; 1 failed, a promise was broken, or what the scenario exists for did not happen;
+2 wrong usage; 3 verified, but slower than was asked for."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -203,8 +212,9 @@ impl Scenario {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(Verdict::Verified) => ExitCode::SUCCESS,
+        Ok(Verdict::RateMissed) => ExitCode::from(3),
+        Ok(Verdict::NotExercised | Verdict::Violation) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("loadtest: {error:#}");
             ExitCode::FAILURE
@@ -212,13 +222,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every promise was kept.
-fn run(cli: Cli) -> anyhow::Result<bool> {
+/// The worst that a run has shown.
+fn run(cli: Cli) -> anyhow::Result<Verdict> {
     raise_open_files_limit();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let common = &cli.common;
     if let Some(Scenario::Compare(compare)) = &cli.scenario {
-        return compare.print(common).map(|()| true);
+        return compare.print(common).map(|()| Verdict::Verified);
     }
     // Checked before the run: hours of measuring must not be lost because of a wrong path.
     for file in common.out.iter().chain(&common.html) {
@@ -268,7 +278,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             print!("{}", ratios::table(&reports));
         }
     }
-    Ok(reports.iter().all(Report::kept))
+    Ok(reports.iter().map(|report| report.verdict).max().unwrap_or_default())
 }
 
 /// Each connection is an open file, here and in a server started from here. Where the limit cannot be raised,

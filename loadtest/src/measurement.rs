@@ -78,9 +78,9 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// By other programs than the client and the server.
-    pub fn others(&self) -> f64 {
-        self.server.map_or(0.0, |server| (self.all - server - self.client).max(0.0))
+    /// By other programs than the client and the server; `None` where the server's process is not known.
+    pub fn others(&self) -> Option<f64> {
+        self.server.map(|server| (self.all - server - self.client).max(0.0))
     }
 }
 
@@ -88,10 +88,12 @@ impl Display for Shares {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { client, all, processors, .. } = self;
         write!(f, "{all:.2} of {processors} busy: ")?;
-        if let Some(server) = self.server {
-            write!(f, "the server {server:.2}, ")?;
+        match self.server.zip(self.others()) {
+            Some((server, others)) => {
+                write!(f, "the server {server:.2}, this client {client:.2}, others {others:.2}")
+            }
+            None => write!(f, "this client {client:.2}, the server and others the rest"),
         }
-        write!(f, "this client {client:.2}, others {:.2}", self.others())
     }
 }
 

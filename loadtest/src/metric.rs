@@ -4,7 +4,8 @@ use std::fmt::{self, Display};
 
 use serde::Serialize;
 
-use crate::report::{Report, grouped};
+pub use crate::numbers::written;
+use crate::report::Report;
 
 /// One metric of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -150,17 +151,6 @@ impl Display for Change {
         let spread = if self.within_spread { ", within the spread" } else { "" };
         write!(f, "{}{spread}", self.size())
     }
-}
-
-/// A number to three digits, or to the last before the point; thousands are apart.
-pub fn written(value: f64) -> String {
-    let size = value.abs();
-    if size == 0.0 || size >= 99.95 {
-        return grouped(value);
-    }
-    // One digit more for each power of ten below a hundred.
-    let digits = (2.0 - size.log10().floor()).clamp(0.0, 8.0) as usize;
-    format!("{value:.digits$}")
 }
 
 #[cfg(test)]

@@ -4,21 +4,21 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::acknowledged::AcknowledgedEvents;
 use crate::connection::Connection;
-use crate::events::Events;
-use crate::flow::Flow;
-use crate::latency::{Latency, Operation, histogram};
+use crate::finding::Finding;
+use crate::latency::{Operation, histogram, micros};
+use crate::producer::Flow;
 use crate::query::{Expected, Query};
 use crate::random::Random;
+
 use crate::run::Run;
 use crate::target::Target;
-use crate::wire::responses;
 
 /// What query clients ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -65,16 +65,16 @@ impl QueryWorkload {
     pub fn new(
         run: &Rc<Run>,
         target: &Target,
-        events: &Events,
+        sessions: u32,
         asks: &[QueryKind],
         newest: u64,
         stored: u64,
     ) -> Rc<Self> {
         Rc::new(Self {
             run: run.clone(),
-            acknowledged: Rc::new(AcknowledgedEvents::new(newest, events)),
+            acknowledged: Rc::new(AcknowledgedEvents::new(newest, sessions)),
             asks: asks.to_vec(),
-            sessions: events.sessions,
+            sessions,
             first: newest + 1 - stored,
             stored,
             prefix: target.prefix.clone(),
@@ -83,15 +83,18 @@ impl QueryWorkload {
         })
     }
 
-    /// The latencies of each kind of query, in sentences.
-    pub fn notes(&self) -> Vec<String> {
+    /// The latency of each kind of query that was sent, in milliseconds.
+    pub fn findings(&self) -> Vec<Finding> {
         let latency = self.latency.borrow();
         let asked = QueryKind::ALL.iter().zip(&*latency).filter(|(_, latency)| !latency.is_empty());
-        let note = |(ask, latency): (&QueryKind, &Histogram<u64>)| {
+        let findings = asked.flat_map(|(ask, latency)| {
             let name = ask.to_possible_value().expect("each has a name");
-            format!("{}: {} answers in {}", name.get_name(), latency.len(), Latency::of(Operation::Query, latency))
-        };
-        asked.map(note).collect()
+            [50.0, 99.0].map(|percentile| {
+                let name = format!("{} p{percentile}", name.get_name());
+                Finding::new(&name, "ms", micros(latency, percentile) / 1e3)
+            })
+        });
+        findings.collect()
     }
 }
 
@@ -116,17 +119,13 @@ impl QueryClient {
         Self { workload, connection, flow, random: Random::new(number), asked, since: None, older: None }
     }
 
-    /// Sends queries until the run stops.
+    /// Sends queries until the run stops and all that were due are answered.
     ///
     /// # Errors
     /// The connection was lost, or the server answered what is no answer.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let workload = self.workload.clone();
-        while !workload.run.is_stopping() {
-            let Some((due, _)) = self.flow.take(1) else {
-                self.flow.changed().await;
-                continue;
-            };
+        while let Some(due) = self.flow.next(&workload.run).await {
             let ask = workload.asks[self.asked % workload.asks.len()];
             self.asked += 1;
             self.ask(ask, due).await?;
@@ -151,21 +150,14 @@ impl QueryClient {
         };
         let expected = Expected { first: workload.first, stored: workload.stored, acknowledged };
         let QueryWorkload { prefix, headers, .. } = &*workload;
-        let request = format!("GET {prefix}{} HTTP/1.1\r\n{headers}\r\n", query.path());
-        self.connection.out().extend_from_slice(request.as_bytes());
-        let checked = self.connection.answer(|bytes, _, checked| {
-            let now = Instant::now();
-            responses(bytes, |status, body| {
-                ensure!(checked.is_none(), "the server answered more often than it was asked");
-                workload.took(ask, due, now);
-                *checked = Some(match status {
-                    200 => query.check(body, &expected).with_context(|| query.path())?,
-                    _ => Err(format!("{status} {}", String::from_utf8_lossy(body))),
-                });
-                Ok(())
-            })
-        });
-        match checked.await? {
+        let (status, body) =
+            self.connection.request(&format!("GET {prefix}{} HTTP/1.1\r\n{headers}\r\n", query.path())).await?;
+        workload.took(ask, due, Instant::now());
+        let checked = match status {
+            200 => query.check(&body, &expected).with_context(|| query.path())?,
+            _ => Err(format!("{status} {}", String::from_utf8_lossy(&body))),
+        };
+        match checked {
             Err(fault) => {
                 let path = query.path();
                 workload.run.violation(|| format!("{path}: {fault}"));
@@ -186,9 +178,8 @@ impl QueryClient {
 
 impl QueryWorkload {
     fn took(&self, ask: QueryKind, due: Instant, now: Instant) {
-        self.run.took(Operation::Query, due, now, 1);
         self.run.count(Operation::Query, 1);
-        if self.run.is_measuring() {
+        if self.run.took(Operation::Query, due, now, 1) {
             self.latency.borrow_mut()[ask as usize].saturating_record((now - due).as_nanos() as u64);
         }
     }

@@ -1,6 +1,7 @@
 //! Random numbers that are the same in each run.
 
 /// A plain generator (xorshift): the same events in each run, so that runs can be compared.
+#[derive(Clone)]
 pub struct Random(u64);
 
 impl Random {
@@ -23,5 +24,10 @@ impl Random {
 
     pub fn below(&mut self, bound: u32) -> u32 {
         ((u64::from(self.next()) * u64::from(bound)) >> 32) as u32
+    }
+
+    /// More than 0, at most 1.
+    pub fn unit(&mut self) -> f64 {
+        (f64::from(self.next()) + 1.0) / 4_294_967_296.0
     }
 }

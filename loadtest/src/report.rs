@@ -10,14 +10,19 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::finding::{Asked, Exercised, Finding, Loop};
+use crate::findings::Findings;
 use crate::latency::{Latency, Operation};
 use crate::machine::Machine;
 use crate::measurement::{Measured, Shares};
+pub use crate::numbers::grouped;
+use crate::numbers::written;
+use crate::read_back;
 use crate::run::Run;
-use crate::schedule::Rate;
 use crate::target::Stopped;
 use crate::timeline::Point;
 use crate::usage::Cost;
+use crate::workload::{Driven, Site};
 
 /// The version of the JSON. It changes when the meaning of a field changes, not when fields are added.
 const FORMAT: u32 = 1;
@@ -28,9 +33,6 @@ const BUSY: f64 = 0.9;
 /// Other programs that use this much of a processor falsify the measurement. The kernel's own threads, which write to
 /// the disk for the server, use up to 0.15.
 const DISTURBED: f64 = 0.25;
-
-/// A target rate counts as reached from this share of it on.
-const RATE_REACHED: f64 = 0.98;
 
 /// Everything that is reported about one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,29 @@ pub struct Report {
     pub started_at: String,
     pub machine: Machine,
     pub seconds: f64,
+    /// What it was called with `--label`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The commit that this tool was built from, with `-dirty` where files were changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    #[serde(default, rename = "loop")]
+    pub loop_kind: Loop,
+    /// What may be in flight at a time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub in_flight: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exercised: Vec<Exercised>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<Finding>,
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// Whether other programs used so much of the processors that the figures mean little; `None` where it cannot be
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturbed: Option<bool>,
     /// Acknowledged, each counted once.
     pub events: Count,
     /// Received by subscribers.
@@ -75,6 +100,9 @@ pub struct Report {
     pub limit: String,
     /// Over the whole run, with what came before and after the measured interval.
     pub acknowledged: u64,
+    /// How many of these were read back and compared with what was sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub read_back: u64,
     pub violations: Vec<String>,
     pub server_warnings: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -87,42 +115,40 @@ pub struct Count {
     pub per_second: f64,
 }
 
-/// The part of a report that only the scenario knows.
-pub struct Findings {
-    scenario: &'static str,
-    title: String,
-    options: Value,
-    rate: Option<(Operation, u64)>,
-    notes: Vec<String>,
+/// What a run has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Every promise was kept, and everything that the scenario exists for has happened.
+    #[default]
+    Verified,
+    /// The same, at less than the rate that was asked for.
+    RateMissed,
+    /// Something that the scenario exists for has not happened, so it has shown nothing.
+    NotExercised,
+    /// A promise was broken.
+    Violation,
 }
 
-impl Findings {
-    pub fn new(scenario: &'static str, title: String, options: &impl Serialize) -> Self {
-        let options = serde_json::to_value(options).expect("options are plain");
-        Self { scenario, title, options, rate: None, notes: Vec::new() }
-    }
-
-    /// The target rate of events.
-    pub fn at(self, rate: Rate) -> Self {
-        self.at_rate_of(Operation::Acknowledgement, rate)
-    }
-
-    /// The target rate of something else.
-    pub fn at_rate_of(self, kind: Operation, Rate(rate): Rate) -> Self {
-        Self { rate: rate.map(|rate| (kind, rate)), ..self }
-    }
-
-    /// Further findings, in sentences.
-    pub fn noting(mut self, notes: impl IntoIterator<Item = String>) -> Self {
-        self.notes.extend(notes);
-        self
-    }
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Report {
+    /// Of a driven run: reads back what is stored, and ends the server.
+    ///
+    /// # Errors
+    /// The server does not answer, or does not end well.
+    pub async fn of_findings(findings: Findings, driven: Driven, site: Site) -> anyhow::Result<Self> {
+        let mut findings = findings;
+        findings.read_back = read_back::check(&site, &driven.run).await?;
+        Ok(Self::new(findings, &driven.run, driven.measured, site.stop()?))
+    }
+
     /// After everything was verified.
     pub fn new(findings: Findings, run: &Run, measured: Measured, server: Stopped) -> Self {
-        let Findings { scenario, title, options, rate, mut notes } = findings;
+        let Findings { scenario, title, options, asked, in_flight, mut exercised, results, mut notes, read_back } =
+            findings;
         let seconds = measured.elapsed.as_secs_f64();
         let count = |kind| Count { count: measured.count(kind), per_second: measured.count(kind) as f64 / seconds };
         // Only what occurred in the run.
@@ -130,8 +156,20 @@ impl Report {
         if measured.ended_early {
             notes.push("Ended early, by a signal.".to_owned());
         }
-        let verification = run.verification.borrow();
-        let started_at = run.started_at.to_string();
+        if let abandoned @ 1.. = run.abandoned.get() {
+            let abandoned = grouped(abandoned as f64);
+            notes.push(format!(
+                "{abandoned} events were due and never sent: their latency is how long they had waited."
+            ));
+        }
+        if exercised.is_empty() {
+            exercised.push(Exercised { what: run.counted.units().to_owned(), count: measured.count(run.counted) });
+        }
+        let (verification, counted) = (run.verification.borrow(), run.counted);
+        let (violations, started_at) = (verification.violations(), run.started_at.to_string());
+        // What is delivered was due when it was published.
+        let is_of = |asked: &Asked| asked.of == counted || counted == Operation::Delivery;
+        let disturbed = measured.shares.others().map(|others| others > DISTURBED);
         Self {
             format: FORMAT,
             scenario: scenario.to_owned(),
@@ -144,11 +182,25 @@ impl Report {
             started_at: format!("{}Z", started_at.split('.').next().unwrap_or(&started_at)),
             machine: Machine::this(),
             seconds,
+            label: None,
+            commit: None,
+            loop_kind: if asked.as_ref().is_some_and(is_of) { Loop::Open } else { Loop::Closed },
+            in_flight,
+            verdict: match &asked {
+                _ if !violations.is_empty() => Verdict::Violation,
+                _ if exercised.iter().any(|exercised| exercised.count == 0) => Verdict::NotExercised,
+                Some(asked) if asked.missed => Verdict::RateMissed,
+                _ => Verdict::Verified,
+            },
+            disturbed,
             events: count(Operation::Acknowledgement),
             deliveries: told(Operation::Delivery),
             queries: told(Operation::Query),
             connections: told(Operation::Connection),
-            limit: limit(&measured, rate),
+            limit: limit(&measured, asked.as_ref()),
+            asked,
+            exercised,
+            results,
             latency_us: measured.latency,
             more_latencies_us: measured.more_latencies,
             timeline: measured.timeline,
@@ -156,7 +208,8 @@ impl Report {
             client: measured.client,
             processors_busy: measured.shares,
             acknowledged: verification.acknowledged,
-            violations: verification.violations(),
+            read_back,
+            violations,
             server_warnings: server.warnings,
             notes,
         }
@@ -172,12 +225,27 @@ impl Report {
         self.violations.is_empty()
     }
 
-    /// Prints it to stdout. With JSON on stdout, violations go to stderr as well.
+    /// What speaks against the run, in words; first what makes it worthless.
+    pub fn objections(&self) -> Vec<(&'static str, String)> {
+        let violations = self.violations.iter().map(|violation| ("VIOLATION", violation.clone()));
+        let missing = self.exercised.iter().filter(|exercised| exercised.count == 0);
+        let missing =
+            missing.map(|Exercised { what, .. }| ("NOT EXERCISED", format!("no {what}: this run shows nothing")));
+        let missed = self.asked.iter().filter(|asked| asked.missed).map(|asked| {
+            let Asked { of, per_second, .. } = asked;
+            ("RATE MISSED", format!("{} {}/s were asked for", grouped(*per_second), of.units()))
+        });
+        let disturbed = (self.disturbed == Some(true))
+            .then(|| ("DISTURBED", "others used the processors too; measure again when they are gone".to_owned()));
+        violations.chain(missing).chain(missed).chain(disturbed).collect()
+    }
+
+    /// Prints it to stdout. With JSON on stdout, what speaks against it goes to stderr as well.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if json {
             writeln!(out, "{}", self.to_json())?;
-            self.violations.iter().for_each(|violation| eprintln!("VIOLATION: {violation}"));
+            self.objections().iter().for_each(|(name, why)| eprintln!("{name}: {why}"));
         } else {
             writeln!(out, "{self}")?;
         }
@@ -216,11 +284,9 @@ impl Report {
 }
 
 /// What kept the rate from being higher.
-fn limit(measured: &Measured, rate: Option<(Operation, u64)>) -> String {
+fn limit(measured: &Measured, asked: Option<&Asked>) -> String {
     let Measured { client, server, shares, .. } = measured;
-    if let Some((kind, rate)) = rate
-        && measured.count(kind) as f64 >= rate as f64 * RATE_REACHED * measured.elapsed.as_secs_f64()
-    {
+    if asked.is_some_and(|asked| !asked.missed) {
         return "the rate asked for, which was reached".to_owned();
     }
     if client.busiest_thread_share >= BUSY {
@@ -250,6 +316,7 @@ impl Display for Report {
         for latency in [&self.latency_us].into_iter().chain(&self.more_latencies_us) {
             row(f, name(latency.of), latency)?;
         }
+        row(f, "loop", &self.loop_in_words())?;
         let unit = self.latency_us.of.unit();
         let of_events = self.events.count > 0;
         if let Some(server) = &self.server {
@@ -261,8 +328,11 @@ impl Display for Report {
         }
         row(f, "processors", &self.processors_busy)?;
         row(f, "limit", &self.limit)?;
-        if self.processors_busy.others() > DISTURBED {
-            row(f, "DISTURBED", &"others used the processors too; measure again when they are gone")?;
+        for Exercised { what, count } in &self.exercised {
+            row(f, "exercised", &format_args!("{} {what}", grouped(*count as f64)))?;
+        }
+        for Finding { name, unit, value } in &self.results {
+            row(f, "result", &format_args!("{name}: {} {unit}", written(*value)))?;
         }
         for note in &self.notes {
             row(f, "note", note)?;
@@ -270,11 +340,14 @@ impl Display for Report {
         for warning in &self.server_warnings {
             row(f, "server says", warning)?;
         }
-        for violation in &self.violations {
-            row(f, "VIOLATION", violation)?;
+        for (name, why) in self.objections() {
+            row(f, name, &why)?;
         }
-        if self.kept() {
+        if self.verdict <= Verdict::RateMissed {
             let mut all = format!("all {} events of the run", grouped(self.acknowledged as f64));
+            if self.read_back > 0 {
+                all += &format!(", {} of them read back", grouped(self.read_back as f64));
+            }
             for (name, counted) in [("delivery", &self.deliveries), ("answer", &self.queries)] {
                 if counted.is_some() {
                     all += &format!(", every {name}");
@@ -283,6 +356,23 @@ impl Display for Report {
             row(f, "verified", &all)?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    /// Whether latency depends on the rate or on what is in flight.
+    fn loop_in_words(&self) -> String {
+        let counts = [Some(&self.events), self.deliveries.as_ref(), self.queries.as_ref(), self.connections.as_ref()];
+        let per_second = counts[self.latency_us.of as usize].map_or(0.0, |count| count.per_second);
+        match self.loop_kind {
+            Loop::Open => "open: latency counts from when a request was due".to_owned(),
+            Loop::Closed if self.in_flight > 0 && per_second > 0.0 && self.deliveries.is_none() => {
+                let (in_flight, latency) = (self.in_flight as f64, self.in_flight as f64 / per_second * 1e3);
+                let [in_flight, rate] = [in_flight, per_second].map(grouped);
+                format!("closed: latency is what is in flight ÷ the rate: {in_flight} ÷ {rate}/s = {latency:.3} ms")
+            }
+            Loop::Closed => "closed: latency is what is in flight ÷ the rate".to_owned(),
+        }
     }
 }
 
@@ -317,17 +407,6 @@ fn resources(server: &Cost, of_events: bool) -> String {
         text += &format!(", {syncs:.5} disk syncs for an event");
     }
     text
-}
-
-/// A whole number with commas between thousands.
-pub fn grouped(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let first = digits.len() % 3;
-    let groups = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
-        let comma = i > 0 && i % 3 == first;
-        comma.then_some(',').into_iter().chain([char::from(*digit)])
-    });
-    groups.collect()
 }
 
 #[cfg(test)]

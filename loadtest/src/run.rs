@@ -14,19 +14,14 @@ use crate::latency::{Latency, Operation, histogram};
 use crate::measurement::{Measured, Snapshot};
 use crate::options::Common;
 use crate::progress::Progress;
+use crate::schedule::Clock;
 use crate::target::Target;
-use crate::timeline::{STEP, Timeline};
+use crate::timeline::Timeline;
 use crate::usage::Watched;
 use crate::verification::Verification;
 
-/// The warm-up is not measured: connections settle, and the server allocates its first pages and buffers.
-pub const WARM_UP: Duration = Duration::from_secs(1);
-
 /// How often the progress is shown.
 const PROGRESS: Duration = Duration::from_millis(250);
-
-/// 20 s after the last request, a server that has not answered will not answer: it waits 5 s for a lock at most.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One run. Everything happens on one thread.
 pub struct Run {
@@ -34,16 +29,22 @@ pub struct Run {
     pub started_at: Timestamp,
     /// What the scenario counts.
     pub counted: Operation,
-    measuring: Cell<bool>,
+    /// The measured interval, once it has begun; its end may come to be earlier.
+    measured: Cell<Option<(Instant, Instant)>>,
     stopping: Cell<bool>,
-    /// Notified when the measured interval begins, and when everything to be measured is over.
+    /// Whether what was due and is not sent never will be.
+    has_given_up: Cell<bool>,
+    /// How much that was.
+    pub abandoned: Cell<u64>,
+    /// Notified when the measured interval begins, when it is over, and when everything to be measured is over.
     begun: Notify,
+    stopped: Notify,
     complete: Notify,
     recorders: [Recorder; Operation::ALL.len()],
-    /// Parts of the run, by when something was due: the beginning of each but the first.
+    /// Parts of the run, by when something was due: the beginning of each but the first, and their latencies.
     phases: Vec<Instant>,
     of_phases: RefCell<Vec<Histogram<u64>>>,
-    step: Duration,
+    timeline: RefCell<Timeline>,
     pub verification: RefCell<Verification>,
 }
 
@@ -51,38 +52,39 @@ pub struct Run {
 struct Recorder {
     /// Since the start of the run.
     count: Cell<u64>,
-    /// Since the end of the timeline's last interval.
+    /// Of what was due in the measured interval.
     latency: RefCell<Histogram<u64>>,
 }
 
 impl Run {
-    /// A run that starts now and counts this, with a server whose newest event is `newest`.
+    /// A run in one phase.
+    #[cfg(test)]
     pub fn new(counted: Operation, newest: u64) -> Rc<Self> {
-        Rc::new(Self::configured(counted, newest, STEP, &[]))
+        Self::in_phases(counted, newest, crate::timeline::STEP, &[])
     }
 
-    /// A run whose timeline has shorter steps, and whose latencies are also reported by phases, each by when something
-    /// was due. `phases` are the beginnings of all phases but the first, from the start of the run on.
+    /// A run that starts now and counts this, with a server whose newest event is `newest`. Its timeline has such steps,
+    /// and its latencies are also reported by phases: `phases` are the beginnings of all but the first, from the start of
+    /// the run on.
     pub fn in_phases(counted: Operation, newest: u64, step: Duration, phases: &[Duration]) -> Rc<Self> {
-        Rc::new(Self::configured(counted, newest, step, phases))
-    }
-
-    fn configured(counted: Operation, newest: u64, step: Duration, phases: &[Duration]) -> Self {
         let start = Instant::now();
-        Self {
+        Rc::new(Self {
             start,
             started_at: Timestamp::now(),
             counted,
-            measuring: Cell::new(false),
+            measured: Cell::new(None),
             stopping: Cell::new(false),
+            has_given_up: Cell::new(false),
+            abandoned: Cell::new(0),
             begun: Notify::new(),
+            stopped: Notify::new(),
             complete: Notify::new(),
             recorders: Operation::ALL.map(|_| Recorder { count: Cell::new(0), latency: RefCell::new(histogram()) }),
             phases: phases.iter().map(|begin| start + *begin).collect(),
             of_phases: RefCell::new(phases.iter().map(|_| histogram()).chain([histogram()]).collect()),
-            step,
+            timeline: RefCell::new(Timeline::new(step)),
             verification: RefCell::new(Verification::new(newest)),
-        }
+        })
     }
 
     /// Notes a broken promise.
@@ -90,20 +92,41 @@ impl Run {
         self.verification.borrow_mut().violation(words);
     }
 
-    /// Compares what was acknowledged with what the server has stored since the run began, when it had stored `before`.
-    pub async fn check_stored(&self, target: &Target, before: u64) -> anyhow::Result<()> {
-        let stored = target.stored().await? - before;
-        self.verification.borrow_mut().check_stored(stored);
-        Ok(())
-    }
-
-    /// Stops sending new requests.
+    /// Ends everything that goes on until it is told to end.
     pub fn stop(&self) {
         self.stopping.set(true);
+        self.stopped.notify_waiters();
     }
 
     pub fn is_stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// Waits for the end. Cancel safe.
+    pub async fn stopped(&self) {
+        while !self.is_stopping() {
+            self.stopped.notified().await;
+        }
+    }
+
+    /// Ends the sending of what was due before the end.
+    pub fn give_up(&self) {
+        self.has_given_up.set(true);
+        self.stopped.notify_waiters();
+    }
+
+    pub fn has_given_up(&self) -> bool {
+        self.has_given_up.get()
+    }
+
+    /// Waits until the run stops or gives up. Cancel safe.
+    pub async fn changed(&self) {
+        self.stopped.notified().await;
+    }
+
+    /// How long was measured.
+    pub fn length(&self) -> Duration {
+        self.measured.get().map_or(Duration::ZERO, |(begin, end)| end - begin)
     }
 
     /// Counts `more` of a kind: events acknowledged, events received by one subscriber, queries answered.
@@ -122,23 +145,30 @@ impl Run {
         Operation::ALL.map(|kind| self.counted(kind))
     }
 
-    /// Records the latency of `many` operations, from `due` until `now`. Does not count them: see
-    /// [`count`](Self::count).
+    /// Records the latency of `many` operations, from `due` until `now`, if they were due in the measured interval: also
+    /// when they are over after it, because those that wait longest are. Returns whether they were. Does not count them:
+    /// see [`count`](Self::count).
     #[inline]
-    pub fn took(&self, kind: Operation, due: Instant, now: Instant, many: u64) {
-        if self.measuring.get() && many > 0 {
-            let nanos = (now - due).as_nanos() as u64;
-            self.recorders[kind as usize].latency.borrow_mut().saturating_record_n(nanos, many);
-            if kind == self.counted && !self.phases.is_empty() {
+    pub fn took(&self, kind: Operation, due: Instant, now: Instant, many: u64) -> bool {
+        let Some((begin, end)) = self.measured.get() else { return false };
+        if many == 0 || due < begin || due >= end {
+            return false;
+        }
+        let nanos = (now - due).as_nanos() as u64;
+        self.recorders[kind as usize].latency.borrow_mut().saturating_record_n(nanos, many);
+        if kind == self.counted {
+            self.timeline.borrow_mut().took(due - begin, nanos, many);
+            if !self.phases.is_empty() {
                 let phase = self.phases.partition_point(|begin| *begin <= due);
                 self.of_phases.borrow_mut()[phase].saturating_record_n(nanos, many);
             }
         }
+        true
     }
 
     /// Begins the measured interval.
-    pub fn begin_to_measure(&self) {
-        self.measuring.set(true);
+    pub fn begin_to_measure(&self, from: Instant, length: Duration) {
+        self.measured.set(Some((from, from + length)));
         self.begun.notify_waiters();
     }
 
@@ -147,6 +177,10 @@ impl Run {
         while !self.is_measuring() {
             self.begun.notified().await;
         }
+    }
+
+    pub fn is_measuring(&self) -> bool {
+        self.measured.get().is_some() && !self.is_stopping()
     }
 
     /// Ends the measured interval: everything to be measured is over.
@@ -159,64 +193,72 @@ impl Run {
         self.recorders[kind as usize].latency.borrow().len()
     }
 
-    pub fn is_measuring(&self) -> bool {
-        self.measuring.get()
-    }
-
-    /// Lets the tasks warm up and measures them. All metrics are of the same interval.
+    /// Lets the tasks warm up, counts and uses for as long as is to be measured, and stops. What was due meanwhile may
+    /// still be unanswered then: see [`measured`](Self::measured).
     ///
     /// # Errors
     /// The server's process is gone.
-    pub async fn measure(&self, common: &Common, target: &Target) -> anyhow::Result<Measured> {
+    pub async fn measure(&self, common: &Common, target: &Target, clock: &Clock) -> anyhow::Result<Interval> {
         let server = target.watched.as_ref();
         let mut bar = Progress::new(self.counted, self.start);
-        let warm = self.start + WARM_UP;
+        let warm = self.start + common.warm_up();
         while Instant::now() < warm {
             sleep_until((Instant::now() + PROGRESS).min(warm).into()).await;
             bar.show(Instant::now(), self.counted(self.counted), &histogram());
         }
         let length = Duration::from_secs(common.seconds);
         let before = Snapshot::now(self.counts(), server)?;
+        let (mut end, mut progress) = (before.at + length, before.at + PROGRESS);
         common.interrupt.allow_early_end();
-        self.begin_to_measure();
-        let usage = before.server.as_ref();
-        let mut timeline = Timeline::new(before.at, length, self.step, before.counts[self.counted as usize], usage);
-        let mut total = Operation::ALL.map(|_| histogram());
-        let (end, mut progress) = (before.at + length, before.at + PROGRESS);
-        let (mut ended_early, mut complete) = (false, false);
-        while !ended_early && !complete && Instant::now() < end {
+        self.timeline.borrow_mut().begin(length, self.counted(self.counted), before.server.as_ref());
+        clock.end_at(end);
+        self.begin_to_measure(before.at, length);
+        let mut ended_early = false;
+        while Instant::now() < end {
+            let sample = before.at + self.timeline.borrow().next_sample();
             select! {
                 biased;
-                () = common.interrupt.requested() => ended_early = true,
-                () = self.complete.notified() => complete = true,
-                () = sleep_until(progress.min(timeline.due).min(end).into()) => {}
+                () = common.interrupt.requested() => (ended_early, end) = (true, Instant::now()),
+                () = self.complete.notified() => end = Instant::now(),
+                () = sleep_until(progress.min(sample).min(end).into()) => {}
             }
             let now = Instant::now();
-            let mut recent = self.recorders[self.counted as usize].latency.borrow_mut();
             if now >= progress {
-                bar.show(now, self.counted(self.counted), &recent);
+                let latency = &self.recorders[self.counted as usize].latency;
+                bar.show(now, self.counted(self.counted), &latency.borrow());
                 progress = now + PROGRESS;
             }
-            if now >= timeline.due {
+            if now >= sample && now < end {
                 let usage = server.map(Watched::usage).transpose()?;
-                timeline.add(&recent);
-                timeline.end(now, self.counted(self.counted), usage.as_ref());
-                total[self.counted as usize].add(&*recent)?;
-                recent.reset();
+                self.timeline.borrow_mut().sample(now - before.at, self.counted(self.counted), usage.as_ref());
             }
         }
         let after = Snapshot::now(self.counts(), server)?;
-        self.measuring.set(false);
+        clock.end_at(end);
+        self.measured.set(Some((before.at, end)));
+        self.stop();
         bar.clear();
-        timeline.add(&self.recorders[self.counted as usize].latency.borrow());
-        for (total, recorders) in total.iter_mut().zip(&self.recorders) {
-            total.add(&*recorders.latency.borrow())?;
-        }
-        Ok(Measured {
-            ended_early,
-            timeline: timeline.finish(after.at, after.counts[self.counted as usize], after.server.as_ref()),
-            phases: self.of_phases.borrow().iter().map(|latency| Latency::of(self.counted, latency)).collect(),
-            ..Measured::between(&before, &after, self.counted, &total)
-        })
+        Ok(Interval { before, after, ended_early })
     }
+
+    /// What was measured in this interval, once everything that was due in it is answered.
+    pub fn measured(&self, interval: Interval) -> Measured {
+        let Interval { before, after, ended_early } = interval;
+        let latencies = self.recorders.iter().map(|recorder| recorder.latency.borrow().clone()).collect::<Vec<_>>();
+        let counted = after.counts[self.counted as usize];
+        self.timeline.borrow_mut().sample(after.at - before.at, counted, after.server.as_ref());
+        Measured {
+            ended_early,
+            timeline: self.timeline.borrow().points(),
+            phases: self.of_phases.borrow().iter().map(|latency| Latency::of(self.counted, latency)).collect(),
+            ..Measured::between(&before, &after, self.counted, &latencies)
+        }
+    }
+}
+
+/// Everything that was counted and used when the measured interval began and when it ended.
+pub struct Interval {
+    before: Snapshot,
+    after: Snapshot,
+    ended_early: bool,
 }

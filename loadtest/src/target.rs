@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -12,10 +13,11 @@ use event_pipeline::config::Config;
 use serde_json::Value;
 
 use crate::answer;
+use crate::dial::Dial;
 use crate::disk::Disk;
 use crate::folder::Folder;
 use crate::process::Process;
-use crate::usage::Watched;
+use crate::usage::{Watched, listener};
 
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Server")]
@@ -27,7 +29,8 @@ pub struct TargetArgs {
     /// Key to show to a running server
     #[arg(long, global = true, value_name = "KEY", requires = "url")]
     api_key: Option<String>,
-    /// Process number of a running server on this machine, to measure its CPU time, memory and writes
+    /// Process number of a running server, to measure its CPU time, memory and writes [default: the process on this
+    /// machine that listens there, if we may look into it]
     #[arg(long, global = true, value_name = "PID", requires = "url")]
     pid: Option<u32>,
     /// Setting of the server that is started, such as NETWORK_THREADS=2; repeatable
@@ -144,13 +147,29 @@ impl Target {
             authority: format!("{host}{port}"),
             prefix: path.trim_end_matches('/').to_owned(),
             api_key: args.api_key.clone(),
-            watched: args.pid.map(|pid| Watched { pid, disk: Disk::of_process(pid) }),
+            watched: None,
             process: None,
             ends_well: false,
             settings: BTreeMap::new(),
         };
         target.subject.name = target.name().await?;
+        // A port of another machine is none of ours.
+        let port = target.authority.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback());
+        let pid = args.pid.or_else(|| listener(port?.port()));
+        target.watched = pid.map(|pid| Watched { pid, disk: Disk::of_process(pid) });
         Ok(target)
+    }
+
+    /// How to connect the client with this number: from one of this machine's many addresses, where the server is on it
+    /// too.
+    pub fn dial(&self, number: usize) -> Dial {
+        /// Loopback addresses that connections come from: each has some 28,000 ports, and a closed port stays in use
+        /// for a minute.
+        const SOURCES: usize = 32;
+        let server = self.authority.parse::<SocketAddr>().ok();
+        let is_here = server.is_some_and(|server| server.is_ipv4() && server.ip().is_loopback());
+        let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1 + (number % SOURCES) as u8));
+        Dial { source: is_here.then_some(source), receive_buffer_bytes: None }
     }
 
     /// The lines that the head of every request needs.

@@ -1,13 +1,16 @@
 //! The tasks of one run: none may end while it is measured, and those that send must end after it.
 
+use std::pin::pin;
+
 use anyhow::{Context, bail};
 use tokio::select;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 
-use crate::measurement::Measured;
+use crate::connection::PATIENCE;
 use crate::options::Common;
-use crate::run::{PATIENCE, Run};
+use crate::run::{Interval, Run};
+use crate::schedule::Clock;
 use crate::target::Target;
 
 /// All tasks of one run, each on this thread.
@@ -34,9 +37,15 @@ impl Tasks {
     ///
     /// # Errors
     /// A task ended, or what [`Run::measure`] says.
-    pub async fn measure(&mut self, run: &Run, common: &Common, target: &Target) -> anyhow::Result<Measured> {
+    pub async fn measure(
+        &mut self,
+        run: &Run,
+        common: &Common,
+        target: &Target,
+        clock: &Clock,
+    ) -> anyhow::Result<Interval> {
         select! {
-            measured = run.measure(common, target) => measured,
+            interval = run.measure(common, target, clock) => interval,
             error = self.failed() => Err(error),
         }
     }
@@ -54,12 +63,11 @@ impl Tasks {
         }
     }
 
-    /// Stops the run, and waits for the answers to requests in flight. Missing answers are a violation.
+    /// Waits for the answers to everything that was due. Missing answers are a violation.
     ///
     /// # Errors
     /// A task failed.
     pub async fn finish(&mut self, run: &Run) -> anyhow::Result<()> {
-        run.stop();
         let Self { senders, listeners } = self;
         let answered = async {
             while let Some(ended) = senders.join_next().await {
@@ -67,14 +75,19 @@ impl Tasks {
             }
             anyhow::Ok(())
         };
-        select! {
-            ended = timeout(PATIENCE, answered) => match ended {
-                Ok(ended) => ended?,
-                Err(_) => run.violation(|| format!("some requests are not answered after {PATIENCE:?}")),
-            },
-            Some(ended) = listeners.join_next() => {
-                why(ended)?;
-                bail!("a task that goes on for ever has ended");
+        let mut answered = pin!(answered);
+        // A server that is slower than the rate may have as much before it as it has done.
+        for (patience, is_last) in [(PATIENCE.max(run.length()), false), (PATIENCE, true)] {
+            select! {
+                ended = timeout(patience, &mut answered) => match ended {
+                    Ok(ended) => return ended,
+                    Err(_) if is_last => run.violation(|| format!("some requests are not answered after {patience:?}")),
+                    Err(_) => run.give_up(),
+                },
+                Some(ended) = listeners.join_next() => {
+                    why(ended)?;
+                    bail!("a task that goes on for ever has ended");
+                }
             }
         }
         Ok(())

@@ -1,11 +1,11 @@
 //! How a run went over time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::latency::{histogram, micros};
+use crate::latency::{coarse_histogram, micros};
 use crate::usage::Usage;
 
 /// The length of an interval, unless there would be too many.
@@ -19,8 +19,9 @@ const POINTS_MAX: u32 = 600;
 pub struct Point {
     /// When it ended, in seconds since the measured interval began.
     pub at: f64,
-    /// Of what the run counts.
+    /// Of what the run counts: what was over in the interval.
     pub per_second: f64,
+    /// The latencies of what was due in it, to two digits.
     pub p50_us: f64,
     pub p99_us: f64,
     pub max_us: f64,
@@ -34,68 +35,87 @@ pub struct Point {
 
 /// Intervals of equal length, of which the last one may be shorter.
 pub struct Timeline {
-    start: Instant,
     step: Duration,
-    /// When the interval is over.
-    pub due: Instant,
-    points: Vec<Point>,
-    /// What belongs to the interval that is not over.
-    latency: Histogram<u64>,
-    /// What was counted, and what the server had used, when it began.
+    /// Of what was due in each step.
+    latencies: Vec<Histogram<u32>>,
+    /// At the beginning, and at the end of each interval.
+    samples: Vec<Sample>,
+}
+
+struct Sample {
+    at: Duration,
     counted: u64,
-    server_cpu: Option<Duration>,
-    began: Instant,
+    cpu: Option<Duration>,
+    memory_bytes: Option<u64>,
 }
 
 impl Timeline {
-    /// Of a run whose count is `counted` when the measurement begins, at `start`, for `length`.
-    pub fn new(start: Instant, length: Duration, step: Duration, counted: u64, server: Option<&Usage>) -> Self {
+    pub fn new(step: Duration) -> Self {
+        Self { step, latencies: Vec::new(), samples: Vec::new() }
+    }
+
+    /// Begins the measured interval, of this length, when a run has counted so many.
+    pub fn begin(&mut self, length: Duration, counted: u64, server: Option<&Usage>) {
         // A multiple of the step, so that the points of two runs stand at the same times.
-        let step = step * ((length.as_nanos() / step.as_nanos()) as u32).div_ceil(POINTS_MAX).max(1);
-        Self {
-            start,
-            step,
-            due: start + step,
-            points: Vec::new(),
-            latency: histogram(),
-            counted,
-            server_cpu: server.map(|usage| usage.cpu),
-            began: start,
-        }
+        self.step *= ((length.as_nanos() / self.step.as_nanos()) as u32).div_ceil(POINTS_MAX).max(1);
+        self.sample(Duration::ZERO, counted, server);
     }
 
-    /// Latencies of the interval that is not over.
-    pub fn add(&mut self, latency: &Histogram<u64>) {
-        self.latency.add(latency).expect("all histograms have the same bounds");
-    }
-
-    /// Ends the interval and begins the next.
-    pub fn end(&mut self, now: Instant, counted: u64, server: Option<&Usage>) {
-        let elapsed = (now - self.began).as_secs_f64();
-        let used = server.zip(self.server_cpu).map(|(usage, before)| usage.cpu.saturating_sub(before));
-        self.points.push(Point {
-            at: (now - self.start).as_secs_f64(),
-            per_second: (counted - self.counted) as f64 / elapsed,
-            p50_us: micros(&self.latency, 50.0),
-            p99_us: micros(&self.latency, 99.0),
-            max_us: micros(&self.latency, 100.0),
-            server_processors: used.map(|used| used.as_secs_f64() / elapsed),
-            server_memory_bytes: server.map(|usage| usage.memory_bytes),
-        });
-        self.latency.reset();
-        self.counted = counted;
-        self.server_cpu = server.map(|usage| usage.cpu);
-        self.began = now;
+    /// When the next sample should be taken, since the beginning.
+    pub fn next_sample(&self) -> Duration {
+        let last = self.samples.last().map_or(Duration::ZERO, |sample| sample.at);
         // An interval whose end was missed becomes part of the next.
-        self.due = self.start + self.step * ((now - self.start).div_duration_f64(self.step) as u32 + 1);
+        self.step * (self.step_of(last) as u32 + 1)
+    }
+
+    /// Notes what was counted and used until a time since the beginning.
+    pub fn sample(&mut self, at: Duration, counted: u64, server: Option<&Usage>) {
+        let (cpu, memory_bytes) = server.map(|usage| (usage.cpu, usage.memory_bytes)).unzip();
+        self.samples.push(Sample { at, counted, cpu, memory_bytes });
+    }
+
+    /// Records the latency of `many` operations that were due at a time since the beginning.
+    #[inline]
+    pub fn took(&mut self, due: Duration, nanos: u64, many: u64) {
+        let step = self.step_of(due);
+        if step >= self.latencies.len() {
+            self.latencies.resize(step + 1, coarse_histogram());
+        }
+        self.latencies[step].saturating_record_n(nanos, many as u32);
+    }
+
+    fn step_of(&self, at: Duration) -> usize {
+        at.div_duration_f64(self.step) as usize
     }
 
     /// All points. The rest of the last interval is one if it is long enough to mean something.
-    pub fn finish(mut self, now: Instant, counted: u64, server: Option<&Usage>) -> Vec<Point> {
-        if self.points.is_empty() || now - self.began >= self.step / 2 {
-            self.end(now, counted, server);
+    pub fn points(&self) -> Vec<Point> {
+        let (mut points, mut step) = (Vec::new(), 0);
+        for pair in self.samples.windows(2) {
+            let [before, after] = pair else { continue };
+            let elapsed = (after.at - before.at).as_secs_f64();
+            if !points.is_empty() && after.at - before.at < self.step / 2 {
+                continue;
+            }
+            // A sample is taken a little later than it should be.
+            let until = ((after.at.div_duration_f64(self.step) + 0.1).floor() as usize).max(step + 1);
+            let mut latency = coarse_histogram();
+            for of_step in self.latencies.iter().take(until).skip(step) {
+                latency.add(of_step).expect("all histograms have the same bounds");
+            }
+            step = until;
+            let cpu = after.cpu.zip(before.cpu).map(|(after, before)| after.saturating_sub(before).as_secs_f64());
+            points.push(Point {
+                at: after.at.as_secs_f64(),
+                per_second: (after.counted - before.counted) as f64 / elapsed,
+                p50_us: micros(&latency, 50.0),
+                p99_us: micros(&latency, 99.0),
+                max_us: micros(&latency, 100.0),
+                server_processors: cpu.map(|cpu| cpu / elapsed),
+                server_memory_bytes: after.memory_bytes,
+            });
         }
-        self.points
+        points
     }
 }
 
@@ -104,29 +124,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_point_covers_its_interval() {
-        let start = Instant::now();
-        let mut timeline = Timeline::new(start, Duration::from_secs(10), STEP, 100, None);
-        let mut latency = histogram();
-        latency.saturating_record_n(2_000_000, 50);
-        timeline.add(&latency);
-        assert_eq!(timeline.due, start + STEP);
-        timeline.end(start + STEP, 150, None);
-        let points = timeline.finish(start + STEP * 2, 150, None);
-        let told = points.iter().map(|p| (p.at, p.per_second, p.p50_us.round(), p.p99_us.round())).collect::<Vec<_>>();
-        // To three digits.
-        assert_eq!(told, [(0.25, 200.0, 2_001.0, 2_001.0), (0.5, 0.0, 0.0, 0.0)]);
+    fn latencies_belong_to_the_time_at_which_something_was_due() {
+        let millis = Duration::from_millis;
+        let mut timeline = Timeline::new(millis(100));
+        timeline.begin(millis(450), 0, None);
+        assert_eq!(timeline.next_sample(), millis(100));
+        timeline.took(millis(99), 5_000_000, 3);
+        timeline.sample(millis(101), 10, None);
+        timeline.took(millis(99), 900_000_000, 3);
+        timeline.took(millis(250), 7_000_000, 1);
+        // The end of the second interval was missed.
+        timeline.sample(millis(301), 30, None);
+        timeline.took(millis(301), 8_000_000, 1);
+        timeline.sample(millis(400), 40, None);
+        timeline.sample(millis(440), 41, None);
+        let points = timeline.points();
+        let told =
+            points.iter().map(|point| ((point.at * 1e3) as u32, point.per_second as u32, (point.max_us / 1e4) as u32));
+        assert_eq!(told.collect::<Vec<_>>(), [(101, 99, 90), (301, 100, 0), (400, 101, 0)]);
+        assert_eq!(points.iter().map(|point| (point.p50_us / 1e3).round()).collect::<Vec<_>>(), [5.0, 7.0, 8.0]);
     }
 
     #[test]
-    fn a_long_run_has_no_more_points_than_a_picture_has_columns() {
-        let start = Instant::now();
-        for seconds in [1, 60, 150, 151, 3_600, 86_400] {
-            let length = Duration::from_secs(seconds);
-            let step = Timeline::new(start, length, STEP, 0, None).step;
-            let points = length.div_duration_f64(step);
-            assert!(points <= f64::from(POINTS_MAX) && step >= STEP, "{seconds} s: {points}");
-            assert!(seconds < 150 || points > f64::from(POINTS_MAX) / 2.0, "{seconds} s: {points}");
-        }
+    fn a_long_run_has_longer_steps() {
+        let mut timeline = Timeline::new(STEP);
+        timeline.begin(Duration::from_secs(3_600), 0, None);
+        assert_eq!(timeline.next_sample(), STEP * 24);
     }
 }

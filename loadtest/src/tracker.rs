@@ -1,6 +1,5 @@
 //! The requests of one producer: what was sent, and a check of every answer.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
@@ -21,9 +20,9 @@ pub struct RequestTracker {
     requests: Rc<Requests>,
     dialect: Dialect,
     /// In runs with subscribers: what is sent and acknowledged is noted here.
-    deliveries: Option<Rc<Deliveries>>,
+    pub deliveries: Option<Rc<Deliveries>>,
     /// In runs with queries: what is acknowledged is noted here.
-    acknowledged: Option<Rc<AcknowledgedEvents>>,
+    pub acknowledged: Option<Rc<AcknowledgedEvents>>,
     /// Counts of requests.
     sent: u64,
     answered: u64,
@@ -33,22 +32,17 @@ pub struct RequestTracker {
     bursts: VecDeque<u64>,
     /// The last sequence number acknowledged here.
     last: u64,
-    /// Every sequence number acknowledged here, in runs that compare them with what is stored.
-    ids: Option<Ids>,
     /// Whether the latency of answers is recorded.
-    timed: bool,
+    is_timed: bool,
     /// Requests of the last read that were refused.
     refused: usize,
     /// Sequence numbers of the last read, if the deliveries need their due times; 0 for a refused event.
     recent: Vec<u64>,
 }
 
-/// The sequence numbers of one producer's events in the order they were sent in.
-pub type Ids = Rc<RefCell<Vec<u64>>>;
-
 impl RequestTracker {
-    pub fn new(run: Rc<Run>, requests: Rc<Requests>, dialect: Dialect) -> Self {
-        let (due, bursts, deliveries, acknowledged, ids, recent) = Default::default();
+    pub fn new(run: Rc<Run>, requests: Rc<Requests>, dialect: Dialect, is_timed: bool) -> Self {
+        let (due, bursts, deliveries, acknowledged, recent) = Default::default();
         Self {
             run,
             requests,
@@ -60,31 +54,14 @@ impl RequestTracker {
             due,
             bursts,
             last: 0,
-            ids,
-            timed: true,
+            is_timed,
             refused: 0,
             recent,
         }
     }
 
-    /// Notes for subscribers what is sent and acknowledged.
-    pub fn with_deliveries(self, deliveries: Rc<Deliveries>) -> Self {
-        Self { deliveries: Some(deliveries), ..self }
-    }
-
-    /// Notes for queries what is acknowledged.
-    pub fn with_acknowledged(self, acknowledged: Rc<AcknowledgedEvents>) -> Self {
-        Self { acknowledged: Some(acknowledged), ..self }
-    }
-
-    /// Does not record latencies.
-    pub fn untimed(self) -> Self {
-        Self { timed: false, ..self }
-    }
-
-    /// Records all sequence numbers.
-    pub fn recording_ids(self, ids: Ids) -> Self {
-        Self { ids: Some(ids), ..self }
+    pub fn events_each(&self) -> usize {
+        self.requests.events_each()
     }
 
     pub fn in_flight(&self) -> usize {
@@ -122,7 +99,7 @@ impl RequestTracker {
             let (due, left) = self.due.front_mut().expect("no more answers than requests");
             let count = requests.min(*left);
             // Where refusals are expected there is one request at a time, and a refusal has no latency.
-            if self.timed && refused == 0 {
+            if self.is_timed && refused == 0 {
                 self.run.took(Operation::Acknowledgement, *due, now, (count * events_each) as u64);
             }
             if let Some(deliveries) = &self.deliveries {
@@ -164,20 +141,18 @@ impl RequestTracker {
         let recent = self.recent.len();
         let asks_when_due = self.deliveries.as_ref().is_some_and(|deliveries| deliveries.asks_when_due());
         let answer = read(&mut |sequence| {
-            verification.acknowledge(sequence);
+            let keys = self.requests.keys(event);
+            verification.acknowledge(sequence, keys.content);
             let last = self.last;
             if sequence <= last {
                 verification.violation(|| format!("on one connection, event {sequence} was answered after {last}"));
             }
             self.last = sequence;
             if let Some(deliveries) = &self.deliveries {
-                deliveries.acknowledged(self.requests.keys(event), sequence);
+                deliveries.acknowledged(keys, sequence);
             }
             if let Some(acknowledged) = &self.acknowledged {
-                acknowledged.add(self.requests.keys(event), sequence);
-            }
-            if let Some(ids) = &self.ids {
-                ids.borrow_mut().push(sequence);
+                acknowledged.add(keys, sequence);
             }
             if asks_when_due {
                 self.recent.push(sequence);
@@ -237,7 +212,7 @@ pub enum Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::Events;
+    use crate::events::{Events, PayloadBytes};
     use crate::requests::Framing;
 
     /// A server that says of each event what became of it, in one letter.
@@ -258,11 +233,11 @@ mod tests {
     }
 
     fn tracker(after_burst: &'static [u8]) -> RequestTracker {
-        let events = Events { sessions: 3, users: 5, payload_bytes: 40 };
+        let events = Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
         let framing = Framing::Peer(|out, producer, _| out.push(b'0' + producer as u8), 7);
         let requests = Requests::render(&events, 1, &framing, 7, 8);
         let run = Run::new(Operation::Acknowledgement, 0);
-        RequestTracker::new(run, Rc::new(requests), Dialect::Peer { answers: letters, after_burst })
+        RequestTracker::new(run, Rc::new(requests), Dialect::Peer { answers: letters, after_burst }, true)
     }
 
     fn acknowledged(tracker: &RequestTracker) -> (u64, u64, Vec<String>) {

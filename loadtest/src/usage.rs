@@ -28,6 +28,25 @@ impl Watched {
     }
 }
 
+/// The process on this machine that listens on a port; `None` where there is none, or we may not look into it.
+pub fn listener(port: u16) -> Option<u32> {
+    /// The state of a socket that listens.
+    const LISTENS: &str = "0A";
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let socket = tables.iter().flat_map(|table| table.lines().skip(1)).find_map(|line| {
+        let fields = line.split_whitespace().collect::<Vec<_>>();
+        let (_, of_line) = fields.get(1)?.rsplit_once(':')?;
+        let is_it = u16::from_str_radix(of_line, 16) == Ok(port) && fields[3] == LISTENS;
+        is_it.then(|| format!("socket:[{}]", fields[9]))
+    })?;
+    let holds = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == &*socket)
+    };
+    let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(holds)
+}
+
 /// What a process has used up to one point in time.
 pub struct Usage {
     pub cpu: Duration,
@@ -183,5 +202,14 @@ mod tests {
         assert!(!after.threads.is_empty() && cost.syncs_per_event.is_none());
         assert!(Processors::now().expect("the machine's").busy_since(&processors) > 0.0);
         assert!(Usage::of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn the_process_behind_a_port_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = socket.local_addr().expect("an address").port();
+        assert_eq!(listener(port), Some(std::process::id()));
+        drop(socket);
+        assert_eq!(listener(port), None);
     }
 }

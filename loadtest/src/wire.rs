@@ -1,7 +1,8 @@
 //! What a server sends on a connection: WebSocket frames and HTTP responses, found without copying them.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use event_pipeline::wire::frame::{self, OpCode};
+use memchr::memmem;
 
 /// Most bytes of one message or response.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -17,31 +18,88 @@ pub fn frames(
     out: &mut Vec<u8>,
     mut visit: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
+    let mut used = 0;
+    while let Some(length) = frame(&bytes[used..], out, &mut visit)? {
+        used += length;
+    }
+    Ok(used)
+}
+
+/// Visits the first text message, and uses up nothing that follows it.
+pub fn first_frame(bytes: &[u8], out: &mut Vec<u8>, mut visit: impl FnMut(&[u8])) -> anyhow::Result<usize> {
+    let (mut used, mut is_visited) = (0, false);
+    while !is_visited {
+        let visit = |text: &[u8]| {
+            is_visited = true;
+            visit(text);
+            Ok(())
+        };
+        match frame(&bytes[used..], out, visit)? {
+            Some(length) => used += length,
+            None => break,
+        }
+    }
+    Ok(used)
+}
+
+/// Reads the frame that the bytes begin with; `None` if it is not complete.
+#[inline]
+fn frame(
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    visit: impl FnOnce(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<usize>> {
     const TEXT: u8 = 0x80 | OpCode::Text as u8;
     const PING: u8 = 0x80 | OpCode::Ping as u8;
     const PONG: u8 = 0x80 | OpCode::Pong as u8;
     const CLOSE: u8 = 0x80 | OpCode::Close as u8;
+    let (head, length) = match *bytes {
+        [_, length @ 0..=125, ..] => (2, usize::from(length)),
+        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        [_, 127, a, b, c, d, e, f, g, h, ..] => (10, u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize),
+        [_, 128..=255, ..] => bail!("the server sent a masked frame"),
+        _ => return Ok(None),
+    };
+    ensure!(length <= MESSAGE_BYTES_MAX, "the server announced a message of {length} bytes");
+    let Some(payload) = bytes.get(head..head + length) else { return Ok(None) };
+    match bytes[0] {
+        TEXT => visit(payload)?,
+        PING => frame::masked(out, OpCode::Pong, payload, *b"mask"),
+        PONG => {}
+        CLOSE => bail!("the server closed the socket: {}", close_reason(payload)),
+        first => bail!("the server sent a frame that begins with {first:#04x}"),
+    }
+    Ok(Some(head + length))
+}
+
+/// Visits the data of each stored event in the chunks of an event stream, and returns how many bytes are used up. An
+/// event in two chunks is an error: our server sends none.
+///
+/// # Errors
+/// The stream ends, anything that no chunk is, or what `visit` says.
+pub fn stream_events(bytes: &[u8], mut visit: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<usize> {
     let mut used = 0;
-    loop {
-        let frame = &bytes[used..];
-        let (head, length) = match *frame {
-            [_, length @ 0..=125, ..] => (2, usize::from(length)),
-            [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
-            [_, 127, a, b, c, d, e, f, g, h, ..] => (10, u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize),
-            [_, 128..=255, ..] => bail!("the server sent a masked frame"),
-            _ => return Ok(used),
-        };
-        ensure!(length <= MESSAGE_BYTES_MAX, "the server announced a message of {length} bytes");
-        let Some(payload) = frame.get(head..head + length) else { return Ok(used) };
-        used += head + length;
-        match frame[0] {
-            TEXT => visit(payload)?,
-            PING => frame::masked(out, OpCode::Pong, payload, *b"mask"),
-            PONG => {}
-            CLOSE => bail!("the server closed the socket: {}", close_reason(payload)),
-            first => bail!("the server sent a frame that begins with {first:#04x}"),
+    while let Some(line) = memmem::find(&bytes[used..], b"\r\n") {
+        let length = str::from_utf8(&bytes[used..used + line]).ok().and_then(|hex| usize::from_str_radix(hex, 16).ok());
+        let length = length.context("the server sent no chunk in an event stream")?;
+        ensure!(length > 0, "the event stream ended");
+        ensure!(length <= MESSAGE_BYTES_MAX, "the server announced a chunk of {length} bytes");
+        let start = used + line + 2;
+        let Some(chunk) = bytes.get(start..start + length + 2) else { break };
+        ensure!(chunk.ends_with(b"\n\n\r\n"), "a chunk of an event stream ends within an event");
+        used = start + length + 2;
+        let mut from = 0;
+        for end in memmem::find_iter(&chunk[..length], b"\n\n") {
+            let mut lines = chunk[from..end].split(|byte| *byte == b'\n');
+            from = end + 2;
+            if lines.any(|line| line.starts_with(b"id:"))
+                && let Some(data) = lines.find_map(|line| line.strip_prefix(b"data: "))
+            {
+                visit(data)?;
+            }
         }
     }
+    Ok(used)
 }
 
 /// The text of a refused handshake: its status and its body.
@@ -166,5 +224,28 @@ mod tests {
         });
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert!(responses(chunked, |_, _| Ok(())).is_err());
+    }
+
+    #[test]
+    fn event_streams_are_whole_wherever_they_are_cut() {
+        let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+        let bytes = [
+            chunk("retry: 1000\nevent: subscribed\ndata: {}\n\n"),
+            chunk("id: evt_1\ndata: {\"id\":1}\n\nid: evt_2\ndata: {\"id\":2}\n\n"),
+            chunk(": keep-alive\n\n"),
+            chunk("event: caught_up\ndata: {}\n\nid: evt_3\ndata: {\"id\":3}\n\n"),
+        ]
+        .concat();
+        let take = |bytes: &[u8], seen: &mut Vec<String>| {
+            stream_events(bytes, |data| {
+                seen.push(String::from_utf8_lossy(data).into_owned());
+                Ok(())
+            })
+            .expect("chunks")
+        };
+        in_two_pieces(bytes.as_bytes(), &[r#"{"id":1}"#, r#"{"id":2}"#, r#"{"id":3}"#], take);
+        for bad in ["0\r\n\r\n", "x\r\n", "4\r\nid: \r\n", "ffffffff\r\n"] {
+            assert!(stream_events(bad.as_bytes(), |_| Ok(())).is_err(), "{bad}");
+        }
     }
 }

@@ -8,22 +8,21 @@ use std::rc::Rc;
 use anyhow::Context;
 use tokio::time::timeout;
 
-use crate::connection::{Connection, Scratch};
-use crate::deliveries::{Deliveries, FilterBy};
-use crate::flow::Flow;
+use crate::connection::{Connection, PATIENCE, Scratch};
+use crate::deliveries::{Audience, Deliveries, FilterBy};
+use crate::findings::Findings;
 use crate::folder::Folder;
 use crate::latency::Operation;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::report::{Findings, Report, grouped};
+use crate::report::Report;
 use crate::requests::{Framing, Requests};
-use crate::run::{PATIENCE, Run};
 use crate::scenario::fanout::Fanout;
 use crate::scenario::publish::Publish;
-use crate::subscriber::{EventCheck, Receive, Subscribers};
+use crate::subscriber::{Receive, Subscribers};
 use crate::target::{Subject, Target};
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
+use crate::tracker::Dialect;
+use crate::workload::{Driven, Publisher, Site, Workload};
 
 /// A server of another kind, and a way to use it.
 pub trait Driver {
@@ -58,80 +57,56 @@ pub trait Driver {
 /// Publishes to a server of another kind as the scenario does to ours: the same events, connections and windows.
 /// Verifies the same: every event is acknowledged once and in order, and as many are stored.
 pub async fn publish(driver: &impl Driver, publish: &Publish, common: &Common) -> anyhow::Result<Report> {
-    let target = driver.start(common.target.folder()?)?;
-    driver.prepare(&target).await?;
-    let plan = publish.resolve();
-    let scratch = Scratch::default();
-    let mut ready = Vec::new();
-    for number in 0..plan.connections {
+    let site = Site::empty(driver.start(common.target.folder()?)?);
+    driver.prepare(&site.target).await?;
+    let (ingress, _) = publish.ingress();
+    let (count, window) = (ingress.connections, ingress.window);
+    let mut publishers = Vec::new();
+    for number in 0..count {
         let framing = Framing::Peer(driver.render(), number);
-        let requests = Requests::render(&publish.events, 1, &framing, number, plan.connections);
-        ready.push((driver.producer(&target, number, &scratch).await?, requests));
+        let requests = Requests::render(&publish.events, 1, &framing, number, count);
+        let connection = driver.producer(&site.target, number, &site.scratch).await?;
+        publishers.push(Publisher::new(connection, requests.into(), driver.dialect(), window));
     }
-
-    let run = Run::new(Operation::Acknowledgement, 0);
-    let mut tasks = Tasks::default();
-    for (connection, requests) in ready {
-        let tracker = RequestTracker::new(run.clone(), requests.into(), driver.dialect());
-        tasks.spawn(Producer::new(connection, Flow::Window, plan.window, tracker).run());
-    }
-    let measured = tasks.measure(&run, common, &target).await?;
-    tasks.finish(&run).await?;
-    check_stored(driver, &target, &run).await?;
-    let (connections, window) = (plan.connections, grouped(plan.window as f64));
-    let title = format!("one event a message, {connections} connections × {window} events in flight");
-    Ok(Report::new(Findings::new("publish", title, publish), &run, measured, target.stop()?))
+    let driven = Workload::new(Operation::Acknowledgement, publishers).drive(&site, common).await?;
+    let title = format!("one event a message, {count} connections × {} events in flight", grouped(window as f64));
+    report(driver, Findings::new("publish", title, publish, common), driven, site).await
 }
 
 /// Publishes to subscribers of a server of another kind as the scenario does to ours. Verifies that each gets all
 /// events, byte by byte as they were sent, once and in order, and that as many are stored, if any are.
 pub async fn fanout(driver: &impl Driver, fanout: &Fanout, common: &Common) -> anyhow::Result<Report> {
-    let target = driver.start(common.target.folder()?)?;
-    driver.prepare(&target).await?;
-    let scratch = Scratch::default();
-    let asking = [(FilterBy::All, fanout.subscribers)];
-    let deliveries = Rc::new(Deliveries::new(0, &fanout.events, &asking, fanout.window, true));
+    let site = Site::empty(driver.start(common.target.folder()?)?);
+    driver.prepare(&site.target).await?;
+    let requests = Rc::new(Requests::render(&fanout.events, 1, &Framing::Peer(driver.render(), 0), 0, 1));
+    let audience = Audience::new(FilterBy::All, fanout.subscribers);
+    let names = fanout.events.names();
+    let deliveries = Rc::new(Deliveries::new(0, names, &[audience], fanout.window, Some(requests.clone())));
     let mut connections = Vec::new();
     for number in 0..fanout.subscribers {
-        let connection = driver.subscriber(&target, &scratch).await;
+        let connection = driver.subscriber(&site.target, &site.scratch).await;
         connections.push(connection.with_context(|| format!("subscriber {number}"))?);
     }
-    let connected = Subscribers::of_peer(deliveries.clone(), connections, driver.receive());
-    let connection = driver.producer(&target, 0, &scratch).await?;
-    let render = |framing| Rc::new(Requests::render(&fanout.events, 1, &framing, 0, 1));
-    let (requests, events) = (render(Framing::Peer(driver.render(), 0)), render(Framing::Plain));
-
-    let run = Run::new(Operation::Delivery, 0);
-    let flow = Flow::to_subscribers(fanout.rate, &run, &deliveries)?;
-    let tracker = RequestTracker::new(run.clone(), requests, driver.dialect()).with_deliveries(deliveries.clone());
-    let mut tasks = Tasks::default();
-    tasks.spawn(Producer::new(connection, flow, fanout.window as usize, tracker).run());
-    connected.listen_and_check(&run, &mut tasks, |_| Some(is_next_of(events.clone())));
-    let measured = tasks.measure(&run, common, &target).await?;
-    tasks.finish(&run).await?;
-    deliveries.check(&run).await;
-    tasks.shutdown().await;
-    check_stored(driver, &target, &run).await?;
+    let connection = driver.producer(&site.target, 0, &site.scratch).await?;
+    let publisher = Publisher::new(connection, requests, driver.dialect(), fanout.window as usize);
+    let workload = Workload {
+        subscribers: Some(Subscribers::of(deliveries, connections, Some(driver.receive()))),
+        waits_for_subscribers: true,
+        rate: common.profile(fanout.rate),
+        ..Workload::new(Operation::Delivery, vec![publisher])
+    };
+    let driven = workload.drive(&site, common).await?;
     let title = format!("{} subscribers of everything, one producer", fanout.subscribers);
-    let findings = Findings::new("fanout", title, fanout).at(fanout.rate).noting(driver.note().map(str::to_owned));
-    Ok(Report::new(findings, &run, measured, target.stop()?))
+    let findings = Findings::new("fanout", title, fanout, common).noting(driver.note().map(str::to_owned));
+    report(driver, findings, driven, site).await
 }
 
-/// Whether each event that comes is the next of these.
-fn is_next_of(events: Rc<Requests>) -> EventCheck {
-    let mut index = 0;
-    Box::new(move |text| {
-        let sent = events.get(index);
-        index += 1;
-        (text != sent).then(|| format!("which is not what was sent: {}", String::from_utf8_lossy(text)))
-    })
-}
-
-async fn check_stored(driver: &impl Driver, target: &Target, run: &Run) -> anyhow::Result<()> {
-    if let Some(stored) = driver.stored(target).await? {
-        run.verification.borrow_mut().check_stored(stored);
+/// Compares what was acknowledged with how many events are stored, and ends the server.
+async fn report(driver: &impl Driver, findings: Findings, driven: Driven, site: Site) -> anyhow::Result<Report> {
+    if let Some(stored) = driver.stored(&site.target).await? {
+        driven.run.verification.borrow_mut().check_stored(stored);
     }
-    Ok(())
+    Ok(Report::new(findings.of(&driven), &driven.run, driven.measured, site.stop()?))
 }
 
 /// Sends the bytes to send, and reads until `read` has found an answer.
@@ -181,18 +156,6 @@ pub fn version_parts(version: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::Events;
-
-    #[test]
-    fn events_are_compared_with_what_was_sent() {
-        let events = Events { sessions: 3, users: 5, payload_bytes: 40 };
-        let sent = Rc::new(Requests::render(&events, 1, &Framing::Plain, 0, 1));
-        let mut check = is_next_of(sent.clone());
-        assert_eq!([0, 1].map(|index| check(sent.get(index))), [None, None]);
-        let expected = format!("which is not what was sent: {}", String::from_utf8_lossy(sent.get(3)));
-        assert_eq!(check(sent.get(3)), Some(expected));
-        assert_eq!(check(sent.get(3)), None);
-    }
 
     #[test]
     fn programs_that_are_not_there_are_not_found() {

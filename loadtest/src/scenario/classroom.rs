@@ -1,33 +1,27 @@
 //! The scenario `classroom`: many copies of a recorded class, watched on dashboards.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::str::FromStr;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use crate::connection::{Connection, Scratch};
-use crate::deliveries::{Deliveries, FilterBy};
-use crate::events::{Keys, Names};
-use crate::flow::Flow;
+use crate::deliveries::{Audience, FilterBy};
+use crate::events::{Keys, Names, content};
+use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::machine;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::recording::{self, Recording};
-use crate::replay::{Due, DueQueue, ReplaySchedule};
-use crate::report::{Findings, Report, grouped};
+use crate::recording::{self, Recording, mark};
+use crate::report::Report;
 use crate::requests::{Framing, Requests};
-use crate::run::{Run, WARM_UP};
-use crate::schedule::Rate;
-use crate::subscriber::{EventCheck, Subscribers};
+use crate::schedule::{Arrivals, Recorded};
 use crate::target::Target;
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
+use crate::tracker::Dialect;
+use crate::workload::{Publisher, Site, Turn, Workload};
 
 /// Replay many copies of a recorded class at its recorded times or faster, with dashboards that watch them
 ///
@@ -82,61 +76,34 @@ impl FromStr for Speed {
 impl Classroom {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let classes = Classes::new(self.recording()?, self.classes as usize, self.together);
-        let (all, of_class) = (classes.sessions(), classes.recording.sessions.len());
+        let of_class = classes.recording.sessions.len();
+        let all = of_class * self.classes as usize;
         let connections = self.connections.unwrap_or(of_class as u32) as usize;
         ensure!(connections <= of_class, "a class has {of_class} sessions: too few for {connections} connections");
         let watching = self.dashboards as usize * all + self.overviews as usize;
         let publishing = self.classes as usize * connections;
         machine::ensure_open_files(watching + publishing)?;
 
-        let target = Target::new(&common.target.with_slots(watching, publishing)).await?;
-        let (newest, stored) = (target.newest().await?, target.stored().await?);
-        let scratch = Scratch::default();
-        let asking = [(FilterBy::Session, self.dashboards * all as u32), (FilterBy::All, self.overviews)];
-        let deliveries = Rc::new(Deliveries::with_names(newest, classes.names(), &asking, self.window, false));
-        let connected = Subscribers::connect(deliveries.clone(), &target, &scratch).await?;
-        let mut ready = Vec::new();
-        for (number, requests) in classes.requests(connections).enumerate() {
-            let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await;
-            ready.push((connection.with_context(|| format!("publisher {number}"))?, requests));
+        let site = Site::of(Target::new(&common.target.with_slots(watching, publishing)).await?).await?;
+        let audiences = [
+            Audience::new(FilterBy::Session, self.dashboards * all as u32),
+            Audience::new(FilterBy::All, self.overviews),
+        ];
+        let subscribers = site.subscribers(classes.names(), &audiences, self.window, None).await?;
+        let mut publishers = Vec::new();
+        for (number, (requests, times)) in classes.played(connections).enumerate() {
+            let (connection, _) =
+                site.connect(Dialect::WebSocket).await.with_context(|| format!("publisher {number}"))?;
+            let mut publisher = Publisher::new(connection, requests.into(), Dialect::WebSocket, self.window as usize);
+            if let Speed(Some(speed)) = self.speed {
+                publisher.turn = Turn::Own(Arrivals::Recorded(Recorded { speed, ..times }));
+            }
+            publishers.push(publisher);
         }
-
         let counted = if watching > 0 { Operation::Delivery } else { Operation::Acknowledgement };
-        let run = Run::new(counted, newest);
-        let mut tasks = Tasks::default();
-        let queues = ready.iter().map(|_| Rc::<DueQueue>::default()).collect::<Vec<_>>();
-        for ((connection, requests), queue) in ready.into_iter().zip(&queues) {
-            let flow = match self.speed {
-                Speed(None) => Flow::Window,
-                Speed(Some(_)) => Flow::Replayed(queue.clone()),
-            };
-            let tracker = RequestTracker::new(run.clone(), requests.into(), Dialect::WebSocket)
-                .with_deliveries(deliveries.clone());
-            tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
-        }
-        if let Speed(Some(speed)) = self.speed {
-            let (queues, recording) = (queues.clone(), classes.recording.clone());
-            let queue_of = move |due: &Due| due.class * connections + recording.events[due.event].session % connections;
-            tasks.spawn_endless(classes.schedule(speed).run(run.start, queues, queue_of));
-        }
-        let classes = Rc::new(classes);
-        connected.listen_and_check(&run, &mut tasks, |number| {
-            let session = (number < watching - self.overviews as usize).then_some(number % all);
-            Some(Classes::check(classes.clone(), session))
-        });
-        let measured = tasks.measure(&run, common, &target).await?;
-        run.stop();
-        queues.iter().for_each(|queue| queue.wake());
-        tasks.finish(&run).await?;
-        deliveries.check(&run).await;
-        tasks.shutdown().await;
-        run.check_stored(&target, stored).await?;
+        let workload = Workload { subscribers: Some(subscribers), ..Workload::new(counted, publishers) };
+        let driven = workload.drive(&site, common).await?;
 
-        let rate = self.speed.0.map(|speed| {
-            let schedule = classes.schedule(speed);
-            let due = schedule.count(WARM_UP + measured.elapsed) - schedule.count(WARM_UP);
-            (due as f64 / measured.elapsed.as_secs_f64()) as u64
-        });
         let speed = match self.speed {
             Speed(None) => "as fast as it goes".to_owned(),
             Speed(Some(1.0)) => "as they were recorded".to_owned(),
@@ -144,7 +111,7 @@ impl Classroom {
         };
         let [watching, publishing, count] = [watching, publishing, self.classes as usize].map(|n| grouped(n as f64));
         let title = format!("{count} classes {speed}, {publishing} producers, {watching} subscribers");
-        Ok(Report::new(Findings::new("classroom", title, self).at(Rate(rate)), &run, measured, target.stop()?))
+        Report::of_findings(Findings::new("classroom", title, self, common).of(&driven), driven, site).await
     }
 
     fn recording(&self) -> anyhow::Result<Recording> {
@@ -156,120 +123,67 @@ impl Classroom {
 
 /// Copies of a recording. Sessions are counted over all classes, class by class.
 struct Classes {
-    recording: Rc<Recording>,
-    /// The mark that makes ids of the recording ids of each class.
-    marks: Vec<String>,
+    recording: Recording,
     /// The event with which each class begins.
     begins: Vec<usize>,
-    /// The events of each session in the order they are sent in, again and again.
-    played: Vec<Vec<usize>>,
-    /// Each session's number, by its id.
-    numbers: HashMap<String, usize>,
 }
 
 impl Classes {
     fn new(recording: Recording, classes: usize, together: bool) -> Self {
         let begin = |class: usize| if together { 0.0 } else { class as f64 / classes as f64 };
         let begins = (0..classes).map(|class| recording.first_from(recording.lap().mul_f64(begin(class))));
-        let begins = begins.collect::<Vec<_>>();
-        let sessions = recording.sessions.len();
-        let played = begins.iter().flat_map(|from| recording.deal(*from, sessions, |session| session)).collect();
-        let marks = (0..classes).map(recording::mark).collect();
-        let mut classes = Self { recording: recording.into(), marks, begins, played, numbers: HashMap::new() };
-        classes.numbers = (0..).zip(classes.names().sessions).map(|(number, id)| (id, number)).collect();
-        classes
-    }
-
-    /// Of all classes.
-    fn sessions(&self) -> usize {
-        self.played.len()
+        Self { begins: begins.collect(), recording }
     }
 
     fn names(&self) -> Names {
         let ids = |mark| self.recording.sessions.iter().map(move |id| format!("{id}{mark}"));
-        Names { sessions: self.marks.iter().flat_map(ids).collect(), ..Names::default() }
+        Names { sessions: (0..self.begins.len()).map(mark).flat_map(ids).collect(), ..Names::default() }
     }
 
-    fn schedule(&self, speed: f64) -> ReplaySchedule {
-        ReplaySchedule::new(&self.recording, &self.begins, speed)
-    }
-
-    /// What each connection publishes, class by class; `connections` is their number in each class.
-    fn requests(&self, connections: usize) -> impl Iterator<Item = Requests> {
+    /// What each connection publishes, and when, class by class; `connections` is their number in each class.
+    fn played(&self, connections: usize) -> impl Iterator<Item = (Requests, Recorded)> {
+        let Self { recording, begins } = self;
         let of_class = move |class: usize| {
-            let hands = self.recording.deal(self.begins[class], connections, |session| session % connections);
+            let hands = recording.deal(begins[class], connections, |session| session % connections);
             hands.into_iter().enumerate().map(move |(hand, events)| {
-                let events = events.into_iter().map(|event| {
-                    let event = &self.recording.events[event];
-                    let mut body = Vec::new();
-                    event.sent.write(&mut body, &self.marks[class]);
-                    let session = class * self.recording.sessions.len() + event.session;
+                let mark = mark(class);
+                let rendered = events.iter().map(|event| {
+                    let event = &recording.events[*event];
+                    let (mut sent, mut delivered) = (Vec::new(), Vec::new());
+                    event.sent.write(&mut sent, &mark);
+                    event.delivered.write(&mut delivered, &mark);
+                    let session = (class * recording.sessions.len() + event.session) as u32;
                     // No subscriber filters by type or user.
-                    (body, Keys { event_type: 0, session: session as u32, user: 0 })
+                    (sent, Keys { event_type: 0, session, user: 0, content: content(&delivered) })
                 });
-                Requests::of_events(events, &Framing::WebSocket, class * connections + hand)
+                let number = class * connections + hand;
+                let requests = Requests::of_events(rendered, 1, &Framing::WebSocket, number);
+                let times = Recorded {
+                    offsets: events.iter().map(|event| recording.events[*event].offset).collect(),
+                    lap: recording.lap(),
+                    begin: recording.events[begins[class]].offset,
+                    speed: 1.0,
+                    past: 0,
+                };
+                (requests, times)
             })
         };
-        (0..self.begins.len()).flat_map(of_class)
-    }
-
-    /// Whether a text is the event of a session that follows `before` others of the session.
-    fn is_played(&self, session: usize, before: u64, text: &[u8]) -> bool {
-        let (class, played) = (session / self.recording.sessions.len(), &self.played[session]);
-        let event = &self.recording.events[played[(before % played.len() as u64) as usize]];
-        // Before what was sent stands the id.
-        const ID_BYTES: usize = r#"{"id":"evt_000000000000","#.len();
-        text.get(ID_BYTES..).is_some_and(|text| event.delivered.begins(text, &self.marks[class]))
-    }
-
-    /// The session that an event says it belongs to.
-    fn session_of(&self, text: &[u8]) -> Option<usize> {
-        const NAME: &[u8] = br#""session_id":""#;
-        let at = text.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
-        let id = text[at..].split(|byte| *byte == b'"').next()?;
-        self.numbers.get(str::from_utf8(id).ok()?).copied()
-    }
-
-    /// A check that each event is the next one of its session: of the given session or, without one, of any.
-    fn check(classes: Rc<Self>, session: Option<usize>) -> EventCheck {
-        let mut seen = vec![0; if session.is_some() { 1 } else { classes.sessions() }];
-        Box::new(move |text| {
-            let wrong = |what: String| Some(format!("{what}: {}", String::from_utf8_lossy(text)));
-            let Some(number) = session.or_else(|| classes.session_of(text)) else {
-                return wrong("which belongs to no class".to_owned());
-            };
-            let seen = &mut seen[if session.is_some() { 0 } else { number }];
-            let is_next = classes.is_played(number, *seen, text);
-            *seen += 1;
-            let (class, number) =
-                (number / classes.recording.sessions.len(), number % classes.recording.sessions.len());
-            let session = format!("{}{}", classes.recording.sessions[number], classes.marks[class]);
-            if is_next { None } else { wrong(format!("which is not what comes next of session {session}")) }
-        })
+        (0..begins.len()).flat_map(of_class)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_pipeline::wire::decoder::{Decoder, Message};
-    use event_pipeline::wire::frame::Role;
+    use crate::answer;
     use std::collections::HashSet;
     use std::time::Duration;
 
+    use event_pipeline::wire::decoder::{Decoder, Message};
+    use event_pipeline::wire::frame::Role;
+
     fn classes(count: usize, together: bool) -> Classes {
         Classes::new(Recording::parse(recording::CLASSROOM).expect("a recording"), count, together)
-    }
-
-    /// An event as it is delivered.
-    fn delivered(classes: &Classes, session: usize, before: u64) -> Vec<u8> {
-        let of_class = classes.recording.sessions.len();
-        let played = &classes.played[session];
-        let mut text = br#"{"id":"evt_0000000000ff","#.to_vec();
-        let event = &classes.recording.events[played[before as usize % played.len()]];
-        event.delivered.write(&mut text, &classes.marks[session / of_class]);
-        text.extend_from_slice(br#""2026-01-15T10:30:00.000000Z"}"#);
-        text
     }
 
     #[test]
@@ -281,57 +195,32 @@ mod tests {
     }
 
     #[test]
-    fn every_connection_sends_its_sessions_in_the_order_that_is_expected() {
+    fn every_connection_sends_the_events_of_its_sessions_once_a_lap() {
         for (connections, together) in [(1, false), (3, true), (72, false)] {
-            let classes = classes(4, together);
-            let mut before = vec![0_u64; classes.sessions()];
-            let mut total = 0;
-            for (number, requests) in classes.requests(connections).enumerate() {
-                // Two laps of it.
-                let hands = classes.recording.deal(0, connections, |session| session % connections);
-                let count = 2 * hands[number % connections].len() as u64;
+            let (classes, mut total) = (classes(4, together), 0);
+            for (number, (requests, times)) in classes.played(connections).enumerate() {
+                let count = times.offsets.len() as u64;
                 let mut bytes = Vec::new();
                 requests.write(&mut bytes, 0, count as usize);
                 let mut decoder = Decoder::new(Role::Server, 1 << 20).with_received(&bytes);
                 for event in 0..count {
                     let Ok(Some(Message::Text(text))) = decoder.next() else { panic!("no text") };
-                    let session = requests.keys(event).session as usize;
+                    let keys = requests.keys(event);
+                    let session = keys.session as usize;
                     assert_eq!(session / 72 * connections + session % 72 % connections, number);
-                    let delivered = delivered(&classes, session, before[session]);
-                    assert!(classes.is_played(session, before[session], &delivered));
-                    assert_eq!(classes.session_of(text.as_bytes()), Some(session));
-                    let (sent, delivered) = (fields(text.as_bytes()), fields(&delivered));
-                    assert!(sent.iter().all(|(name, value)| delivered.get(name) == Some(value)), "{sent:?}");
-                    before[session] += 1;
+                    assert!(
+                        text.contains(&format!(r#""session_id":"{}""#, classes.names().sessions[session])),
+                        "{text}"
+                    );
+                    // It comes back as it was sent.
+                    let back = format!(r#"{{"id":"evt_000000000001",{}"#, &text[1..]);
+                    let delivery = answer::of_delivery(back.as_bytes()).expect("an event").expect("an event");
+                    assert_eq!(delivery.content, keys.content, "{text}");
                 }
                 total += count;
             }
-            assert_eq!(total, 2 * 4 * 6_571);
+            assert_eq!(total, 4 * 6_571);
         }
-    }
-
-    fn fields(text: &[u8]) -> serde_json::Map<String, serde_json::Value> {
-        serde_json::from_slice(text).expect("an object")
-    }
-
-    #[test]
-    fn an_event_out_of_order_is_reported() {
-        let classes = Rc::new(classes(3, false));
-        let (own, other) = (5, 72 + 5);
-        for session in [Some(own), None] {
-            let mut check = Classes::check(classes.clone(), session);
-            for before in 0..300 {
-                assert_eq!(check(&delivered(&classes, own, before)), None, "{session:?}");
-            }
-            let told = check(&delivered(&classes, own, 301)).expect("one is missing");
-            let expected = format!("which is not what comes next of session {}@0: ", classes.recording.sessions[own]);
-            assert!(told.starts_with(&expected), "{told}");
-        }
-        let told = Classes::check(classes.clone(), Some(own))(&delivered(&classes, other, 0));
-        assert!(told.expect("another's event").contains("which is not what comes next"));
-        assert_eq!(Classes::check(classes.clone(), None)(&delivered(&classes, other, 0)), None);
-        let told = Classes::check(classes.clone(), None)(br#"{"id":"evt_000000000001","session_id":"x"}"#);
-        assert!(told.expect("nobody's event").starts_with("which belongs to no class: {"));
     }
 
     #[test]
@@ -350,11 +239,13 @@ mod tests {
         let offsets = spread.begins.iter().map(|begin| spread.recording.events[*begin].offset).collect::<Vec<_>>();
         assert!((1..4).all(|class| offsets[class] >= lap * class as u32 / 4), "{offsets:?}");
         // In any second as many events as in any other, more or less.
-        let schedule = spread.schedule(1.0);
-        let of_second = |second: u64| {
-            schedule.count(Duration::from_secs(second + 10)) - schedule.count(Duration::from_secs(second))
+        let arrivals = spread.played(1).map(|(_, times)| Arrivals::Recorded(times)).collect::<Vec<_>>();
+        let seconds = Duration::from_secs;
+        let of_second = |second| {
+            let of_class = |arrivals: &Arrivals| arrivals.count(seconds(second), seconds(second + 10));
+            arrivals.iter().map(of_class).sum::<u64>()
         };
-        let loads = (0..170).map(of_second).collect::<Vec<_>>();
+        let loads = (0..17).map(|tens| of_second(tens * 10)).collect::<Vec<_>>();
         assert!(loads.iter().max() < loads.iter().min().map(|least| 2 * least).as_ref(), "{loads:?}");
     }
 }

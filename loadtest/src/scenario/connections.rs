@@ -2,19 +2,21 @@
 
 mod churn;
 mod idle;
-mod measurement;
 
 use std::rc::Rc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
+use crate::findings::Findings;
 use crate::machine;
+use crate::measurement::Measured;
 use crate::options::Common;
 use crate::report::Report;
+use crate::run::Run;
 use crate::target::Target;
-use measurement::Measurement;
+use crate::workload::Site;
 
 /// Connect many subscribers and let them idle; let clients come and go
 ///
@@ -46,30 +48,34 @@ impl Connections {
         // A client that has left may still take a slot for a short time.
         let coming = 2 * storm;
         machine::ensure_open_files(idle + coming)?;
-        let target = Rc::new(Target::new(&common.target.with_slots(idle + coming, coming)).await?);
-        let stored = target.stored().await?;
-        let mut measurements = Vec::new();
-        let mut idlers = Vec::new();
+        let mut site = Site::of(Target::new(&common.target.with_slots(idle + coming, coming)).await?).await?;
+        let (mut measurements, mut idlers) = (Vec::new(), None);
         if idle > 0 {
-            let (measurement, connected) = idle::idle(idle, self.at_once, &target, common, self).await?;
+            let (measurement, tasks) = idle::idle(self.idle, self.at_once, &site, common, self).await?;
             measurements.push(measurement);
-            idlers = connected;
+            idlers = Some(tasks);
         }
         if storm > 0 && !common.interrupt.was_requested() {
-            measurements.push(churn::storm(storm, self.rate, &target, common, self).await?);
+            (site.newest, site.stored) = (site.target.newest().await?, site.target.stored().await?);
+            measurements.push(churn::storm(storm, self.rate, &site, common, self).await?);
         }
-        drop(idlers);
-        let acknowledged =
-            measurements.iter().map(|Measurement { run, .. }| run.verification.borrow().acknowledged).sum::<u64>();
-        let stored = target.stored().await? - stored;
-        let target = Rc::into_inner(target).context("a task still holds the target")?;
-        let stopped = target.stop()?;
-        let reports = measurements.into_iter().map(|Measurement { findings, run, measured }| {
-            if stored != acknowledged {
-                run.violation(|| format!("{acknowledged} events were acknowledged, {stored} are stored"));
-            }
-            Report::new(findings, &run, measured, stopped.clone())
-        });
-        Ok(reports.collect())
+        if let Some(idlers) = idlers {
+            idlers.shutdown().await;
+        }
+        let stopped = site.stop()?;
+        let report = |Measurement { findings, run, measured }| Report::new(findings, &run, measured, stopped.clone());
+        Ok(measurements.into_iter().map(report).collect())
     }
+}
+
+/// One of the two measurements, verified.
+struct Measurement {
+    findings: Findings,
+    run: Rc<Run>,
+    measured: Measured,
+}
+
+/// The resident memory of the server, if its process is known.
+fn memory(target: &Target) -> anyhow::Result<Option<u64>> {
+    target.watched.as_ref().map(|watched| Ok(watched.usage()?.memory_bytes)).transpose()
 }

@@ -1,36 +1,31 @@
 //! The scenario `fanout`: how fast stored events reach their subscribers.
 
-use std::rc::Rc;
-
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 
-use crate::connection::{Connection, Scratch};
-use crate::deliveries::{Deliveries, FilterBy};
+use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::Events;
-use crate::flow::Flow;
-use crate::latency::Operation;
+use crate::findings::Findings;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::report::{Findings, Report};
+use crate::report::Report;
 use crate::requests::{Framing, Requests};
-use crate::run::Run;
 use crate::schedule::Rate;
-use crate::subscriber::Subscribers;
 use crate::target::Target;
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
+use crate::workload::{Site, Workload};
 
 /// Publish events on one connection and measure how fast they reach subscribers
 ///
-/// Verifies that each subscriber gets every event that matches its filter exactly once and in order, and that all of
-/// them are stored. At the rate max, new events are sent once earlier ones have arrived, so that live delivery is
-/// measured and not the catching up of slow subscribers.
+/// Verifies that each subscriber gets every event that matches its filter exactly once, in order and as it was sent, and
+/// that all of them are stored. At the rate max, new events are sent once earlier ones have arrived, so that live
+/// delivery is measured and not the catching up of slow subscribers.
 #[derive(Args, Debug, Clone, Serialize)]
 pub struct Fanout {
     /// Subscribers, each with a connection of its own
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub subscribers: u32,
+    /// How they get their events: over a WebSocket, or as an event stream (Server-Sent Events)
+    #[arg(long, value_enum, default_value_t = Out::Ws)]
+    pub out_via: Out,
     /// The filter of each subscriber: everything, or one session, user or type, which they take in turn
     #[arg(long, value_enum, default_value_t = FilterBy::All)]
     pub filter: FilterBy,
@@ -43,6 +38,13 @@ pub struct Fanout {
     #[command(flatten)]
     #[serde(flatten)]
     pub events: Events,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Out {
+    Ws,
+    Sse,
 }
 
 impl Default for Fanout {
@@ -58,36 +60,23 @@ impl Default for Fanout {
 
 impl Fanout {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        self.measure_on(Target::new(&common.target).await?, common).await
+        self.measure_on(Target::new(&common.target.with_slots(self.subscribers as usize, 1)).await?, common).await
     }
 
     /// Measures a server that keeps the same contract.
     pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
-        let (newest, stored) = (target.newest().await?, target.stored().await?);
-        let scratch = Scratch::default();
-        let asking = [(self.filter, self.subscribers)];
-        let deliveries = Rc::new(Deliveries::new(newest, &self.events, &asking, self.window, true));
-        let connected = Subscribers::connect(deliveries.clone(), &target, &scratch).await?;
-        let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await?;
-        let requests = Rc::new(Requests::render(&self.events, 1, &Framing::WebSocket, 0, 1));
-
-        let run = Run::new(Operation::Delivery, newest);
-        let flow = Flow::to_subscribers(self.rate, &run, &deliveries)?;
-        let tracker =
-            RequestTracker::new(run.clone(), requests, Dialect::WebSocket).with_deliveries(deliveries.clone());
-        let mut tasks = Tasks::default();
-        tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
-        connected.listen(&run, &mut tasks);
-        let measured = tasks.measure(&run, common, &target).await?;
-        tasks.finish(&run).await?;
-        deliveries.check(&run).await;
-        tasks.shutdown().await;
-        run.check_stored(&target, stored).await?;
+        let site = Site::of(target).await?;
+        let way = if self.out_via == Out::Sse { Way::Stream } else { Way::Socket };
+        let audience = Audience { by: self.filter, count: self.subscribers, way };
+        let requests = Requests::render(&self.events, 1, &Framing::WebSocket, 0, 1);
+        let workload = site.one_producer(requests, self.events.names(), &[audience], self.window).await?;
+        let driven = Workload { rate: common.profile(self.rate), ..workload }.drive(&site, common).await?;
         let filter = match self.filter {
             FilterBy::All => "of everything".to_owned(),
             by => format!("of one {} each", format!("{by:?}").to_lowercase()),
         };
-        let title = format!("{} subscribers {filter}, one producer", self.subscribers);
-        Ok(Report::new(Findings::new("fanout", title, self).at(self.rate), &run, measured, target.stop()?))
+        let via = if self.out_via == Out::Sse { " as event streams" } else { "" };
+        let title = format!("{} subscribers {filter}{via}, one producer", self.subscribers);
+        Report::of_findings(Findings::new("fanout", title, self, common).of(&driven), driven, site).await
     }
 }

@@ -3,12 +3,13 @@
 use clap::Args;
 use serde::Serialize;
 
+use crate::findings::Findings;
 use crate::options::Common;
-use crate::report::{Findings, Report};
-use crate::scenario::traffic::{Drive, Traffic};
-use crate::schedule::{Rate, RateProfile};
+use crate::report::Report;
+use crate::scenario::traffic::Traffic;
+use crate::schedule::Rate;
 use crate::target::Target;
-use crate::timeline::STEP;
+use crate::workload::{Site, Workload};
 
 /// Publish in every way, subscribe to everything and to parts of it, and query, all at once
 ///
@@ -25,10 +26,10 @@ pub struct Mixed {
 
 impl Mixed {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        let target = Target::new(&common.target).await?;
-        let drive = Drive { profile: self.rate.0.map(RateProfile::steady), step: STEP, phases: Vec::new() };
-        let driven = self.traffic.drive(target, common, drive).await?;
-        let findings = Findings::new("mixed", self.traffic.title(), self).at(self.rate).noting(driven.notes);
-        Ok(Report::new(findings, &driven.run, driven.measured, driven.server))
+        let site = Site::of(Target::new(&common.target).await?).await?;
+        let workload = Workload { rate: common.profile(self.rate), ..self.traffic.workload(&site).await? };
+        let driven = workload.drive(&site, common).await?;
+        let findings = Findings::new("mixed", self.traffic.title(), self, common).of(&driven);
+        Report::of_findings(self.traffic.exercised(findings, &driven), driven, site).await
     }
 }

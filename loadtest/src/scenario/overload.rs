@@ -1,27 +1,27 @@
 //! The scenario `overload`: more events than the server can store.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use event_pipeline::config::Config;
 use serde::Serialize;
 
-use crate::connection::{Connection, Scratch};
+use crate::connection::Connection;
 use crate::events::Events;
-use crate::flow::Flow;
+use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::machine;
 use crate::measurement::Measured;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::report::{Findings, Report, grouped};
-use crate::requests::{Framing, Requests};
+use crate::producer::Flow;
+use crate::report::Report;
 use crate::run::Run;
+use crate::schedule::{Arrivals, Profile};
 use crate::target::Target;
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
-use crate::wire::responses;
+use crate::tracker::Dialect;
+use crate::workload::{Ingress, Publisher, Site, Workload};
 
 /// Requests of `/health` a second.
 const PROBES_PER_SECOND: u64 = 20;
@@ -51,10 +51,10 @@ pub struct Overload {
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
     /// HTTP connections, with a request in flight on each
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     http: u32,
     /// Events of each request
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     #[command(flatten)]
     #[serde(flatten)]
@@ -65,62 +65,60 @@ impl Overload {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let (sockets, posting) = (self.ws as usize, self.http as usize);
         machine::ensure_open_files(sockets + posting)?;
-        let target = Target::new(&common.target.with_slots(0, sockets + posting + 1)).await?;
-        let (newest, stored) = (target.newest().await?, target.stored().await?);
-        let scratch = Scratch::default();
-        let path = format!("{}/events", target.prefix);
-        let post = Framing::Http { path, headers: target.headers() };
+        let site = Site::of(Target::new(&common.target.with_slots(0, sockets + posting + 1)).await?).await?;
         let producers = sockets + 1;
+        let ingress = |dialect, connections, events_each, window| Ingress {
+            dialect,
+            connections,
+            events_each,
+            window,
+            part: 1.0,
+        };
+        let socket = ingress(Dialect::WebSocket, sockets, 1, self.window as usize);
+        let mut publishers = site.publishers(&socket, &self.events, 0, producers).await?;
+        // Their latency depends on their own window: they send on into the buffers of the system.
+        publishers.iter_mut().for_each(|publisher| publisher.is_timed = false);
         // All connections send the same rendered requests.
-        let posts = Rc::new(Requests::render(&self.events, self.batch as usize, &post, sockets, producers));
-        let mut ready = Vec::new();
-        for producer in 0..sockets {
-            let connection = Connection::web_socket(&target, "/ws/publish", &scratch).await?;
-            let requests = Rc::new(Requests::render(&self.events, 1, &Framing::WebSocket, producer, producers));
-            ready.push((connection, self.window as usize, requests, Dialect::WebSocket));
+        let posts = ingress(Dialect::Http, 1, self.batch as usize, 1);
+        publishers.extend(site.publishers(&posts, &self.events, sockets, producers).await?);
+        let requests = publishers[sockets].requests.clone();
+        for _ in 1..posting {
+            publishers.push(Publisher::new(site.open().await?, requests.clone(), Dialect::Http, 1));
         }
-        for _ in 0..posting {
-            let connection = Connection::open(&target.authority, &scratch).await?;
-            ready.push((connection, 1, posts.clone(), Dialect::Http));
-        }
-        let probe = Connection::open(&target.authority, &scratch).await?;
+        let probe = site.open().await?;
 
-        let run = Run::new(Operation::Acknowledgement, newest);
+        let mut started = Workload::new(Operation::Acknowledgement, publishers).start(&site);
+        let run = started.run.clone();
         run.verification.borrow_mut().excuse_overload();
-        let mut tasks = Tasks::default();
-        for (connection, window, requests, dialect) in ready {
-            let mut tracker = RequestTracker::new(run.clone(), requests, dialect);
-            if matches!(dialect, Dialect::WebSocket) {
-                // Their latency depends on their own window: they send on into the buffers of the system.
-                tracker = tracker.untimed();
-            }
-            tasks.spawn(Producer::new(connection, Flow::Window, window, tracker).run());
-        }
-        let probes = Flow::at_rate(PROBES_PER_SECOND, &run)?;
-        let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", target.prefix, target.headers());
-        tasks.spawn(ask(probe, probes, request, run.clone()));
-        let measured = tasks.measure(&run, common, &target).await?;
-        tasks.finish(&run).await?;
-        run.check_stored(&target, stored).await?;
-        let notes = [self.told(&run), self.check_memory(common, &run, &measured)];
+        let probes = Arrivals::at_rate(&Profile::steady(PROBES_PER_SECOND), 1.0, 1, 0, 1);
+        let probes = Flow::Due(started.scheduler.add(probes));
+        let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", site.target.prefix, site.target.headers());
+        started.tasks.spawn(ask(probe, probes, request, run.clone()));
+        let driven = started.measure(&site.target, common).await?;
+
         let title = format!(
             "{sockets} sockets that do not wait, {} HTTP requests of {} events under way",
             grouped(f64::from(self.http)),
             self.batch
         );
-        let findings = Findings::new("overload", title, self).noting(notes.into_iter().flatten());
-        Ok(Report::new(findings, &run, measured, target.stop()?))
+        let (acknowledged, refused) = {
+            let verification = run.verification.borrow();
+            (verification.acknowledged as f64, verification.turned_away)
+        };
+        let share = refused as f64 / (acknowledged + refused as f64).max(1.0) * 1e2;
+        let memory = self.check_memory(common, &run, &driven.measured);
+        let findings = Findings::new("overload", title, self, common)
+            .of(&driven)
+            .exercised("events refused with 503", refused)
+            .exercised("answers of /health", driven.measured.count(Operation::Query))
+            .result("refused", "%", share)
+            .result_if_known("memory", "% of what the settings allow", memory);
+        Report::of_findings(findings, driven, site).await
     }
 
-    fn told(&self, run: &Run) -> Option<String> {
-        let verification = run.verification.borrow();
-        let (acknowledged, turned_away) = (verification.acknowledged as f64, verification.turned_away as f64);
-        let share = turned_away / (acknowledged + turned_away).max(1.0) * 1e2;
-        Some(format!("{} events were refused with 503, {share:.0} % of all that were sent.", grouped(turned_away)))
-    }
-
-    /// Checks the peak memory of the server against what its settings allow, if both are known.
-    fn check_memory(&self, common: &Common, run: &Run, measured: &Measured) -> Option<String> {
+    /// Checks the peak memory of the server against what its settings allow, if both are known. Returns its share of it,
+    /// in percent.
+    fn check_memory(&self, common: &Common, run: &Run, measured: &Measured) -> Option<f64> {
         let held = measured.server.as_ref()?.peak_memory_bytes;
         let defaults = Config::default();
         let setting = |name, default: usize| match common.target.setting(name) {
@@ -133,8 +131,7 @@ impl Overload {
         if held > allowed {
             run.violation(|| format!("the server held {held} bytes, by its settings it may hold {allowed}"));
         }
-        let [held, allowed] = [held, allowed].map(|bytes| bytes as f64 / 1e6);
-        Some(format!("The server held {held:.0} MB at most; by its settings it may hold {allowed:.0} MB here."))
+        Some(held as f64 / allowed as f64 * 1e2)
     }
 }
 
@@ -144,28 +141,17 @@ fn allowed_bytes(shared: u64, sockets: u64, requests: u64) -> u64 {
 }
 
 /// Requests `/health` again and again until the run stops, and checks each answer.
-async fn ask(mut connection: Connection, mut due: Flow, request: String, run: Rc<Run>) -> anyhow::Result<()> {
+async fn ask(mut connection: Connection, due: Flow, request: String, run: Rc<Run>) -> anyhow::Result<()> {
     /// 5 s: a load balancer does not wait longer for a health check.
     const PATIENCE: Duration = Duration::from_secs(5);
-    while !run.is_stopping() {
-        let Some((since, _)) = due.take(1) else {
-            due.changed().await;
-            continue;
-        };
-        connection.out().extend_from_slice(request.as_bytes());
-        let answered = connection.answer(|bytes, _, answered| {
-            let now = std::time::Instant::now();
-            responses(bytes, |status, _| {
-                *answered = Some(());
-                run.took(Operation::Query, since, now, 1);
-                run.count(Operation::Query, 1);
-                if status != 200 || now - since > PATIENCE {
-                    run.violation(|| format!("/health was answered {status} after {:?}", now - since));
-                }
-                Ok(())
-            })
-        });
-        answered.await?;
+    while let Some(since) = due.next(&run).await {
+        let (status, _) = connection.request(&request).await?;
+        let now = Instant::now();
+        run.took(Operation::Query, since, now, 1);
+        run.count(Operation::Query, 1);
+        if status != 200 || now - since > PATIENCE {
+            run.violation(|| format!("/health was answered {status} after {:?}", now - since));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! The scenario `query`: how fast queries are answered while events are stored.
 
-use std::rc::Rc;
-
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
@@ -9,19 +7,19 @@ use serde::Serialize;
 use crate::answer::{self, Answer};
 use crate::connection::{Connection, Scratch};
 use crate::events::Events;
-use crate::flow::Flow;
+use crate::finding::Asked;
+use crate::findings::Findings;
 use crate::latency::Operation;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::query_client::{QueryClient, QueryKind, QueryWorkload};
-use crate::report::{Findings, Report, grouped};
+use crate::query_client::QueryKind;
+use crate::report::Report;
 use crate::requests::{Framing, Requests};
-use crate::run::Run;
-use crate::schedule::{Pacer, Rate};
+use crate::schedule::{RATE_REACHED, Rate};
 use crate::target::Target;
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
+use crate::tracker::Dialect;
 use crate::wire::frames;
+use crate::workload::{Ingress, Site, Workload};
 
 /// Query stored events and measure how fast answers come, while producers publish
 ///
@@ -57,51 +55,35 @@ pub struct Query {
 
 impl Query {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        self.measure_on(Target::new(&common.target).await?, common).await
-    }
-
-    /// Measures a server that keeps the same contract.
-    pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
-        let scratch = Scratch::default();
-        fill(&target, &self.events, self.stored, &scratch).await?;
-        let (newest, stored) = (target.newest().await?, target.stored().await?);
-        let (mut readers, mut publishers) = (Vec::new(), Vec::new());
-        for _ in 0..self.readers {
-            readers.push(Connection::open(&target.authority, &scratch).await?);
+        let target = Target::new(&common.target).await?;
+        fill(&target, &self.events, self.stored, &Scratch::default()).await?;
+        let site = Site::of(target).await?;
+        let (connections, window) = (self.publishers as usize, self.window as usize);
+        let ingress = Ingress { dialect: Dialect::WebSocket, connections, events_each: 1, window, part: 1.0 };
+        let publishers = site.publishers(&ingress, &self.events, 0, connections).await?;
+        let readers = site.readers(self.readers, &self.ask, self.query_rate, self.events.sessions).await?;
+        let rate = common.profile(self.rate).filter(|_| connections > 0);
+        let workload = Workload { readers: Some(readers), rate, ..Workload::new(Operation::Query, publishers) };
+        let driven = workload.drive(&site, common).await?;
+        let Self { readers, publishers, query_rate: Rate(query_rate), .. } = self;
+        let title =
+            format!("{readers} readers over {} stored events, {publishers} producers", grouped(site.stored as f64));
+        let mut findings = Findings::new("query", title, self, common).of(&driven);
+        findings.in_flight = u64::from(*readers);
+        if findings.asked.as_ref().is_none_or(|asked| !asked.missed) {
+            let answered = driven.measured.count(Operation::Query) as f64 / driven.measured.elapsed.as_secs_f64();
+            findings.asked = query_rate.map(|asked| Asked {
+                of: Operation::Query,
+                per_second: asked as f64,
+                missed: answered < asked as f64 * RATE_REACHED - f64::from(*readers),
+            });
         }
-        let producers = self.publishers as usize;
-        for number in 0..producers {
-            let requests = Requests::render(&self.events, 1, &Framing::WebSocket, number, producers);
-            publishers.push((Connection::web_socket(&target, "/ws/publish", &scratch).await?, requests));
-        }
-
-        let run = Run::new(Operation::Query, newest);
-        let workload = QueryWorkload::new(&run, &target, &self.events, &self.ask, newest, stored);
-        let (query_pacer, pacer) = (Pacer::steady(run.start, self.query_rate)?, Pacer::steady(run.start, self.rate)?);
-        let mut tasks = Tasks::default();
-        for (number, (connection, requests)) in publishers.into_iter().enumerate() {
-            let tracker = RequestTracker::new(run.clone(), Rc::new(requests), Dialect::WebSocket);
-            let tracker = tracker.with_acknowledged(workload.acknowledged.clone());
-            let flow = Flow::share(pacer.as_ref(), number, producers);
-            tasks.spawn(Producer::new(connection, flow, self.window as usize, tracker).run());
-        }
-        for (number, connection) in readers.into_iter().enumerate() {
-            let flow = Flow::share(query_pacer.as_ref(), number, self.readers as usize);
-            tasks.spawn(QueryClient::new(number, workload.clone(), connection, flow).run());
-        }
-        let measured = tasks.measure(&run, common, &target).await?;
-        tasks.finish(&run).await?;
-        run.check_stored(&target, stored).await?;
-        let Self { readers, publishers, .. } = self;
-        let title = format!("{readers} readers over {} stored events, {publishers} producers", grouped(stored as f64));
-        let findings =
-            Findings::new("query", title, self).at_rate_of(Operation::Query, self.query_rate).noting(workload.notes());
-        Ok(Report::new(findings, &run, measured, target.stop()?))
+        Report::of_findings(findings, driven, site).await
     }
 }
 
 /// Stores at least this many events.
-pub async fn fill(target: &Target, events: &Events, count: u64, scratch: &Scratch) -> anyhow::Result<()> {
+async fn fill(target: &Target, events: &Events, count: u64, scratch: &Scratch) -> anyhow::Result<()> {
     /// Events in each request, and requests under way.
     const EACH: u64 = 1_000;
     const UNDER_WAY: u64 = 8;

@@ -6,14 +6,15 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::latency::Latency;
+use crate::findings::Findings;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::report::{Findings, Report, grouped};
-use crate::run::WARM_UP;
-use crate::scenario::traffic::{Drive, Traffic};
-use crate::schedule::{Rate, RateProfile};
+use crate::report::Report;
+use crate::scenario::traffic::Traffic;
+use crate::schedule::Rate;
 use crate::target::Target;
 use crate::timeline::Point;
+use crate::workload::{Site, Workload};
 
 /// The resolution of the time at which the latency is back to normal.
 const STEP: Duration = Duration::from_millis(100);
@@ -52,16 +53,14 @@ impl Spike {
             common.seconds,
             self.spike_seconds
         );
-        let target = Target::new(&common.target).await?;
-        let phases = vec![WARM_UP + begin, WARM_UP + end];
-        let profile =
-            RateProfile::steady(self.rate).then(phases[0], self.rate * self.factor).then(phases[1], self.rate);
-        let drive = Drive { profile: Some(profile), step: STEP, phases };
-        let driven = self.traffic.drive(target, common, drive).await?;
+        let site = Site::of(Target::new(&common.target).await?).await?;
+        let (warm, spike) = (common.warm_up(), self.rate * self.factor);
+        let phases = vec![warm + begin, warm + end];
+        let steady = common.profile(Rate(Some(self.rate)));
+        let rate = steady.map(|rate| rate.then(phases[0], spike).then(phases[1], self.rate));
+        let workload = Workload { rate, step: STEP, phases, ..self.traffic.workload(&site).await? };
+        let driven = workload.drive(&site, common).await?;
 
-        let mut notes = self.phases(&driven.measured.phases);
-        notes.extend(recovery(&driven.measured.timeline, begin, end));
-        notes.extend(driven.notes);
         let title = format!(
             "{} events/s, {} times as many for {} s; {}",
             grouped(self.rate as f64),
@@ -69,40 +68,35 @@ impl Spike {
             self.spike_seconds,
             self.traffic.title()
         );
-        // The average target rate.
-        let more = (self.factor - 1) as f64 * self.spike_seconds as f64 / common.seconds as f64;
-        let rate = Rate(Some((self.rate as f64 * (1.0 + more)) as u64));
-        let findings = Findings::new("spike", title, self).at(rate).noting(notes);
-        Ok(Report::new(findings, &driven.run, driven.measured, driven.server))
-    }
-
-    /// The latency of each phase, in words.
-    fn phases(&self, latencies: &[Latency]) -> Vec<String> {
-        let rates = [self.rate, self.rate * self.factor, self.rate].map(|rate| grouped(rate as f64));
-        let names = ["before", "during", "after"].into_iter().zip(rates);
-        // The run may have ended early.
-        let told = names.zip(latencies).filter(|(_, latency)| latency.count > 0);
-        told.map(|((name, rate), latency)| format!("{name} the spike, {rate}/s: {latency}")).collect()
+        let mut findings = Findings::new("spike", title, self, common).of(&driven);
+        for (name, latency) in ["before", "during", "after"].iter().zip(&driven.measured.phases) {
+            for (percentile, us) in [("p50", latency.p50), ("p99", latency.p99), ("max", latency.max)] {
+                findings = findings.result(&format!("{name} the spike {percentile}"), "ms", us / 1e3);
+            }
+        }
+        let (usual, recovery) = recovery(&driven.measured.timeline, begin, end);
+        findings = findings.result("p99 of 0.1 s before the spike, at most", "ms", usual);
+        // Where it took longer than the run lasted, that is what is known.
+        let left = (driven.measured.elapsed.as_secs_f64() - end.as_secs_f64()).max(0.0);
+        findings = findings.result("recovery", "s", recovery.unwrap_or(left));
+        if recovery.is_none() {
+            findings = findings.noting(["The p99 was not back to what it had been before the spike.".to_owned()]);
+        }
+        let during = driven.measured.phases.get(1).map_or(0, |latency| latency.count);
+        let findings = self.traffic.exercised(findings, &driven).exercised("events of the spike", during);
+        Report::of_findings(findings, driven, site).await
     }
 }
 
-/// When the latency was back to what it had been before the spike, in words; `None` of a run that did not last.
-fn recovery(timeline: &[Point], begin: Duration, end: Duration) -> Option<String> {
+/// The greatest p99 of an interval before the spike, in milliseconds; and how many seconds after it the latency was back
+/// to that, if it was.
+fn recovery(timeline: &[Point], begin: Duration, end: Duration) -> (f64, Option<f64>) {
     let (begin, end, step) = (begin.as_secs_f64(), end.as_secs_f64(), STEP.as_secs_f64());
     let before = timeline.iter().filter(|point| point.at <= begin);
     let usual = before.map(|point| point.p99_us).fold(0.0, f64::max);
     let after = timeline.iter().filter(|point| point.at >= end + step / 2.0).collect::<Vec<_>>();
-    if after.len() < NORMAL {
-        return None;
-    }
     let normal = after.windows(NORMAL).find(|points| points.iter().all(|point| point.p99_us <= usual));
-    let usual = usual / 1e3;
-    Some(match normal.map(|points| (points[0].at - end).max(0.0)) {
-        None => format!("the p99 of 0.1 s was not back to what it had been before the spike, {usual:.3} ms at most"),
-        Some(time) => format!(
-            "{time:.1} s after the spike the p99 of 0.1 s was back to what it had been before, {usual:.3} ms at most"
-        ),
-    })
+    (usual / 1e3, normal.map(|points| (points[0].at - end).max(0.0)))
 }
 
 #[cfg(test)]
@@ -123,15 +117,14 @@ mod tests {
             };
             p99s.iter().enumerate().map(point).collect::<Vec<_>>()
         };
-        let told = |p99s: &[f64]| recovery(&timeline(p99s), Duration::from_millis(300), Duration::from_millis(500));
-        let recovery = |p99s: &[f64]| told(p99s).expect("it lasted");
-        let at_once = recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 2.0, 3.0, 1.0]);
-        assert!(at_once.starts_with("0.1 s after the spike"), "{at_once}");
+        let recovery = |p99s: &[f64]| recovery(&timeline(p99s), Duration::from_millis(300), Duration::from_millis(500));
+        let near = |seconds: Option<f64>, expected: f64| (seconds.expect("it recovered") - expected).abs() < 1e-6;
+        let (usual, at_once) = recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 2.0, 3.0, 1.0]);
+        assert!(near(at_once, 0.1) && usual == 3.0, "{at_once:?}");
         // One lucky interval is not the end of it.
-        let later = recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 9.0, 2.0, 9.0, 3.0, 1.0, 2.0, 9.0]);
-        assert!(later.starts_with("0.4 s after") && later.ends_with("before, 3.000 ms at most"), "{later}");
-        let never = recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 9.0, 2.0, 9.0, 3.0]);
-        assert!(never.starts_with("the p99 of 0.1 s was not back"), "{never}");
-        assert_eq!(told(&[1.0, 3.0, 2.0, 9.0, 9.0]), None);
+        let (_, later) = recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 9.0, 2.0, 9.0, 3.0, 1.0, 2.0, 9.0]);
+        assert!(near(later, 0.4), "{later:?}");
+        assert_eq!(recovery(&[1.0, 3.0, 2.0, 9.0, 9.0, 9.0, 2.0, 9.0, 3.0]), (3.0, None));
+        assert_eq!(recovery(&[1.0, 3.0, 2.0, 9.0, 9.0]), (3.0, None));
     }
 }

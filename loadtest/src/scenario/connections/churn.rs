@@ -1,33 +1,32 @@
 //! Connection churn: clients that connect and disconnect again and again.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::ensure;
 use event_pipeline::wire::frame::{self, OpCode};
-use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
-use super::measurement::{Measurement, dial, memory};
-use crate::connection::{Connection, Scratch};
-use crate::events::Events;
-use crate::flow::Flow;
+use super::{Connections, Measurement, memory};
+use crate::connection::{Connection, PATIENCE, Scratch};
+use crate::events::{Events, PayloadBytes};
+use crate::findings::Findings;
 use crate::latency::Operation;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::producer::Producer;
-use crate::report::{Findings, grouped};
-use crate::requests::{Framing, Requests};
-use crate::run::{PATIENCE, Run};
-use crate::subscriber::subscribe_on;
+use crate::read_back;
+use crate::run::Run;
+use crate::schedule::Rate;
+use crate::subscriber::subscribe;
 use crate::target::Target;
-use crate::tasks::Tasks;
-use crate::tracker::{Dialect, RequestTracker};
-use crate::wire::responses;
+use crate::tracker::Dialect;
+use crate::workload::{Ingress, Site, Workload};
 
 /// The events that are published meanwhile. No client subscribes to their sessions.
-const EVENTS: Events = Events { sessions: 100, users: 100, payload_bytes: 40 };
+const EVENTS: Events = Events { sessions: 100, users: 100, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
 
 /// Events of the producer in flight.
 const WINDOW: usize = 1_024;
@@ -42,30 +41,25 @@ const FAILURES_TOLD: usize = 5;
 pub async fn storm(
     clients: usize,
     rate: u64,
-    target: &Rc<Target>,
+    site: &Site,
     common: &Common,
-    options: &impl Serialize,
+    options: &Connections,
 ) -> anyhow::Result<Measurement> {
-    let scratch = Scratch::default();
+    let target = &site.target;
     let subscribers = target.subscribers().await?;
-    let connection = Connection::web_socket(target, "/ws/publish", &scratch).await?;
-    let requests = Rc::new(Requests::render(&EVENTS, 1, &Framing::WebSocket, 0, 1));
     let (memory_before, files_before) = (memory(target)?, open_files(target));
-
-    let run = Run::new(Operation::Connection, target.newest().await?);
-    let flow = Flow::at_rate(rate, &run)?;
-    let mut tasks = Tasks::default();
-    let tracker = RequestTracker::new(run.clone(), requests, Dialect::WebSocket);
-    tasks.spawn(Producer::new(connection, flow, WINDOW, tracker).run());
+    let ingress = Ingress { dialect: Dialect::WebSocket, connections: 1, events_each: 1, window: WINDOW, part: 1.0 };
+    let publishers = site.publishers(&ingress, &EVENTS, 0, 1).await?;
+    let workload = Workload::new(Operation::Connection, publishers);
+    let mut started = Workload { rate: common.profile(Rate(Some(rate))), ..workload }.start(site);
     let failures = Rc::new(RefCell::new(BTreeMap::new()));
     for number in 0..clients {
-        let (run, target, scratch, failures) = (run.clone(), target.clone(), scratch.clone(), failures.clone());
-        tasks.spawn(churn(number, run, target, scratch, failures));
+        let (run, scratch, failures) = (started.run.clone(), site.scratch.clone(), failures.clone());
+        started.tasks.spawn(churn(number, run, target.clone(), scratch, failures));
     }
-    let measured = tasks.measure(&run, common, target).await?;
-    tasks.finish(&run).await?;
-    tasks.shutdown().await;
+    let driven = started.measure(target, common).await?;
 
+    let run = driven.run.clone();
     let gone = async {
         while target.subscribers().await? > subscribers {
             sleep(PAUSE).await;
@@ -79,30 +73,30 @@ pub async fn storm(
             run.violation(|| format!("the server counts {left} subscribers that left {PATIENCE:?} ago"));
         }
     }
-    let mut notes = Vec::new();
-    if let (Some(before), Some(after)) = (memory_before, memory(target)?) {
-        let [before, after] = [before, after].map(|bytes| bytes as f64 / 1e6);
-        notes.push(format!("The server held {after:.1} MB when they were gone, {before:.1} MB before they came."));
-    }
-    if let (Some(before), Some(after)) = (files_before, open_files(target)) {
-        notes.push(format!("It had {after} open files then, {before} before."));
-    }
-    let failures = failures.borrow();
-    let mut failures = failures.iter().collect::<Vec<_>>();
-    failures.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(**count));
-    notes.extend(failures.iter().take(FAILURES_TOLD).map(|(why, count)| {
-        let count = grouped(**count as f64);
-        format!("{count} attempts failed, over the whole run: {why}.")
-    }));
+    let mut failures = failures.take().into_iter().collect::<Vec<(String, u64)>>();
+    failures.sort_unstable_by_key(|(_, count)| Reverse(*count));
     let title = format!("{} clients come and go, {} events/s meanwhile", clients, grouped(rate as f64));
-    let findings = Findings::new("connections", title, options).noting(notes);
-    Ok(Measurement { findings, run, measured })
+    let megabytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / 1e6);
+    let mut findings = Findings::new("connections", title, options, common)
+        .of(&driven)
+        .exercised("clients connected", driven.measured.count(Operation::Connection))
+        .result("failed attempts", "", failures.iter().map(|(_, count)| *count as f64).sum())
+        .result_if_known("memory before", "MB", megabytes(memory_before))
+        .result_if_known("memory after", "MB", megabytes(memory(target)?))
+        .result_if_known("open files before", "", files_before)
+        .result_if_known("open files after", "", open_files(target))
+        .noting(failures.iter().take(FAILURES_TOLD).map(|(why, count)| {
+            let count = grouped(*count as f64);
+            format!("{count} attempts failed, over the whole run: {why}.")
+        }));
+    findings.read_back = read_back::check(site, &run).await?;
+    Ok(Measurement { findings, run, measured: driven.measured })
 }
 
 /// How many files the server has open, if it can be known.
-fn open_files(target: &Target) -> Option<usize> {
+fn open_files(target: &Target) -> Option<f64> {
     let files = std::fs::read_dir(format!("/proc/{}/fd", target.watched.as_ref()?.pid));
-    Some(files.ok()?.count())
+    Some(files.ok()?.count() as f64)
 }
 
 /// What a client does on one connection.
@@ -145,13 +139,17 @@ async fn churn(
 impl ChurnStep {
     async fn run(self, number: usize, run: &Run, target: &Target, scratch: &Scratch) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let mut connection = dial(number, target, scratch).await?;
-        match self {
+        let dial = target.dial(number);
+        let mut connection = match self {
             Self::Subscribe | Self::SubscribeAndVanish => {
-                connection = subscribe_on(connection, target, r#"{"session_id":"storm"}"#).await?;
+                subscribe(target, r#"{"session_id":"storm"}"#, dial, scratch).await?
             }
-            Self::Request | Self::RequestAndVanish => request(&mut connection, target).await?,
-        }
+            Self::Request | Self::RequestAndVanish => {
+                let mut connection = Connection::dial(&target.authority, dial, scratch).await?;
+                request(&mut connection, target).await?;
+                connection
+            }
+        };
         run.count(Operation::Connection, 1);
         run.took(Operation::Connection, begun, Instant::now(), 1);
         match self {
@@ -175,16 +173,7 @@ impl ChurnStep {
 /// Requests `/health`.
 async fn request(connection: &mut Connection, target: &Target) -> anyhow::Result<()> {
     let (prefix, headers) = (&target.prefix, target.headers());
-    let request = format!("GET {prefix}/health HTTP/1.1\r\n{headers}\r\n");
-    connection.out().extend_from_slice(request.as_bytes());
-    let answered = connection.answer(|bytes, _, answer| {
-        responses(bytes, |status, body| {
-            if status != 200 {
-                bail!("the server answered {status} {}", String::from_utf8_lossy(body));
-            }
-            *answer = Some(());
-            Ok(())
-        })
-    });
-    answered.await
+    let (status, body) = connection.request(&format!("GET {prefix}/health HTTP/1.1\r\n{headers}\r\n")).await?;
+    ensure!(status == 200, "the server answered {status} {}", String::from_utf8_lossy(&body));
+    Ok(())
 }

@@ -6,24 +6,26 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use event_pipeline::wire::frame::{self, OpCode};
-use serde::Serialize;
 use serde_json::json;
 use tokio::select;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::measurement::{Measurement, dial, memory};
-use crate::answer::{self, Answer};
-use crate::connection::{Connection, Scratch};
+use super::{Connections, Measurement, memory};
+use crate::connection::Connection;
+use crate::deliveries::{Audience, Deliveries, FilterBy, Way};
+use crate::events::{Keys, Names, content};
+use crate::findings::Findings;
 use crate::latency::Operation;
+use crate::numbers::grouped;
 use crate::options::Common;
-use crate::report::{Findings, grouped};
-use crate::run::{PATIENCE, Run};
-use crate::subscriber::subscribe_on;
-use crate::target::Target;
+use crate::read_back;
+use crate::requests::{Framing, Requests};
+use crate::run::Run;
+use crate::schedule::Clock;
+use crate::subscriber::{self, Subscribers};
 use crate::tasks::Tasks;
-use crate::wire::frames;
+use crate::tracker::{Dialect, RequestTracker};
+use crate::workload::Site;
 
 /// 120 s: a subscriber that is not connected by then counts as refused. 10,000 take less than a second.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(120);
@@ -31,83 +33,80 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(120);
 /// The resolution of the report on how connecting went.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Events of one message to the subscribers that idle.
-const EVENTS_EACH: usize = 1_000;
-
-/// Connects all subscribers and lets them idle.
+/// Connects all subscribers and lets them idle. Returns the tasks that hold their connections, too.
 pub async fn idle(
-    size: usize,
+    size: u32,
     at_once: u32,
-    target: &Rc<Target>,
+    site: &Site,
     common: &Common,
-    options: &impl Serialize,
-) -> anyhow::Result<(Measurement, Vec<Connection>)> {
-    let run = Run::in_phases(Operation::Connection, target.newest().await?, STEP, &[]);
-    let memory = memory(target)?;
-    let ramp = Rc::new(Ramp {
-        run: run.clone(),
-        target: target.clone(),
-        scratch: Scratch::default(),
-        size,
-        begun: Cell::new(0),
-        connected: RefCell::default(),
-    });
+    options: &Connections,
+) -> anyhow::Result<(Measurement, Tasks)> {
+    let run = Run::in_phases(Operation::Connection, site.newest, STEP, &[]);
+    let before = memory(&site.target)?;
+    let names = Names { sessions: (0..size).map(session).collect(), ..Names::default() };
+    let deliveries = Rc::new(Deliveries::new(site.newest, names, &[Audience::new(FilterBy::Session, size)], 0, None));
+    let ramp =
+        Rc::new(Ramp { run: run.clone(), size: size as usize, begun: Cell::new(0), connected: RefCell::default() });
     let mut tasks = Tasks::default();
-    (0..at_once).for_each(|_| tasks.spawn_endless(ramp.clone().connect_missing()));
+    for _ in 0..at_once {
+        let (target, scratch) = (site.target.clone(), site.scratch.clone());
+        let connect = async move |number| {
+            let filters = json!({ "session_id": session(number as u32) });
+            subscriber::connect(&target, filters, Way::Socket, number, &scratch).await
+        };
+        tasks.spawn_endless(ramp.clone().connect_missing(connect));
+    }
     let connecting = Common { seconds: CONNECTED_WITHIN.as_secs(), ..common.clone() };
-    let measured = tasks.measure(&run, &connecting, target).await?;
-    tasks.finish(&run).await?;
+    let interval = tasks.measure(&run, &connecting, &site.target, &Clock::default()).await?;
     tasks.shutdown().await;
+    let measured = run.measured(interval);
     let mut connected = ramp.connected.take();
     let count = connected.len();
-    ensure!(count == ramp.size, "only {count} of {} subscribers are connected, within {CONNECTED_WITHIN:?}", ramp.size);
+    ensure!(count == ramp.size, "only {count} of {size} subscribers are connected, within {CONNECTED_WITHIN:?}");
     connected.sort_unstable_by_key(|(number, _)| *number);
+    let connections = connected.into_iter().map(|(_, connection)| connection).collect();
 
-    let mut notes = vec![format!(
-        "All {} subscribers were connected within {:.2} s.",
-        grouped(count as f64),
-        measured.elapsed.as_secs_f64()
-    )];
-    let usage = || target.watched.as_ref().map(|watched| watched.usage()).transpose();
-    let (before, since) = (usage()?, Instant::now());
+    let usage = || site.target.watched.as_ref().map(|watched| watched.usage()).transpose();
+    let (first, since) = (usage()?, Instant::now());
     select! {
         () = sleep(Duration::from_secs(common.seconds)) => {}
         () = common.interrupt.requested() => {}
     }
-    let idled = since.elapsed().as_secs_f64();
-    if let (Some(before), Some(after), Some(memory)) = (before, usage()?, memory) {
-        let processors = (after.cpu - before.cpu).as_secs_f64() / idled;
-        notes.push(format!("In {idled:.1} s of idling the server used {:.2} % of a processor.", processors * 1e2));
-        let (all, each) = (after.memory_bytes, after.memory_bytes.saturating_sub(memory) / count as u64);
-        notes.push(format!(
-            "The server held {:.1} MB, {:.1} MB before they came: {} bytes for each.",
-            all as f64 / 1e6,
-            memory as f64 / 1e6,
-            grouped(each as f64)
-        ));
+    let (last, idled) = (usage()?, since.elapsed().as_secs_f64());
+
+    let mut tasks = Tasks::default();
+    Subscribers::of(deliveries.clone(), connections, None).listen(&run, &mut tasks);
+    let woken = Instant::now();
+    wake(size, site, &run, &deliveries).await?;
+    deliveries.check(&run, false).await;
+    let reached = woken.elapsed();
+    let title = format!("{} subscribers connect, {at_once} at a time, and idle", grouped(count as f64));
+    let mut findings = Findings::new("connections", title, options, common)
+        .exercised("subscribers connected", count as u64)
+        .exercised("events that reached them", run.counted(Operation::Delivery))
+        .result("all connected within", "s", measured.elapsed.as_secs_f64())
+        .result("an event for each reached it within", "ms", reached.as_secs_f64() * 1e3);
+    if let (Some(first), Some(last), Some(before)) = (first, last, before) {
+        let each = last.memory_bytes.saturating_sub(before) as f64 / count as f64;
+        let processors = (last.cpu - first.cpu).as_secs_f64() / idled;
+        findings = findings
+            .result("memory", "MB", last.memory_bytes as f64 / 1e6)
+            .result("memory before they came", "MB", before as f64 / 1e6)
+            .result("each connection", "bytes", each)
+            .result("idling", "% of a processor", processors * 1e2);
     }
-    let (reached, connections) = wake(connected, &run, target, &ramp.scratch).await?;
-    notes.push(match reached {
-        Some(longest) => {
-            format!("Then an event for each of them reached it within {:.1} ms.", longest.as_secs_f64() * 1e3)
-        }
-        None => "Then not all of them got the event that was for them.".to_owned(),
-    });
-    let title = format!("{} subscribers connect, {} at a time, and idle", grouped(count as f64), at_once);
-    let findings = Findings::new("connections", title, options).noting(notes);
-    Ok((Measurement { findings, run, measured }, connections))
+    findings.read_back = read_back::check(site, &run).await?;
+    Ok((Measurement { findings, run, measured }, tasks))
 }
 
 /// The session that a subscriber subscribes to.
-fn session(number: usize) -> String {
+fn session(number: u32) -> String {
     format!("idle-{number:06}")
 }
 
 /// The ramp-up: how many subscribers are connected.
 struct Ramp {
     run: Rc<Run>,
-    target: Rc<Target>,
-    scratch: Scratch,
     size: usize,
     /// How many have begun to connect.
     begun: Cell<usize>,
@@ -116,11 +115,17 @@ struct Ramp {
 
 impl Ramp {
     /// Connects one subscriber after the other until all are connected. Never ends.
-    async fn connect_missing(self: Rc<Self>) -> anyhow::Result<()> {
+    async fn connect_missing(
+        self: Rc<Self>,
+        connect: impl AsyncFn(usize) -> anyhow::Result<Connection>,
+    ) -> anyhow::Result<()> {
         self.run.begun().await;
         while self.begun.get() < self.size {
             let number = self.begun.replace(self.begun.get() + 1);
-            let connection = self.connect(number).await.with_context(|| format!("subscriber {number}"))?;
+            let begun = Instant::now();
+            let connection = connect(number).await.with_context(|| format!("subscriber {number}"))?;
+            self.run.count(Operation::Connection, 1);
+            self.run.took(Operation::Connection, begun, Instant::now(), 1);
             let mut connected = self.connected.borrow_mut();
             connected.push((number, connection));
             if connected.len() == self.size {
@@ -129,110 +134,25 @@ impl Ramp {
         }
         pending().await
     }
-
-    async fn connect(&self, number: usize) -> anyhow::Result<Connection> {
-        let begun = Instant::now();
-        let connection = dial(number, &self.target, &self.scratch).await?;
-        let asks = json!({ "session_id": session(number) }).to_string();
-        let connection = subscribe_on(connection, &self.target, &asks).await?;
-        self.run.count(Operation::Connection, 1);
-        self.run.took(Operation::Connection, begun, Instant::now(), 1);
-        Ok(connection)
-    }
 }
 
-/// Publishes an event for each subscriber and checks that each receives its own. Returns how long the last one waited,
-/// if all received theirs, and the connections of those that did.
-async fn wake(
-    subscribers: Vec<(usize, Connection)>,
-    run: &Rc<Run>,
-    target: &Target,
-    scratch: &Scratch,
-) -> anyhow::Result<(Option<Duration>, Vec<Connection>)> {
-    let count = subscribers.len();
-    let mut publisher = Connection::web_socket(target, "/ws/publish", scratch).await?;
-    let mut waiting = JoinSet::new();
-    let begun = Instant::now();
-    for (number, connection) in subscribers {
-        let run = run.clone();
-        waiting.spawn_local(async move {
-            let connection = listen(number, connection, &run).await.with_context(|| format!("subscriber {number}"))?;
-            anyhow::Ok((Instant::now(), connection))
-        });
-    }
-    let numbers = (0..count).collect::<Vec<_>>();
-    for numbers in numbers.chunks(EVENTS_EACH) {
-        publish(&mut publisher, numbers, run).await?;
-    }
-    let (mut last, mut reached) = (begun, Vec::new());
-    let all = async {
-        while let Some(ended) = waiting.join_next().await {
-            let (at, connection) = ended.context("a task panicked")??;
-            last = last.max(at);
-            reached.push(connection);
-        }
-        anyhow::Ok(())
-    };
-    match timeout(PATIENCE, all).await {
-        Ok(all) => {
-            all?;
-            Ok((Some(last - begun), reached))
-        }
-        Err(_) => {
-            let missing = count - reached.len();
-            run.violation(|| format!("{missing} of {count} subscribers did not get the event of their session"));
-            Ok((None, reached))
-        }
-    }
-}
-
-/// Publishes an event for each of these subscribers.
-async fn publish(publisher: &mut Connection, numbers: &[usize], run: &Run) -> anyhow::Result<()> {
-    let event = |number: &usize| json!({ "event_type": "session_created", "source": "loadtest", "session_id": session(*number), "payload": {} });
-    let events = numbers.iter().map(event).collect::<Vec<_>>();
-    frame::masked(publisher.out(), OpCode::Text, json!(events).to_string().as_bytes(), *b"mask");
-    let answered = publisher.answer(|bytes, out, answered| {
-        frames(bytes, out, |text| {
-            let verification = &mut *run.verification.borrow_mut();
-            *answered = Some(());
-            match answer::of_socket(text, |sequence| verification.acknowledge(sequence))? {
-                Answer::Ok(count) if count == events.len() => {}
-                Answer::Ok(count) => {
-                    verification.violation(|| format!("{} events were answered with {count} ids", events.len()))
-                }
-                Answer::Refused(reason) => verification.refuse(events.len(), reason),
-            }
-            Ok(())
-        })
+/// Publishes an event for each subscriber.
+async fn wake(size: u32, site: &Site, run: &Rc<Run>, deliveries: &Rc<Deliveries>) -> anyhow::Result<()> {
+    let events = (0..size).map(|number| {
+        let sent = format!(
+            r#""event_type":"session_created","source":"loadtest","session_id":"{}","user_id":"teacher","payload":{{}}"#,
+            session(number)
+        );
+        let keys = Keys { event_type: 0, session: number, user: 0, content: content(sent.as_bytes()) };
+        (format!("{{{sent}}}").into_bytes(), keys)
     });
-    answered.await
-}
-
-/// Waits for the event of its session, then sends a ping message, and checks that nothing else comes before the answer.
-async fn listen(number: usize, mut connection: Connection, run: &Run) -> anyhow::Result<Connection> {
-    let (mut event, mut done) = (None, false);
-    let own = format!(r#""session_id":"{}""#, session(number));
-    while !done {
-        let read = connection.exchange(|bytes, out| {
-            let mut asks = false;
-            let used = frames(bytes, out, |text| {
-                let Some(sequence) = answer::of_delivery(text)? else {
-                    done |= text == br#"{"type":"pong"}"#;
-                    return Ok(());
-                };
-                let text = String::from_utf8_lossy(text);
-                if event.is_some() || !text.contains(&own) {
-                    run.violation(|| format!("subscriber {number} got another's event: {text}"));
-                }
-                (event, asks) = (Some(sequence), true);
-                Ok(())
-            })?;
-            if asks {
-                frame::masked(out, OpCode::Text, br#"{"type":"ping"}"#, *b"mask");
-            }
-            Ok(used)
-        });
-        read.await?;
+    let requests = Rc::new(Requests::of_events(events, 1, &Framing::WebSocket, 0));
+    let (mut connection, _) = site.connect(Dialect::WebSocket).await?;
+    let mut tracker = RequestTracker::new(run.clone(), requests, Dialect::WebSocket, false);
+    tracker.deliveries = Some(deliveries.clone());
+    tracker.send(Instant::now(), size as usize, connection.out());
+    while tracker.in_flight() > 0 {
+        connection.exchange(|bytes, out| tracker.read(bytes, out)).await?;
     }
-    Ok(connection)
+    Ok(())
 }

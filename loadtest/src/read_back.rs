@@ -1,0 +1,64 @@
+//! Whether what is stored is what was sent: all events of a run, or a sample of a long one.
+
+use std::ops::Range;
+
+use anyhow::{Context, ensure};
+use serde_json::value::RawValue;
+
+use crate::answer;
+use crate::run::Run;
+use crate::verification::BLOCK;
+use crate::workload::Site;
+
+/// Compares what was acknowledged with how many events the server has stored since the run began, and with the events
+/// themselves. Returns how many of these were read back.
+pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
+    let stored = site.target.stored().await? + site.deleted - site.stored;
+    run.verification.borrow_mut().check_stored(stored);
+    if !run.verification.borrow().is_clean() {
+        return Ok(0);
+    }
+    let (mut connection, mut compared) = (site.open().await?, 0);
+    let (blocks, end) = {
+        let verification = run.verification.borrow();
+        (verification.sample.blocks(), verification.last() + 1)
+    };
+    // The oldest events of the run may have been deleted; then blocks begin after them.
+    let oldest = site.newest + 1 + site.deleted.saturating_sub(site.stored);
+    for block in blocks.into_iter().filter(|block| *block >= oldest) {
+        let mut left = block..end.min(block + BLOCK);
+        while !left.is_empty() {
+            let path = format!("{}/events?after_id=evt_{:012x}&limit={BLOCK}", site.target.prefix, left.start - 1);
+            let head = format!("GET {path} HTTP/1.1\r\n{}\r\n", site.target.headers());
+            let (status, body) = connection.request(&head).await.context("read back what was stored")?;
+            let said = || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+            ensure!(status == 200, "{path}: the server answered {status} {}", said());
+            let events: Vec<&RawValue> = serde_json::from_slice(&body).with_context(said)?;
+            let before = left.start;
+            left = compare(run, left, &events)?;
+            compared += left.start - before;
+            if left.start == before {
+                run.violation(|| format!("event {before} was acknowledged, and is not stored"));
+                break;
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// Compares the next of these events with what was sent. Returns those that are left.
+fn compare(run: &Run, expected: Range<u64>, events: &[&RawValue]) -> anyhow::Result<Range<u64>> {
+    let mut verification = run.verification.borrow_mut();
+    let mut next = expected.start;
+    for event in events {
+        let delivery = answer::of_delivery(event.get().as_bytes())?.context("an event has no id")?;
+        if next == expected.end || delivery.sequence != next {
+            break;
+        }
+        if !verification.sample.is_as_sent(next, delivery.content) {
+            verification.violation(|| format!("event {next} is not stored as it was sent: {event}"));
+        }
+        next += 1;
+    }
+    Ok(next..expected.end)
+}
