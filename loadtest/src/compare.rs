@@ -1,23 +1,21 @@
-//! The command `compare`: what changed from one file of runs to the next.
+//! What changed from one set of runs to the next.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::html;
-use crate::metric::{Change, MetricName, Spread, written};
-use crate::options::Common;
+use crate::metric::{CHANGES, Change, MetricName, Spread};
+use crate::numbers::written;
+use crate::report::Report;
 use crate::run_files::{Series, Source};
 
 /// Compare files of runs, as --out and --json write them: the median and the spread of each metric, and the change
 ///
-/// Runs of the same scenario, server and title are compared, whatever the server's version. A change is "within the
-/// spread" if the ranges of both overlap: then it may mean nothing. With --html FILE also writes a report with plots;
-/// one file of runs is enough for that.
+/// Runs of the same scenario, server and title are compared, whatever the server's version; within a file also runs with
+/// different labels, commits or options. With --html FILE also writes a report with plots; one file of runs is enough for
+/// that. A --fail-if is judged on every file but the first, and may name a ratio to the first: 'rate<0.95x'.
 #[derive(Args, Debug, Clone)]
 pub struct Compare {
     /// Files of runs, one JSON object a line; the first is what the others are compared with
@@ -25,70 +23,64 @@ pub struct Compare {
     pub files: Vec<PathBuf>,
 }
 
-impl Compare {
-    /// To stdout, as tables or as JSON; and to a page, if one is asked for.
-    pub fn print(&self, common: &Common) -> anyhow::Result<()> {
-        let sources = Source::read_all(&self.files)?;
-        if let Some(file) = &common.html {
-            html::write_sources(file, &sources)?;
-        }
-        let comparisons = Comparison::all(&sources);
-        let text = match common.json {
-            true => comparisons.iter().map(|comparison| comparison.to_json() + "\n").collect(),
-            false => {
-                comparisons.iter().map(|comparison| comparison.table() + "\n").collect::<String>()
-                    + legend(&comparisons)
-            }
-        };
-        match io::stdout().write_all(text.as_bytes()) {
-            // A reader such as `head` may close the pipe early.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            written => written.context("print the comparison"),
-        }
-    }
-}
-
-/// The comparison of all runs of the same scenario, server and title.
+/// Series side by side.
 #[derive(Debug, Serialize)]
-pub struct Comparison {
-    scenario: String,
+pub struct Comparison<'r> {
+    pub scenario: String,
     title: String,
-    columns: Vec<Column>,
+    pub columns: Vec<Column<'r>>,
     /// Files without such runs.
     absent: Vec<String>,
 }
 
-/// The runs of one file.
+/// A series: runs of one file that measured the same.
 #[derive(Debug, Serialize)]
-struct Column {
-    file: String,
-    subject: String,
+pub struct Column<'r> {
+    pub file: String,
+    pub subject: String,
     acknowledged_means: String,
     machine: String,
+    label: Option<String>,
+    commit: Option<String>,
     runs: usize,
     violations: usize,
+    /// Runs during which other programs used the processors.
+    disturbed: usize,
     /// The options that differ between columns.
     options: Vec<(String, String)>,
     #[serde(rename = "figures")]
-    metrics: Vec<Compared>,
+    pub metrics: Vec<Compared>,
+    #[serde(skip)]
+    pub reports: Vec<&'r Report>,
+    /// The index of the file.
+    #[serde(skip)]
+    pub source: usize,
 }
 
 #[derive(Debug, Serialize)]
-struct Compared {
+pub struct Compared {
     #[serde(flatten)]
-    spread: Spread,
+    pub spread: Spread,
     /// The change since the first column that has this metric; none in that column.
     #[serde(flatten)]
-    change: Option<Change>,
+    pub change: Option<Change>,
 }
 
-impl Comparison {
+impl<'r> Comparison<'r> {
     /// One for each scenario, server and title, in the order of the files.
-    pub fn all(sources: &[Source]) -> Vec<Self> {
+    pub fn all(sources: &'r [Source]) -> Vec<Self> {
+        Self::grouped(sources, |run| [&run.scenario, &unversioned(&run.subject), &run.title].map(String::from).to_vec())
+    }
+
+    /// One for each scenario, whatever else differs.
+    pub fn by_scenario(sources: &'r [Source]) -> Vec<Self> {
+        Self::grouped(sources, |run| vec![run.scenario.clone(), run.latency_us.of.name().to_owned()])
+    }
+
+    fn grouped(sources: &'r [Source], key: impl Fn(&Report) -> Vec<String>) -> Vec<Self> {
         let mut groups = Vec::<(_, Vec<Series>)>::new();
         for series in Series::all(sources) {
-            let run = series.first();
-            let key = (&run.scenario, unversioned(&run.subject), &run.title);
+            let key = key(series.first());
             match groups.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, group)) => group.push(series),
                 None => groups.push((key, vec![series])),
@@ -97,7 +89,7 @@ impl Comparison {
         groups.iter().map(|(_, group)| Self::of(group, sources)).collect()
     }
 
-    fn of(group: &[Series], sources: &[Source]) -> Self {
+    fn of(group: &[Series<'r>], sources: &[Source]) -> Self {
         let first = group[0].first();
         let mut columns = Vec::<Column>::new();
         for series in group {
@@ -114,10 +106,15 @@ impl Comparison {
                 subject: run.subject.clone(),
                 acknowledged_means: run.acknowledged_means.clone(),
                 machine: run.machine.to_string(),
+                label: run.label.clone(),
+                commit: run.commit.clone(),
                 runs: series.runs.len(),
                 violations: series.violations(),
+                disturbed: series.runs.iter().filter(|run| run.disturbed == Some(true)).count(),
                 options: series.differing_options(group),
                 metrics,
+                reports: series.runs.clone(),
+                source: series.source,
             });
         }
         let absent = sources.iter().enumerate().filter(|(index, _)| group.iter().all(|series| series.source != *index));
@@ -140,6 +137,7 @@ impl Comparison {
     fn facts(&self) -> Vec<(String, Vec<String>)> {
         let fact =
             |name: &str, of: &dyn Fn(&Column) -> String| (name.to_owned(), self.columns.iter().map(of).collect());
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "–".to_owned());
         let options = self.columns[0]
             .options
             .iter()
@@ -147,30 +145,38 @@ impl Comparison {
             .map(|(index, (option, _))| fact(option, &|column| column.options[index].1.clone()));
         let mut facts = vec![
             fact("", &|column| {
-                format!("{} ({} run{})", column.file, column.runs, if column.runs == 1 { "" } else { "s" })
+                let count = format!("({} run{})", column.runs, if column.runs == 1 { "" } else { "s" });
+                format!("{} {count}", column.file).trim_start().to_owned()
             }),
             fact("server", &|column| column.subject.clone()),
         ];
-        // These rows are shown only where they differ.
-        let conditions = [
+        // Labels, commits and these counts are shown where there are any; the others only where they differ.
+        let conditions: [(_, Vec<_>); 6] = [
+            fact("label", &|column| or_dash(&column.label)),
+            fact("commit of loadtest", &|column| or_dash(&column.commit)),
+            fact("VIOLATIONS", &|column| column.violations.to_string()),
+            fact("DISTURBED runs", &|column| column.disturbed.to_string()),
             fact("acknowledged means", &|column| column.acknowledged_means.clone()),
             fact("machine", &|column| column.machine.clone()),
-            fact("VIOLATIONS", &|column| column.violations.to_string()),
         ];
-        let is_told = |(name, cells): &(String, Vec<String>)| {
-            cells.iter().any(|cell| *cell != cells[0]) || name == "VIOLATIONS" && cells[0] != "0"
-        };
-        facts.extend(conditions.into_iter().chain(options).filter(is_told));
+        let conditions = conditions.into_iter().enumerate().filter(|(index, (_, cells))| {
+            cells.iter().any(|cell| if *index < 4 { cell != "–" && cell != "0" } else { *cell != cells[0] })
+        });
+        facts.extend(
+            conditions
+                .map(|(_, fact)| fact)
+                .chain(options.filter(|(_, cells)| cells.iter().any(|cell| *cell != cells[0]))),
+        );
         facts
     }
 
     /// One line for programs.
-    fn to_json(&self) -> String {
+    pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a comparison is plain")
     }
 
     /// As a table for people.
-    fn table(&self) -> String {
+    pub fn table(&self) -> String {
         let (facts, names) = (self.facts(), self.names());
         let mut rows = facts.iter().map(|(name, _)| vec![name.clone()]).collect::<Vec<_>>();
         rows.extend(names.iter().map(|name| vec![name.to_string()]));
@@ -222,22 +228,16 @@ fn unversioned(subject: &str) -> String {
 }
 
 /// The explanation under the tables, if something is compared.
-fn legend(comparisons: &[Comparison]) -> &'static str {
-    let columns = || comparisons.iter().filter(|comparison| comparison.columns.len() > 1).flat_map(|c| &c.columns);
-    match columns().next() {
-        None => "",
-        Some(_) if columns().any(|column| column.runs == 1) => {
-            "The median of the runs (least–most), and the change since the first file. One run has no spread: what a\n\
-             change means is known from several (--repeat 5).\n"
-        }
-        Some(_) => "The median of the runs (least–most), and the change since the first file.\n",
+pub fn legend(comparisons: &[Comparison]) -> String {
+    match comparisons.iter().any(|comparison| comparison.columns.len() > 1) {
+        false => String::new(),
+        true => format!("The median of the runs (least–most), and the change since the first column.\n{CHANGES}\n"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Report;
 
     /// Runs at these rates.
     fn source(name: &str, rates: &[f64]) -> Source {
@@ -251,17 +251,17 @@ mod tests {
 
     #[test]
     fn the_change_of_each_metric_is_shown() {
-        let (before, after) = (source("a.json", &[90.0, 100.0, 110.0]), source("b.json", &[150.0, 120.0, 130.0]));
-        let all = Comparison::all(&[before, after]);
+        let sources = [source("a.json", &[90.0, 100.0, 110.0]), source("b.json", &[150.0, 120.0, 130.0])];
+        let all = Comparison::all(&sources);
         assert_eq!(all.len(), 1);
         let table = all[0].table();
         let line = |name: &str| table.lines().find(|line| line.trim_start().starts_with(name)).expect(name).to_owned();
         assert!(line("events/s").contains(" 100 (90.0–110) "), "{table}");
-        assert!(line("events/s").ends_with(" 130 (120–150) +30 %"), "{table}");
-        assert!(line("acknowledgement p99, ms").ends_with(" 3.00           0 %, within the spread"), "{table}");
+        assert!(line("events/s").ends_with(" 130 (120–150) +30 %, no evidence (p = 0.10)"), "{table}");
+        assert!(line("acknowledgement p99, ms").ends_with(" 3.00           0 %, no evidence (p = 1)"), "{table}");
         assert!(line("a.json (3 runs)").contains("b.json (3 runs)"), "{table}");
         assert!(
-            !table.contains("machine") && !table.contains("payload_bytes") && !table.contains("not measured"),
+            !["machine", "DISTURBED", "payload_bytes", "not measured"].iter().any(|fact| table.contains(fact)),
             "{table}"
         );
     }
@@ -280,7 +280,8 @@ mod tests {
         after.reports[0].subject = "event-pipeline 9.9.9".to_owned();
         peer.reports[0].subject = "Another 1.0".to_owned();
         after.reports.append(&mut peer.reports);
-        let all = Comparison::all(&[source("a.json", &[100.0]), after]);
+        let sources = [source("a.json", &[100.0]), after];
+        let all = Comparison::all(&sources);
         let columns = all.iter().map(|comparison| (comparison.columns.len(), comparison.absent.clone()));
         assert_eq!(columns.collect::<Vec<_>>(), [(2, vec![]), (1, vec!["a.json".to_owned()])]);
         assert!(all[1].table().ends_with("  not measured in a.json\n"), "{}", all[1].table());
@@ -290,11 +291,15 @@ mod tests {
     fn differing_conditions_are_shown() {
         let (before, mut after) = (source("a.json", &[100.0]), source("b.json", &[100.0]));
         let run = &mut after.reports[0];
+        run.label = Some("new disk".to_owned());
+        run.commit = Some("abcdef0-dirty".to_owned());
+        run.disturbed = Some(true);
         run.machine.processors = 64;
         run.acknowledged_means = "received".to_owned();
         run.options["payload_bytes"] = 4_000.into();
         run.violations.push("event 7 was lost".to_owned());
-        let table = Comparison::all(&[before, after])[0].table();
+        let sources = [before, after];
+        let table = Comparison::all(&sources)[0].table();
         for part in [
             "  machine ",
             "64 processors",
@@ -303,18 +308,33 @@ mod tests {
             "  VIOLATIONS ",
             "  acknowledged means ",
             " received\n",
+            " new disk\n",
+            " abcdef0-dirty\n",
+            "  DISTURBED runs ",
         ] {
             assert!(table.contains(part), "{part}: {table}");
         }
     }
 
     #[test]
+    fn runs_of_one_file_are_compared_by_their_labels() {
+        let mut both = source("a.json", &[100.0, 200.0]);
+        both.reports[1].label = Some("after".to_owned());
+        let sources = [both];
+        let all = Comparison::all(&sources);
+        assert_eq!(all.iter().map(|comparison| comparison.columns.len()).collect::<Vec<_>>(), [2]);
+        assert!(all[0].table().contains(" 200  × 2.00, no evidence (p = 1)\n"), "{}", all[0].table());
+        assert!(legend(&all).contains("Mann–Whitney"), "{}", legend(&all));
+    }
+
+    #[test]
     fn the_json_says_the_same_as_the_table() {
-        let all = Comparison::all(&[source("a.json", &[100.0]), source("b.json", &[150.0])]);
+        let sources = [source("a.json", &[100.0]), source("b.json", &[150.0])];
+        let all = Comparison::all(&sources);
         let json = serde_json::from_str::<serde_json::Value>(&all[0].to_json()).expect("JSON");
         let metric = &json["columns"][1]["figures"][0];
         assert_eq!((&metric["name"], &metric["median"]), (&"events".into(), &150.0.into()));
-        assert_eq!((&metric["ratio"], &metric["within_spread"]), (&1.5.into(), &false.into()));
+        assert_eq!((&metric["ratio"], &metric["p_value"]), (&1.5.into(), &1.0.into()));
         assert!(json["columns"][0]["figures"][0].get("ratio").is_none(), "{json}");
     }
 }

@@ -83,6 +83,9 @@ pub struct Latency {
     pub max: f64,
     /// Each percentile with its latency, both ascending; the last is 100.
     pub percentiles: Vec<(f64, f64)>,
+    /// What they are from, in nanoseconds; `None` of a run that was read from a file, or where nothing was timed.
+    #[serde(skip)]
+    pub histogram: Option<Histogram<u64>>,
 }
 
 impl Latency {
@@ -105,6 +108,7 @@ impl Latency {
                 .chain((!histogram.is_empty()).then_some(100.0))
                 .map(|percentile| (percentile, at(percentile)))
                 .collect(),
+            histogram: (!histogram.is_empty()).then(|| histogram.clone()),
         }
     }
 }

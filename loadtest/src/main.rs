@@ -11,11 +11,15 @@
 //!
 //! * [`peers`] — other servers, measured beside ours in turns
 //! * [`scenario`] — the workloads, each with its options and what it verifies
-//! * [`summary`] — the median and the spread of several runs
-//! * [`compare`] — what changed from one file of runs to the next
+//! * [`output`] — what is made of runs: text, files, pages, and the exit code
+//! * [`summary`] — all runs of a call at a glance
 //! * [`html`] — runs as a page with plots
+//! * [`export`] — runs in the formats of other tools
+//! * [`fail_if`] — conditions under which runs count as failed
+//! * [`compare`] — what changed from one set of runs to the next
 //! * [`run_files`] — runs read from files, and which of them measured the same
 //! * [`metric`] — the metrics of runs, their spread, and how they differ
+//! * [`rank_test`] — how often chance alone makes such a difference
 //! * [`report`] — one run as a table or as JSON
 //! * [`findings`] — the part of a report that only the scenario knows
 //! * [`read_back`] — whether what is stored is what was sent
@@ -65,6 +69,8 @@ mod digest;
 mod disk;
 mod due_times;
 mod events;
+mod export;
+mod fail_if;
 mod finding;
 mod findings;
 mod folder;
@@ -76,6 +82,7 @@ mod measurement;
 mod metric;
 mod numbers;
 mod options;
+mod output;
 mod peers;
 mod process;
 mod producer;
@@ -83,6 +90,7 @@ mod progress;
 mod query;
 mod query_client;
 mod random;
+mod rank_test;
 mod read_back;
 mod recording;
 mod report;
@@ -103,7 +111,6 @@ mod verification;
 mod wire;
 mod workload;
 
-use std::fs::File;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -114,8 +121,10 @@ use tokio::task::LocalSet;
 
 use compare::Compare;
 use options::Common;
+use output::{Output, WrongUsage};
 use peers::{Baseline, Peers, Trial, ratios};
-use report::{Report, Verdict};
+use report::Report;
+use run_files::Source;
 use scenario::classroom::Classroom;
 use scenario::connections::Connections;
 use scenario::dashboard::Dashboard;
@@ -155,17 +164,20 @@ Examples:
   loadtest dashboard --interval-ms 250                2,000 ticking sessions on 20 dashboards
   loadtest fanout --out runs.json --html report.html  figures for later, and a page with plots
   loadtest compare before.json after.json             what changed; with --html FILE also as a page
+  loadtest publish --repeat 5 --fail-if 'p99>20ms'    a gate: ends with 3 if the median of the runs is above
   loadtest connections --storm 32                     10,000 idle subscribers, then clients that come and go
   loadtest publish --set DURABILITY=normal --json     a setting for the server, figures for a program
 
-Exit codes: 0 measured and verified; 1 failed, a promise was broken, or what the scenario exists for did not happen;
-2 wrong usage; 3 verified, but slower than was asked for."
+Exit codes: 0 measured and verified, 1 failed, a promise was broken or something was not exercised, 2 wrong usage,
+3 verified but slower than asked for: a rate was missed, or a --fail-if is so."
 )]
 struct Cli {
     #[command(subcommand)]
     scenario: Option<Scenario>,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Subcommand)]
@@ -212,27 +224,22 @@ impl Scenario {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(Verdict::Verified) => ExitCode::SUCCESS,
-        Ok(Verdict::RateMissed) => ExitCode::from(3),
-        Ok(Verdict::NotExercised | Verdict::Violation) => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("loadtest: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<WrongUsage>() { 2 } else { 1 })
         }
     }
 }
 
-/// The worst that a run has shown.
-fn run(cli: Cli) -> anyhow::Result<Verdict> {
+/// Measures or compares: returns the exit code.
+fn run(cli: Cli) -> anyhow::Result<u8> {
     raise_open_files_limit();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().context("start")?;
-    let common = &cli.common;
+    let (common, output) = (&cli.common, &cli.output);
+    output.check(matches!(cli.scenario, Some(Scenario::Compare(_))))?;
     if let Some(Scenario::Compare(compare)) = &cli.scenario {
-        return compare.print(common).map(|()| Verdict::Verified);
-    }
-    // Checked before the run: hours of measuring must not be lost because of a wrong path.
-    for file in common.out.iter().chain(&common.html) {
-        File::options().create(true).append(true).open(file).with_context(|| format!("write to {}", file.display()))?;
+        return output.compared(&Source::read_all(&compare.files)?);
     }
     let canonical = || vec![Scenario::Publish(Publish::default()), Scenario::Fanout(Fanout::default())];
     let is_canonical = cli.scenario.is_none();
@@ -255,30 +262,15 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         for _ in 0..repeat {
             let measure = common.interrupt.guard(scenario.measure(common));
             for report in LocalSet::new().block_on(&runtime, measure)? {
-                report.print(common.json)?;
-                if let Some(file) = &common.out {
-                    report.append_to(file)?;
-                }
-                reports.push(report);
+                reports.push(output.take(report, !is_canonical || output.verbose)?);
             }
             if common.interrupt.was_requested() {
                 break 'runs;
             }
         }
     }
-    if let Some(file) = &common.html {
-        html::write(file, &reports)?;
-    }
-    if !common.json {
-        print!("{}", summary::of_repetitions(&reports));
-        if is_canonical {
-            print!("{}", summary::headline(&reports));
-        }
-        if are_compared {
-            print!("{}", ratios::table(&reports));
-        }
-    }
-    Ok(reports.iter().map(|report| report.verdict).max().unwrap_or_default())
+    let ratios = if are_compared { ratios::table(&reports) } else { String::new() };
+    output.measured(reports, is_canonical, &ratios)
 }
 
 /// Each connection is an open file, here and in a server started from here. Where the limit cannot be raised,

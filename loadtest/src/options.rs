@@ -1,6 +1,5 @@
 //! Options of every scenario.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -24,15 +23,6 @@ pub struct Common {
     /// Repeat the measurement this many times, and print the median and the spread
     #[arg(long, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
-    /// Print one JSON object a run instead of a table
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// Append one JSON object a run to a file, whatever is printed
-    #[arg(long, global = true, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Write a report with plots, as one self-contained page
-    #[arg(long, global = true, value_name = "FILE")]
-    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub target: TargetArgs,
     #[arg(skip)]

@@ -70,7 +70,8 @@ impl<'r> Series<'r> {
             sources.iter().enumerate().flat_map(|(i, source)| source.reports.iter().map(move |r| (i, r)))
         {
             let of = (&report.scenario, &report.subject, &report.acknowledged_means);
-            let key = (source, of, &report.title, report.options.to_string(), &report.server_settings);
+            let how = (&report.title, report.options.to_string(), &report.server_settings);
+            let key = (source, of, how, &report.label, &report.commit);
             let index = *indexes.entry(key).or_insert(series.len());
             match series.get_mut(index) {
                 Some(known) => known.runs.push(report),
@@ -140,7 +141,7 @@ mod tests {
         let found = Series::all(&sources);
         let found = found.iter().map(|s| (s.source, s.first().title.as_str(), s.runs.len())).collect::<Vec<_>>();
         assert_eq!(found, [(0, "a", 2), (0, "b", 1), (1, "b", 2)]);
-        // What was measured under other conditions is no repetition.
+        // What was measured under other conditions is no repetition, nor what is called otherwise or by another tool.
         sources[0].reports[2].options["window"] = 7.into();
         sources[1].reports[1].server_settings.insert("NETWORK_THREADS".to_owned(), "2".to_owned());
         let found = Series::all(&sources);

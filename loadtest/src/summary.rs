@@ -1,62 +1,132 @@
-//! The summary of several runs.
+//! All runs of a call at a glance.
 
 use std::fmt::Write;
 
-use crate::metric::{Spread, median, written};
-use crate::report::{Report, grouped};
-use crate::run_files::{Series, Source};
+use crate::compare::{Column, Comparison};
+use crate::fail_if::Judgement;
+use crate::finding::Loop;
+use crate::metric::{RATE, SERVER, SERVER_CPU, Spread};
+use crate::numbers::{grouped, written};
+use crate::report::{Report, Verdict};
 
-/// The median and the spread of each metric, for each set of runs that measured the same; nothing where there was
-/// one run of each.
-pub fn of_repetitions(reports: &[Report]) -> String {
-    let source = [Source { name: String::new(), reports: reports.to_vec() }];
-    let mut text = String::new();
-    for series in Series::all(&source).iter().filter(|series| series.runs.len() > 1) {
-        let Report { scenario, title, subject, .. } = series.first();
-        writeln!(text, "{} runs of {scenario}, {subject}: {title}", series.runs.len()).expect(WRITTEN);
-        for Spread { name, least, median, most } in Spread::all(&series.runs) {
-            let [least, median, most] = [least, median, most].map(written);
-            writeln!(text, "  {:<32}{median:>13}   from {least} to {most}", name.to_string()).expect(WRITTEN);
-        }
-        text.push('\n');
-    }
-    text
-}
+/// A screen is as wide as this; what is longer is cut.
+const COLUMNS: usize = 100;
 
 const WRITTEN: &str = "a string takes everything";
 
-/// The two numbers that matter, of runs of `publish` and of `fanout`; the medians where there are several.
-pub fn headline(reports: &[Report]) -> String {
-    let deliveries = |report: &Report| report.deliveries.as_ref().map(|count| count.per_second);
-    let lines = [
-        line(reports, "publish", "durable events a second", |report| Some(report.events.per_second)),
-        line(reports, "fanout", "deliveries a second", deliveries),
-    ];
-    let lines = lines.into_iter().flatten().collect::<Vec<_>>();
-    let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or_default();
-    let rule = "━".repeat(width + 2);
-    format!("{rule}\n{}{rule}\n", lines.iter().map(|line| format!(" {line}\n")).collect::<String>())
+/// The worst verdict of these runs.
+pub fn worst(reports: &[Report]) -> Verdict {
+    reports.iter().map(verdict).max().unwrap_or_default()
 }
 
-/// One line of the headline; `None` without such a run.
-fn line(reports: &[Report], scenario: &str, what: &str, rate: impl Fn(&Report) -> Option<f64>) -> Option<String> {
-    let middle = |metric: &dyn Fn(&Report) -> Option<f64>| {
-        let mut values = reports.iter().filter(|run| run.scenario == scenario).filter_map(metric).collect::<Vec<_>>();
-        values.sort_by(f64::total_cmp);
-        (!values.is_empty()).then(|| median(&values))
-    };
-    let (rate, p99) = (middle(&rate)?, middle(&|run| Some(run.latency_us.p99 / 1e3))?);
-    let mut text = format!("{:>12} {what:<24} p99 {p99:.1} ms", grouped(rate));
-    if let Some(cpu) = middle(&|run| Some(run.server.as_ref()?.cpu_us_each)) {
-        text += &format!("   {cpu:.3} µs of server CPU each");
+/// Of a run. One of an older load test has violations and no verdict.
+fn verdict(run: &Report) -> Verdict {
+    if run.kept() { run.verdict } else { Verdict::Violation }
+}
+
+/// A table of the medians and the spread for each set of runs that measured the same; nothing where there was one run.
+pub fn of_repetitions(comparisons: &[Comparison]) -> String {
+    let repeated = comparisons.iter().filter(|all| all.columns.iter().any(|column| column.reports.len() > 1));
+    repeated.map(|comparison| comparison.table() + "\n").collect()
+}
+
+/// A condition and what became of it, as a row like those of a report.
+pub fn row(judgement: &Judgement) -> String {
+    format!("  {:<17}{judgement}\n", if judgement.failed { "FAILED" } else { "passed" })
+}
+
+/// The verdict in one line, and a few lines on each series: 24 lines for two of them.
+pub fn screen(reports: &[Report], comparisons: &[Comparison], judgements: &[Judgement]) -> String {
+    let mut lines = vec![line(reports, judgements)];
+    let disturbed = reports.iter().filter(|run| run.disturbed == Some(true)).count();
+    if disturbed > 0 {
+        lines.push(format!(
+            "DISTURBED: other programs used the processors during {disturbed} of {} runs",
+            reports.len()
+        ));
     }
-    Some(text)
+    for comparison in comparisons {
+        for column in &comparison.columns {
+            lines.push(String::new());
+            lines.extend(series(&comparison.scenario, column));
+        }
+    }
+    lines.extend([
+        String::new(),
+        "More: --verbose, a scenario by itself (loadtest publish), --html FILE, --help".to_owned(),
+    ]);
+    let cut = |line: &String| match line.char_indices().nth(COLUMNS) {
+        None => line.clone(),
+        Some(_) => line.chars().take(COLUMNS - 1).chain(['…']).collect(),
+    };
+    lines.iter().map(|line| cut(line) + "\n").collect()
+}
+
+/// The verdict on all runs, in one line.
+fn line(reports: &[Report], judgements: &[Judgement]) -> String {
+    let (worst, all) = (worst(reports), reports.len());
+    let such = reports.iter().filter(|run| verdict(run) == worst).collect::<Vec<_>>();
+    let count = such.len();
+    if let (Verdict::Verified, Some(failed)) = (worst, judgements.iter().find(|judgement| judgement.failed)) {
+        return format!("FAILED: {failed}");
+    }
+    match (worst, such.first()) {
+        (_, None) => "NOTHING MEASURED: no run was finished".to_owned(),
+        (Verdict::Violation, Some(run)) => {
+            let first = run.violations.first().map_or("a promise was broken", String::as_str);
+            format!("VIOLATION: {count} of {all} runs broke a promise: {first}")
+        }
+        (Verdict::NotExercised, Some(run)) => {
+            let never = run.exercised.iter().filter(|exercised| exercised.count == 0).map(|exercised| &*exercised.what);
+            format!("NOT EXERCISED in {count} of {all} runs: {}", never.collect::<Vec<_>>().join(", "))
+        }
+        (Verdict::RateMissed, Some(_)) => {
+            format!("RATE MISSED in {count} of {all} runs: they were slower than asked for")
+        }
+        (Verdict::Verified, Some(_)) => {
+            let events = reports.iter().map(|run| run.acknowledged).sum::<u64>();
+            format!(
+                "VERIFIED: {count} of {all} runs kept every promise; {} events were acknowledged",
+                grouped(events as f64)
+            )
+        }
+    }
+}
+
+/// A series in some lines: rates, latencies, what the server used, what limited it, what went wrong.
+fn series(scenario: &str, column: &Column) -> Vec<String> {
+    let (run, runs) = (column.reports[0], column.reports.len());
+    let medians = if runs > 1 { format!(", medians of {runs} runs") } else { String::new() };
+    let mut lines = vec![format!("{scenario}: {}{medians}", run.title)];
+    let mut groups = Vec::<(&str, String)>::new();
+    for Spread { name, median, .. } in column.metrics.iter().map(|metric| &metric.spread) {
+        let told = match (name.of, name.text.as_str()) {
+            (RATE, text) => format!("{} {text}{}", grouped(*median), name.unit),
+            (SERVER, SERVER_CPU) => format!("{} {} CPU", written(*median), name.unit),
+            (SERVER, text) if name.unit.starts_with('/') => format!("{} {text}{}", written(*median), name.unit),
+            (_, text) => format!("{text} {} {}", written(*median), name.unit),
+        };
+        match groups.last_mut().filter(|(of, _)| *of == name.of) {
+            Some((_, text)) => write!(text, "   {told}").expect(WRITTEN),
+            None => groups.push((name.of, told)),
+        }
+    }
+    lines.extend(groups.iter().map(|(of, text)| format!("  {of:<17}{text}")));
+    let closed =
+        if run.loop_kind == Loop::Closed { "; closed loop: latency is what is in flight ÷ the rate" } else { "" };
+    lines.push(format!("  {:<17}{}{closed}", "limit", run.limit));
+    let warnings = column.reports.iter().flat_map(|run| &run.server_warnings).map(|text| ("server says", text));
+    let violations = column.reports.iter().flat_map(|run| &run.violations).map(|text| ("VIOLATION", text));
+    lines.extend(violations.chain(warnings).take(2).map(|(name, text)| format!("  {name:<17}{text}")));
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Exercised;
     use crate::report::Count;
+    use crate::run_files::Source;
 
     fn runs(scenario: &str, rates: &[f64]) -> Vec<Report> {
         let run = |rate: &f64| {
@@ -68,24 +138,58 @@ mod tests {
         rates.iter().map(run).collect()
     }
 
-    #[test]
-    fn repetitions_are_told_with_their_spread() {
-        let mut all = runs("publish", &[3_000.0, 1_000.0, 2_000.0]);
-        all.extend(runs("fanout", &[1.0]));
-        let text = of_repetitions(&all);
-        assert!(text.starts_with("3 runs of publish, "), "{text}");
-        assert!(text.contains("2,000   from 1,000 to 3,000\n") && !text.contains("fanout"), "{text}");
-        assert_eq!(of_repetitions(&all[2..]), "");
+    fn told(reports: Vec<Report>) -> String {
+        let sources = [Source { name: String::new(), reports }];
+        let comparisons = Comparison::all(&sources);
+        let conditions = ["p99>5ms", "rate<1500"].map(|text| text.parse().expect("a condition"));
+        let judgements = crate::fail_if::judge(&conditions, &comparisons).expect("judgements");
+        screen(&sources[0].reports, &comparisons, &judgements)
     }
 
     #[test]
-    fn the_headline_has_the_numbers_that_matter() {
-        let mut all = runs("publish", &[3_000.0, 1_000.0, 2_000.0]);
-        all.extend(runs("fanout", &[1_000.0]));
-        let headline = headline(&all);
-        let lines = headline.lines().collect::<Vec<_>>();
-        assert_eq!(lines.len(), 4, "{headline}");
-        assert!(lines[1].contains(" 2,000 durable events a second") && lines[1].contains(" p99 "), "{headline}");
-        assert!(lines[2].contains(" 10,000 deliveries a second"), "{headline}");
+    fn repetitions_are_told_with_their_spread() {
+        let mut reports = runs("publish", &[3_000.0, 1_000.0, 2_000.0]);
+        reports.extend(runs("fanout", &[1.0]));
+        let mut sources = [Source { name: String::new(), reports }];
+        let text = of_repetitions(&Comparison::all(&sources));
+        assert!(text.starts_with("publish: ") && text.contains("  (3 runs)\n"), "{text}");
+        assert!(text.contains(" 2,000 (1,000–3,000)\n") && !text.contains("fanout"), "{text}");
+        sources[0].reports.drain(..2);
+        assert_eq!(of_repetitions(&Comparison::all(&sources)), "");
+    }
+
+    #[test]
+    fn a_screen_begins_with_the_verdict_and_is_no_longer_than_a_screen() {
+        let mut reports = runs("publish", &[3_000.0, 1_000.0, 2_000.0]);
+        reports.extend(runs("fanout", &[2_000.0]));
+        for run in &mut reports {
+            run.disturbed = Some(true);
+            run.server_warnings = vec!["a warning ".repeat(20); 9];
+            run.more_latencies_us = vec![run.latency_us.clone()];
+            run.more_latencies_us[0].of = crate::latency::Operation::Delivery;
+        }
+        let text = told(reports.clone());
+        assert!(
+            text.starts_with("VERIFIED: 4 of 4 runs kept every promise; 12,000 events were acknowledged\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("medians of 3 runs\n") && text.contains(" 2,000 events/s   20,000 deliveries/s\n"),
+            "{text}"
+        );
+        assert!(text.lines().count() <= 24 && text.lines().all(|line| line.chars().count() <= 100), "{text}");
+
+        let check = |reports: &[Report], expected: &str| {
+            let text = told(reports.to_vec());
+            assert!(text.starts_with(expected), "{text}");
+        };
+        check(&reports[1..2], "FAILED: rate<1500: 1,000/s, publish, event-pipeline 0.1.0\n");
+        reports[0].verdict = Verdict::RateMissed;
+        check(&reports, "RATE MISSED in 1 of 4 runs");
+        reports[1].verdict = Verdict::NotExercised;
+        reports[1].exercised = vec![Exercised { what: "refused".to_owned(), count: 0 }];
+        check(&reports, "NOT EXERCISED in 1 of 4 runs: refused\n");
+        reports[2].violations = vec!["event 7 was lost".to_owned()];
+        check(&reports, "VIOLATION: 1 of 4 runs broke a promise: event 7 was lost\n");
     }
 }

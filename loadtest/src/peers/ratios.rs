@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::metric::{RATE, SERVER, SERVER_CPU, Spread, written};
+use crate::metric::{RATE, SERVER, SERVER_CPU, Spread};
+use crate::numbers::written;
 use crate::report::Report;
 
 /// Columns of a metric and of its ratio.
@@ -57,10 +58,7 @@ impl Column {
         let its = runs.iter().filter(|run| run.subject == subject).collect::<Vec<_>>();
         let Report { deliveries, latency_us: latency, .. } = its[0];
         let spreads = Spread::all(&its);
-        let median = |of, text| {
-            let spread = spreads.iter().find(|spread| (spread.name.of, spread.name.text) == (of, text));
-            spread.map(|spread| spread.median)
-        };
+        let median = |of, text| Spread::find(&spreads, of, text).map(|spread| spread.median);
         let units = if deliveries.is_some() { "deliveries" } else { "events" };
         let rate = median(RATE, units);
         // Where nothing was counted, the other metrics mean nothing.
