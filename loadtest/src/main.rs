@@ -2,7 +2,7 @@
 //!
 //! One thread does everything, so that the server has the other cores to itself: requests are rendered before
 //! the clock starts, and answers are read for their ids and nothing else. Every run is also verified: one that finds a
-//! broken promise says so and ends with 1.
+//! broken promise says so and ends with 1, and so does one in which what the scenario exists for did not happen.
 //!
 //! An event is *due* at its intended send time. At a rate, latency counts from then, so that a server that stalls does
 //! not make the load test omit the latencies of the events that had to wait (coordinated omission).
@@ -16,6 +16,7 @@
 //! * [`html`] — runs as a page with plots
 //! * [`export`] — runs in the formats of other tools
 //! * [`fail_if`] — conditions under which runs count as failed
+//! * [`record`] — recordings from a database
 //! * [`compare`] — what changed from one set of runs to the next
 //! * [`run_files`] — runs read from files, and which of them measured the same
 //! * [`metric`] — the metrics of runs, their spread, and how they differ
@@ -92,6 +93,7 @@ mod query_client;
 mod random;
 mod rank_test;
 mod read_back;
+mod record;
 mod recording;
 mod report;
 mod requests;
@@ -123,8 +125,10 @@ use compare::Compare;
 use options::Common;
 use output::{Output, WrongUsage};
 use peers::{Baseline, Peers, Trial, ratios};
+use record::Record;
 use report::Report;
 use run_files::Source;
+use scenario::capacity::Capacity;
 use scenario::classroom::Classroom;
 use scenario::connections::Connections;
 use scenario::dashboard::Dashboard;
@@ -151,13 +155,17 @@ Examples:
   loadtest publish --connections 1 --window 1         the latency of a single event
   loadtest publish --via http                         64 connections, one POST in flight on each
   loadtest publish --rate 50000                       latency at a given load, from the intended send time
+  loadtest publish --rate 50000 --poisson --skew 1    the same at random times, some sessions busier than others
   loadtest fanout --subscribers 1000                  every event to each of 1,000 subscribers
+  loadtest fanout --out-via sse                       the same as event streams
   loadtest query --ask session --stored 1000000       the newest 100 of a session, of a million events
   loadtest mixed                                      every way in and out at once, 20,000 events a second
   loadtest spike --factor 10                          ten times the rate for two seconds, and the recovery
   loadtest soak --seconds 7200                        two hours: does anything grow?
   loadtest overload --seconds 120                     more than can be stored: each event acknowledged or refused
   loadtest classroom --classes 30                     a recorded class, 30 times, each with 2 dashboards
+  loadtest record data/events.db day.ndjson           a real day as a recording, without its texts and names
+  loadtest capacity --p99-ms 5 --page capacity.md     the most events a second below 5 ms, on a page to sign
   loadtest baseline                                   beside the Python service that this server replaced
   loadtest peers --repeat 3                           beside NATS and Redis, in turns, with the ratios
   loadtest slow-consumer --slow 10                    what subscribers that hang cost the others
@@ -190,12 +198,14 @@ enum Scenario {
     Soak(Soak),
     Overload(Overload),
     Classroom(Classroom),
+    Capacity(Capacity),
     SlowConsumer(SlowConsumer),
     Connections(Connections),
     Dashboard(Dashboard),
     Baseline(Baseline),
     Peers(Peers),
     Compare(Compare),
+    Record(Record),
     #[command(skip)]
     Trial(Trial),
 }
@@ -212,12 +222,13 @@ impl Scenario {
             Self::Soak(soak) => vec![soak.measure(common).await?],
             Self::Overload(overload) => vec![overload.measure(common).await?],
             Self::Classroom(classroom) => vec![classroom.measure(common).await?],
+            Self::Capacity(capacity) => vec![capacity.measure(common).await?],
             Self::Connections(connections) => connections.measure(common).await?,
             Self::Dashboard(dashboard) => vec![dashboard.measure(common).await?],
             Self::SlowConsumer(slow_consumer) => vec![slow_consumer.measure(common).await?],
             Self::Trial(trial) => vec![trial.measure(common).await?],
             Self::Baseline(_) | Self::Peers(_) => unreachable!("these are measured trial by trial"),
-            Self::Compare(_) => unreachable!("it measures nothing"),
+            Self::Compare(_) | Self::Record(_) => unreachable!("they measure nothing"),
         })
     }
 }
@@ -237,6 +248,9 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     raise_open_files_limit();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let (common, output) = (&cli.common, &cli.output);
+    if let Some(Scenario::Record(record)) = &cli.scenario {
+        return record.write().map(|()| 0);
+    }
     output.check(matches!(cli.scenario, Some(Scenario::Compare(_))))?;
     if let Some(Scenario::Compare(compare)) = &cli.scenario {
         return output.compared(&Source::read_all(&compare.files)?);

@@ -1,5 +1,6 @@
 //! The scenarios: each is a workload with its options, and what it verifies.
 
+pub mod capacity;
 pub mod classroom;
 pub mod connections;
 pub mod dashboard;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, Parser};
 use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy};
@@ -74,6 +74,16 @@ impl FromStr for Speed {
 }
 
 impl Classroom {
+    /// So many classes, each as by default.
+    pub fn of(classes: u32) -> Self {
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            classroom: Classroom,
+        }
+        Self { classes, ..Defaults::parse_from([""]).classroom }
+    }
+
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let classes = Classes::new(self.recording()?, self.classes as usize, self.together);
         let of_class = classes.recording.sessions.len();
