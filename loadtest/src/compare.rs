@@ -77,6 +77,11 @@ impl<'r> Comparison<'r> {
         Self::grouped(sources, |run| vec![run.scenario.clone(), run.latency_us.of.name().to_owned()])
     }
 
+    /// One for each scenario with its options, whichever the server.
+    pub fn by_workload(sources: &'r [Source]) -> Vec<Self> {
+        Self::grouped(sources, |run| vec![run.scenario.clone(), run.options.to_string()])
+    }
+
     fn grouped(sources: &'r [Source], key: impl Fn(&Report) -> Vec<String>) -> Vec<Self> {
         let mut groups = Vec::<(_, Vec<Series>)>::new();
         for series in Series::all(sources) {
@@ -285,6 +290,7 @@ mod tests {
         let columns = all.iter().map(|comparison| (comparison.columns.len(), comparison.absent.clone()));
         assert_eq!(columns.collect::<Vec<_>>(), [(2, vec![]), (1, vec!["a.json".to_owned()])]);
         assert!(all[1].table().ends_with("  not measured in a.json\n"), "{}", all[1].table());
+        assert_eq!(Comparison::by_workload(&sources)[0].columns.len(), 3);
     }
 
     #[test]

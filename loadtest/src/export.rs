@@ -222,56 +222,31 @@ mod tests {
         ]
     }
 
-    /// Reads CSV as RFC 4180 has it.
-    fn read_csv(mut text: &str) -> Vec<Vec<String>> {
-        let (mut rows, mut row) = (Vec::new(), Vec::new());
-        while !text.is_empty() {
-            let mut field = String::new();
-            if let Some(rest) = text.strip_prefix('"') {
-                text = rest;
-                loop {
-                    let (part, rest) = text.split_once('"').expect("the end of a quotation");
-                    field += part;
-                    text = rest;
-                    match text.strip_prefix('"') {
-                        Some(rest) => text = rest,
-                        None => break,
-                    }
-                    field.push('"');
-                }
-            } else {
-                let end = text.find([',', '\r']).expect("the end of a field");
-                field += &text[..end];
-                assert!(!field.contains(['"', '\n']), "{field}");
-                text = &text[end..];
-            }
-            row.push(field);
-            match text.strip_prefix(',') {
-                Some(rest) => text = rest,
-                None => {
-                    text = text.strip_prefix("\r\n").expect("the end of a row");
-                    rows.push(std::mem::take(&mut row));
-                }
-            }
-        }
-        rows
-    }
-
     #[test]
     fn csv_has_a_row_for_each_run_and_equal_columns() {
-        let rows = read_csv(&csv(&sources()));
-        assert_eq!(rows.len(), 6);
-        assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{rows:?}");
-        let column = |name: &str| rows[0].iter().position(|column| column == name).expect(name);
-        let of = |row: usize, name: &str| rows[row][column(name)].as_str();
-        assert_eq!((of(1, "acknowledgement_p99_us"), of(1, "delivery_p99_us")), ("3000.0", ""));
-        assert_eq!((of(2, "label"), of(2, "server_cpu_us_each"), of(2, "disturbed")), (NASTY, "", ""));
-        assert_eq!((of(1, "verdict"), of(1, "loop"), of(4, "file")), ("verified", "closed", "b.json"));
-        assert_eq!(rows[0].iter().collect::<BTreeSet<_>>().len(), rows[0].len(), "two columns have one name");
+        let fields_of = |fields: [&str; 3]| row(fields.map(str::to_owned).iter());
+        assert_eq!(fields_of(["a b", "", "c,d"]), "a b,,\"c,d\"\r\n");
+        assert_eq!(fields_of([NASTY, "\n", "e"]), "\"a \"\"b\"\", c\\d\r\ne\n=f\",\"\n\",e\r\n");
+        let [named, other] = &sources()[..] else { panic!("two") };
+        let rows = named.reports.iter().map(|run| fields(&named.name, run)).collect::<Vec<_>>();
+        let names = |row: &[(String, String)]| row.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert!(rows.iter().all(|row| names(row) == names(&rows[0])), "{rows:?}");
+        assert_eq!(names(&rows[0]).into_iter().collect::<BTreeSet<_>>().len(), rows[0].len(), "two have one name");
+        let of = |row: usize, wanted: &str| &*rows[row].iter().find(|(name, _)| name == wanted).expect(wanted).1;
+        assert_eq!((of(0, "acknowledgement_p99_us"), of(0, "delivery_p99_us")), ("3000.0", ""));
+        assert_eq!((of(1, "label"), of(1, "server_cpu_us_each"), of(1, "disturbed")), (NASTY, "", ""));
+        assert_eq!((of(0, "verdict"), of(0, "loop")), ("verified", "closed"));
+        let text = csv(std::slice::from_ref(other));
+        assert!(
+            text.starts_with("file,label,commit,scenario,") && text.matches("\r\nb.json,before,").count() == 2,
+            "{text}"
+        );
     }
 
+    type Labels = Vec<(String, String)>;
+
     /// Reads the labels of a sample up to the bracket: the rest, and the labels.
-    fn read_labels(mut text: &str) -> (&str, Vec<(String, String)>) {
+    fn read_labels(mut text: &str) -> (&str, Labels) {
         let mut labels = Vec::new();
         loop {
             let (name, rest) = text.split_once("=\"").expect("a label");
@@ -298,7 +273,7 @@ mod tests {
     }
 
     /// Checks a text by the grammar of <https://prometheus.io/docs/instrumenting/exposition_formats/>.
-    fn read_prometheus(text: &str) -> Vec<(String, Vec<(String, String)>, f64)> {
+    fn read_prometheus(text: &str) -> Vec<(String, Labels, f64)> {
         assert!(text.ends_with('\n'), "{text}");
         let (mut samples, mut families) = (Vec::new(), Vec::new());
         let mut lines = text.lines().peekable();

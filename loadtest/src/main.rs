@@ -124,7 +124,7 @@ use tokio::task::LocalSet;
 use compare::Compare;
 use options::Common;
 use output::{Output, WrongUsage};
-use peers::{Baseline, Peers, Trial, ratios};
+use peers::{Baseline, Peers, Trial};
 use record::Record;
 use report::Report;
 use run_files::Source;
@@ -283,8 +283,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             }
         }
     }
-    let ratios = if are_compared { ratios::table(&reports) } else { String::new() };
-    output.measured(reports, is_canonical, &ratios)
+    output.measured(reports, is_canonical, are_compared)
 }
 
 /// Each connection is an open file, here and in a server started from here. Where the limit cannot be raised,

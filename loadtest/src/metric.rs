@@ -124,11 +124,6 @@ impl Spread {
         Self { least: values[0], median: median(&values), most: values[values.len() - 1], values, name }
     }
 
-    /// The one of a group with this name.
-    pub fn find<'s>(all: &'s [Self], of: &str, text: &str) -> Option<&'s Self> {
-        all.iter().find(|spread| spread.name.of == of && spread.name.text == text)
-    }
-
     /// The range in words, its ends written by `written`; `None` if both ends are written alike.
     pub fn range(&self, written: impl Fn(f64) -> String) -> Option<String> {
         let [least, most] = [self.least, self.most].map(written);

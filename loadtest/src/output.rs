@@ -99,19 +99,16 @@ impl Output {
         let comparisons = Comparison::all(sources);
         let text = match self.json {
             true => comparisons.iter().map(|comparison| comparison.to_json() + "\n").collect(),
-            false => {
-                let tables = comparisons.iter().map(|comparison| comparison.table() + "\n");
-                tables.collect::<String>() + &compare::legend(&comparisons)
-            }
+            false => tables(&comparisons),
         };
         let judgements = self.judge(sources, &comparisons)?;
         say(&(text + &self.told(&judgements)))?;
         Ok(exit_code(&[], &judgements))
     }
 
-    /// Writes all files about runs that were measured, judges and summarises them: returns the exit code. `more` is printed
-    /// behind the tables.
-    pub fn measured(&self, reports: Vec<Report>, one_screen: bool, more: &str) -> anyhow::Result<u8> {
+    /// Writes all files about runs that were measured, judges and summarises them: returns the exit code. Several servers
+    /// are `side_by_side`.
+    pub fn measured(&self, reports: Vec<Report>, one_screen: bool, side_by_side: bool) -> anyhow::Result<u8> {
         if let Some(file) = &self.hdr {
             fs::write(file, export::hdr_log(&reports)?).with_context(|| write_to(file))?;
         }
@@ -122,7 +119,8 @@ impl Output {
         let text = match (self.json, one_screen) {
             (true, _) => String::new(),
             (false, true) => summary::screen(reports, &comparisons, &judgements),
-            (false, false) => summary::of_repetitions(&comparisons) + more,
+            (false, false) if side_by_side => tables(&Comparison::by_workload(&sources)),
+            (false, false) => summary::of_repetitions(&comparisons),
         };
         say(&(text + &self.told(&judgements)))?;
         Ok(exit_code(reports, &judgements))
@@ -150,6 +148,12 @@ impl Output {
             false => judgements.iter().map(summary::row).collect(),
         }
     }
+}
+
+/// Comparisons as tables, with how they are to be read.
+fn tables(comparisons: &[Comparison]) -> String {
+    let tables = comparisons.iter().map(|comparison| comparison.table() + "\n");
+    tables.collect::<String>() + &compare::legend(comparisons)
 }
 
 fn write_to(file: &Path) -> String {

@@ -5,7 +5,6 @@
 //!
 //! * [`baseline`] — the command for the service that ours replaced
 //! * [`brokers`] — the command for NATS and Redis
-//! * [`ratios`] — how they compare, as a table
 //! * [`trial`] — one run of one server, and the order in which they take turns
 //! * [`service`] — the service that ours replaced
 //! * [`nats`], [`redis`] — drivers of the others
@@ -15,7 +14,6 @@ mod baseline;
 mod brokers;
 mod driver;
 mod nats;
-pub mod ratios;
 mod redis;
 mod service;
 mod trial;
