@@ -53,3 +53,21 @@ pub(super) fn noting_damage<T>(integrity: &Mutex<Integrity>, read: rusqlite::Res
         read => read.map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+    use crate::store::damage::damaged;
+
+    #[test]
+    fn only_damage_is_noted_and_left_out_and_other_errors_are_passed_on() {
+        let integrity = Mutex::default();
+        let interrupted = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None);
+        assert_eq!(noting_damage::<()>(&integrity, Err(damaged("a row"))), Ok(None));
+        assert!(noting_damage::<()>(&integrity, Err(interrupted)).is_err());
+        assert_eq!(noting_damage(&integrity, Ok(1)), Ok(Some(1)));
+        assert_eq!(integrity.lock().damage, ["a row"]);
+    }
+}

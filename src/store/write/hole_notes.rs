@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::housekeeping::{Housekeeping, Turn, fail_if_sqlite_met};
-use crate::store::damage::is_damage;
+use super::housekeeping::{Housekeeping, Turn};
 use crate::store::holes;
 use crate::store::shared::Shared;
 
@@ -29,15 +28,11 @@ impl Housekeeping for HoleNotes {
             return Ok(());
         }
         for (segment, offsets) in self.found.iter().take(self.done) {
-            match holes::note_found(turn.connection, *segment, offsets.clone()) {
-                // The row also has the number of holes, and that is lost. Without it the offsets are of no use, so they
-                // are dropped.
-                Err(error) if is_damage(&error) => {
-                    turn.shared.note_damage(&error);
-                    fail_if_sqlite_met(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
-                }
-                noted => noted?,
-            }
+            let noted = holes::note_found(turn.connection, *segment, offsets.clone());
+            // The row also has the number of holes, which is lost if it is damaged. Without the number the offsets are of
+            // no use, so they are dropped.
+            let database = (turn.connection, turn.shared);
+            turn.left_out.despite_damage(database, |left_out| &mut left_out.holes, noted)?;
         }
         Ok(())
     }

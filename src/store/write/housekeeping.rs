@@ -4,6 +4,7 @@ use rusqlite::Connection;
 
 use super::position::Position;
 use crate::store::damage::is_damage;
+use crate::store::integrity::noting_damage;
 use crate::store::shared::Shared;
 
 /// A kind of housekeeping: work that is done in slices, each in a transaction that may also apply commands.
@@ -67,12 +68,23 @@ impl LeftOut {
             }
         })
     }
-}
 
-/// Goes on after damage that only a checksum revealed.
-///
-/// # Errors
-/// The damage, if SQLite itself met it: then it refuses every write, also the one below, which changes nothing.
-pub fn fail_if_sqlite_met(damage: rusqlite::Error, connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch("DELETE FROM meta WHERE false").map_err(|_| damage)
+    /// The result of a part that goes on without what is damaged: `None` after damage that only a checksum revealed. The
+    /// damage is noted.
+    ///
+    /// # Errors
+    /// Damage that SQLite itself met. Sets the flag, so that the next try leaves the part out. And what is no damage.
+    pub fn despite_damage<T>(
+        &mut self,
+        (connection, shared): (&Connection, &Shared),
+        flag: fn(&mut Self) -> &mut bool,
+        result: rusqlite::Result<T>,
+    ) -> rusqlite::Result<Option<T>> {
+        let result = noting_damage(&shared.integrity, result)?;
+        if result.is_none() {
+            // Changes nothing. SQLite refuses every write, this one too, as damage if it has met some itself.
+            connection.execute_batch("DELETE FROM meta WHERE false").inspect_err(|_| *flag(self) = true)?;
+        }
+        Ok(result)
+    }
 }

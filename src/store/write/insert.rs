@@ -6,12 +6,11 @@ use std::sync::LazyLock;
 use rusqlite::{Connection, Statement};
 
 use super::command::Append;
-use super::housekeeping::{LeftOut, fail_if_sqlite_met};
+use super::housekeeping::LeftOut;
 use super::position::Position;
 use crate::event::{Columns, Seq, Timestamp, TimestampText};
 use crate::record::Outcome;
 use crate::store::checksum;
-use crate::store::damage::is_damage;
 use crate::store::keys::{self, Judgement, Seen};
 use crate::store::schema::Text;
 use crate::store::shared::Shared;
@@ -117,19 +116,19 @@ impl Inserting<'_> {
         outcomes: &mut Vec<Outcome>,
     ) -> rusqlite::Result<()> {
         let record = self.shared.record_at(self.connection, self.position.deleted_through);
-        let seen = match keys::judge(record, batch, &message, keys) {
-            Ok(Judgement::Accepted(seen)) => seen,
-            Ok(Judgement::Refused(index)) => {
+        let judged = keys::judge(record, batch, &message, keys);
+        let database = (self.connection, self.shared);
+        let seen = match self.left_out.despite_damage(database, |left_out| &mut left_out.keys, judged)? {
+            Some(Judgement::Accepted(seen)) => seen,
+            Some(Judgement::Refused(index)) => {
                 outcomes.extend(message.map(|_| Outcome::Refused(index)));
                 return Ok(());
             }
             // Nothing shows whether it is a repeat, and damage must not end the server.
-            Err(error) if is_damage(&error) => {
+            None => {
                 outcomes.extend(message.map(|_| Outcome::Damaged));
-                self.shared.note_damage(&error);
-                return fail_if_sqlite_met(error, self.connection).inspect_err(|_| self.left_out.keys = true);
+                return Ok(());
             }
-            Err(error) => return Err(error),
         };
         let mut index = message.start;
         for alike in seen.chunk_by(|one, other| (*one == Seen::Never) == (*other == Seen::Never)) {

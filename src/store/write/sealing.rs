@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::housekeeping::{Housekeeping, Turn, fail_if_sqlite_met};
-use crate::store::damage::is_damage;
+use super::housekeeping::{Housekeeping, Turn};
 use crate::store::holes::Holes;
 use crate::store::schema::meta;
 use crate::store::segments::{self, IndexRow, SEGMENT_EVENTS};
@@ -50,16 +49,13 @@ impl Housekeeping for Sealing {
         let slice = &segment.rows.as_slice()[..rows.min(segment.rows.len())];
         let holes = match turn.left_out.holes {
             true => None,
-            false => match Holes::of(turn.connection, segment.number) {
-                // Then it is not known which events were deleted, so lists that have only deleted events are stored,
-                // too.
-                Err(error) if is_damage(&error) => {
-                    turn.shared.note_damage(&error);
-                    fail_if_sqlite_met(error, turn.connection).inspect_err(|_| turn.left_out.holes = true)?;
-                    None
-                }
-                holes => holes?,
-            },
+            // If they are damaged, it is not known which events were deleted, so lists that have only deleted events are
+            // stored, too.
+            false => {
+                let holes = Holes::of(turn.connection, segment.number);
+                let database = (turn.connection, turn.shared);
+                turn.left_out.despite_damage(database, |left_out| &mut left_out.holes, holes)?.flatten()
+            }
         };
         // To look into every list costs time, and mostly nothing is deleted.
         let oldest = turn.position.oldest();
