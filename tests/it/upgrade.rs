@@ -514,6 +514,23 @@ fn way_back_to(format: usize) -> String {
 }
 
 #[test]
+fn a_repair_saves_everything_of_a_file_of_an_earlier_format() {
+    let saved = [
+        (FORMAT_3, "69 events, 2 idempotency keys, 1 durable subscriptions"),
+        (FORMAT_4, "76 events, 2 idempotency keys, 0 durable subscriptions"),
+    ];
+    for (format, saved) in saved {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("old.db"), format).unwrap();
+        let run = |arguments: &[&str]| Run::start(command(folder.path()).args(arguments), "").finish();
+        let repaired = run(&["repair", "old.db", "--into", "new.db"]);
+        assert_eq!((repaired.code, repaired.stdout.lines().next()), (Some(0), Some(&*format!("new.db: {saved}"))));
+        assert_eq!(run(&["check", "new.db"]).code, Some(0));
+        assert!(std::fs::read(folder.path().join("old.db")).unwrap() == format, "the old file stays as it is");
+    }
+}
+
+#[test]
 fn a_file_of_format_4_knows_at_once_up_to_where_it_is_deleted_and_there_is_a_way_back() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();

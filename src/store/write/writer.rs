@@ -500,7 +500,7 @@ mod tests {
     use crate::store::fixture::{close, open, path, tick, wipe_page};
     use crate::store::schema;
     use crate::store::segments::SEGMENT_EVENTS;
-    use crate::store::{Order, Parts, Query, Receipt, Store};
+    use crate::store::{Order, Parts, Query, Receipt, Store, StoredSubscription};
     use crate::wire::Batch;
 
     /// For the simulation.
@@ -593,6 +593,36 @@ mod tests {
             assert!(parts.write());
             assert_eq!(matches!(then.try_recv(), Ok(Ok(_))), fits_then);
         }
+    }
+
+    #[test]
+    fn posting_lists_wait_until_an_event_fits_on_a_full_disk_and_confirmations_do_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, mut parts) = open(&folder);
+        // The first of the next segment has the lists of this one stored.
+        drop(hand_in(&store, SEGMENT_EVENTS as usize + 1, "{}"));
+        while parts.write() {}
+        parts.keep_free(1 << 60);
+        let mut refused = hand_in(&store, 1, "{}");
+        while parts.write() | parts.seal() {}
+        assert!(matches!(refused.try_recv(), Ok(Err(Failure::StorageFull))));
+
+        let lists = || -> i64 {
+            let count = |file: Connection| file.query_row("SELECT count(*) FROM event_index", [], |row| row.get(0));
+            schema::open_reader(&path(&folder)).and_then(count).expect("read")
+        };
+        let (name, filters, last_seen) = ("board".into(), "{}".into(), Timestamp(0).to_string());
+        let mut confirmed = pin!(store.save(StoredSubscription { name, filters, position: Seq(1), last_seen }));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(confirmed.as_mut().poll(&mut context).is_pending());
+        while parts.write() {}
+        assert_eq!(confirmed.poll(&mut context), Poll::Ready(Ok(())));
+        assert_eq!(lists(), 0);
+
+        parts.keep_free(0);
+        drop(hand_in(&store, 1, "{}"));
+        while parts.write() {}
+        assert_eq!(lists(), 2, "of a type and a source");
     }
 
     #[test]
