@@ -42,6 +42,11 @@ pub struct Config {
     /// Whether the whole file is checked for damage after the start, while the server serves.
     pub check_at_start: bool,
 
+    /// For how many microseconds at most the writer spins for the next event, while events come one by one. 400: longer
+    /// than a client on the same machine takes from an answer to its next event. 0 is off, and the default where a spinning
+    /// thread takes the processor from those that it waits for.
+    pub writer_spin_micros: u64,
+
     /// Limits on one event's payload.
     pub limits: Limits,
     /// The types that may be published: the built-in ones and those the configuration adds.
@@ -119,6 +124,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let processors = rustix::thread::sched_getaffinity(None).map_or(cores, |set| set.count() as usize);
         Self {
             host: Ipv4Addr::UNSPECIFIED.into(),
             port: 8001,
@@ -133,6 +139,7 @@ impl Default for Config {
             durability: Durability::Full,
             free_space_min_bytes: 1 << 20,
             check_at_start: true,
+            writer_spin_micros: spin_micros(cores, processors),
             limits: Limits { payload_keys_max: 50, payload_bytes_max: 64 << 10 },
             event_types: EventTypes::builtin(),
             max_queue_size: 10_000,
@@ -158,5 +165,23 @@ impl Default for Config {
             log_level: "info".into(),
             log_format: LogFormat::Text,
         }
+    }
+}
+
+/// The default of `writer_spin_micros`. `cores` is how many threads can run at one time, `processors` how many processors
+/// they may run on. The first is less than the second where a control group limits the time of the processors: spinning
+/// would use up that time.
+fn spin_micros(cores: usize, processors: usize) -> u64 {
+    if cores > 1 && cores >= processors { 400 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_does_not_spin_on_one_processor_or_under_a_limit_of_processor_time() {
+        let of = [(1, 1), (2, 2), (64, 64), (1, 2), (3, 4)].map(|(cores, processors)| spin_micros(cores, processors));
+        assert_eq!(of, [0, 400, 400, 0, 0]);
     }
 }

@@ -43,6 +43,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Storage", "CHECK_AT_START", |c| &mut c.check_at_start, Switch,
         "Check the whole file for damage after the start, while serving; reads every page once, then uses a fifth of a core"),
 
+    Setting::new("Storage", "WRITER_SPIN_MICROSECONDS", |c| &mut c.writer_spin_micros, Count(0, 10_000),
+        "How long the thread that stores events looks for the next one before it sleeps, while events come one by one within \
+         this time: each is stored some 50 µs sooner, and the thread uses up to one processor meanwhile; with 0 it always sleeps")
+        .default_by("400; 0 with one processor, or with a limit of processor time (cgroup)"),
+
     Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
         "Maximum number of top-level keys of a payload; an event with more is refused").reloadable(),
     Setting::new("Events", "MAX_PAYLOAD_BYTES", |c| &mut c.limits.payload_bytes_max, Bytes(2, 16 * MIB),

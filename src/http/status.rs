@@ -12,7 +12,7 @@ use super::response::{self, PROBLEM};
 use crate::event::Timestamp;
 use crate::pipeline::Pipeline;
 use crate::record::{AckLevel, Failure};
-use crate::store::{Integrity, Progress};
+use crate::store::{Integrity, Progress, SyncOf, Syncs};
 use crate::wire::refusal::problem;
 
 /// How long the probe of a readiness check may take. Load balancers commonly give up on a check after one to five seconds.
@@ -39,6 +39,7 @@ impl Status {
             "wal_held_since": log.held_since().map(|since| since.to_string()),
             "acknowledged": acknowledged,
             "queued_and_lost": counts.queued_and_lost(),
+            "sync_seconds": sync_seconds(store.syncs()),
         });
         let Integrity { progress, events, damage } = store.integrity();
         let state = match progress {
@@ -49,6 +50,19 @@ impl Status {
         };
         Self { router, integrity: json!({ "state": state, "checked_events": events, "damage": damage }) }
     }
+}
+
+/// How long syncs took, as histograms with cumulative buckets.
+fn sync_seconds(syncs: &Syncs) -> Value {
+    let histograms = SyncOf::ALL.map(|sync| {
+        let histogram = syncs.of(sync);
+        let (bounded, count) = histogram.cumulative();
+        let buckets: Map<String, Value> =
+            bounded.into_iter().map(|(bound, count)| (bound.to_string(), count.into())).collect();
+        let (sum, longest) = (histogram.sum().as_secs_f64(), histogram.longest().as_secs_f64());
+        (sync.name().to_owned(), json!({ "count": count, "sum": sum, "longest": longest, "buckets": buckets }))
+    });
+    Value::Object(histograms.into_iter().collect())
 }
 
 /// `GET /stats`.

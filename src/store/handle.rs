@@ -14,6 +14,7 @@ use super::reading::Reading;
 use super::receipt::Receipt;
 use super::shared::{Counts, Shared};
 use super::subscription::StoredSubscription;
+use super::syncs::Syncs;
 use super::write::{Append, Command, Wal};
 use crate::audience::Audience;
 use crate::event::{EventId, Filter, Seq, Timestamp};
@@ -261,6 +262,11 @@ impl Store {
     /// The write-ahead log.
     pub fn wal(&self) -> &Wal {
         &self.shared.wal
+    }
+
+    /// How long syncs took since the start.
+    pub fn syncs(&self) -> &Syncs {
+        &self.shared.syncs
     }
 
     /// Asks the writer whether it would store an event now. Waits for space in the queue as an event does, and stores

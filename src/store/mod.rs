@@ -8,7 +8,7 @@
 //! * [`reader`] — reading the record, on the connections of [`read`](mod@read); [`lag`] counts, [`reading`] can be cancelled
 //! * [`segments`], [`holes`], [`keys`], [`subscription`] — what the tables beside `events` hold
 //! * [`schema`], [`migrate`], [`checksum`] — the format of the file, and the way to it from earlier ones
-//! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share
+//! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share; [`syncs`] times its disk
 //! * [`sidecar`], [`wal`], [`files`] — the files beside the database
 //! * [`check`](mod@check), [`checker`], [`integrity`], [`damage`] — the integrity check, and damage that a read meets
 //! * [`repair`](mod@repair), [`salvage`], [`rebuild`] — saving what is undamaged into a new file
@@ -41,6 +41,7 @@ pub mod segments;
 mod shared;
 mod sidecar;
 mod subscription;
+mod syncs;
 mod threads;
 mod wal;
 mod write;
@@ -58,6 +59,7 @@ pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};
 pub use shared::Counts;
 pub use subscription::StoredSubscription;
+pub use syncs::{SyncOf, Syncs};
 pub use threads::Running;
 pub use write::Wal;
 #[cfg(test)]

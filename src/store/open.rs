@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
@@ -16,8 +17,9 @@ use super::schema::meta;
 use super::segments::{Recent, Segment};
 use super::shared::{Counts, Shared};
 use super::sidecar::{self, Sidecar};
+use super::syncs::Syncs;
 use super::threads::{Checkpointer, Parts, Running, Sealer};
-use super::write::{Applier, Position, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
+use super::write::{Applier, Arrivals, Position, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
 use super::{Store, read, schema, segments, wal};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
@@ -99,13 +101,17 @@ impl Store {
             }
             severed.drop_end(path).map_err(log)?;
         }
+        // Not later: closing it would drop the locks of connections that are open by then.
+        let file = File::open(path).map_err(|e| OpenError::File(path.clone(), e))?;
+        if config.durability != Durability::Off {
+            // After a run at durability `off`, pages of the database may be unsynced.
+            file.sync_data().map_err(|e| OpenError::File(path.clone(), e))?;
+        }
         let mut connection = schema::open_writer(path).map_err(database)?;
         if config.durability != Durability::Off {
             // Otherwise, what another program writes meanwhile would be overwritten.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
             wal::settle(path).map_err(log)?;
-            // After a run at durability `off`, pages of the database may be unsynced, too.
-            File::open(path).and_then(|file| file.sync_data()).map_err(|e| OpenError::File(path.clone(), e))?;
             transaction.rollback().map_err(database)?;
         }
         let version = schema::version(&connection).map_err(database)?;
@@ -132,7 +138,7 @@ impl Store {
         let last = state.position.seq;
         let sidecar =
             Sidecar::compare(beside, &connection, path, last, has_log, config.durability).map_err(database)?;
-        assemble(config, folder, connection, state, sidecar, lock, has_log).map_err(database)
+        assemble(config, (folder, file), connection, state, sidecar, lock, has_log).map_err(database)
     }
 }
 
@@ -258,7 +264,7 @@ fn note_doubtful(recent: &mut Recent, doubtful: impl Iterator<Item = Doubtful>, 
 
 fn assemble(
     config: &Config,
-    folder: PathBuf,
+    (folder, database): (PathBuf, File),
     mut connection: Connection,
     state: State,
     sidecar: Sidecar,
@@ -288,6 +294,8 @@ fn assemble(
         epoch: sidecar.epoch(),
         read_timeout: config.read_timeout,
         queue: Queue::new(config),
+        syncs: Syncs::new(config.durability),
+        database,
     });
     connection.wal_hook(Some({
         let shared = shared.clone();
@@ -309,13 +317,15 @@ fn assemble(
         space: Space::new(folder, config.free_space_min_bytes),
         syncing: Syncing::new(config.durability, sidecar),
         wal: WalUpkeep::new(due_sender, has_log),
+        arrivals: Arrivals::new(Duration::from_micros(config.writer_spin_micros)),
         applier: Applier::new(is_last_largest),
         work: Work::new(tidying),
     };
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;
     schema::prepare(&connection, config.durability)?;
-    let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
+    let syncs = config.durability != Durability::Off;
+    let checkpointer = Checkpointer { connection, shared: shared.clone(), syncs, due, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
     Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
 }

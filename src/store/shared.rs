@@ -1,6 +1,7 @@
 //! What the threads of an open store share.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::read::{Pool, Record};
 use super::schema::meta;
 use super::segments::Recent;
 use super::subscription::StoredSubscription;
+use super::syncs::Syncs;
 use super::write::Wal;
 use crate::audience::Audience;
 use crate::event::Seq;
@@ -41,6 +43,10 @@ pub struct Shared {
     /// How long a reading may take while a client waits for it.
     pub read_timeout: Duration,
     pub queue: Queue,
+    pub syncs: Syncs,
+    /// The database, for syncing it. It is closed after every connection, as the last field: when a process closes any
+    /// descriptor of a file, the system drops the process's locks on that file, and with them those of SQLite.
+    pub database: File,
 }
 
 impl Shared {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::RwLockWriteGuard;
@@ -16,9 +17,10 @@ use super::holes;
 use super::queue::Reservation;
 use super::segments::Segment;
 use super::shared::Shared;
+use super::syncs::SyncOf;
 #[cfg(test)]
 use super::write::ordered::{Changed, Ordered, Reply};
-use super::write::{Command, Readers, Writer, checkpoint};
+use super::write::{Command, Readers, Writer, checkpoint, failed_sync};
 #[cfg(test)]
 use crate::wire::Batch;
 use crate::wire::committed::Commit;
@@ -89,6 +91,8 @@ impl Sealer {
 pub(super) struct Checkpointer {
     pub(super) connection: Connection,
     pub(super) shared: Arc<Shared>,
+    /// Whether it syncs what it has moved: not at `DURABILITY=off`.
+    pub(super) syncs: bool,
     pub(super) due: Receiver<Readers>,
     pub(super) commands: Sender<Command>,
 }
@@ -104,7 +108,7 @@ impl Checkpointer {
     /// Moves the pages that are in the write-ahead log when it begins. Most of them are moved while readers go on in
     /// any case. Readers wait only for the pages that were added meanwhile.
     fn checkpoint(&self, readers: Readers) -> Option<ClosedGate<'_>> {
-        let mut result = checkpoint(&self.connection, "PASSIVE").map(drop);
+        let mut result = checkpoint(&self.connection, "PASSIVE").and_then(|_| self.sync());
         if readers == Readers::GoOn {
             let _ = self.commands.send(Command::Checkpointed { result, gate: None });
             return None;
@@ -116,6 +120,18 @@ impl Checkpointer {
         let (gate, finished) = bounded(0);
         let _ = self.commands.send(Command::Checkpointed { result, gate: Some(gate) });
         Some(ClosedGate { _guard, finished })
+    }
+
+    /// Syncs the database. SQLite does so only when the last page is moved, which under load is the writer's part: it would
+    /// sync some megabytes, and every producer would wait.
+    fn sync(&self) -> rusqlite::Result<()> {
+        if !self.syncs {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let synced = self.shared.database.sync_data();
+        self.shared.syncs.note(SyncOf::Database, begun.elapsed());
+        synced.map_err(failed_sync)
     }
 
     fn run(self) {

@@ -161,6 +161,27 @@ fn a_program_that_reads_does_not_delay_the_first_event_after_a_pause() {
     );
 }
 
+/// The last program that closes a file removes its write-ahead log. A program learns from SQLite's locks whether it is the
+/// last one, and the server must still have its locks, also if it found a file at its start.
+#[test]
+fn a_program_that_opens_and_closes_the_file_does_not_remove_the_write_ahead_log_of_a_server() {
+    let mut server = Server::start();
+    let mut stored = 0;
+    for end in [Server::stop as fn(&mut Server), Server::kill, Server::kill] {
+        server.publish(&tick("s", stored));
+        let other = rusqlite::Connection::open(server.db_path()).unwrap();
+        let count = other.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, usize>(0));
+        assert_eq!(count.unwrap(), stored + 1);
+        drop(other);
+        server.publish(&tick("s", stored + 1));
+        stored += 2;
+        assert!(log_bytes(&server) > 0, "the server writes to a log that still has its name");
+        end(&mut server);
+        server.restart();
+        assert_eq!(server.stored("").len(), stored);
+    }
+}
+
 #[test]
 fn producers_wait_for_a_program_that_locks_the_file_and_are_then_refused() {
     let mut server = Server::start();

@@ -319,6 +319,65 @@ fn traces_of_a_deletion_have_left_the_write_ahead_log_when_it_is_answered() {
     );
 }
 
+/// Bytes of the write-ahead log's file.
+fn log_bytes(server: &Server) -> u64 {
+    std::fs::metadata(server.db_path().with_extension("db-wal")).unwrap().len()
+}
+
+fn await_tidied(server: &Server) {
+    server.await_stats("an idle log to be moved", |stats| stats["router"]["wal_pages"] == 0);
+}
+
+#[test]
+fn an_idle_write_ahead_log_is_moved_and_its_file_is_kept_for_the_next_events() {
+    let server = Server::start();
+    server.publish_lines(&ticks("s", 2_000));
+    let kept = log_bytes(&server);
+    await_tidied(&server);
+    assert_eq!(log_bytes(&server), kept, "the file stays");
+    server.publish_lines(&ticks("s", 1_000));
+    assert_eq!(log_bytes(&server), kept, "it is overwritten");
+    let bytes = server.get_json("/stats")["router"]["wal_bytes"].as_u64().unwrap();
+    assert!((1..kept).contains(&bytes), "{bytes} of {kept}: the log has started over");
+}
+
+/// The end of a kept log is from before it started over: SQLite does not read it any more, but its bytes are there.
+#[test]
+fn traces_of_a_deletion_do_not_stay_behind_the_end_of_a_kept_write_ahead_log() {
+    let mut server = Server::start();
+    let gone = ["a-learner-who-leaves".to_owned()];
+    for life in ["the same", "killed", "killed in a deletion"] {
+        server.publish_lines(&ticks("s", 500));
+        let event = json!({"event_type": "quiz_started", "source": "it", "user_id": gone[0]}).to_string();
+        server.publish(&event);
+        await_tidied(&server);
+        // One commit, and the log has started over in front of the event.
+        server.publish(&tick("s", 0));
+        let log = std::fs::read(server.db_path().with_extension("db-wal")).unwrap();
+        assert!(String::from_utf8_lossy(&log).contains(&gone[0]), "{life}: the end is still there");
+        assert!(server.get_json("/stats")["router"]["wal_bytes"].as_u64().unwrap() < log.len() as u64 / 2);
+        match life {
+            "the same" => {}
+            "killed" => {
+                server.kill();
+                server.restart();
+            }
+            _ => {
+                // The first thing that the deletion does after its commit is to wait for the erasure.
+                let mut wire = Wire::connect(server.addr);
+                wire.send(request("DELETE", &format!("/events?user_id={}", gone[0]), &[], b""));
+                server.await_stats("the deletion", |stats| stats["total_events"].as_u64() == Some(3 * 501));
+                server.kill();
+                server.restart();
+                await_true("the next server to truncate the log", || traces(&server, &gone).is_empty());
+                continue;
+            }
+        }
+        assert_eq!(delete_user(&server, &gone[0]), json!({"deleted": 1}), "{life}");
+        assert_eq!(traces(&server, &gone), [""; 0], "{life}");
+    }
+}
+
 #[test]
 fn a_query_over_many_segments_finds_what_a_scan_finds() {
     let mut server = Server::start();

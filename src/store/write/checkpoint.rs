@@ -70,11 +70,15 @@ const WAL_PAGE_BYTES: u64 = PAGE_BYTES + FRAME_HEADER_LEN as u64;
 pub struct Moved {
     pages: usize,
     moved: usize,
+    /// Whether nothing kept the checkpoint from all that its mode says.
+    is_done: bool,
 }
 
 impl Moved {
-    pub fn is_empty(self) -> bool {
-        self.pages == 0
+    /// Whether a checkpoint that was to truncate the write-ahead log has done so. That no page is in the log does not
+    /// show it: the file may still have pages from before it last started over.
+    pub fn is_truncated(self) -> bool {
+        self.is_done && self.pages == 0
     }
 
     fn is_all(self) -> bool {
@@ -85,6 +89,11 @@ impl Moved {
 /// Pages in the write-ahead log at which a checkpoint begins. 4 MiB: a larger write-ahead log would make each
 /// checkpoint longer.
 const CHECKPOINT_PAGES: usize = if cfg!(test) { 8 } else { 1_024 };
+
+/// An idle write-ahead log whose file has more pages than this is truncated. 8 MiB: what it reaches beside a checkpoint
+/// under load. A file that is kept is overwritten by later commits, whose syncs take half as long as those that make a
+/// file longer.
+const KEPT_PAGES: usize = CHECKPOINT_PAGES * 2;
 
 /// While a reader keeps the write-ahead log from starting over, another checkpoint is tried each time it has grown by
 /// this many pages.
@@ -116,6 +125,8 @@ pub struct Checkpoints {
     due_at: usize,
     /// Pages in the write-ahead log from which on reads wait during a checkpoint.
     alone_at: usize,
+    /// The most pages that the write-ahead log has had since it was last truncated: the length of its file.
+    file_pages: usize,
     /// Since when a reader has kept the write-ahead log from starting over.
     held_since: Option<Instant>,
     /// Pages at which an operator is warned of that reader.
@@ -125,7 +136,7 @@ pub struct Checkpoints {
 impl Default for Checkpoints {
     fn default() -> Self {
         let (due_at, alone_at) = (CHECKPOINT_PAGES, CHECKPOINT_PAGES_ALONE);
-        Self { is_running: false, due_at, alone_at, held_since: None, warn_at: HELD_PAGES_WARN }
+        Self { is_running: false, due_at, alone_at, file_pages: 0, held_since: None, warn_at: HELD_PAGES_WARN }
     }
 }
 
@@ -133,6 +144,7 @@ impl Checkpoints {
     /// Begins a checkpoint if one is due, now that the write-ahead log has this many pages and these traces of deleted
     /// events.
     pub fn begin(&mut self, pages: usize, erasure: Erasure) -> Option<Readers> {
+        self.file_pages = self.file_pages.max(pages);
         let erases = match erasure {
             Erasure::None => false,
             Erasure::Due(from) => from <= Instant::now(),
@@ -150,12 +162,27 @@ impl Checkpoints {
         Some(if is_alone { Readers::Wait } else { Readers::GoOn })
     }
 
-    /// When the write-ahead log is to be emptied if nothing is written before.
-    pub fn empties(&self, pages: usize, erasure: Erasure) -> Option<Instant> {
+    /// When the write-ahead log is to be tidied if nothing is written before: when its pages are to be moved, or its file
+    /// is to be truncated.
+    pub fn tidies(&self, pages_to_move: usize, erasure: Erasure, is_disk_full: bool) -> Option<Instant> {
         match erasure {
             Erasure::Due(from) => Some(from).filter(|_| !self.is_running),
-            _ => (pages > 0).then(|| Instant::now() + IDLE_BEFORE_TRUNCATE),
+            _ => (pages_to_move > 0 || self.is_file_long(is_disk_full)).then(|| Instant::now() + IDLE),
         }
+    }
+
+    /// Whether the file is too long to be kept. A full disk gets all of it back.
+    pub fn is_file_long(&self, is_disk_full: bool) -> bool {
+        self.file_pages > if is_disk_full { 0 } else { KEPT_PAGES }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
+    /// Takes note that the file is empty.
+    pub fn truncated(&mut self) {
+        self.file_pages = 0;
     }
 
     pub fn end(&mut self) {
@@ -173,7 +200,7 @@ impl Checkpoints {
                 let seconds = since.elapsed().as_secs();
                 tracing::info!(seconds, "the reader has ended: the write-ahead log starts over");
             }
-            *self = Self { is_running: self.is_running, ..Self::default() };
+            *self = Self { is_running: self.is_running, file_pages: self.file_pages, ..Self::default() };
             return;
         }
         self.due_at = log.pages + CHECKPOINT_PAGES_HELD;
@@ -190,8 +217,8 @@ impl Checkpoints {
     }
 }
 
-/// The write-ahead log is emptied when nothing has been written for 2 s: by then a burst of events is over.
-const IDLE_BEFORE_TRUNCATE: Duration = Duration::from_secs(2);
+/// The write-ahead log is tidied when nothing has been written for 2 s: by then a burst of events is over.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// While another program reads, the server tries once a second to remove traces from the write-ahead log, however busy
 /// the writer is. During each try our own reads may wait for some ms.
@@ -232,11 +259,12 @@ impl Erasure {
 /// A failed sync. The next sync would report success without bringing to the disk what this one left out.
 pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
-    let moved: rusqlite::Result<(i64, i64)> = connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
+    let moved: rusqlite::Result<(bool, i64, i64)> =
+        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
     match moved {
-        Ok((pages, moved)) => {
+        Ok((is_busy, pages, moved)) => {
             let counts = usize::try_from(pages).ok().zip(usize::try_from(moved).ok());
-            Ok(counts.map(|(pages, moved)| Moved { pages, moved }))
+            Ok(counts.map(|(pages, moved)| Moved { pages, moved, is_done: !is_busy }))
         }
         Err(error) if is_failed_sync(&error) => Err(error),
         Err(error) => {
@@ -244,6 +272,12 @@ pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Optio
             Ok(None)
         }
     }
+}
+
+/// A failed sync of our own, as the same error that SQLite reports for one of its own.
+pub fn failed_sync(error: std::io::Error) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+    rusqlite::Error::SqliteFailure(code, Some(format!("disk I/O error: {error}")))
 }
 
 fn is_failed_sync(error: &rusqlite::Error) -> bool {

@@ -66,6 +66,11 @@ impl Syncing {
         }
     }
 
+    /// Whether commits are synced at the moment.
+    pub fn syncs(&self) -> bool {
+        self.syncs
+    }
+
     #[cfg(test)]
     pub fn has_unsynced(&self) -> bool {
         self.has_unsynced

@@ -2,6 +2,7 @@
 //!
 //! * [`command`] — what the writer is asked to do
 //! * [`writer`] — the thread that writes, turn by turn: receive, order, apply, commit, answer
+//! * [`arrivals`] — waiting for the next command
 //! * [`order`] — which commands the next transaction applies, and at what time
 //! * [`apply`] — changing the database as ordered commands say, from one [`position`] to the next; [`insert`] and [`deletion`]
 //!   are its parts
@@ -12,6 +13,7 @@
 //! * [`wal_upkeep`], [`checkpoint`] — getting pages out of the write-ahead log
 
 mod apply;
+mod arrivals;
 mod checkpoint;
 mod command;
 mod deletion;
@@ -29,7 +31,8 @@ mod wal_upkeep;
 mod writer;
 
 pub use apply::Applier;
-pub use checkpoint::{Readers, Wal, checkpoint};
+pub use arrivals::Arrivals;
+pub use checkpoint::{Readers, Wal, checkpoint, failed_sync};
 pub use command::{Append, Command};
 pub use deletion::{CHOSEN_BYTES_PER_COMMIT, CHOSEN_EVENTS_PER_COMMIT};
 pub use durability::Syncing;

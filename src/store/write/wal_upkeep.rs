@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
 
-use super::checkpoint::{Checkpoints, Erasure, Readers, checkpoint};
+use super::checkpoint::{Checkpoints, Erasure, Moved, Readers, checkpoint};
 use super::command::Reply;
 use crate::store::receipt::answer;
 use crate::store::schema;
 use crate::store::shared::Shared;
 use crate::store::sidecar::Sidecar;
+use crate::store::syncs::SyncOf;
 
 /// How long a truncation waits for readers when the disk is short of space. 100 ms is longer than one of our own reads
 /// takes; it is not longer, because nothing is stored meanwhile.
@@ -37,9 +38,31 @@ impl WalUpkeep {
         }
     }
 
-    /// When the write-ahead log is to be emptied, if nothing is written before then.
-    pub fn empties(&self, shared: &Shared) -> Option<Instant> {
-        self.checkpoints.empties(shared.wal.pages(), self.erasure)
+    /// When the write-ahead log is to be tidied, if nothing is written before then.
+    pub fn tidies(&self, shared: &Shared, is_disk_full: bool) -> Option<Instant> {
+        self.checkpoints.tidies(shared.wal.pages_to_move(), self.erasure, is_disk_full)
+    }
+
+    /// Whether the checkpointer is moving pages.
+    pub fn is_checkpoint_running(&self) -> bool {
+        self.checkpoints.is_running()
+    }
+
+    /// Moves what is in the write-ahead log while nothing else is to be done. The file stays, because commits that
+    /// overwrite it are faster than those that make it longer, unless it is long. This does not wait for a reader, because
+    /// the next event must not wait. Traces of deletions do not stay: the caller knows that there are none.
+    ///
+    /// # Errors
+    /// A failed sync: going on would be unsafe.
+    pub fn tidy(
+        &mut self,
+        is_disk_full: bool,
+        (connection, shared, sidecar): (&Connection, &Shared, &mut Sidecar),
+    ) -> rusqlite::Result<()> {
+        match self.checkpoints.is_file_long(is_disk_full) {
+            true => self.truncate(Duration::ZERO, (connection, shared, sidecar)),
+            false => self.checkpoint(connection, shared, "PASSIVE").map(drop),
+        }
     }
 
     pub fn has_traces(&self) -> bool {
@@ -98,19 +121,25 @@ impl WalUpkeep {
         sidecar.note_log_may_be_emptied();
         connection.busy_timeout(patience)?;
         let truncated = self.checkpoint(connection, shared, "TRUNCATE");
-        if let Ok(true) = truncated {
+        if let Ok(Some(log)) = truncated
+            && log.is_truncated()
+        {
+            self.checkpoints.truncated();
             self.erasure = Erasure::None;
             self.answer_erased();
         }
-        truncated.and(connection.busy_timeout(schema::BUSY_TIMEOUT))
+        truncated.map(drop).and(connection.busy_timeout(schema::BUSY_TIMEOUT))
     }
 
-    /// Returns whether the write-ahead log is empty now.
-    fn checkpoint(&mut self, connection: &Connection, shared: &Shared, mode: &str) -> rusqlite::Result<bool> {
-        let Some(log) = checkpoint(connection, mode)? else { return Ok(false) };
-        shared.wal.note(log);
-        self.checkpoints.watch(log);
-        Ok(log.is_empty())
+    fn checkpoint(&mut self, connection: &Connection, shared: &Shared, mode: &str) -> rusqlite::Result<Option<Moved>> {
+        let begun = Instant::now();
+        let checkpointed = checkpoint(connection, mode)?;
+        shared.syncs.note(SyncOf::DatabaseByWriter, begun.elapsed());
+        if let Some(log) = checkpointed {
+            shared.wal.note(log);
+            self.checkpoints.watch(log);
+        }
+        Ok(checkpointed)
     }
 
     fn answer_erased(&mut self) {

@@ -2,12 +2,13 @@
 //! answers clients.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::Connection;
 
 use super::apply::{Applied, Applier};
+use super::arrivals::Arrivals;
 use super::command::{Append, Command, Reply};
 use super::durability::Syncing;
 use super::hole_notes::HoleNotes;
@@ -28,6 +29,7 @@ use crate::store::receipt::{Stored, answer};
 use crate::store::schema::PAGE_BYTES;
 use crate::store::segments::Segment;
 use crate::store::shared::Shared;
+use crate::store::syncs::SyncOf;
 use crate::sync::atomic::Ordering;
 use crate::wire::committed::Commit;
 
@@ -41,6 +43,7 @@ pub struct Writer {
     pub space: Space,
     pub syncing: Syncing,
     pub wal: WalUpkeep,
+    pub arrivals: Arrivals,
     pub applier: Applier,
     pub work: Work,
 }
@@ -127,21 +130,16 @@ impl Writer {
         let first = if self.has_housekeeping() {
             self.commands.try_recv().ok()
         } else {
-            // While changes of subscriptions wait, the write-ahead log is not emptied.
-            let until = self.work.subscriptions.due.or(self.wal.empties(&self.shared));
+            // While changes of subscriptions wait, the write-ahead log is not tidied.
+            let until = self.work.subscriptions.due.or(self.wal.tidies(&self.shared, self.space.is_full));
             let until = until.into_iter().chain(self.work.tidying.put_off_until()).min();
-            let received = match until {
-                Some(until) => self.commands.recv_deadline(until),
-                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match received {
+            match self.arrivals.next(&self.commands, until) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) => {
                     if self.work.subscriptions.due.is_none() && !self.wal.has_traces() {
-                        // Nothing to do: the write-ahead log is emptied. It does not wait for a reader, because the
-                        // next event must not wait.
-                        self.truncate_wal(Duration::ZERO)?;
+                        let parts = (&self.connection, &*self.shared, &mut self.syncing.sidecar);
+                        self.wal.tidy(self.space.is_full, parts)?;
                     }
                     None
                 }
@@ -195,6 +193,7 @@ impl Writer {
             }
             next = self.commands.try_recv().ok();
         }
+        self.arrivals.note(ordered.appends.len());
         self.work.subscriptions.order(&self.shared, ordered);
         self.work.clock.stamp(ordered, self.position.time);
         Ok(is_closing)
@@ -378,7 +377,12 @@ impl Writer {
         if applied.events == 0 {
             self.syncing.in_transaction(connection, &applied.position)?;
         }
+        let begun = Instant::now();
         connection.prepare_cached("COMMIT")?.raw_execute()?;
+        if self.syncing.syncs() {
+            let is_beside = self.wal.is_checkpoint_running();
+            shared.syncs.note(if is_beside { SyncOf::LogBesideCheckpoint } else { SyncOf::Log }, begun.elapsed());
+        }
         for Append { batch, outcomes, .. } in &mut ordered.appends {
             if let Some(outcomes) = outcomes {
                 batch.retain(|index| matches!(outcomes[index], Outcome::Stored(_)));
