@@ -12,7 +12,7 @@ pub enum SyncOf {
     Log,
     /// The same while the checkpointer moves pages, which keeps the disk busy, too.
     LogBesideCheckpoint,
-    /// The pages that the checkpointer has moved into the database. No producer waits.
+    /// The checkpointer's part of a checkpoint: pages are moved into the database, which is synced. No producer waits.
     Database,
     /// The writer's part of a checkpoint: the last pages are moved and the database is synced. Every producer waits.
     DatabaseByWriter,

@@ -108,30 +108,30 @@ impl Checkpointer {
     /// Moves the pages that are in the write-ahead log when it begins. Most of them are moved while readers go on in
     /// any case. Readers wait only for the pages that were added meanwhile.
     fn checkpoint(&self, readers: Readers) -> Option<ClosedGate<'_>> {
-        let mut result = checkpoint(&self.connection, "PASSIVE").and_then(|_| self.sync());
+        let mut result = self.move_and_sync();
         if readers == Readers::GoOn {
             let _ = self.commands.send(Command::Checkpointed { result, gate: None });
             return None;
         }
         let _guard = self.shared.pool.close_gate();
         if result.is_ok() {
-            result = checkpoint(&self.connection, "PASSIVE").map(drop);
+            result = self.move_and_sync();
         }
         let (gate, finished) = bounded(0);
         let _ = self.commands.send(Command::Checkpointed { result, gate: Some(gate) });
         Some(ClosedGate { _guard, finished })
     }
 
-    /// Syncs the database. SQLite does so only when the last page is moved, which under load is the writer's part: it would
-    /// sync some megabytes, and every producer would wait.
-    fn sync(&self) -> rusqlite::Result<()> {
-        if !self.syncs {
-            return Ok(());
-        }
+    /// Moves pages and syncs the database. SQLite does the latter only when the last page is moved, which under load is the
+    /// writer's part: it would sync some megabytes, and every producer would wait.
+    fn move_and_sync(&self) -> rusqlite::Result<()> {
         let begun = Instant::now();
-        let synced = self.shared.database.sync_data();
+        checkpoint(&self.connection, "PASSIVE")?;
+        if self.syncs {
+            self.shared.database.sync_data().map_err(failed_sync)?;
+        }
         self.shared.syncs.note(SyncOf::Database, begun.elapsed());
-        synced.map_err(failed_sync)
+        Ok(())
     }
 
     fn run(self) {

@@ -170,8 +170,8 @@ fn a_program_that_opens_and_closes_the_file_does_not_remove_the_write_ahead_log_
     for end in [Server::stop as fn(&mut Server), Server::kill, Server::kill] {
         server.publish(&tick("s", stored));
         let other = rusqlite::Connection::open(server.db_path()).unwrap();
-        let count = other.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, usize>(0));
-        assert_eq!(count.unwrap(), stored + 1);
+        let count = other.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0));
+        assert_eq!(count.unwrap(), stored as i64 + 1);
         drop(other);
         server.publish(&tick("s", stored + 1));
         stored += 2;
