@@ -45,7 +45,7 @@ pub const SETTINGS: &[Setting] = &[
 
     Setting::new("Storage", "WRITER_SPIN_MICROSECONDS", |c| &mut c.writer_spin_micros, Count(0, 10_000),
         "How long the thread that stores events looks for the next one before it sleeps, while events come one by one within \
-         this time: each is stored some 50 µs sooner, and the thread uses up to one processor meanwhile; with 0 it always sleeps")
+         this time: each is stored some 20 µs sooner, and the thread uses up to one processor meanwhile; with 0 it always sleeps")
         .default_by("400; 0 with one processor, or with a limit of processor time (cgroup)"),
 
     Setting::new("Events", "MAX_PAYLOAD_KEYS", |c| &mut c.limits.payload_keys_max, Count(1, 1_000_000),
