@@ -15,6 +15,7 @@ mod seq;
 mod tape;
 mod time;
 mod types;
+mod value_hash;
 mod values;
 
 pub use fields::{
@@ -28,3 +29,4 @@ pub use rules::is_key;
 pub use seq::{EventId, NotAnId, Seq};
 pub use time::{Timestamp, TimestampText};
 pub use types::{EventType, EventTypes};
+pub use value_hash::ValueHash;

@@ -105,17 +105,18 @@ fn number(digits: &[u8]) -> i64 {
     digits.iter().fold(0, |n, digit| n * 10 + i64::from(digit - b'0'))
 }
 
-/// Spells times. It keeps the text of the last second: the events of one commit mostly share it, so a batch costs one
-/// computation of the calendar.
+/// Spells times. It keeps the last text: the events of one commit mostly share a second, so a batch costs one computation
+/// of the calendar, and each follows a microsecond after the one before, which mostly changes one digit.
 #[derive(Debug, Clone)]
 pub struct TimestampText {
+    last: Timestamp,
     second: i64,
     text: [u8; Timestamp::LEN],
 }
 
 impl Default for TimestampText {
     fn default() -> Self {
-        Self { second: i64::MIN, text: *b"0000-00-00T00:00:00.000000Z" }
+        Self { last: Timestamp(i64::MAX), second: i64::MIN, text: *b"0000-00-00T00:00:00.000000Z" }
     }
 }
 
@@ -123,6 +124,17 @@ impl TimestampText {
     /// The 27 bytes of this time. A time outside the years 0 to 9999 has the date of the nearest time within them.
     #[inline]
     pub fn render(&mut self, time: Timestamp) -> [u8; Timestamp::LEN] {
+        let is_next = self.last.0.checked_add(1) == Some(time.0);
+        self.last = time;
+        if is_next {
+            for digit in self.text[20..26].iter_mut().rev() {
+                if *digit < b'9' {
+                    *digit += 1;
+                    return self.text;
+                }
+                *digit = b'0';
+            }
+        }
         let (second, mut micros) = (time.0.div_euclid(1_000_000), time.0.rem_euclid(1_000_000));
         if second != self.second {
             self.render_second(second);
@@ -176,6 +188,16 @@ mod tests {
         check(253_402_207_200_999_999, "9999-12-30T22:00:00.999999Z");
         check(253_402_300_799_999_999, "9999-12-31T23:59:59.999999Z");
         check(i64::MAX, "9999-12-31T23:59:59.775807Z");
+    }
+
+    #[test]
+    fn a_time_after_another_is_spelled_as_it_is_alone() {
+        for first in [-2, 0, 8, 98, 999_989, 999_998, 1_768_473_000_999_990] {
+            let mut text = TimestampText::default();
+            for micros in (first..first + 20).chain([first, first + 1, first + 1_000_001]) {
+                assert_eq!(String::from_utf8_lossy(&text.render(Timestamp(micros))), Timestamp(micros).to_string());
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::value_hash::ValueHash;
+
 /// A registered type, by its index in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventType(u16);
@@ -10,8 +12,15 @@ pub struct EventType(u16);
 /// Every type that may be published, with its description, in registration order.
 #[derive(Debug, Clone)]
 pub struct EventTypes {
-    entries: Vec<(Arc<str>, String)>,
+    entries: Vec<Entry>,
     by_name: HashMap<Arc<str>, EventType, foldhash::fast::RandomState>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    name: Arc<str>,
+    description: String,
+    hash: ValueHash,
 }
 
 const BUILTIN: [(&str, &str); 15] = [
@@ -60,12 +69,13 @@ impl EventTypes {
             return Err(format!("event type {name:?} is not a lower-case letter and up to 63 of a-z, 0-9 and _"));
         }
         if let Some(known) = self.get(name) {
-            self.entries[known.0 as usize].1 = description.to_owned();
+            self.entries[known.0 as usize].description = description.to_owned();
             return Ok(());
         }
         let id = u16::try_from(self.entries.len()).map_err(|_| "more than 65,536 event types".to_owned())?;
         let name: Arc<str> = name.into();
-        self.entries.push((name.clone(), description.to_owned()));
+        let hash = ValueHash::of(name.as_bytes());
+        self.entries.push(Entry { name: name.clone(), description: description.to_owned(), hash });
         self.by_name.insert(name, EventType(id));
         Ok(())
     }
@@ -79,7 +89,13 @@ impl EventTypes {
     /// The name of a type of this registry.
     #[inline]
     pub fn name(&self, event_type: EventType) -> &Arc<str> {
-        &self.entries[event_type.0 as usize].0
+        &self.entries[event_type.0 as usize].name
+    }
+
+    /// The hash of its name.
+    #[inline]
+    pub fn hash(&self, event_type: EventType) -> ValueHash {
+        self.entries[event_type.0 as usize].hash
     }
 
     /// The names for a message: the first 50, and the number of the others.
@@ -93,7 +109,7 @@ impl EventTypes {
 
     /// Names and descriptions, in registration order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.entries.iter().map(|(name, description)| (&**name, &**description))
+        self.entries.iter().map(|entry| (&*entry.name, &*entry.description))
     }
 }
 

@@ -3,15 +3,16 @@
 //! full segment are encoded, sorted, and appended to `event_index`. There a list does not change, and is removed with
 //! its last event. So every write is at the right edge of a tree, which an ordinary index on random keys cannot do.
 
-use std::collections::HashMap;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
 use rusqlite::Connection;
 
 use super::checksum;
 use super::schema::Text;
-use crate::event::{Columns, Field, Filter, Seq};
+use crate::event::{Columns, Field, Filter, Seq, ValueHash};
+use crate::wire::Batch;
 
 /// Events of a segment. 65,536: an offset within a segment fits 16 bits, and its lists take a few MiB of memory.
 #[cfg(not(test))]
@@ -41,13 +42,44 @@ pub fn offset_of(seq: Seq) -> u16 {
     ((seq.0 - 1) % SEGMENT_EVENTS) as u16
 }
 
-/// The posting lists of one segment in memory, each ascending.
-///
-/// The values come from clients, so the hash is seeded: no client can choose values that collide.
+/// The posting lists of one segment in memory.
 #[derive(Debug)]
 pub struct Segment {
     number: u64,
-    lists: [HashMap<Box<[u8]>, Vec<u16>, foldhash::fast::RandomState>; 4],
+    /// By the number of the field.
+    lists: [Lists; Field::ALL.len()],
+}
+
+/// The posting lists of one field.
+#[derive(Debug, Default)]
+struct Lists(HashTable<List>);
+
+/// A posting list in memory, ascending.
+#[derive(Debug)]
+struct List {
+    hash: ValueHash,
+    value: Box<[u8]>,
+    offsets: Vec<u16>,
+}
+
+impl Lists {
+    #[inline]
+    fn note(&mut self, value: &[u8], hash: ValueHash, offset: u16) {
+        // Two values may have one hash, so the text decides. It is compared only where the hash is the same.
+        match self.0.find_mut(hash.spread(), |list| list.hash == hash && *list.value == *value) {
+            Some(list) => list.offsets.push(offset),
+            None => self.begin(value, hash, offset),
+        }
+    }
+
+    #[cold]
+    fn begin(&mut self, value: &[u8], hash: ValueHash, offset: u16) {
+        // An allocator gives out 8 bytes at least, which hold four offsets.
+        let mut offsets = Vec::with_capacity(4);
+        offsets.push(offset);
+        let list = List { hash, value: value.into(), offsets };
+        self.0.insert_unique(hash.spread(), list, |list| list.hash.spread());
+    }
 }
 
 impl Segment {
@@ -60,36 +92,39 @@ impl Segment {
     }
 
     /// Notes one event of this segment. Events come in order.
-    #[inline]
     pub fn note(&mut self, seq: Seq, event: &Columns<'_>) {
-        let offset = offset_of(seq);
-        let keys = [Some(event.event_type), event.session_id, event.user_id, Some(event.source)];
-        for (lists, key) in self.lists.iter_mut().zip(keys) {
-            let Some(key) = key else { continue };
-            match lists.get_mut(key) {
-                Some(list) => list.push(offset),
-                None => {
-                    // An allocator gives out 8 bytes at least, which hold four offsets.
-                    let mut list = Vec::with_capacity(4);
-                    list.push(offset);
-                    lists.insert(key.into(), list);
+        for field in Field::ALL {
+            if let Some(value) = event.field(field) {
+                self.lists[field as usize].note(value, ValueHash::of(value), offset_of(seq));
+            }
+        }
+    }
+
+    /// Notes these events of a batch, which are all of this segment; the first has the number `first`. They are noted field
+    /// by field: look-ups in one table that do not depend on each other wait for memory together.
+    fn note_run(&mut self, first: Seq, batch: &Batch, events: Range<usize>) {
+        for (field, lists) in Field::ALL.into_iter().zip(&mut self.lists) {
+            for (index, offset) in events.clone().zip(usize::from(offset_of(first))..) {
+                if let Some((value, hash)) = batch.field(index, field) {
+                    lists.note(value, hash, offset as u16);
                 }
             }
         }
     }
 
-    pub fn list(&self, field: Field, key: &[u8]) -> Option<&[u16]> {
-        self.lists[field as usize].get(key).map(Vec::as_slice)
+    pub fn list(&self, field: Field, value: &[u8]) -> Option<&[u16]> {
+        let list = self.lists[field as usize].0.find(ValueHash::of(value).spread(), |list| *list.value == *value);
+        list.map(|list| &*list.offsets)
     }
 
     /// The lists of a field, each with its value.
     pub fn lists_of(&self, field: Field) -> impl Iterator<Item = (&[u8], &[u16])> {
-        self.lists[field as usize].iter().map(|(key, list)| (&**key, &**list))
+        self.lists[field as usize].0.iter().map(|list| (&*list.value, &*list.offsets))
     }
 
     /// How many lists there are.
     pub fn lists(&self) -> usize {
-        self.lists.iter().map(HashMap::len).sum()
+        self.lists.iter().map(|lists| lists.0.len()).sum()
     }
 
     /// Every list as a row of `event_index`, in the order of its primary key. Costs a sort of all values: some 50 ms
@@ -97,12 +132,12 @@ impl Segment {
     pub fn rows(&self) -> Vec<IndexRow> {
         let mut rows = Vec::with_capacity(self.lists());
         for field in Field::ALL {
-            let mut lists: Vec<_> = self.lists[field as usize].iter().collect();
-            lists.sort_unstable_by_key(|(key, _)| *key);
-            rows.extend(lists.into_iter().map(|(key, list)| {
+            let mut lists: Vec<_> = self.lists_of(field).collect();
+            lists.sort_unstable_by_key(|(value, _)| *value);
+            rows.extend(lists.into_iter().map(|(value, list)| {
                 let offsets = encode(list);
-                let checksum = checksum::of_list(self.number as i64, field as i64, key, &offsets);
-                IndexRow { field, key: key.clone(), offsets, checksum }
+                let checksum = checksum::of_list(self.number as i64, field as i64, value, &offsets);
+                IndexRow { field, key: value.into(), offsets, checksum }
             }));
         }
         rows
@@ -145,18 +180,36 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// Notes an event. The first event of a new segment opens it, and the segment before, now full, is returned.
-    #[inline]
-    pub fn note(&mut self, seq: Seq, event: &Columns<'_>) -> Option<Arc<Segment>> {
+    /// Notes an event that was read back.
+    pub fn note(&mut self, seq: Seq, event: &Columns<'_>) {
+        self.open_for(seq);
+        self.open.note(seq, event);
+    }
+
+    /// Notes a new batch, whose first event has the number `first`. Each segment that is full then goes to `filled`.
+    pub fn note_batch(&mut self, first: Seq, batch: &Batch, mut filled: impl FnMut(Arc<Segment>)) {
+        let mut from = 0;
+        while from < batch.len() {
+            let seq = first.plus(from);
+            if let Some(full) = self.open_for(seq) {
+                filled(full);
+            }
+            let left = SEGMENT_EVENTS as usize - usize::from(offset_of(seq));
+            let events = from..batch.len().min(from + left);
+            from = events.end;
+            self.open.note_run(seq, batch, events);
+        }
+    }
+
+    /// Opens the segment of an event, unless it is open. The segment before, now full, is returned.
+    fn open_for(&mut self, seq: Seq) -> Option<Arc<Segment>> {
         let number = segment_of(seq);
-        let filled = (number != self.open.number).then(|| {
+        (number != self.open.number).then(|| {
             assert!(number > self.open.number, "no event is added to a full segment");
             let full = Arc::new(std::mem::replace(&mut self.open, Segment::new(number)));
             self.full.push(full.clone());
             full
-        });
-        self.open.note(seq, event);
-        filled
+        })
     }
 
     /// A segment, if it is in memory.

@@ -8,7 +8,7 @@ use super::committed::{Committed, Seqs};
 use super::event_json::{JsonString, NULL, SKELETON, SKELETON_LEN, StoredEvent};
 use super::frame::{self, OpCode};
 use super::row::{Row, Span};
-use crate::event::{Columns, Event, EventId, EventTypes, Seq, Timestamp, TimestampText};
+use crate::event::{Columns, Event, EventId, EventTypes, Field, Seq, Timestamp, TimestampText, ValueHash};
 
 /// Events of one read or one request, encoded but neither numbered nor stored. Their frames follow each other without a
 /// gap, so an unfiltered subscriber costs one slice a batch.
@@ -127,7 +127,9 @@ impl Batch {
             let events = self.rows.len()..self.rows.len() + 1;
             self.keyed.push(Keyed { key: key.into(), message: events.clone(), events });
         }
-        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
+        let of = |value: Option<&str>| value.map_or(ValueHash::default(), |value| ValueHash::of(value.as_bytes()));
+        let hashes = [types.hash(event.event_type), of(event.session_id), of(event.user_id), of(Some(event.source))];
+        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload, hashes });
     }
 
     /// Appends an event that was read back, with its number and time. Returns the bytes of its frame.
@@ -150,7 +152,8 @@ impl Batch {
         let (event_type, source) = (decoded(event.event_type), decoded(event.source));
         let session_id = event.session_id.map_or(Span::NULL, &mut decoded);
         let user_id = event.user_id.map_or(Span::NULL, &mut decoded);
-        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload });
+        let hashes = Default::default();
+        self.rows.push(Row { json, end, event_type, source, session_id, user_id, payload, hashes });
         frame::head_len(text.json.len()) + text.json.len()
     }
 
@@ -197,6 +200,25 @@ impl Batch {
     #[inline(always)]
     pub fn columns(&self, index: usize) -> Columns<'_> {
         self.rows[index].columns(&self.frames, &self.decoded)
+    }
+
+    /// The value of a field of an event, and its hash; `None` if the event has none.
+    #[inline]
+    pub fn field(&self, index: usize, field: Field) -> Option<(&[u8], ValueHash)> {
+        let row = &self.rows[index];
+        row.field(field, &self.frames, &self.decoded).map(|value| (value, row.hashes[field as usize]))
+    }
+
+    /// The hash of the value that an event has in a field.
+    #[inline(always)]
+    pub fn hash(&self, index: usize, field: Field) -> ValueHash {
+        self.rows[index].hashes[field as usize]
+    }
+
+    /// Whether two events have the same source.
+    #[inline]
+    pub fn has_source_of(&self, one: usize, other: usize) -> bool {
+        self.field(one, Field::Source) == self.field(other, Field::Source)
     }
 
     /// The batch after its commit, for sharing. Its events must have been stamped with `first` and the numbers that

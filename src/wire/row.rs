@@ -1,6 +1,6 @@
 //! Where the parts of an event lie in the bytes of its batch.
 
-use crate::event::Columns;
+use crate::event::{Columns, Field, ValueHash};
 
 /// Where the parts of one event lie. Its frame begins where the frame before it ends.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +12,9 @@ pub struct Row {
     pub session_id: Span,
     pub user_id: Span,
     pub payload: Span,
+    /// Of the values of its fields, by the number of the field. Only for the writer: those of an event that was read back
+    /// mean nothing.
+    pub hashes: [ValueHash; Field::ALL.len()],
 }
 
 /// A string within the batch's frames; within its decoded strings if the bit `DECODED` is set.
@@ -52,7 +55,20 @@ impl Row {
             session_id: span(self.session_id),
             user_id: span(self.user_id),
             payload: span(self.payload),
+            hashes: self.hashes,
         }
+    }
+
+    /// The value of a field; `None` if the event has none.
+    #[inline]
+    pub fn field<'b>(&self, field: Field, frames: &'b [u8], decoded: &'b [u8]) -> Option<&'b [u8]> {
+        let span = match field {
+            Field::Type => self.event_type,
+            Field::Session => self.session_id,
+            Field::User => self.user_id,
+            Field::Source => self.source,
+        };
+        span.text(frames, decoded)
     }
 
     // `always`, because otherwise an edit anywhere else may make the fan-out call it: 20 instructions (2 %) an event.

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::deletion;
 use super::housekeeping::LeftOut;
-use super::insert::Inserter;
+use super::insert::{Inserter, OfType};
 use super::order::{Deleted, Ordered};
 use super::position::Position;
 use super::subscriptions::Changed;
@@ -59,8 +59,8 @@ impl Applier {
         const COUNT: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT \
                              (event_type) DO UPDATE SET count = count + excluded.count, last_seen = excluded.last_seen";
         let mut count = connection.prepare_cached(COUNT)?;
-        for (event_type, events, last_seen) in &inserted.by_type {
-            count.execute((Text(Some(event_type)), *events as i64, last_seen.to_string()))?;
+        for OfType { name, events, last_seen, .. } in &inserted.by_type {
+            count.execute((Text(Some(name)), *events as i64, last_seen.to_string()))?;
         }
         if let Some(deletion) = ordered.deletion.as_ref().filter(|_| !left_out.deletion) {
             let deleted = delete(connection, shared, &mut applied.position, &deletion.what);

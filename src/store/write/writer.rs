@@ -445,15 +445,12 @@ impl Writer {
 
     /// Adds the new events to the posting lists in memory, and has full segments sealed.
     fn note_in_segments(&self, appends: &[Append], before: Seq) {
-        let mut seq = before;
+        let mut first = before.next();
         let mut recent = self.shared.recent.write();
+        let seal = |full| self.sealer.send(full).expect("the sealer lives as long as the writer");
         for Append { batch, .. } in appends {
-            for index in 0..batch.len() {
-                seq = seq.next();
-                if let Some(full) = recent.note(seq, &batch.columns(index)) {
-                    self.sealer.send(full).expect("the sealer lives as long as the writer");
-                }
-            }
+            recent.note_batch(first, batch, seal);
+            first = first.plus(batch.len());
         }
     }
 
