@@ -1,7 +1,10 @@
 //! What all connections share: the configuration, the record, the hub, the limits, and the subscribers.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
 
 use dashmap::DashMap;
 use tokio::runtime::Handle;
@@ -169,8 +172,20 @@ impl Shutdown {
 
     /// Resolves when the shutdown begins. Cancel-safe.
     pub async fn begun(&self) {
-        // The pipeline outlives its connections, so the sender is there.
-        let _ = self.0.clone().wait_for(|shutting_down| *shutting_down).await;
+        let mut heard = self.0.clone();
+        let mut waiting = pin!(heard.wait_for(|shutting_down| *shutting_down));
+        let mut registered: Option<Waker> = None;
+        poll_fn(|cx| {
+            // A connection polls this whenever it is woken. Once its task is registered, a look at the value is enough: to
+            // register it again takes a lock that many connections share.
+            if registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) && !self.has_begun() {
+                return Poll::Pending;
+            }
+            registered = Some(cx.waker().clone());
+            // The pipeline outlives its connections, so the sender is there.
+            waiting.as_mut().poll(cx).map(drop)
+        })
+        .await;
     }
 }
 

@@ -1,7 +1,9 @@
 //! Bodies of requests, read within the memory that all of them share.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::mem;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,29 +24,74 @@ pub(super) fn grace(pipeline: &Pipeline) -> Duration {
 
 /// Reads the whole body, and takes the memory for it and for its events until they are in the queue. A body that comes in
 /// one piece, as small ones do, is not copied.
-pub(super) async fn read(body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Reservation>), Refusal> {
+pub(super) async fn read(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Reservation>), Refusal> {
+    let bytes_max = pipeline.config.max_body_bytes;
+    if announced(&body) > bytes_max {
+        return Err(Refusal::TooLarge(bytes_max));
+    }
+    match at_hand(&mut body).await {
+        Some(Ok(whole))
+            if whole.len() <= bytes_max.min(SMALL_BYTES_MAX) && (whole.is_empty() || body.is_end_stream()) =>
+        {
+            Ok((whole, Vec::new()))
+        }
+        // Boxed, because the future of every publication would be as large.
+        first => Box::pin(read_in_time(body, first, pipeline)).await,
+    }
+}
+
+/// Reads a body that did not come with its head, or of which only the first piece did.
+async fn read_in_time(
+    body: Incoming,
+    first: Option<Result<Bytes, Refusal>>,
+    pipeline: &Pipeline,
+) -> Result<(Bytes, Vec<Reservation>), Refusal> {
     let too_late = async {
         pipeline.shutdown().begun().await;
         sleep(grace(pipeline)).await;
     };
     tokio::select! {
         biased;
-        read = read_whole(body, pipeline) => read,
+        read = read_whole(body, first, pipeline) => read,
         () = too_late => Err(Failure::Unavailable.into()),
     }
 }
 
-async fn read_whole(mut body: Incoming, pipeline: &Pipeline) -> Result<(Bytes, Vec<Reservation>), Refusal> {
+/// The length of a body, as far as it is known; less if a part of it was read.
+fn announced(body: &Incoming) -> usize {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
+}
+
+/// The first piece of a body, if it has come with the head of its request, as small bodies do. Then no timer is set. hyper
+/// hands a piece over only after it was asked for it, so the first of two polls never finds one.
+async fn at_hand(body: &mut Incoming) -> Option<Result<Bytes, Refusal>> {
+    let (mut first, mut has_asked) = (pin!(chunk(body)), false);
+    poll_fn(|cx| match first.as_mut().poll(cx) {
+        Poll::Ready(piece) => Poll::Ready(Some(piece)),
+        Poll::Pending if mem::replace(&mut has_asked, true) => Poll::Ready(None),
+        Poll::Pending => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+async fn read_whole(
+    mut body: Incoming,
+    mut first: Option<Result<Bytes, Refusal>>,
+    pipeline: &Pipeline,
+) -> Result<(Bytes, Vec<Reservation>), Refusal> {
     let Config { body_timeout, max_body_bytes: bytes_max, .. } = pipeline.config;
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > bytes_max {
-        return Err(Refusal::TooLarge(bytes_max));
-    }
+    let announced = announced(&body).saturating_add(first.iter().flatten().map(Bytes::len).sum());
     let began = Instant::now();
     let mut deadline = began + body_timeout;
     let (mut whole, mut expected, mut memory) = (Vec::new(), SMALL_BYTES_MAX, Vec::new());
     loop {
-        let more = timeout_at(deadline, chunk(&mut body)).await.unwrap_or(Err(Refusal::TooSlow))?;
+        let more = match first.take() {
+            Some(first) => first?,
+            None => timeout_at(deadline, chunk(&mut body)).await.unwrap_or(Err(Refusal::TooSlow))?,
+        };
         let (len, is_last) = (whole.len() + more.len(), more.is_empty() || body.is_end_stream());
         if len > bytes_max {
             return Err(Refusal::TooLarge(bytes_max));

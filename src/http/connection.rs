@@ -70,7 +70,7 @@ impl Connection {
             refused => refused,
         };
         let mut response = answered.unwrap_or_else(|refusal| response::refused(&refusal));
-        response::add_common(response.headers_mut(), readers);
+        response::show_to(response.headers_mut(), readers);
         Ok(response)
     }
 
@@ -93,9 +93,11 @@ impl Connection {
     /// The web pages that may read the answer.
     fn readers(&self, headers: &HeaderMap) -> Readers {
         let access = &self.pipeline.access;
-        match headers.get(header::ORIGIN) {
+        if access.origins == CorsOrigins::Any {
             // The answer is the same for each origin.
-            _ if access.origins == CorsOrigins::Any => Readers::All,
+            return Readers::All;
+        }
+        match headers.get(header::ORIGIN) {
             Some(origin) if access.allows_origin(headers) => Readers::Origin(origin.clone()),
             _ => Readers::None,
         }
@@ -148,13 +150,19 @@ impl Connection {
     }
 
     async fn dispatch(&self, request: &Request<'_>, body: Incoming) -> response::Result {
+        if request.route.endpoint == Endpoint::PublishEvents {
+            let _open = self.producer.lock().clone().ok_or(Failure::Unavailable)?;
+            return publish::publish(request, &self.parser, body).await;
+        }
+        // hyper moves the future of every answer. Boxed, the larger ones make that of a publication no larger.
+        Box::pin(self.dispatch_others(request)).await
+    }
+
+    async fn dispatch_others(&self, request: &Request<'_>) -> response::Result {
         let pipeline = &self.pipeline;
         match request.route.endpoint {
+            Endpoint::PublishEvents => unreachable!("it has a body"),
             Endpoint::ListEvents => events::list(request).await,
-            Endpoint::PublishEvents => {
-                let _open = self.producer.lock().clone().ok_or(Failure::Unavailable)?;
-                publish::publish(request, &self.parser, body).await
-            }
             Endpoint::DeleteEvents => events::delete(request).await,
             Endpoint::EventStream => event_stream::open(request).await,
             Endpoint::Event => events::one(request).await,

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use tokio::time::sleep;
 
 use super::body;
 use super::connection::{BUFFER_BYTES_MAX, Connection};
 use super::handshake::{Handshake, Purpose};
+use super::head_timer::HeadTimer;
 use super::io::HttpIo;
 use crate::pipeline::Pipeline;
 use crate::transport::Transport;
@@ -45,7 +45,7 @@ pub(super) async fn serve(transport: Transport, connection: Connection) {
 async fn serve_http(io: HttpIo, connection: &Connection, pipeline: &Arc<Pipeline>) {
     let mut http = pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(HeadTimer::new(pipeline.config.header_timeout))
             // Some clients end their side after the request and want the answer; `HttpIo` finds those that are gone.
             .half_close(true)
             .header_read_timeout(pipeline.config.header_timeout)

@@ -4,7 +4,7 @@ use http_body_util::Full;
 use hyper::upgrade::OnUpgrade;
 
 use super::request::Request;
-use super::response::Body;
+use super::response::{self, Body};
 use super::route::Endpoint;
 use crate::auth::{Caller, Slot};
 use crate::wire::Refusal;
@@ -48,5 +48,7 @@ pub(super) fn accept(request: &Request<'_>) -> Result<(hyper::Response<Body>, Ha
         }
         Some(slot) => Purpose::Subscribe(request.caller, slot),
     };
-    Ok((response.map(|_| Body::Left(Full::default())), Handshake { upgrade, purpose }))
+    let mut response = response.map(|_| Body::Left(Full::default()));
+    response::add_common(response.headers_mut());
+    Ok((response, Handshake { upgrade, purpose }))
 }

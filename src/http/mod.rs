@@ -19,6 +19,7 @@ mod h1;
 mod h2;
 mod half_close;
 mod handshake;
+mod head_timer;
 mod io;
 mod large_page;
 mod listing;

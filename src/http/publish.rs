@@ -89,6 +89,9 @@ const ID_BYTES_MAX: usize = 19;
 const REST_BYTES_MAX: usize = 4 << 10;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+// Every request is searched for these. As names they are not parsed each time.
+static KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// How safe the events were when they were acknowledged. Only where the client asked for a level.
 const ACK_LEVEL: HeaderName = HeaderName::from_static("ack-level");
@@ -112,7 +115,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// The idempotency key of all events of a request.
 fn key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(key) = headers.get(&KEY) else { return Ok(None) };
     let valid = str::from_utf8(key.as_bytes()).ok().filter(|key| is_key(key));
     let why = || format!("{IDEMPOTENCY_KEY} must be 1 to {KEY_CHARS_MAX} characters");
     valid.map(Some).ok_or_else(|| bad_header_key(why()))
@@ -174,7 +177,7 @@ impl Form {
     /// `UnsupportedMediaType`.
     pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let is_binary = headers.contains_key("ce-specversion");
+        let is_binary = headers.contains_key(&SPEC_VERSION);
         match essence(content_type) {
             one if one.eq_ignore_ascii_case(cloud_event::MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvent),
             many if many.eq_ignore_ascii_case(cloud_event::BATCH_MEDIA_TYPE.as_bytes()) => Ok(Self::CloudEvents),

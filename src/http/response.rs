@@ -1,5 +1,7 @@
 //! Answers as hyper sends them: bodies, problems, and the headers that every answer has.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
@@ -27,9 +29,10 @@ pub(super) const PROBLEM: HeaderValue = HeaderValue::from_static("application/pr
 pub(super) fn new(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::Left(Full::new(body.into())));
     *response.status_mut() = status;
-    // With space for the common headers, so that the map grows once.
-    response.headers_mut().reserve(EVERYWHERE.len() + 4);
-    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    *response.headers_mut() = COMMON.clone();
+    if content_type != JSON {
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
     response
 }
 
@@ -47,8 +50,8 @@ pub(super) fn json(body: impl Into<Bytes>) -> Response<Body> {
 
 /// An answer without a body.
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::Left(Full::default()));
-    *response.status_mut() = status;
+    let mut response = new(status, JSON, Bytes::new());
+    response.headers_mut().remove(header::CONTENT_TYPE);
     response
 }
 
@@ -89,7 +92,7 @@ pub(super) fn refused_unread(refusal: &Refusal, readers: Readers) -> Vec<u8> {
     let (mut response, body) = (refused(refusal), refusal.problem());
     let status = response.status();
     let headers = response.headers_mut();
-    add_common(headers, readers);
+    show_to(headers, readers);
     headers.insert(header::CONTENT_LENGTH, body.len().into());
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let mut bytes = format!("HTTP/1.1 {status}\r\n").into_bytes();
@@ -101,8 +104,15 @@ pub(super) fn refused_unread(refusal: &Refusal, readers: Readers) -> Vec<u8> {
     bytes
 }
 
+/// The headers that an answer begins with. To copy the map costs less than to put it together.
+static COMMON: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, JSON)]);
+    add_common(&mut headers);
+    headers
+});
+
 /// What browsers are told with every answer.
-static EVERYWHERE: [(HeaderName, HeaderValue); 6] = [
+static EVERYWHERE: [(HeaderName, HeaderValue); 7] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (header::X_XSS_PROTECTION, HeaderValue::from_static("1; mode=block")),
@@ -112,7 +122,13 @@ static EVERYWHERE: [(HeaderName, HeaderValue); 6] = [
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
         HeaderValue::from_static("Link, Retry-After, Idempotent-Replayed, Event-Gap, Ack-Level"),
     ),
+    (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
 ];
+
+/// Adds the headers of every answer, as all web pages may read it.
+pub(super) fn add_common(headers: &mut HeaderMap) {
+    headers.extend(EVERYWHERE.iter().cloned());
+}
 
 /// The web pages that may read an answer.
 pub(super) enum Readers {
@@ -122,21 +138,13 @@ pub(super) enum Readers {
     None,
 }
 
-/// Adds the headers of every answer. One that is there already stays: a page has a policy of its own.
-pub(super) fn add_common(headers: &mut HeaderMap, readers: Readers) {
-    for (name, value) in &EVERYWHERE {
-        headers.entry(name).or_insert_with(|| value.clone());
-    }
+/// Says which web pages may read an answer.
+pub(super) fn show_to(headers: &mut HeaderMap, readers: Readers) {
     match readers {
-        Readers::All => {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-            return;
-        }
-        Readers::Origin(origin) => {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        }
-        Readers::None => {}
-    }
+        Readers::All => return,
+        Readers::Origin(origin) => headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin),
+        Readers::None => headers.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN),
+    };
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
