@@ -169,23 +169,38 @@ mod tests {
 
     use super::*;
 
+    async fn connected() -> (Transport, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (stream, address) = listener.accept().await.expect("accepted");
+        let stream = stream.into_std().expect("a socket");
+        (Transport::new(stream, address, Duration::from_secs(60)).expect("registered"), peer)
+    }
+
+    /// Begins to linger, and returns whether that is over at once.
+    async fn lingers_no_longer(mut transport: Transport) -> bool {
+        let mut shutdown = pin!(transport.shutdown());
+        poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx))).await.is_ready()
+    }
+
     #[tokio::test]
     async fn lingering_ends_after_as_many_bytes_as_are_allowed() {
         const SENT: usize = 64 << 10;
         for (bytes_max, is_over) in [(SENT / 2, true), (usize::MAX, false)] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
-            let (stream, address) = listener.accept().await.expect("accepted");
-            let stream = stream.into_std().expect("a socket");
-            let mut transport = Transport::new(stream, address, Duration::from_secs(60)).expect("registered");
+            let (mut transport, mut peer) = connected().await;
             peer.write_all(&[0; SENT]).await.expect("sent");
             let mut all = vec![0; SENT];
             while transport.peek(&mut all).await.expect("readable") < SENT {}
-
             transport.linger_for_bytes(bytes_max);
-            let mut shutdown = pin!(transport.shutdown());
-            let polled = poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx))).await;
-            assert_eq!(polled.is_ready(), is_over, "{bytes_max}");
+            assert_eq!(lingers_no_longer(transport).await, is_over, "{bytes_max}");
         }
+    }
+
+    #[tokio::test]
+    async fn lingering_ends_when_the_peer_ends_its_side() {
+        let (transport, mut peer) = connected().await;
+        peer.shutdown().await.expect("ended");
+        assert_eq!(transport.peek(&mut [0]).await.expect("an end"), 0);
+        assert!(lingers_no_longer(transport).await);
     }
 }
