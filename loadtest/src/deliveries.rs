@@ -85,6 +85,10 @@ pub enum Way {
     Slow { from: Duration, to: Duration, bytes_per_second: u32 },
     /// The latest of each session, at this interval.
     Conflated { interval_ms: u64 },
+    /// Every one, under a name of its own, confirmed as it comes.
+    Named,
+    /// Each goes to one of them, and is confirmed there.
+    Group,
 }
 
 impl Audience {
@@ -115,6 +119,8 @@ pub struct Deliveries {
     /// The next burst may be sent once no more deliveries than this are in flight.
     in_flight_max: u64,
     progress: Notify,
+    /// How often subscribers have confirmed.
+    pub confirmed: Cell<u64>,
 }
 
 /// The subscribers of an [`Audience`].
@@ -153,7 +159,11 @@ impl FilterClass {
 
     /// Whether every event is waited for.
     fn is_awaited(&self) -> bool {
-        matches!(self.way, Way::Socket | Way::Stream)
+        !self.is_conflated() && !matches!(self.way, Way::Slow { .. })
+    }
+
+    fn is_group(&self) -> bool {
+        self.way == Way::Group
     }
 }
 
@@ -176,7 +186,8 @@ impl Deliveries {
             let latest = vec![0; if is_conflated { names.sessions.len() } else { 0 }];
             for number in 0..*count as usize {
                 let key = number % keys;
-                of_keys[key] += 1;
+                // An event goes to one member of a group, however many there are.
+                of_keys[key] += u32::from(*way != Way::Group || of_keys[key] == 0);
                 let got = Cell::new(Received { last: newest, digest: SetDigest::default() });
                 let (shown, lost) = (RefCell::new(latest.clone()), RefCell::default());
                 subscribers.push(Subscriber { class, key, got, shown, lost });
@@ -188,7 +199,8 @@ impl Deliveries {
                 expected: RefCell::new(vec![SetDigest::default(); keys]),
                 latest: RefCell::new(latest),
             };
-            each += if class.is_awaited() { f64::from(*count) / keys as f64 } else { 0.0 };
+            let of_event = f64::from(class.subscribers.iter().sum::<u32>()) / keys as f64;
+            each += if class.is_awaited() { of_event } else { 0.0 };
             classes.push(class);
         }
         let burst = window.div_ceil(2);
@@ -205,6 +217,7 @@ impl Deliveries {
             burst: burst as usize,
             in_flight_max: (f64::from(window - burst) * each) as u64,
             progress: Notify::new(),
+            confirmed: Cell::new(0),
         }
     }
 
@@ -224,7 +237,7 @@ impl Deliveries {
     /// Whether this subscriber gets every event.
     pub fn is_dense(&self, subscriber: usize) -> bool {
         let class = &self.classes[self.subscribers[subscriber].class];
-        class.by == FilterBy::All && !class.is_conflated()
+        class.by == FilterBy::All && !class.is_conflated() && !class.is_group()
     }
 
     /// Notes that these requests were sent.
@@ -355,6 +368,21 @@ impl Deliveries {
     /// events. Slow ones that were cut off are excused if `may_be_cut_off`.
     pub async fn check(&self, run: &Run, may_be_cut_off: bool) {
         let of_one = |subscriber: &Subscriber| self.classes[subscriber.class].expected.borrow()[subscriber.key];
+        // What the members of a group got counts as that of the first.
+        let got = |subscriber: &Subscriber| match self.classes[subscriber.class].is_group() {
+            true => self
+                .subscribers
+                .iter()
+                .filter(|other| other.class == subscriber.class)
+                .map(|s| s.got.get().digest)
+                .sum(),
+            false => subscriber.got.get().digest,
+        };
+        let is_judged = |number: usize| {
+            let class = self.subscribers[number].class;
+            !self.classes[class].is_group() || number == 0 || self.subscribers[number - 1].class != class
+        };
+        let judged = || self.subscribers.iter().enumerate().filter(|(number, _)| is_judged(*number));
         let shows_latest = |subscriber: &Subscriber| {
             let class = &self.classes[subscriber.class];
             *subscriber.shown.borrow() == *class.latest.borrow()
@@ -362,33 +390,31 @@ impl Deliveries {
         let is_complete = |subscriber: &Subscriber| match self.classes[subscriber.class].is_conflated() {
             true => shows_latest(subscriber),
             // Each is looked at: one that gets too many events does not make up for one that gets too few.
-            false => {
-                subscriber.got.get().digest.count >= of_one(subscriber).count || subscriber.lost.borrow().is_some()
-            }
+            false => got(subscriber).count >= of_one(subscriber).count || subscriber.lost.borrow().is_some(),
         };
         let is_clean = || run.verification.borrow().is_clean();
         // Those that were complete once remain so: nothing more is published.
-        let mut missing = self.subscribers.iter().collect::<Vec<_>>();
+        let mut missing = judged().map(|(_, subscriber)| subscriber).collect::<Vec<_>>();
         loop {
             missing.retain(|subscriber| !is_complete(subscriber));
             if missing.is_empty() || !is_clean() || timeout(PATIENCE, self.progress()).await.is_err() {
                 break;
             }
         }
-        for (number, subscriber) in self.subscribers.iter().enumerate() {
-            let (expected, got) = (of_one(subscriber), subscriber.got.get());
+        for (number, subscriber) in judged() {
+            let (expected, got, last) = (of_one(subscriber), got(subscriber), subscriber.got.get().last);
             if self.classes[subscriber.class].is_conflated() {
                 if !shows_latest(subscriber) {
                     run.violation(|| format!("subscriber {number} was not shown the last event of every session"));
                 }
             } else if let Some(why) = &*subscriber.lost.borrow() {
                 if !may_be_cut_off {
-                    run.violation(|| format!("subscriber {number} was cut off after event {}: {why}", got.last));
+                    run.violation(|| format!("subscriber {number} was cut off after event {last}: {why}"));
                 }
-            } else if expected.count != got.digest.count {
-                let (expected, got) = (expected.count, got.digest.count);
+            } else if expected.count != got.count {
+                let (expected, got) = (expected.count, got.count);
                 run.violation(|| format!("subscriber {number} got {got} events, not the {expected} it asked for"));
-            } else if expected != got.digest {
+            } else if expected != got {
                 run.violation(|| format!("subscriber {number} got {} events, not as they were sent", expected.count));
             }
         }

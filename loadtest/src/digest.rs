@@ -1,5 +1,7 @@
 //! Whether two sets of events are equal, without storing them.
 
+use std::iter::Sum;
+
 /// A set of events, each a sequence number and what it says, reduced to their count and the sum of their hashes: enough
 /// to compare two sets.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,14 @@ impl SetDigest {
         hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         self.count += 1;
         self.sum = self.sum.wrapping_add(hash ^ (hash >> 31));
+    }
+}
+
+impl Sum for SetDigest {
+    /// Of sets that share nothing.
+    fn sum<I: Iterator<Item = Self>>(digests: I) -> Self {
+        digests
+            .fold(Self::default(), |all, one| Self { count: all.count + one.count, sum: all.sum.wrapping_add(one.sum) })
     }
 }
 

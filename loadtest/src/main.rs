@@ -157,7 +157,7 @@ Examples:
   loadtest publish --rate 50000                       latency at a given load, from the intended send time
   loadtest publish --rate 50000 --poisson --skew 1    the same at random times, some sessions busier than others
   loadtest fanout --subscribers 1000                  every event to each of 1,000 subscribers
-  loadtest fanout --out-via sse                       the same as event streams
+  loadtest fanout --out-via group                     100 members of a group; also sse (event streams), names (durable)
   loadtest query --ask session --stored 1000000       the newest 100 of a session, of a million events
   loadtest mixed                                      every way in and out at once, 20,000 events a second
   loadtest spike --factor 10                          ten times the rate for two seconds, and the recovery

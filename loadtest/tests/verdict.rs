@@ -73,6 +73,8 @@ enum Fault {
     ShowsNotTheLast,
     /// It never says that a subscriber fell behind.
     NeverFallsBehind,
+    /// It gives an event to every member of a group.
+    IgnoresGroups,
     /// It stores another text than the one that was sent.
     StoresAltered,
     /// It counts an event that it does not store.
@@ -107,6 +109,8 @@ struct Subscriber {
     stream: TcpStream,
     /// The text that an event must contain, such as `"session_id":"a"`.
     filter: String,
+    /// Whether it shares its events with other members of a group.
+    is_member: bool,
     /// Whether it wants to be told when it falls behind.
     wants_signals: bool,
     /// What waits for the next update, by what tells the session, if it wants the latest only.
@@ -167,10 +171,12 @@ impl Server {
     fn store(&self, events: &[&str]) -> u64 {
         let mut state = self.state.lock().expect("no panic");
         let first = state.events.len() as u64 + 1;
+        let members = state.subscribers.iter().filter(|subscriber| subscriber.is_member).count() as u64;
         for (number, subscriber) in state.subscribers.iter_mut().enumerate() {
             let mut out = Vec::new();
             for (event, text) in (first..).zip(events) {
                 let copies = match (number, event, self.fault) {
+                    _ if subscriber.is_member && event % members != number as u64 => 0,
                     (0, FAULTY, Fault::SkipsDelivery) => 0,
                     (0, FAULTY, Fault::RepeatsDelivery) => 2,
                     _ if text.contains(&subscriber.filter) || self.fault == Fault::IgnoresFilters => 1,
@@ -348,6 +354,7 @@ impl Server {
             state.subscribers.push(Subscriber {
                 stream: stream.try_clone().expect("another handle"),
                 filter,
+                is_member: request["group"].is_string() && self.fault != Fault::IgnoresGroups,
                 wants_signals: request["signals"] == true,
                 pending: interval.map(|_| BTreeMap::new()),
             });
@@ -483,12 +490,14 @@ const OVERLOAD: &str = "overload --ws 1 --window 8 --http 2 --batch 3";
 const IDLE: &str = "connections --idle 20 --at-once 3";
 const STORM: &str = "connections --idle 0 --storm 3";
 const DASHBOARD: &str = "dashboard --sessions 20 --ticks 20 --dashboards 2 --interval-ms 200";
+const NAMES: &str = "fanout --subscribers 3 --window 8 --out-via names";
+const GROUP: &str = "fanout --subscribers 3 --window 8 --out-via group";
 const BY_TYPE: &str = "fanout --subscribers 15 --filter type --window 8";
 
 #[test]
 fn an_honest_server_passes() {
     let publish = ["publish --window 8", "publish --rate 500"];
-    let fanout = [FANOUT, BY_TYPE, "fanout --subscribers 3 --rate 100"];
+    let fanout = [FANOUT, BY_TYPE, NAMES, GROUP, "fanout --subscribers 3 --rate 100"];
     let others = [QUERY, MIXED, SOAK, CLASSES, OVERVIEW, SLOW, DASHBOARD];
     let check = |options: &str| {
         let output = measure(Fault::None, options);
@@ -500,6 +509,7 @@ fn an_honest_server_passes() {
         assert!(events.as_u64() > Some(0) && p50.as_f64() > Some(0.0), "{options}: {report}");
         if let Some(subscribers) = report["options"]["subscribers"].as_u64() {
             assert!(report["deliveries"]["count"].as_u64() >= Some(subscribers), "{options}: {report}");
+            assert!(!options.contains("via") || report["exercised"][1]["what"] == "confirmations", "{report}");
         }
     };
     thread::scope(|scope| {
@@ -661,6 +671,9 @@ fn deliveries_and_stored_events_are_compared_byte_by_byte() {
     must_notice_each(&[
         (Fault::AltersDelivery, FANOUT, "VIOLATION: subscriber 0 got "),
         (Fault::AltersDelivery, MIXED, "VIOLATION: subscriber 0 got "),
+        (Fault::AltersDelivery, GROUP, "VIOLATION: subscriber 0 got "),
+        (Fault::IgnoresGroups, GROUP, "VIOLATION: subscriber 0 got "),
+        (Fault::SkipsDelivery, NAMES, "VIOLATION: subscriber 0 got event 101 after 99\n"),
         (Fault::StoresAltered, PUBLISH, "VIOLATION: event 100 is not stored as it was sent: {"),
         (Fault::StoresAltered, FANOUT, "VIOLATION: event 100 is not stored as it was sent: {"),
         (Fault::StoresNothing, PUBLISH, "VIOLATION: event 100 was acknowledged, and is not stored\n"),

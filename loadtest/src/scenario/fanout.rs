@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::Events;
 use crate::findings::Findings;
+use crate::latency::Operation;
 use crate::options::Common;
 use crate::report::Report;
 use crate::requests::{Framing, Requests};
@@ -23,7 +24,7 @@ pub struct Fanout {
     /// Subscribers, each with a connection of its own
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub subscribers: u32,
-    /// How they get their events: over a WebSocket, or as an event stream (Server-Sent Events)
+    /// How they get their events
     #[arg(long, value_enum, default_value_t = Out::Ws)]
     pub out_via: Out,
     /// The filter of each subscriber: everything, or one session, user or type, which they take in turn
@@ -43,8 +44,14 @@ pub struct Fanout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Out {
+    /// Over a WebSocket
     Ws,
+    /// As an event stream (Server-Sent Events)
     Sse,
+    /// Over a WebSocket, under a durable name each, and confirming what they got
+    Names,
+    /// Over a WebSocket, as the members of one group: each event goes to one of them, who confirms it
+    Group,
 }
 
 impl Default for Fanout {
@@ -66,7 +73,12 @@ impl Fanout {
     /// Measures a server that keeps the same contract.
     pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
         let site = Site::of(target).await?;
-        let way = if self.out_via == Out::Sse { Way::Stream } else { Way::Socket };
+        let (way, via) = match self.out_via {
+            Out::Ws => (Way::Socket, ""),
+            Out::Sse => (Way::Stream, " as event streams"),
+            Out::Names => (Way::Named, " under durable names"),
+            Out::Group => (Way::Group, " as one group"),
+        };
         let audience = Audience { by: self.filter, count: self.subscribers, way };
         let requests = Requests::render(&self.events, 1, &Framing::WebSocket, 0, 1);
         let workload = site.one_producer(requests, self.events.names(), &[audience], self.window).await?;
@@ -75,8 +87,13 @@ impl Fanout {
             FilterBy::All => "of everything".to_owned(),
             by => format!("of one {} each", format!("{by:?}").to_lowercase()),
         };
-        let via = if self.out_via == Out::Sse { " as event streams" } else { "" };
         let title = format!("{} subscribers {filter}{via}, one producer", self.subscribers);
-        Report::of_findings(Findings::new("fanout", title, self, common).of(&driven), driven, site).await
+        let mut findings = Findings::new("fanout", title, self, common).of(&driven);
+        if let (Out::Names | Out::Group, Some(deliveries)) = (self.out_via, &driven.deliveries) {
+            findings = findings
+                .exercised("deliveries", driven.measured.count(Operation::Delivery))
+                .exercised("confirmations", deliveries.confirmed.get());
+        }
+        Report::of_findings(findings, driven, site).await
     }
 }
