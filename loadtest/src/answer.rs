@@ -35,11 +35,9 @@ pub const ID_BYTES: usize = 16;
 /// Reads an answer of `/ws/publish` and visits the ids in it.
 #[inline]
 pub fn of_socket(text: &[u8], mut visit: impl FnMut(u64)) -> anyhow::Result<Answer> {
-    let known = match text {
-        [rest @ .., b'"', b'}'] => rest.strip_prefix(br#"{"status":"ok","event_id":""#).and_then(sequence),
-        _ => None,
-    };
-    if let Some(id) = known {
+    // Behind the id, the level that was reached may stand.
+    let known = text.strip_prefix(br#"{"status":"ok","event_id":""#);
+    if let Some(id) = known.and_then(|rest| sequence(rest.get(..ID_BYTES)?)) {
         visit(id);
         return Ok(Answer::Ok(1));
     }

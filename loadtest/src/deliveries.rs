@@ -427,7 +427,8 @@ mod tests {
     use crate::events::{Events, PayloadBytes};
     use crate::requests::Framing;
 
-    const EVENTS: Events = Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
+    const EVENTS: Events =
+        Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)), idempotency_keys: false };
 
     #[test]
     fn deliveries_are_timed_whichever_comes_first_they_or_the_acknowledgement() {

@@ -15,6 +15,10 @@ use crate::recording::{CLASSROOM, Recording};
 /// The smallest payload with something in it: `{"text":""}`.
 const PAYLOAD_BYTES_MIN: u32 = 11;
 
+/// The field of an idempotency key, and the length of such a key. It is not given back.
+pub const KEY_FIELD: &[u8] = br#""idempotency_key":""#;
+pub const KEY_BYTES: usize = 16;
+
 /// The space of keys, and the size of an event.
 #[derive(Args, Debug, Clone, Serialize)]
 #[command(next_help_heading = "Events")]
@@ -31,6 +35,9 @@ pub struct Events {
     /// Size of an event's payload, or recorded: sizes as they occur in the recorded class
     #[arg(long, value_name = "N", default_value = "40")]
     pub payload_bytes: PayloadBytes,
+    /// Give each event an idempotency key of its own
+    #[arg(long)]
+    pub idempotency_keys: bool,
 }
 
 /// How large payloads are; `None` is as in the recording.
@@ -113,7 +120,8 @@ impl Events {
             None => Recording::parse(CLASSROOM).expect("our own recording").payload_bytes(),
         };
         let (sessions, users) = (Zipf::new(self.sessions, self.skew), Zipf::new(self.users, self.skew));
-        Generator { types: types(), sessions, users, sizes, producer, random: Random::new(producer) }
+        let is_keyed = self.idempotency_keys;
+        Generator { types: types(), sessions, users, sizes, is_keyed, producer, random: Random::new(producer) }
     }
 }
 
@@ -123,6 +131,7 @@ pub struct Generator {
     sessions: Zipf,
     users: Zipf,
     sizes: Vec<u32>,
+    is_keyed: bool,
     producer: usize,
     random: Random,
 }
@@ -130,7 +139,7 @@ pub struct Generator {
 impl Generator {
     /// The text of the next event. Its fields stand in the order in which the server gives them back.
     pub fn render(&mut self) -> (Vec<u8>, Keys) {
-        let Self { types, sessions, users, sizes, producer, random } = self;
+        let Self { types, sessions, users, sizes, is_keyed, producer, random } = self;
         let (event_type, in_session) = (random.below(types.len() as u32), sessions.draw(random));
         let by = users.draw(random);
         let mut out = Vec::new();
@@ -146,6 +155,9 @@ impl Generator {
         out.extend((0..letters).map(|_| b'a' + random.below(26) as u8));
         out.extend_from_slice(br#""}}"#);
         let content = content(&out[1..out.len() - 1]);
+        if *is_keyed {
+            out.splice(1..1, [KEY_FIELD, &[b'0'; KEY_BYTES], b"\","].concat());
+        }
         (out, Keys { event_type, session: in_session, user: by, content })
     }
 }

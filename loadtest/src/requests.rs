@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::ops::Range;
 
+use event_pipeline::event::Timestamp;
 use event_pipeline::wire::frame::{self, OpCode};
+use memchr::memmem;
 
-use crate::events::{Events, Keys, content};
+use crate::events::{Events, KEY_BYTES, KEY_FIELD, Keys, content};
 use crate::random::Random;
 
 /// Events rendered in advance, over all producers; they are sent again and again. As many as the server has in a
@@ -20,6 +22,16 @@ pub struct Requests {
     /// The keys of each event, request by request.
     keys: Vec<Keys>,
     events_each: usize,
+    /// Where the idempotency key of each event stands, if it has one.
+    blanks: Vec<Blank>,
+    /// What makes the keys differ from those of other producers and other runs.
+    salt: u64,
+}
+
+/// Where the digits of an idempotency key stand in `bytes`, and how they are masked.
+struct Blank {
+    at: usize,
+    mask: [u8; 4],
 }
 
 impl Requests {
@@ -39,7 +51,9 @@ impl Requests {
         producer: usize,
     ) -> Self {
         let mut masks = Random::new(producer);
-        let mut requests = Self { bytes: Vec::new(), ends: Vec::new(), keys: Vec::new(), events_each };
+        let (bytes, ends, keys, blanks) = Default::default();
+        let salt = (Timestamp::now().0 as u64) << 16 | producer as u64;
+        let mut requests = Self { bytes, ends, keys, events_each, blanks, salt };
         let is_array = matches!(framing, Framing::WebSocket) && events_each > 1;
         let [start, between, end]: [&[u8]; 3] = if is_array { [b"[", b",", b"]"] } else { [b"", b"\n", b""] };
         let mut body = Vec::new();
@@ -75,6 +89,16 @@ impl Requests {
                 self.bytes.extend_from_slice(body);
             }
         }
+        let start = self.bytes.len().saturating_sub(body.len());
+        for field in memmem::find_iter(body, KEY_FIELD) {
+            let in_body = field + KEY_FIELD.len();
+            // The masking key of a WebSocket message stands before its payload.
+            let mask = match framing {
+                Framing::WebSocket => std::array::from_fn(|i| self.bytes[start - 4 + (in_body + i) % 4]),
+                _ => [0; 4],
+            };
+            self.blanks.push(Blank { at: start + in_body, mask });
+        }
         self.ends.push(self.bytes.len());
     }
 
@@ -85,12 +109,22 @@ impl Requests {
     /// Appends `count` requests, beginning with number `first`.
     #[inline]
     pub fn write(&self, out: &mut Vec<u8>, first: u64, count: usize) {
-        let (mut first, mut left) = ((first % self.ends.len() as u64) as usize, count);
+        let (mut number, mut first, mut left) = (first, (first % self.ends.len() as u64) as usize, count);
         while left > 0 {
             let run = left.min(self.ends.len() - first);
-            out.extend_from_slice(&self.bytes[self.range(first..first + run)]);
-            left -= run;
-            first = 0;
+            let (range, base) = (self.range(first..first + run), out.len());
+            out.extend_from_slice(&self.bytes[range.clone()]);
+            if !self.blanks.is_empty() {
+                let events = first * self.events_each..(first + run) * self.events_each;
+                for (event, Blank { at, mask }) in (number * self.events_each as u64..).zip(&self.blanks[events]) {
+                    let key = format!("{:016x}", self.salt.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(event));
+                    let digits = &mut out[base + at - range.start..][..KEY_BYTES];
+                    for (n, (digit, of_key)) in digits.iter_mut().zip(key.bytes()).enumerate() {
+                        *digit = of_key ^ mask[n % 4];
+                    }
+                }
+            }
+            (number, left, first) = (number + run as u64, left - run, 0);
         }
     }
 
@@ -126,7 +160,8 @@ mod tests {
     use event_pipeline::wire::decoder::{Decoder, Message};
     use event_pipeline::wire::frame::Role;
 
-    const EVENTS: Events = Events { sessions: 20, users: 50, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
+    const EVENTS: Events =
+        Events { sessions: 20, users: 50, skew: 0.0, payload_bytes: PayloadBytes(Some(40)), idempotency_keys: false };
 
     #[test]
     fn framings_hold_the_same_events_and_begin_anew_at_the_end() {
@@ -150,6 +185,38 @@ mod tests {
         assert!(head.starts_with("POST /events HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-ndjson\r\n"));
         assert!(head.ends_with(&format!("Content-Length: {}", body.len())));
         assert_eq!(body, [text(2), text(3)].join("\n"));
+    }
+
+    #[test]
+    fn each_event_has_an_idempotency_key_of_its_own() {
+        let keyed = Events { idempotency_keys: true, ..EVENTS };
+        let framing = Framing::Http { path: "/events".into(), headers: String::new() };
+        let key = |event: &str| {
+            let event: serde_json::Value = serde_json::from_str(event).expect("an event");
+            event["idempotency_key"].as_str().expect("a key").to_owned()
+        };
+        let mut keys = std::collections::HashSet::new();
+        for producer in 0..2 {
+            let (mut frames, mut posts) = (Vec::new(), Vec::new());
+            Requests::render(&keyed, 3, &Framing::WebSocket, producer, 64).write(&mut frames, 300, 100);
+            Requests::render(&keyed, 3, &framing, producer + 2, 64).write(&mut posts, 340, 2);
+            let mut decoder = Decoder::new(Role::Server, 1 << 20).with_received(&frames);
+            for _ in 0..100 {
+                let Ok(Some(Message::Text(array))) = decoder.next() else { panic!("no text") };
+                let array: Vec<Box<serde_json::value::RawValue>> = serde_json::from_str(array).expect("an array");
+                keys.extend(array.iter().map(|event| key(event.get())));
+            }
+            let posts = String::from_utf8(posts).expect("UTF-8");
+            keys.extend(
+                posts
+                    .split("POST ")
+                    .skip(1)
+                    .flat_map(|post| post.split_once("\r\n\r\n").expect("a head").1.lines())
+                    .map(key),
+            );
+        }
+        assert_eq!(keys.len(), 2 * (100 + 2) * 3);
+        assert!(keys.iter().all(|key| key.len() == KEY_BYTES));
     }
 
     #[test]

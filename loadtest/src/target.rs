@@ -193,6 +193,13 @@ impl Target {
         }
     }
 
+    /// How many new events were acknowledged at this level.
+    pub async fn acknowledged_at(&self, level: &str) -> anyhow::Result<u64> {
+        let stats = self.get("/stats").await?;
+        let counts = &stats["router"]["acknowledged"];
+        counts[level].as_u64().with_context(|| format!("no acknowledged events at the level {level} in {stats}"))
+    }
+
     /// How many subscribers are connected.
     pub async fn subscribers(&self) -> anyhow::Result<u64> {
         let stats = self.get("/stats").await?;

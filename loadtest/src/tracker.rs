@@ -233,7 +233,8 @@ mod tests {
     }
 
     fn tracker(after_burst: &'static [u8]) -> RequestTracker {
-        let events = Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
+        let events =
+            Events { sessions: 3, users: 5, skew: 0.0, payload_bytes: PayloadBytes(Some(40)), idempotency_keys: false };
         let framing = Framing::Peer(|out, producer, _| out.push(b'0' + producer as u8), 7);
         let requests = Requests::render(&events, 1, &framing, 7, 8);
         let run = Run::new(Operation::Acknowledgement, 0);

@@ -90,6 +90,8 @@ pub struct Site {
     /// How many events the run has deleted.
     pub deleted: u64,
     pub scratch: Scratch,
+    /// What producers ask for in their URL, such as `?ack=stored`.
+    pub ack: String,
 }
 
 impl Site {
@@ -101,7 +103,8 @@ impl Site {
 
     /// A server of another kind that has stored nothing.
     pub fn empty(target: Target) -> Self {
-        Self { target: Rc::new(target), newest: 0, stored: 0, deleted: 0, scratch: Scratch::default() }
+        let (scratch, ack) = Default::default();
+        Self { target: Rc::new(target), newest: 0, stored: 0, deleted: 0, scratch, ack }
     }
 
     /// Ends a server that was started for the run.
@@ -136,10 +139,12 @@ impl Site {
         let target = &self.target;
         Ok(match dialect {
             Dialect::WebSocket => {
-                (Connection::web_socket(target, "/ws/publish", &self.scratch).await?, Framing::WebSocket)
+                let path = format!("/ws/publish{}", self.ack);
+                (Connection::web_socket(target, &path, &self.scratch).await?, Framing::WebSocket)
             }
             _ => {
-                let framing = Framing::Http { path: format!("{}/events", target.prefix), headers: target.headers() };
+                let framing =
+                    Framing::Http { path: format!("{}/events{}", target.prefix, self.ack), headers: target.headers() };
                 (self.open().await?, framing)
             }
         })

@@ -35,9 +35,20 @@ pub struct Publish {
     /// Events a second, or max: as fast as the windows permit. At a rate, latency counts from when an event was due
     #[arg(long, value_name = "RATE", default_value = "max")]
     pub rate: Rate,
+    /// What an acknowledgement is to promise [default: what the server's setting DURABILITY says]
+    #[arg(long, value_enum)]
+    pub ack: Option<Level>,
     #[command(flatten)]
     #[serde(flatten)]
     pub events: Events,
+}
+
+/// An acknowledgement level with ids, so that it can be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Stored,
+    Synced,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -66,12 +77,31 @@ impl Publish {
     /// Measures a server that keeps the same contract.
     pub async fn measure_on(&self, target: Target, common: &Common) -> anyhow::Result<Report> {
         let (ingress, title) = self.ingress();
-        let site = Site::of(target).await?;
+        let mut site = Site::of(target).await?;
+        let level = self.ack.map(|level| if level == Level::Stored { "stored" } else { "synced" });
+        let mut before = 0;
+        if let Some(level) = level {
+            site.ack = format!("?ack={level}");
+            before = site.target.acknowledged_at(level).await?;
+        }
         let publishers = site.publishers(&ingress, &self.events, 0, ingress.connections).await?;
         let mut workload = Workload::new(Operation::Acknowledgement, publishers);
         workload.rate = common.profile(self.rate);
         let driven = workload.drive(&site, common).await?;
-        Report::of_findings(Findings::new("publish", title, self, common).of(&driven), driven, site).await
+        let mut findings = Findings::new("publish", title, self, common).of(&driven);
+        if let Some(level) = level {
+            let reached = site.target.acknowledged_at(level).await? - before;
+            findings = findings.exercised(&format!("events acknowledged as {level}"), reached);
+        }
+        if self.events.idempotency_keys {
+            let acknowledged = driven.measured.count(Operation::Acknowledgement);
+            findings = findings.exercised("events with idempotency keys", acknowledged);
+        }
+        let mut report = Report::of_findings(findings, driven, site).await?;
+        if let Some(level) = level {
+            report.acknowledged_means = level.to_owned();
+        }
+        Ok(report)
     }
 
     /// Resolves the defaults that depend on other options, and says in words what is done.

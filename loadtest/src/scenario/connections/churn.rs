@@ -26,7 +26,8 @@ use crate::tracker::Dialect;
 use crate::workload::{Ingress, Site, Workload};
 
 /// The events that are published meanwhile. No client subscribes to their sessions.
-const EVENTS: Events = Events { sessions: 100, users: 100, skew: 0.0, payload_bytes: PayloadBytes(Some(40)) };
+const EVENTS: Events =
+    Events { sessions: 100, users: 100, skew: 0.0, payload_bytes: PayloadBytes(Some(40)), idempotency_keys: false };
 
 /// Events of the producer in flight.
 const WINDOW: usize = 1_024;
