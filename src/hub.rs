@@ -43,8 +43,8 @@ pub struct Hub {
 /// After each round the fan-out rests, in proportion to the socket writes that the round caused. A write costs some 5 µs
 /// whatever its size, so under a steady stream the next round carries more events in as many writes. The first event after
 /// a rest leaves at once. Price: up to `REST_MAX` of latency.
-const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
-const REST_MAX: Duration = Duration::from_millis(1);
+pub const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
+pub const REST_MAX: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Default)]
 struct Cohorts {

@@ -10,6 +10,7 @@
 //! Imports point strictly down this list:
 //!
 //! * [`peers`] — other servers, measured beside ours in turns
+//! * [`floors`] — what the machine gives: syncs, bare answers, bare sends
 //! * [`scenario`] — the workloads, each with its options and what it verifies
 //! * [`output`] — what is made of runs: text, files, pages, and the exit code
 //! * [`summary`] — all runs of a call at a glance
@@ -74,6 +75,7 @@ mod export;
 mod fail_if;
 mod finding;
 mod findings;
+mod floors;
 mod folder;
 mod html;
 mod interrupt;
@@ -122,6 +124,8 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 
 use compare::Compare;
+use floors::Floors;
+use floors::bare::Bare;
 use options::Common;
 use output::{Output, WrongUsage};
 use peers::{Baseline, Peers, Trial};
@@ -168,6 +172,7 @@ Examples:
   loadtest capacity --p99-ms 5 --page capacity.md     the most events a second below 5 ms, on a page to sign
   loadtest baseline                                   beside the Python service that this server replaced
   loadtest peers --repeat 3                           beside NATS and Redis, in turns, with the ratios
+  loadtest floors                                     what this machine gives: syncs, bare answers and sends
   loadtest slow-consumer --slow 10                    what subscribers that hang cost the others
   loadtest dashboard --interval-ms 250                2,000 ticking sessions on 20 dashboards
   loadtest fanout --out runs.json --html report.html  figures for later, and a page with plots
@@ -204,6 +209,9 @@ enum Scenario {
     Dashboard(Dashboard),
     Baseline(Baseline),
     Peers(Peers),
+    Floors(Floors),
+    #[command(hide = true)]
+    Bare(Bare),
     Compare(Compare),
     Record(Record),
     #[command(skip)]
@@ -226,9 +234,10 @@ impl Scenario {
             Self::Connections(connections) => connections.measure(common).await?,
             Self::Dashboard(dashboard) => vec![dashboard.measure(common).await?],
             Self::SlowConsumer(slow_consumer) => vec![slow_consumer.measure(common).await?],
+            Self::Floors(floors) => floors.measure(common).await?,
             Self::Trial(trial) => vec![trial.measure(common).await?],
             Self::Baseline(_) | Self::Peers(_) => unreachable!("these are measured trial by trial"),
-            Self::Compare(_) | Self::Record(_) => unreachable!("they measure nothing"),
+            Self::Compare(_) | Self::Record(_) | Self::Bare(_) => unreachable!("they measure nothing"),
         })
     }
 }
@@ -246,6 +255,9 @@ fn main() -> ExitCode {
 /// Measures or compares: returns the exit code.
 fn run(cli: Cli) -> anyhow::Result<u8> {
     raise_open_files_limit();
+    if let Some(Scenario::Bare(bare)) = cli.scenario {
+        return bare.serve().map(|()| 0);
+    }
     let runtime = runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let (common, output) = (&cli.common, &cli.output);
     if let Some(Scenario::Record(record)) = &cli.scenario {
