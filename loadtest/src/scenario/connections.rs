@@ -2,21 +2,18 @@
 
 mod churn;
 mod idle;
-
-use std::rc::Rc;
+mod measurement;
 
 use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::findings::Findings;
 use crate::machine;
-use crate::measurement::Measured;
 use crate::options::Common;
 use crate::report::Report;
-use crate::run::Run;
 use crate::target::Target;
 use crate::workload::Site;
+use measurement::Measurement;
 
 /// Connect many subscribers and let them idle; let clients come and go
 ///
@@ -66,16 +63,4 @@ impl Connections {
         let report = |Measurement { findings, run, measured }| Report::new(findings, &run, measured, stopped.clone());
         Ok(measurements.into_iter().map(report).collect())
     }
-}
-
-/// One of the two measurements, verified.
-struct Measurement {
-    findings: Findings,
-    run: Rc<Run>,
-    measured: Measured,
-}
-
-/// The resident memory of the server, if its process is known.
-fn memory(target: &Target) -> anyhow::Result<Option<u64>> {
-    target.watched.as_ref().map(|watched| Ok(watched.usage()?.memory_bytes)).transpose()
 }

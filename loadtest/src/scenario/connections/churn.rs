@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use event_pipeline::wire::frame::{self, OpCode};
+use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
-use super::{Connections, Measurement, memory};
+use super::measurement::{Measurement, memory};
 use crate::connection::{Connection, PATIENCE, Scratch};
 use crate::events::{Events, PayloadBytes};
 use crate::findings::Findings;
@@ -44,7 +45,7 @@ pub async fn storm(
     rate: u64,
     site: &Site,
     common: &Common,
-    options: &Connections,
+    options: &impl Serialize,
 ) -> anyhow::Result<Measurement> {
     let target = &site.target;
     let subscribers = target.subscribers().await?;

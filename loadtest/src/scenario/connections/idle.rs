@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use serde::Serialize;
 use serde_json::json;
 use tokio::select;
 use tokio::time::sleep;
 
-use super::{Connections, Measurement, memory};
+use super::measurement::{Measurement, memory};
 use crate::connection::Connection;
 use crate::deliveries::{Audience, Deliveries, FilterBy, Way};
 use crate::events::{Keys, Names, content};
@@ -39,7 +40,7 @@ pub async fn idle(
     at_once: u32,
     site: &Site,
     common: &Common,
-    options: &Connections,
+    options: &impl Serialize,
 ) -> anyhow::Result<(Measurement, Tasks)> {
     let run = Run::in_phases(Operation::Connection, site.newest, STEP, &[]);
     let before = memory(&site.target)?;
