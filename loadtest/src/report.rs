@@ -331,7 +331,7 @@ impl Display for Report {
             row(f, "exercised", &format_args!("{} {what}", grouped(*count as f64)))?;
         }
         for Finding { name, unit, value } in &self.results {
-            row(f, "result", &format_args!("{name}: {} {unit}", written(*value)))?;
+            row(f, "result", &format!("{name}: {} {unit}", written(*value)).trim_end())?;
         }
         for note in &self.notes {
             row(f, "note", note)?;
@@ -365,7 +365,7 @@ impl Report {
         let per_second = counts[self.latency_us.of as usize].map_or(0.0, |count| count.per_second);
         match self.loop_kind {
             Loop::Open => "open: latency counts from when a request was due".to_owned(),
-            Loop::Closed if self.in_flight > 0 && per_second > 0.0 && self.deliveries.is_none() => {
+            Loop::Closed if self.in_flight > 0 && per_second > 0.0 && self.latency_us.of != Operation::Delivery => {
                 let (in_flight, latency) = (self.in_flight as f64, self.in_flight as f64 / per_second * 1e3);
                 let [in_flight, rate] = [in_flight, per_second].map(grouped);
                 format!("closed: latency is what is in flight ÷ the rate: {in_flight} ÷ {rate}/s = {latency:.3} ms")

@@ -91,6 +91,8 @@ pub async fn storm(
             let count = grouped(*count as f64);
             format!("{count} attempts failed, over the whole run: {why}.")
         }));
+    // Each client has one connection at a time.
+    findings.in_flight = clients as u64;
     findings.read_back = read_back::check(site, &run).await?;
     Ok(Measurement { findings, run, measured: driven.measured })
 }

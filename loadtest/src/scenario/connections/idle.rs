@@ -96,6 +96,7 @@ pub async fn idle(
             .result("each connection", "bytes", each)
             .result("idling", "% of a processor", processors * 1e2);
     }
+    findings.in_flight = u64::from(at_once);
     findings.read_back = read_back::check(site, &run).await?;
     Ok((Measurement { findings, run, measured }, tasks))
 }
