@@ -15,7 +15,7 @@ use crate::workload::Site;
 pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
     let stored = site.target.stored().await? + site.deleted - site.stored;
     run.verification.borrow_mut().check_stored(stored);
-    if !run.verification.borrow().is_clean() {
+    if !run.verification.borrow().is_clean() || !site.target.has_pages {
         return Ok(0);
     }
     let (mut connection, mut compared) = (site.open().await?, 0);
@@ -28,17 +28,17 @@ pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
     for block in blocks.into_iter().filter(|block| *block >= oldest) {
         let mut left = block..end.min(block + BLOCK);
         while !left.is_empty() {
-            let path = format!("{}/events?after_id=evt_{:012x}&limit={BLOCK}", site.target.prefix, left.start - 1);
+            let (limit, before) = (left.end - left.start, left.end);
+            let path = format!("{}/events?before_id=evt_{before:012x}&limit={limit}", site.target.prefix);
             let head = format!("GET {path} HTTP/1.1\r\n{}\r\n", site.target.headers());
             let (status, body) = connection.request(&head).await.context("read back what was stored")?;
             let said = || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             ensure!(status == 200, "{path}: the server answered {status} {}", said());
             let events: Vec<&RawValue> = serde_json::from_slice(&body).with_context(said)?;
-            let before = left.start;
             left = compare(run, left, &events)?;
-            compared += left.start - before;
-            if left.start == before {
-                run.violation(|| format!("event {before} was acknowledged, and is not stored"));
+            compared += before - left.end;
+            if left.end == before {
+                run.violation(|| format!("event {} was acknowledged, and is not stored", before - 1));
                 break;
             }
         }
@@ -46,19 +46,19 @@ pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
     Ok(compared)
 }
 
-/// Compares the next of these events with what was sent. Returns those that are left.
+/// Compares the newest of the expected events with these, newest first. Returns those that are left.
 fn compare(run: &Run, expected: Range<u64>, events: &[&RawValue]) -> anyhow::Result<Range<u64>> {
     let mut verification = run.verification.borrow_mut();
-    let mut next = expected.start;
+    let mut end = expected.end;
     for event in events {
         let delivery = answer::of_delivery(event.get().as_bytes())?.context("an event has no id")?;
-        if next == expected.end || delivery.sequence != next {
+        if end == expected.start || delivery.sequence != end - 1 {
             break;
         }
-        if !verification.sample.is_as_sent(next, delivery.content) {
-            verification.violation(|| format!("event {next} is not stored as it was sent: {event}"));
+        end -= 1;
+        if !verification.sample.is_as_sent(end, delivery.content) {
+            verification.violation(|| format!("event {end} is not stored as it was sent: {event}"));
         }
-        next += 1;
     }
-    Ok(next..expected.end)
+    Ok(expected.start..end)
 }

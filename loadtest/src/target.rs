@@ -70,6 +70,8 @@ pub struct Target {
     process: Option<Process>,
     /// Whether it ends with status 0 on SIGTERM, as ours does; others are ended by the signal.
     ends_well: bool,
+    /// Whether its events can be read page by page.
+    pub has_pages: bool,
     /// The settings that it was started with here.
     settings: BTreeMap<String, String>,
 }
@@ -94,6 +96,7 @@ impl Target {
             watched: Some(Watched { pid: process.pid(), disk: Disk::of(process.folder()) }),
             process: Some(process),
             ends_well: false,
+            has_pages: false,
             settings: BTreeMap::new(),
         }
     }
@@ -131,7 +134,7 @@ impl Target {
             _ => "synced to disk".to_owned(),
         };
         let mut target = Self::of_process(authority, Subject { name: String::new(), acknowledged_means }, process);
-        target.ends_well = true;
+        (target.ends_well, target.has_pages) = (true, true);
         target.settings = args.set.iter().cloned().collect();
         target.subject.name = target.name().await?;
         Ok(target)
@@ -150,6 +153,7 @@ impl Target {
             watched: None,
             process: None,
             ends_well: false,
+            has_pages: true,
             settings: BTreeMap::new(),
         };
         target.subject.name = target.name().await?;
