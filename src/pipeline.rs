@@ -9,6 +9,7 @@ use std::task::{Poll, Waker};
 use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::unconstrained;
 
 use crate::auth::Access;
 use crate::budget::Budget;
@@ -173,7 +174,8 @@ impl Shutdown {
     /// Resolves when the shutdown begins. Cancel-safe.
     pub async fn begun(&self) {
         let mut heard = self.0.clone();
-        let mut waiting = pin!(heard.wait_for(|shutting_down| *shutting_down));
+        // A task that has used up its budget must be registered all the same.
+        let mut waiting = pin!(unconstrained(heard.wait_for(|shutting_down| *shutting_down)));
         let mut registered: Option<Waker> = None;
         poll_fn(|cx| {
             // A connection polls this whenever it is woken. Once its task is registered, a look at the value is enough: to
@@ -232,5 +234,41 @@ impl Pipeline {
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
         Arc::new(Self::new(config, store, hub, subscriptions, parsing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_busy_connection_learns_of_the_shutdown_too() {
+        let (shutting_down, heard) = watch::channel(false);
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        (0..1_000).for_each(|n| sender.send(n).expect("a receiver"));
+        let connection = tokio::spawn(async move {
+            let shutdown = Shutdown(heard);
+            let mut begun = pin!(shutdown.begun());
+            poll_fn(|cx| {
+                // Until the task has used up its budget.
+                while receiver.poll_recv(cx).is_ready() {}
+                assert!(begun.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            begun.await;
+        });
+        // It is woken once more, because its budget was used up, and then waits.
+        for _ in 0..3 {
+            yield_now().await;
+        }
+        shutting_down.send_replace(true);
+        timeout(Duration::from_secs(10), connection).await.expect("it learns of it").expect("no panic");
     }
 }

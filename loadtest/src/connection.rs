@@ -116,6 +116,14 @@ impl Connection {
     /// None comes for [`PATIENCE`], or the connection is lost.
     pub async fn message(&mut self, text: &str) -> anyhow::Result<Vec<u8>> {
         frame::masked(self.out(), OpCode::Text, text.as_bytes(), *b"mask");
+        self.reply().await
+    }
+
+    /// Sends the bytes to send, and waits for the next message that comes on a WebSocket.
+    ///
+    /// # Errors
+    /// None comes for [`PATIENCE`], or the connection is lost.
+    pub async fn reply(&mut self) -> anyhow::Result<Vec<u8>> {
         let answered = self.answer(|bytes, out, answer| {
             // What follows it is left to be read later.
             first_frame(bytes, out, |text| *answer = Some(text.to_vec()))

@@ -23,10 +23,10 @@ pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
         let verification = run.verification.borrow();
         (verification.sample.blocks(), verification.last() + 1)
     };
-    // The oldest events of the run may have been deleted; then blocks begin after them.
+    // The oldest events of the run may have been deleted.
     let oldest = site.newest + 1 + site.deleted.saturating_sub(site.stored);
-    for block in blocks.into_iter().filter(|block| *block >= oldest) {
-        let mut left = block..end.min(block + BLOCK);
+    for block in blocks {
+        let mut left = block.max(oldest)..end.min(block + BLOCK);
         while !left.is_empty() {
             let (limit, before) = (left.end - left.start, left.end);
             let path = format!("{}/events?before_id=evt_{before:012x}&limit={limit}", site.target.prefix);

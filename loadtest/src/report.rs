@@ -141,6 +141,14 @@ impl Report {
     pub async fn of_findings(findings: Findings, driven: Driven, site: Site) -> anyhow::Result<Self> {
         let mut findings = findings;
         findings.read_back = read_back::check(&site, &driven.run).await?;
+        let acknowledged = driven.run.verification.borrow().acknowledged;
+        if site.target.has_pages && acknowledged > site.deleted {
+            if findings.exercised.is_empty() {
+                let counted = driven.run.counted;
+                findings = findings.exercised(counted.units(), driven.measured.count(counted));
+            }
+            findings.exercised.push(Exercised { what: "events read back".to_owned(), count: findings.read_back });
+        }
         Ok(Self::new(findings, &driven.run, driven.measured, site.stop()?))
     }
 
@@ -347,9 +355,9 @@ impl Display for Report {
             if self.read_back > 0 {
                 all += &format!(", {} of them read back", grouped(self.read_back as f64));
             }
-            for (name, counted) in [("delivery", &self.deliveries), ("answer", &self.queries)] {
+            for (name, counted) in [("every delivery", &self.deliveries), ("the ids in every answer", &self.queries)] {
                 if counted.is_some() {
-                    all += &format!(", every {name}");
+                    all += &format!(", {name}");
                 }
             }
             row(f, "verified", &all)?;

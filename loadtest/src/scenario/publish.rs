@@ -3,12 +3,15 @@
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 
+use crate::answer;
 use crate::events::Events;
 use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
 use crate::report::Report;
+use crate::requests::Requests;
+use crate::run::Run;
 use crate::schedule::Rate;
 use crate::target::Target;
 use crate::tracker::Dialect;
@@ -85,17 +88,24 @@ impl Publish {
             before = site.target.acknowledged_at(level).await?;
         }
         let publishers = site.publishers(&ingress, &self.events, 0, ingress.connections).await?;
+        let first = publishers[0].requests.clone();
         let mut workload = Workload::new(Operation::Acknowledgement, publishers);
         workload.rate = common.profile(self.rate);
         let driven = workload.drive(&site, common).await?;
         let mut findings = Findings::new("publish", title, self, common).of(&driven);
         if let Some(level) = level {
             let reached = site.target.acknowledged_at(level).await? - before;
+            let acknowledged = driven.run.verification.borrow().acknowledged;
+            if reached != acknowledged {
+                driven.run.violation(|| {
+                    format!("{acknowledged} events were acknowledged, {reached} of them at the level {level}")
+                });
+            }
             findings = findings.exercised(&format!("events acknowledged as {level}"), reached);
         }
         if self.events.idempotency_keys {
-            let acknowledged = driven.measured.count(Operation::Acknowledgement);
-            findings = findings.exercised("events with idempotency keys", acknowledged);
+            let repeated = repeat(&site, &first, ingress.dialect, &driven.run).await?;
+            findings = findings.exercised("events repeated under their keys", repeated);
         }
         let mut report = Report::of_findings(findings, driven, site).await?;
         if let Some(level) = level {
@@ -124,4 +134,26 @@ impl Publish {
         let (connections, window) = (connections as usize, window as usize);
         (Ingress { dialect, connections, events_each: self.batch as usize, window, part: 1.0 }, title)
     }
+}
+
+/// Sends the first request of a run again, and expects that its events have their ids already. Returns how many there are.
+async fn repeat(site: &Site, requests: &Requests, dialect: Dialect, run: &Run) -> anyhow::Result<u64> {
+    let (mut connection, _) = site.connect(dialect).await?;
+    requests.write(connection.out(), 0, 1);
+    let mut ids = Vec::new();
+    match dialect {
+        Dialect::WebSocket => answer::of_socket(&connection.reply().await?, |id| ids.push(id))?,
+        _ => {
+            let (status, body) = connection.request("").await?;
+            // A repeat is answered with 200, because nothing was created.
+            answer::of_post(if status == 200 { 201 } else { status }, &body, |id| ids.push(id))?
+        }
+    };
+    let last = run.verification.borrow().last();
+    if ids.len() != requests.events_each() || ids.iter().any(|id| *id > last) {
+        run.violation(|| {
+            format!("a request was repeated with its idempotency keys, and answered with {ids:?} after {last}")
+        });
+    }
+    Ok(ids.len() as u64)
 }
