@@ -415,16 +415,3 @@ fn resources(server: &Cost, of_events: bool) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_are_apart() {
-        for (number, text) in [(0.0, "0"), (999.4, "999"), (1_000.0, "1,000"), (12_345.0, "12,345"), (1e6, "1,000,000")]
-        {
-            assert_eq!(grouped(number), text);
-        }
-    }
-}

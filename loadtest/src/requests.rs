@@ -155,7 +155,6 @@ pub enum Framing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer;
     use crate::events::PayloadBytes;
     use event_pipeline::wire::decoder::{Decoder, Message};
     use event_pipeline::wire::frame::Role;
@@ -217,19 +216,5 @@ mod tests {
         }
         assert_eq!(keys.len(), 2 * (100 + 2) * 3);
         assert!(keys.iter().all(|key| key.len() == KEY_BYTES));
-    }
-
-    #[test]
-    fn the_content_of_an_event_is_what_comes_back_of_it() {
-        let mut generator = EVENTS.generator(3);
-        let requests = Requests::render(&EVENTS, 1, &Framing::WebSocket, 3, 64);
-        for n in 0..10 {
-            let (sent, keys) = generator.render();
-            let inner = str::from_utf8(&sent[1..sent.len() - 1]).expect("UTF-8");
-            let back = format!(r#"{{"id":"evt_00000000002a",{inner},"timestamp":"2026-11-30T10:00:00.000001Z"}}"#);
-            let delivery = answer::of_delivery(back.as_bytes()).expect("an event").expect("an event");
-            assert_eq!((delivery.sequence, delivery.content), (42, keys.content));
-            assert_eq!((requests.keys(n).content, requests.keys(n).session), (keys.content, keys.session));
-        }
     }
 }

@@ -119,13 +119,6 @@ fn is_optional(pointer: &str) -> bool {
         "/syncs_per_event",
         "/server_processors",
         "/server_memory_bytes",
-        "/label",
-        "/commit",
-        "/in_flight",
-        "/asked",
-        "/results",
-        "/disturbed",
-        "/read_back",
     ];
     pointer.contains("/cpu_us_each_by_thread/") || ends.iter().any(|end| pointer.ends_with(end))
 }
@@ -230,18 +223,6 @@ fn without_a_scenario_one_screen_begins_with_the_verdict_and_files_hold_the_rest
     assert_eq!(read(csv).matches("\r\n").count(), 3);
     assert_eq!(read(hdr).matches("\nTag=delivery,").count(), 1);
     assert_eq!(read(prometheus).matches("\nloadtest_runs{").count(), 2);
-}
-
-#[test]
-fn a_file_that_cannot_be_compared_is_named() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("runs.json");
-    std::fs::write(&file, "{}\n").expect("a file");
-    for (file, expected) in [(&file, "line 1 of "), (&folder.path().join("none.json"), "none.json: ")] {
-        let output = Command::new(env!("CARGO_BIN_EXE_loadtest")).arg("compare").arg(file).output().expect("it starts");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
-    }
 }
 
 #[test]
