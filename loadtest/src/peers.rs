@@ -9,12 +9,14 @@
 //! * [`service`] — the service that ours replaced
 //! * [`nats`], [`redis`] — drivers of the others
 //! * [`driver`] — what a driver does, and the scenarios on it
+//! * [`replies`] — lines and texts in what they send
 
 mod baseline;
 mod brokers;
 mod driver;
 mod nats;
 mod redis;
+mod replies;
 mod service;
 mod trial;
 

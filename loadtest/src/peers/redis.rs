@@ -8,13 +8,14 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::driver::{Binary, Driver, ask, version_parts};
+use super::replies::replies;
 use crate::connection::{Connection, Scratch};
 use crate::folder::Folder;
 use crate::process::Process;
 use crate::subscriber::Receive;
 use crate::target::{Subject, Target};
 use crate::tracker::{Dialect, Outcome};
-use wire::{Fault, Scalar, command, replies};
+use wire::{Scalar, array, bulk, command, scalar};
 
 /// The stream and the channel.
 const NAME: &[u8] = b"events";
@@ -132,12 +133,10 @@ impl Driver for Redis {
                 command(connection.out(), &[b"SUBSCRIBE", NAME]);
                 let confirmed = ask(&mut connection, |bytes, _, answer| {
                     replies(bytes, |reader| {
-                        let (3, b"subscribe", _name) = (reader.array()?, reader.bulk()?, reader.bulk()?) else {
-                            return Err(Fault::Unexpected("no confirmation of a subscription".to_owned()));
+                        let (3, b"subscribe", _name) = (array(reader)?, bulk(reader)?, bulk(reader)?) else {
+                            return Err(reader.unexpected());
                         };
-                        let Scalar::Integer(subscriptions) = reader.scalar()? else {
-                            return Err(Fault::Unexpected("no number of subscriptions".to_owned()));
-                        };
+                        let Scalar::Integer(subscriptions) = scalar(reader)? else { return Err(reader.unexpected()) };
                         *answer = Some(subscriptions);
                         Ok(())
                     })
@@ -172,12 +171,10 @@ impl Driver for Redis {
         let mut connection = Connection::open(&target.authority, &Scratch::default()).await?;
         command(connection.out(), &[b"XLEN", NAME]);
         let length = ask(&mut connection, |bytes, _, answer| {
-            replies(bytes, |reader| match reader.scalar()? {
-                Scalar::Integer(length) => {
-                    *answer = Some(length);
-                    Ok(())
-                }
-                other => Err(Fault::Unexpected(format!("{other:?} in place of a length"))),
+            replies(bytes, |reader| {
+                let Scalar::Integer(length) = scalar(reader)? else { return Err(reader.unexpected()) };
+                *answer = Some(length);
+                Ok(())
             })
         });
         length.await.map(Some)
@@ -200,16 +197,14 @@ fn answers(
     _: &mut Vec<u8>,
     visit: &mut dyn FnMut(Outcome) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
-    let mut fault = None;
-    let used = replies(bytes, |reader| {
-        let outcome = match reader.scalar()? {
-            Scalar::Text(id) => wire::sequence(id).map(Outcome::Stored),
-            Scalar::Integer(_) => Ok(Outcome::PassedOn),
-            Scalar::Error(words) => Ok(Outcome::Refused(String::from_utf8_lossy(words).into_owned())),
+    replies(bytes, |reader| {
+        let outcome = match scalar(reader)? {
+            Scalar::Text(id) => Outcome::Stored(wire::sequence(id)?),
+            Scalar::Integer(_) => Outcome::PassedOn,
+            Scalar::Error(words) => Outcome::Refused(String::from_utf8_lossy(words).into_owned()),
         };
-        outcome.and_then(&mut *visit).map_err(|error| Fault::Unexpected(fault.insert(error).to_string()))
-    });
-    fault.map_or(used, Err)
+        Ok(visit(outcome)?)
+    })
 }
 
 #[cfg(test)]

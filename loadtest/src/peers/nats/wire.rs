@@ -1,10 +1,9 @@
 //! The protocol of NATS, as far as a load needs it: commands out, operations in, nothing allocated.
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use serde::Deserialize;
 
-/// Most bytes of one control line; the longest is what the server says of itself.
-const LINE_BYTES_MAX: usize = 16 << 10;
+use crate::peers::replies::{number, replies};
 
 /// What we call ourselves. Nothing is confirmed (`verbose`) but what is stored, and nothing is checked twice.
 pub const CONNECT: &[u8] =
@@ -16,8 +15,6 @@ pub const PING: &[u8] = b"PING\r\n";
 /// Something a server said.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
-    /// The first line of a connection, in JSON.
-    Info(&'a [u8]),
     /// A message of a subscription.
     Message(&'a [u8]),
     Pong,
@@ -46,54 +43,25 @@ pub fn operations<'a>(
     out: &mut Vec<u8>,
     mut visit: impl FnMut(Operation<'a>) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
-    let mut used = 0;
-    loop {
-        let rest = &bytes[used..];
-        let Some(end) = rest.iter().take(LINE_BYTES_MAX).position(|b| *b == b'\n') else {
-            if rest.len() >= LINE_BYTES_MAX {
-                bail!("the server sent what was not expected: {:?}", String::from_utf8_lossy(&rest[..100]));
-            }
-            return Ok(used);
-        };
-        let (line, after) = (rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]), end + 1);
-        if line.starts_with(b"MSG ") {
-            let length = number(line).with_context(|| unexpected(line))?;
-            match rest.get(after + length..after + length + 2) {
-                Some(b"\r\n") => visit(Operation::Message(&rest[after..after + length]))?,
-                Some(_) => bail!(unexpected(line)),
-                None => return Ok(used),
-            }
-            used += after + length + 2;
-            continue;
-        }
+    replies(bytes, |reader| {
+        let line = reader.line()?;
         match line {
+            [b'M', b'S', b'G', b' ', words @ ..] => {
+                let length = words.rsplit(|byte| *byte == b' ').next().and_then(number);
+                let length = length.ok_or_else(|| reader.unexpected())?;
+                visit(Operation::Message(reader.text(length)?))?;
+            }
             b"PING" => out.extend_from_slice(b"PONG\r\n"),
             b"PONG" => visit(Operation::Pong)?,
             b"+OK" => {}
-            [b'I', b'N', b'F', b'O', b' ', info @ ..] => visit(Operation::Info(info))?,
+            _ if line.starts_with(b"INFO ") => {}
             [b'-', b'E', b'R', b'R', b' ', error @ ..] => {
-                bail!("the server reports {}", String::from_utf8_lossy(error))
+                return Err(anyhow!("the server reports {}", String::from_utf8_lossy(error)).into());
             }
-            _ => bail!(unexpected(line)),
+            _ => return Err(reader.unexpected()),
         }
-        used += after;
-    }
-}
-
-/// The last word of a line, as a number.
-#[inline]
-fn number(line: &[u8]) -> Option<usize> {
-    let digits = line.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-    let digits = line.strip_suffix(b" ").is_none().then(|| &line[line.len() - digits..])?;
-    if digits.is_empty() || digits.len() > 9 {
-        return None;
-    }
-    Some(digits.iter().fold(0, |number, digit| number * 10 + usize::from(digit - b'0')))
-}
-
-#[cold]
-fn unexpected(line: &[u8]) -> String {
-    format!("the server sent what was not expected: {:?}", String::from_utf8_lossy(line))
+        Ok(())
+    })
 }
 
 /// What JetStream answers to a message: its sequence number in the stream, or why it was refused.
@@ -123,17 +91,14 @@ pub fn acknowledgement(message: &[u8]) -> anyhow::Result<Result<u64, String>> {
 #[inline]
 fn sequence(message: &[u8]) -> Option<u64> {
     let rest = message.strip_suffix(b"}")?.strip_prefix(br#"{"stream":""#)?;
-    let digits = rest.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-    let (rest, digits) = rest.split_at(rest.len() - digits);
-    if !rest.ends_with(br#""seq":"#) || !(1..=18).contains(&digits.len()) {
-        return None;
-    }
-    Some(digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+    let (before, digits) = rest.split_at(rest.iter().rposition(|byte| *byte == b':')? + 1);
+    before.ends_with(br#""seq":"#).then(|| number(digits))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::in_two_pieces;
 
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()
@@ -151,25 +116,20 @@ mod tests {
     #[test]
     fn operations_are_whole_wherever_they_are_cut() {
         let bytes = b"INFO {\"version\":\"2.9.10\"} \r\nPONG\r\n+OK\r\nMSG events 1 4\r\na\r\nb\r\n\
-            MSG _INBOX.1 1  2\r\n{}\r\nPING\r\nMSG events 1 _INBOX.1 0\r\n\r\n";
-        for cut in 0..=bytes.len() {
-            let (mut seen, mut out) = (Vec::new(), Vec::new());
-            let mut take = |bytes: &[u8]| {
-                operations(bytes, &mut out, |operation| {
-                    seen.push(match operation {
-                        Operation::Info(info) => text(info),
-                        Operation::Message(message) => text(message),
-                        Operation::Pong => "pong".to_owned(),
-                    });
-                    Ok(())
-                })
-                .expect("operations")
-            };
-            let used = take(&bytes[..cut]);
-            let used = used + take(&bytes[used..]);
-            assert_eq!((used, &*out), (bytes.len(), &b"PONG\r\n"[..]), "cut at {cut}");
-            assert_eq!(seen, ["{\"version\":\"2.9.10\"} ", "pong", "a\r\nb", "{}", ""], "cut at {cut}");
-        }
+            MSG _INBOX.1 1  2\r\n{}\r\nMSG events 1 _INBOX.1 0\r\n\r\nPING\r\n";
+        let take = |bytes: &[u8], seen: &mut Vec<String>| {
+            let mut out = Vec::new();
+            let used = operations(bytes, &mut out, |operation| {
+                seen.push(match operation {
+                    Operation::Message(message) => text(message),
+                    Operation::Pong => "pong".to_owned(),
+                });
+                Ok(())
+            });
+            seen.extend((!out.is_empty()).then(|| text(&out)));
+            used.expect("operations")
+        };
+        in_two_pieces(bytes, &["pong", "a\r\nb", "{}", "", "PONG\r\n"], take);
     }
 
     #[test]
@@ -179,10 +139,9 @@ mod tests {
             assert_eq!(error.to_string(), fault);
         };
         check(b"-ERR 'Unknown Protocol Operation'\r\n", "the server reports 'Unknown Protocol Operation'");
-        check(b"HTTP/1.1 200\r\n", "the server sent what was not expected: \"HTTP/1.1 200\"");
-        check(b"MSG events 1 x\r\n", "the server sent what was not expected: \"MSG events 1 x\"");
-        check(b"MSG events 1 2\r\nabc\r\n", "the server sent what was not expected: \"MSG events 1 2\"");
-        assert!(operations(&[b'x'; LINE_BYTES_MAX], &mut Vec::new(), |_| Ok(())).is_err());
+        for bytes in ["HTTP/1.1 200\r\n", "MSG events 1 x\r\n", "MSG events 1 2\r\nabc\r\n"] {
+            check(bytes.as_bytes(), &format!("the server sent what was not expected: {bytes:?}"));
+        }
     }
 
     #[test]
