@@ -32,7 +32,6 @@
 //! * [`tracker`] — the requests of a producer, and the check of their answers
 //! * [`subscriber`] — receives events and checks them
 //! * [`deliveries`] — what subscribers must receive, and what they have received
-//! * [`acknowledged`] — the events that every query must show
 //! * [`tasks`] — all tasks of one run
 //! * [`run`] — what they share: the clock, the counts, the latencies, the verification
 //! * [`measurement`] — what was counted and used in the measured interval
@@ -43,14 +42,12 @@
 //! * [`connection`] — one socket: batches out, frames or responses in
 //! * [`target`] — the server under test: one of our own, one that runs already, or one of another kind
 //! * [`dial`] — how a connection is made
-//! * [`process`] — a server started from here
+//! * [`process`] — a server started from here, and its folder
 //! * [`wire`] — frames, responses and event streams in what a server sends
-//! * [`folder`] — a folder for such a server
 //! * [`usage`], [`disk`] — what a process used, from `/proc` and its disk
 //! * [`interrupt`] — Ctrl-C
 //! * [`verification`] — which events were acknowledged, and which promises were broken
-//! * [`digest`], [`due_times`] — sets of events, and when each event was due
-//! * [`trend`] — whether a value grows
+//! * [`due_times`] — when each event was due
 //! * [`finding`] — what a run found beside counts and latencies
 //! * [`latency`] — what is timed, and its percentiles
 //! * [`answer`] — the ids in an answer, found without parsing
@@ -61,13 +58,11 @@
 //! * [`numbers`] — numbers as people read them
 //! * [`machine`] — the machine that everything runs on
 
-mod acknowledged;
 mod answer;
 mod compare;
 mod connection;
 mod deliveries;
 mod dial;
-mod digest;
 mod disk;
 mod due_times;
 mod events;
@@ -76,7 +71,6 @@ mod fail_if;
 mod finding;
 mod findings;
 mod floors;
-mod folder;
 mod html;
 mod interrupt;
 mod latency;
@@ -109,7 +103,6 @@ mod target;
 mod tasks;
 mod timeline;
 mod tracker;
-mod trend;
 mod usage;
 mod verification;
 mod wire;

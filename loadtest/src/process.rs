@@ -1,10 +1,13 @@
 //! A server that is started from here, in a folder of its own.
 
 use std::collections::VecDeque;
+use std::fs::{self, DirBuilder};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,8 +16,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-use crate::folder::Folder;
 
 /// 60 s: far longer than a server takes to start, when it rebuilds the index of up to 65,536 events, or to end, when it
 /// finishes all requests. One that takes longer hangs.
@@ -152,5 +153,33 @@ impl Lines {
             self.last.pop_front();
         }
         self.last.push_back(line.to_owned());
+    }
+}
+
+/// A new folder on a disk, removed when dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(parent: &Path) -> anyhow::Result<Self> {
+        /// The kind of a volume in memory, as `statfs` gives it.
+        const TMPFS: i64 = 0x0102_1994;
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let parent = parent.canonicalize().with_context(|| format!("find {}", parent.display()))?;
+        let volume = rustix::fs::statfs(&parent).with_context(|| format!("look at {}", parent.display()))?;
+        ensure!(volume.f_type as i64 != TMPFS, "{} is in memory, not on a disk; choose a --folder", parent.display());
+        let number = CREATED.fetch_add(1, Ordering::Relaxed);
+        let folder = parent.join(format!("loadtest-{}-{number}", process::id()));
+        DirBuilder::new().mode(0o700).create(&folder).with_context(|| format!("create {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

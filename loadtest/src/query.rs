@@ -4,9 +4,9 @@ use anyhow::Context;
 use memchr::memmem;
 use serde::Deserialize;
 
-use crate::acknowledged::Acknowledged;
 use crate::answer;
 use crate::events;
+use crate::verification::Acknowledged;
 
 /// The limit of every query; it is the server's default.
 pub const LENGTH: u64 = 100;

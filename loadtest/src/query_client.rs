@@ -9,13 +9,13 @@ use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::acknowledged::AcknowledgedEvents;
 use crate::connection::Connection;
 use crate::finding::Finding;
 use crate::latency::{Operation, histogram, micros};
 use crate::producer::Flow;
 use crate::query::{Expected, Query};
 use crate::random::Random;
+use crate::verification::AcknowledgedEvents;
 
 use crate::run::Run;
 use crate::target::Target;

@@ -15,8 +15,7 @@ use serde_json::Value;
 use crate::answer;
 use crate::dial::Dial;
 use crate::disk::Disk;
-use crate::folder::Folder;
-use crate::process::Process;
+use crate::process::{Folder, Process};
 use crate::usage::{Watched, listener};
 
 #[derive(Args, Debug, Clone)]

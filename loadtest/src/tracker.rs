@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::acknowledged::AcknowledgedEvents;
 use crate::answer::{self, Answer};
 use crate::deliveries::Deliveries;
 use crate::latency::Operation;
 use crate::requests::Requests;
 use crate::run::Run;
+use crate::verification::AcknowledgedEvents;
 use crate::wire::{frames, responses};
 
 /// The requests of one producer, and what was answered.

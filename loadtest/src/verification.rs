@@ -1,5 +1,9 @@
 //! Which events were acknowledged, and which promises were broken.
 
+use std::cell::{Cell, RefCell};
+
+use crate::events::Keys;
+
 /// How many violations are described in words; further ones are only counted.
 const TOLD_MAX: usize = 10;
 
@@ -10,6 +14,7 @@ const SEQUENCE_SPAN_MAX: u64 = 1 << 36;
 pub const BLOCK: u64 = 1_000;
 
 /// The acknowledgements of all producers, and the violations of a run.
+#[derive(Default)]
 pub struct Verification {
     /// The last event before the run.
     base: u64,
@@ -30,21 +35,7 @@ pub struct Verification {
 
 impl Verification {
     pub fn new(base: u64) -> Self {
-        let (seen, told, first_refusal) = Default::default();
-        let (turned_away, excuses_overload) = (0, false);
-        Self {
-            base,
-            seen,
-            last: base,
-            sample: Sample::new(base),
-            acknowledged: 0,
-            refused: 0,
-            turned_away,
-            excuses_overload,
-            first_refusal,
-            broken: 0,
-            told,
-        }
+        Self { base, last: base, sample: Sample::new(base), ..Self::default() }
     }
 
     /// Permits refusals with 503: the server is overloaded on purpose.
@@ -132,6 +123,7 @@ impl Verification {
 
 /// What acknowledged events say, to be compared with what is read back: of all events, or once they are too many of
 /// blocks drawn by chance, the same ones for the same numbers.
+#[derive(Default)]
 pub struct Sample {
     base: u64,
     blocks: Vec<Option<Box<[u32; BLOCK as usize]>>>,
@@ -145,7 +137,7 @@ impl Sample {
     const BLOCKS_MAX: usize = 1_000;
 
     fn new(base: u64) -> Self {
-        Self { base, blocks: Vec::new(), kept: 0, one_of: 1 }
+        Self { base, one_of: 1, ..Self::default() }
     }
 
     #[inline]
@@ -196,6 +188,50 @@ impl Sample {
     /// Never 0, which stands for an event that was not acknowledged.
     fn reduced(content: u64) -> u32 {
         (content as u32).max(1)
+    }
+}
+
+/// The events that every query must show: an event is visible to all queries as soon as it is acknowledged.
+pub struct AcknowledgedEvents {
+    all: Cell<Acknowledged>,
+    sessions: RefCell<Vec<Acknowledged>>,
+}
+
+/// How many events were acknowledged, and the newest of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    pub count: u64,
+    pub newest: u64,
+}
+
+impl AcknowledgedEvents {
+    /// None yet, on a server whose newest event is `newest`.
+    pub fn new(newest: u64, sessions: u32) -> Self {
+        let none = Acknowledged { count: 0, newest: 0 };
+        Self { all: Cell::new(Acknowledged { newest, ..none }), sessions: RefCell::new(vec![none; sessions as usize]) }
+    }
+
+    #[inline]
+    pub fn add(&self, keys: Keys, sequence: u64) {
+        self.all.set(self.all.get().and(sequence));
+        let session = &mut self.sessions.borrow_mut()[keys.session as usize];
+        *session = session.and(sequence);
+    }
+
+    /// Of everything.
+    pub fn all(&self) -> Acknowledged {
+        self.all.get()
+    }
+
+    /// Of one session.
+    pub fn of_session(&self, session: u32) -> Acknowledged {
+        self.sessions.borrow()[session as usize]
+    }
+}
+
+impl Acknowledged {
+    fn and(self, sequence: u64) -> Self {
+        Self { count: self.count + 1, newest: self.newest.max(sequence) }
     }
 }
 

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 
 use super::driver::{Binary, Driver, ask, version_parts};
 use crate::connection::{Connection, Scratch};
-use crate::folder::Folder;
-use crate::process::Process;
+use crate::process::{Folder, Process};
 use crate::subscriber::Receive;
 use crate::target::{Subject, Target};
 use crate::tracker::{Dialect, Outcome};

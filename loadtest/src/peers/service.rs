@@ -10,8 +10,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 
 use super::driver::version_parts;
-use crate::folder::Folder;
-use crate::process::Process;
+use crate::process::{Folder, Process};
 use crate::target::{Subject, Target};
 
 const SERVICE: &str = include_str!("../../baseline/service.py");
