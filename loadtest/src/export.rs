@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use event_pipeline::event::Timestamp;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
@@ -15,6 +15,7 @@ use crate::latency::Operation;
 use crate::metric::{RATE, RESULT, SERVER, SERVER_CPU, Spread};
 use crate::report::Report;
 use crate::run_files::Source;
+use crate::timeline::Steps;
 
 /// A header and a row for each run, always with the same columns (RFC 4180). What was not measured is empty.
 pub fn csv(sources: &[Source]) -> String {
@@ -164,14 +165,16 @@ fn samples(number: usize, scenario: &str, column: &Column) -> Vec<(&'static str,
     column.metrics.iter().map(|metric| sample(&metric.spread)).chain(counts).collect()
 }
 
-/// The histograms of these runs in the log format of HdrHistogram, with compressed histograms of version 2: an interval for
-/// each run and kind of latency, tagged with the kind. Values are nanoseconds; the greatest of an interval is given in
-/// seconds. A run begins a second before its interval, to warm up, and its start is known to the second.
+/// The histograms of these runs in the log format of HdrHistogram, with compressed histograms of version 2, each tagged
+/// with its kind: of what the scenario counts an interval for each step of the timeline, to two digits, and of each other
+/// kind one for the run, to three. Values are nanoseconds; the greatest of an interval is given in seconds. A run begins a
+/// second before its first interval, to warm up, and its start is known to the second.
 ///
 /// # Errors
 /// A run without a time.
 pub fn hdr_log(reports: &[Report]) -> anyhow::Result<Vec<u8>> {
     let starts = reports.iter().map(|run| start(&run.started_at)).collect::<anyhow::Result<Vec<_>>>()?;
+    let failed = |error| anyhow!("write a histogram: {error:?}");
     let (mut log, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
     let mut builder = IntervalLogWriterBuilder::new();
     builder.add_comment("[Histogram log format version 1.3]").with_max_value_divisor(1e9);
@@ -179,11 +182,15 @@ pub fn hdr_log(reports: &[Report]) -> anyhow::Result<Vec<u8>> {
     let mut writer = builder.begin_log_with(&mut log, &mut serializer)?;
     for (run, start) in reports.iter().zip(starts) {
         writer.write_comment(&format!("{}: {}, {}", run.scenario, run.title, run.subject))?;
-        for latency in run.latencies() {
+        let (counted, seconds) = (run.latency_us.of, Duration::from_secs_f64(run.seconds));
+        let Steps { length, latencies } = &run.steps;
+        for (from, histogram) in (0..).map(|step| *length * step).zip(latencies) {
+            let length = seconds.saturating_sub(from).min(*length);
+            writer.write_histogram(histogram, start + from, length, Tag::new(counted.name())).map_err(failed)?;
+        }
+        for latency in run.latencies().filter(|latency| latency.of != counted) {
             let Some(histogram) = &latency.histogram else { continue };
-            let length = Duration::from_secs_f64(run.seconds);
-            let written = writer.write_histogram(histogram, start, length, Tag::new(latency.of.name()));
-            written.map_err(|error| anyhow::anyhow!("write a histogram: {error:?}"))?;
+            writer.write_histogram(histogram, start, seconds, Tag::new(latency.of.name())).map_err(failed)?;
         }
     }
     Ok(log)
@@ -205,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::finding::Finding;
-    use crate::latency::{Latency, histogram};
+    use crate::latency::{Latency, coarse_histogram, histogram};
 
     const NASTY: &str = "a \"b\", c\\d\r\ne\n=f";
 
@@ -313,9 +320,14 @@ mod tests {
 
     #[test]
     fn a_histogram_log_can_be_read_back() {
-        let mut timed = histogram();
+        let (mut timed, mut of_step) = (histogram(), coarse_histogram());
         (1..=1_000).for_each(|micros| timed.saturating_record(micros * 1_000));
-        let run = Report { latency_us: Latency::of(Operation::Acknowledgement, &timed), ..Report::example() };
+        of_step.saturating_record(1_000_000);
+        let run = Report {
+            steps: Steps { length: Duration::from_millis(200), latencies: vec![of_step.clone(); 3] },
+            more_latencies_us: vec![Latency::of(Operation::Delivery, &timed)],
+            ..Report::example()
+        };
         let log = hdr_log(&[run.clone(), Report::example(), run]).expect("a log");
         let text = String::from_utf8(log.clone()).expect("text");
         assert!(text.starts_with("#[Histogram log format version 1.3]\n#[StartTime: 1795514400.000 "), "{text}");
@@ -324,16 +336,19 @@ mod tests {
             LogEntry::Interval(interval) => Some(interval),
             _ => None,
         });
-        let intervals = intervals.collect::<Vec<_>>();
-        // A run that was read from a file has no histogram.
-        assert_eq!(intervals.len(), 2);
-        for interval in intervals {
-            assert_eq!(interval.tag().map(|tag| tag.as_str()), Some("acknowledgement"));
-            assert_eq!(interval.duration(), Duration::from_millis(500));
-            assert!((interval.max() - 0.001).abs() < 1e-6, "{}", interval.max());
+        let told = intervals.map(|interval| {
+            let tag = interval.tag().expect("a tag").as_str().to_owned();
+            assert!((interval.max() - 0.001).abs() < 1e-5, "{}", interval.max());
             let bytes = BASE64_STANDARD.decode(interval.encoded_histogram()).expect("base64");
             let read = Deserializer::new().deserialize::<u64, _>(&mut &bytes[..]).expect("a histogram");
-            assert_eq!(read, timed);
-        }
+            assert_eq!(read.len(), if tag == "delivery" { timed.len() } else { of_step.len() });
+            let from = interval.start_timestamp().as_millis() - 1_795_514_400_000;
+            (tag, from, interval.duration().as_millis())
+        });
+        let of_run =
+            [(0, 200), (200, 200), (400, 100)].map(|(from, length)| ("acknowledgement".to_owned(), from, length));
+        let of_run = of_run.into_iter().chain([("delivery".to_owned(), 0, 500)]).collect::<Vec<_>>();
+        // A run that was read from a file has no histograms.
+        assert_eq!(told.collect::<Vec<_>>(), [&of_run[..], &of_run[..]].concat());
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::latency::{Latency, Operation};
 use crate::machine;
-use crate::timeline::Point;
+use crate::timeline::{Point, Steps};
 use crate::usage::{Cost, Processors, Usage, Watched};
 
 /// What happened in the measured interval.
@@ -22,6 +22,7 @@ pub struct Measured {
     pub latency: Latency,
     pub more_latencies: Vec<Latency>,
     pub timeline: Vec<Point>,
+    pub steps: Steps,
     /// Of what the run counts, by phases.
     pub phases: Vec<Latency>,
     pub client: Cost,
@@ -54,6 +55,7 @@ impl Measured {
             latency: latency(counted),
             more_latencies: others.map(latency).filter(|latency| latency.count > 0).collect(),
             timeline: Vec::new(),
+            steps: Steps::default(),
             phases: Vec::new(),
             client,
             server,

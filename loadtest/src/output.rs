@@ -39,7 +39,7 @@ pub struct Output {
     /// Write a CSV file, one row a run
     #[arg(long, global = true, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Write the latencies of each run as an HdrHistogram log
+    /// Write the latencies of each run as an HdrHistogram log, an interval for each step of its timeline
     #[arg(long, global = true, value_name = "FILE")]
     hdr: Option<PathBuf>,
     /// Write the medians as gauges in the text format of Prometheus

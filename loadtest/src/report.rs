@@ -19,7 +19,7 @@ use crate::numbers::{grouped, written};
 use crate::read_back;
 use crate::run::Run;
 use crate::target::Stopped;
-use crate::timeline::Point;
+use crate::timeline::{Point, Steps};
 use crate::usage::Cost;
 use crate::workload::{Driven, Site};
 
@@ -91,6 +91,9 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_latencies_us: Vec<Latency>,
     pub timeline: Vec<Point>,
+    /// What the timeline is from; empty of a run that was read from a file.
+    #[serde(skip)]
+    pub steps: Steps,
     /// `None` where the server's process is not known.
     pub server: Option<Cost>,
     pub client: Cost,
@@ -211,6 +214,7 @@ impl Report {
             latency_us: measured.latency,
             more_latencies_us: measured.more_latencies,
             timeline: measured.timeline,
+            steps: measured.steps,
             server: measured.server,
             client: measured.client,
             processors_busy: measured.shares,

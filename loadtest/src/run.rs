@@ -250,6 +250,7 @@ impl Run {
         Measured {
             ended_early,
             timeline: self.timeline.borrow().points(),
+            steps: self.timeline.borrow().steps.clone(),
             phases: self.of_phases.borrow().iter().map(|latency| Latency::of(self.counted, latency)).collect(),
             ..Measured::between(&before, &after, self.counted, &latencies)
         }

@@ -15,7 +15,7 @@ pub const STEP: Duration = Duration::from_millis(250);
 const POINTS_MAX: u32 = 600;
 
 /// One interval.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Point {
     /// When it ended, in seconds since the measured interval began.
     pub at: f64,
@@ -33,11 +33,16 @@ pub struct Point {
     pub server_memory_bytes: Option<u64>,
 }
 
+/// The latencies of what was due in each step, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Steps {
+    pub length: Duration,
+    pub latencies: Vec<Histogram<u32>>,
+}
+
 /// Intervals of equal length, of which the last one may be shorter.
 pub struct Timeline {
-    step: Duration,
-    /// Of what was due in each step.
-    latencies: Vec<Histogram<u32>>,
+    pub steps: Steps,
     /// At the beginning, and at the end of each interval.
     samples: Vec<Sample>,
 }
@@ -51,13 +56,14 @@ struct Sample {
 
 impl Timeline {
     pub fn new(step: Duration) -> Self {
-        Self { step, latencies: Vec::new(), samples: Vec::new() }
+        Self { steps: Steps { length: step, latencies: Vec::new() }, samples: Vec::new() }
     }
 
     /// Begins the measured interval, of this length, when a run has counted so many.
     pub fn begin(&mut self, length: Duration, counted: u64, server: Option<&Usage>) {
         // A multiple of the step, so that the points of two runs stand at the same times.
-        self.step *= ((length.as_nanos() / self.step.as_nanos()) as u32).div_ceil(POINTS_MAX).max(1);
+        let step = &mut self.steps.length;
+        *step *= ((length.as_nanos() / step.as_nanos()) as u32).div_ceil(POINTS_MAX).max(1);
         self.sample(Duration::ZERO, counted, server);
     }
 
@@ -65,7 +71,7 @@ impl Timeline {
     pub fn next_sample(&self) -> Duration {
         let last = self.samples.last().map_or(Duration::ZERO, |sample| sample.at);
         // An interval whose end was missed becomes part of the next.
-        self.step * (self.step_of(last) as u32 + 1)
+        self.steps.length * (self.step_of(last) as u32 + 1)
     }
 
     /// Notes what was counted and used until a time since the beginning.
@@ -78,29 +84,31 @@ impl Timeline {
     #[inline]
     pub fn took(&mut self, due: Duration, nanos: u64, many: u64) {
         let step = self.step_of(due);
-        if step >= self.latencies.len() {
-            self.latencies.resize(step + 1, coarse_histogram());
+        let latencies = &mut self.steps.latencies;
+        if step >= latencies.len() {
+            latencies.resize(step + 1, coarse_histogram());
         }
-        self.latencies[step].saturating_record_n(nanos, many as u32);
+        latencies[step].saturating_record_n(nanos, many as u32);
     }
 
     fn step_of(&self, at: Duration) -> usize {
-        at.div_duration_f64(self.step) as usize
+        at.div_duration_f64(self.steps.length) as usize
     }
 
     /// All points. The rest of the last interval is one if it is long enough to mean something.
     pub fn points(&self) -> Vec<Point> {
+        let Steps { length, latencies } = &self.steps;
         let (mut points, mut step) = (Vec::new(), 0);
         for pair in self.samples.windows(2) {
             let [before, after] = pair else { continue };
             let elapsed = (after.at - before.at).as_secs_f64();
-            if !points.is_empty() && after.at - before.at < self.step / 2 {
+            if !points.is_empty() && after.at - before.at < *length / 2 {
                 continue;
             }
             // A sample is taken a little later than it should be.
-            let until = ((after.at.div_duration_f64(self.step) + 0.1).floor() as usize).max(step + 1);
+            let until = ((after.at.div_duration_f64(*length) + 0.1).floor() as usize).max(step + 1);
             let mut latency = coarse_histogram();
-            for of_step in self.latencies.iter().take(until).skip(step) {
+            for of_step in latencies.iter().take(until).skip(step) {
                 latency.add(of_step).expect("all histograms have the same bounds");
             }
             step = until;

@@ -176,11 +176,9 @@ mod tests {
             let point = |at: f64| Point {
                 at,
                 per_second: 1_000.0,
-                p50_us: 500.0,
-                p99_us: at,
-                max_us: at,
                 server_processors: Some(0.1),
                 server_memory_bytes: Some((memory(at) * 1e6) as u64),
+                ..Point::default()
             };
             (1..=seconds).map(|second| point(f64::from(second))).collect::<Vec<_>>()
         };

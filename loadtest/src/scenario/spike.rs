@@ -108,12 +108,8 @@ mod tests {
         let timeline = |p99s: &[f64]| {
             let point = |(n, p99_us): (usize, &f64)| Point {
                 at: (n + 1) as f64 * 0.1,
-                per_second: 1.0,
-                p50_us: 0.0,
                 p99_us: *p99_us * 1e3,
-                max_us: 0.0,
-                server_processors: None,
-                server_memory_bytes: None,
+                ..Point::default()
             };
             p99s.iter().enumerate().map(point).collect::<Vec<_>>()
         };
