@@ -62,9 +62,8 @@ fn fields(file: &str, run: &Report) -> Vec<(String, String)> {
     add("asked_per_second", written(run.asked.as_ref().map(|asked| asked.per_second)));
     add("events", written(run.events.count));
     add("events_per_second", written(run.events.per_second));
-    let others = [("deliveries", &run.deliveries), ("queries", &run.queries), ("connections", &run.connections)];
-    for (name, count) in others {
-        add(&format!("{name}_per_second"), written(count.as_ref().map(|count| count.per_second)));
+    for kind in &Operation::ALL[1..] {
+        add(&format!("{}_per_second", kind.units()), written(run.count(*kind).map(|count| count.per_second)));
     }
     for kind in Operation::ALL {
         let latency = run.latencies().find(|latency| latency.of == kind);

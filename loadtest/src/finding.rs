@@ -30,6 +30,15 @@ pub enum Loop {
     Open,
 }
 
+impl Loop {
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Closed => "closed: latency is what is in flight ÷ the rate",
+            Self::Open => "open: latency counts from when a request was due",
+        }
+    }
+}
+
 /// A rate that was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Asked {

@@ -43,12 +43,17 @@ impl Operation {
         self.words().2
     }
 
-    fn words(self) -> (&'static str, &'static str, &'static str) {
+    /// What has become of it when its latency ends.
+    pub fn done(self) -> &'static str {
+        self.words().3
+    }
+
+    fn words(self) -> (&'static str, &'static str, &'static str, &'static str) {
         match self {
-            Self::Acknowledgement => ("acknowledgement", "event", "events"),
-            Self::Delivery => ("delivery", "delivery", "deliveries"),
-            Self::Query => ("query", "query", "queries"),
-            Self::Connection => ("connection", "connection", "connections"),
+            Self::Acknowledgement => ("acknowledgement", "event", "events", "acknowledged"),
+            Self::Delivery => ("delivery", "delivery", "deliveries", "delivered"),
+            Self::Query => ("query", "query", "queries", "answered"),
+            Self::Connection => ("connection", "connection", "connections", "connected"),
         }
     }
 }

@@ -69,14 +69,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
     let mut add = |of, text: &str, unit: &str, value| {
         all.push(Metric { name: MetricName { of, text: text.to_owned(), unit: unit.to_owned() }, value });
     };
-    add(RATE, "events", "/s", report.events.per_second);
-    let others =
-        [("deliveries", &report.deliveries), ("queries", &report.queries), ("connections", &report.connections)];
-    for (text, count) in others {
-        if let Some(count) = count {
-            add(RATE, text, "/s", count.per_second);
-        }
-    }
+    report.counts().for_each(|(kind, count)| add(RATE, kind.units(), "/s", count.per_second));
     for latency in report.latencies() {
         let told = [("p50", latency.p50), ("p99", latency.p99), ("p99.9", latency.p99_9), ("max", latency.max)];
         told.into_iter().for_each(|(text, us)| add(latency.of.name(), text, "ms", us / 1e3));

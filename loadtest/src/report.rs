@@ -132,6 +132,9 @@ pub enum Verdict {
     Violation,
 }
 
+/// What can speak against a run; first what makes it worthless.
+pub const OBJECTIONS: [&str; 4] = ["VIOLATION", "NOT EXERCISED", "RATE MISSED", "DISTURBED"];
+
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
@@ -231,24 +234,36 @@ impl Report {
         [&self.latency_us].into_iter().chain(&self.more_latencies_us).filter(|latency| latency.count > 0)
     }
 
-    /// Whether no promise was broken.
-    pub fn kept(&self) -> bool {
-        self.violations.is_empty()
+    /// What was counted of a kind, if it occurred.
+    pub fn count(&self, kind: Operation) -> Option<&Count> {
+        match kind {
+            Operation::Acknowledgement => Some(&self.events),
+            Operation::Delivery => self.deliveries.as_ref(),
+            Operation::Query => self.queries.as_ref(),
+            Operation::Connection => self.connections.as_ref(),
+        }
+    }
+
+    /// What was counted, of each kind that occurred.
+    pub fn counts(&self) -> impl Iterator<Item = (Operation, &Count)> {
+        Operation::ALL.into_iter().filter_map(|kind| Some((kind, self.count(kind)?)))
     }
 
     /// What speaks against the run, in words; first what makes it worthless.
     pub fn objections(&self) -> Vec<(&'static str, String)> {
-        let violations = self.violations.iter().map(|violation| ("VIOLATION", violation.clone()));
-        let missing = self.exercised.iter().filter(|exercised| exercised.count == 0);
-        let missing =
-            missing.map(|Exercised { what, .. }| ("NOT EXERCISED", format!("no {what}: this run shows nothing")));
-        let missed = self.asked.iter().filter(|asked| asked.missed).map(|asked| {
-            let Asked { of, per_second, .. } = asked;
-            ("RATE MISSED", format!("{} {}/s were asked for", grouped(*per_second), of.units()))
-        });
-        let disturbed = (self.disturbed == Some(true))
-            .then(|| ("DISTURBED", "others used the processors too; measure again when they are gone".to_owned()));
-        violations.chain(missing).chain(missed).chain(disturbed).collect()
+        let [violated, not_exercised, missed, disturbed] = OBJECTIONS;
+        let mut all = Vec::new();
+        all.extend(self.violations.iter().map(|violation| (violated, violation.clone())));
+        for Exercised { what, .. } in self.exercised.iter().filter(|exercised| exercised.count == 0) {
+            all.push((not_exercised, format!("no {what}: this run shows nothing")));
+        }
+        if let Some(Asked { of, per_second, missed: true }) = &self.asked {
+            all.push((missed, format!("{} {}/s were asked for", grouped(*per_second), of.units())));
+        }
+        if self.disturbed == Some(true) {
+            all.push((disturbed, "others used the processors too; measure again when they are gone".to_owned()));
+        }
+        all
     }
 
     /// Prints it to stdout. With JSON on stdout, what speaks against it goes to stderr as well.
@@ -318,14 +333,11 @@ impl Display for Report {
         };
         writeln!(f, "{}: {}", self.scenario, self.title)?;
         row(f, "measured", &format!("{}; an acknowledgement means: {}", self.subject, self.acknowledged_means))?;
-        row(f, "events", &count(&self.events))?;
-        for (name, counted) in
-            [("deliveries", &self.deliveries), ("queries", &self.queries), ("connections", &self.connections)]
-        {
-            counted.as_ref().map_or(Ok(()), |counted| row(f, name, &count(counted)))?;
+        for (kind, counted) in self.counts() {
+            row(f, kind.units(), &count(counted))?;
         }
         for latency in [&self.latency_us].into_iter().chain(&self.more_latencies_us) {
-            row(f, name(latency.of), latency)?;
+            row(f, &format!("{} in", latency.of.done()), latency)?;
         }
         row(f, "loop", &self.loop_in_words())?;
         let unit = self.latency_us.of.unit();
@@ -373,27 +385,16 @@ impl Display for Report {
 impl Report {
     /// Whether latency depends on the rate or on what is in flight.
     fn loop_in_words(&self) -> String {
-        let counts = [Some(&self.events), self.deliveries.as_ref(), self.queries.as_ref(), self.connections.as_ref()];
-        let per_second = counts[self.latency_us.of as usize].map_or(0.0, |count| count.per_second);
+        let per_second = self.count(self.latency_us.of).map_or(0.0, |count| count.per_second);
+        let words = self.loop_kind.words();
         match self.loop_kind {
-            Loop::Open => "open: latency counts from when a request was due".to_owned(),
             Loop::Closed if self.in_flight > 0 && per_second > 0.0 && self.latency_us.of != Operation::Delivery => {
                 let (in_flight, latency) = (self.in_flight as f64, self.in_flight as f64 / per_second * 1e3);
                 let [in_flight, rate] = [in_flight, per_second].map(grouped);
-                format!("closed: latency is what is in flight ÷ the rate: {in_flight} ÷ {rate}/s = {latency:.3} ms")
+                format!("{words}: {in_flight} ÷ {rate}/s = {latency:.3} ms")
             }
-            Loop::Closed => "closed: latency is what is in flight ÷ the rate".to_owned(),
+            _ => words.to_owned(),
         }
-    }
-}
-
-/// How a latency is called in a table.
-fn name(kind: Operation) -> &'static str {
-    match kind {
-        Operation::Acknowledgement => "acknowledged in",
-        Operation::Delivery => "delivered in",
-        Operation::Query => "answered in",
-        Operation::Connection => "connected in",
     }
 }
 

@@ -4,10 +4,9 @@ use std::fmt::Write;
 
 use crate::compare::{Column, Comparison};
 use crate::fail_if::Judgement;
-use crate::finding::Loop;
 use crate::metric::{RATE, SERVER, Spread};
 use crate::numbers::{grouped, written};
-use crate::report::{Report, Verdict};
+use crate::report::{OBJECTIONS, Report, Verdict};
 
 /// A screen is as wide as this; what is longer is cut.
 const COLUMNS: usize = 100;
@@ -16,12 +15,7 @@ const WRITTEN: &str = "a string takes everything";
 
 /// The worst verdict of these runs.
 pub fn worst(reports: &[Report]) -> Verdict {
-    reports.iter().map(verdict).max().unwrap_or_default()
-}
-
-/// Of a run. One of an older load test has violations and no verdict.
-fn verdict(run: &Report) -> Verdict {
-    if run.kept() { run.verdict } else { Verdict::Violation }
+    reports.iter().map(|run| run.verdict).max().unwrap_or_default()
 }
 
 /// A table of the medians and the spread for each set of runs that measured the same; nothing where there was one run.
@@ -35,16 +29,9 @@ pub fn row(judgement: &Judgement) -> String {
     format!("  {:<17}{judgement}\n", if judgement.failed { "FAILED" } else { "passed" })
 }
 
-/// The verdict in one line, and a few lines on each series: 24 lines for two of them.
+/// The verdict, and a few lines on each series: 24 lines for two of them.
 pub fn screen(reports: &[Report], comparisons: &[Comparison], judgements: &[Judgement]) -> String {
-    let mut lines = vec![line(reports, judgements)];
-    let disturbed = reports.iter().filter(|run| run.disturbed == Some(true)).count();
-    if disturbed > 0 {
-        lines.push(format!(
-            "DISTURBED: other programs used the processors during {disturbed} of {} runs",
-            reports.len()
-        ));
-    }
+    let mut lines = headlines(reports, judgements);
     for comparison in comparisons {
         for column in &comparison.columns {
             lines.push(String::new());
@@ -62,35 +49,27 @@ pub fn screen(reports: &[Report], comparisons: &[Comparison], judgements: &[Judg
     lines.iter().map(|line| cut(line) + "\n").collect()
 }
 
-/// The verdict on all runs, in one line.
-fn line(reports: &[Report], judgements: &[Judgement]) -> String {
-    let (worst, all) = (worst(reports), reports.len());
-    let such = reports.iter().filter(|run| verdict(run) == worst).collect::<Vec<_>>();
-    let count = such.len();
-    if let (Verdict::Verified, Some(failed)) = (worst, judgements.iter().find(|judgement| judgement.failed)) {
-        return format!("FAILED: {failed}");
-    }
-    match (worst, such.first()) {
-        (_, None) => "NOTHING MEASURED: no run was finished".to_owned(),
-        (Verdict::Violation, Some(run)) => {
-            let first = run.violations.first().map_or("a promise was broken", String::as_str);
-            format!("VIOLATION: {count} of {all} runs broke a promise: {first}")
+/// The verdict on all runs, and what speaks against them, each in one line with the first run of which it is said.
+fn headlines(reports: &[Report], judgements: &[Judgement]) -> Vec<String> {
+    let all = reports.len();
+    let objections = reports.iter().map(Report::objections).collect::<Vec<_>>();
+    let such = |name: &'static str| {
+        objections.iter().filter_map(move |of_run| of_run.iter().find(|(known, _)| *known == name))
+    };
+    let lines = OBJECTIONS.into_iter().filter_map(|name| {
+        let (_, why) = such(name).next()?;
+        Some(format!("{name} in {} of {all} runs: {why}", such(name).count()))
+    });
+    let verdict = match (worst(reports), judgements.iter().find(|judgement| judgement.failed)) {
+        _ if reports.is_empty() => Some("NOTHING MEASURED: no run was finished".to_owned()),
+        (Verdict::Verified, Some(failed)) => Some(format!("FAILED: {failed}")),
+        (Verdict::Verified, None) => {
+            let events = grouped(reports.iter().map(|run| run.acknowledged).sum::<u64>() as f64);
+            Some(format!("VERIFIED: {all} of {all} runs kept every promise; {events} events were acknowledged"))
         }
-        (Verdict::NotExercised, Some(run)) => {
-            let never = run.exercised.iter().filter(|exercised| exercised.count == 0).map(|exercised| &*exercised.what);
-            format!("NOT EXERCISED in {count} of {all} runs: {}", never.collect::<Vec<_>>().join(", "))
-        }
-        (Verdict::RateMissed, Some(_)) => {
-            format!("RATE MISSED in {count} of {all} runs: they were slower than asked for")
-        }
-        (Verdict::Verified, Some(_)) => {
-            let events = reports.iter().map(|run| run.acknowledged).sum::<u64>();
-            format!(
-                "VERIFIED: {count} of {all} runs kept every promise; {} events were acknowledged",
-                grouped(events as f64)
-            )
-        }
-    }
+        _ => None,
+    };
+    verdict.into_iter().chain(lines).collect()
 }
 
 /// A series in some lines: rates, latencies, what the server used, what limited it, what went wrong.
@@ -112,11 +91,9 @@ fn series(scenario: &str, column: &Column) -> Vec<String> {
         }
     }
     lines.extend(groups.iter().map(|(of, text)| format!("  {of:<17}{text}")));
-    let kind = match run.loop_kind {
-        Loop::Closed => "closed: latency is what is in flight ÷ the rate",
-        Loop::Open => "open: latency counts from when a request was due",
-    };
-    lines.extend([("loop", kind), ("limit", &run.limit)].map(|(name, text)| format!("  {name:<17}{text}")));
+    lines.extend(
+        [("loop", run.loop_kind.words()), ("limit", &run.limit)].map(|(name, text)| format!("  {name:<17}{text}")),
+    );
     let warnings = column.reports.iter().flat_map(|run| &run.server_warnings).map(|text| ("server says", text));
     let violations = column.reports.iter().flat_map(|run| &run.violations).map(|text| ("VIOLATION", text));
     lines.extend(violations.chain(warnings).take(1).map(|(name, text)| format!("  {name:<17}{text}")));
@@ -126,7 +103,8 @@ fn series(scenario: &str, column: &Column) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::finding::Exercised;
+    use crate::finding::{Asked, Exercised};
+    use crate::latency::Operation;
     use crate::report::Count;
     use crate::run_files::Source;
 
@@ -168,7 +146,7 @@ mod tests {
             run.disturbed = Some(true);
             run.server_warnings = vec!["a warning ".repeat(20); 9];
             run.more_latencies_us = vec![run.latency_us.clone()];
-            run.more_latencies_us[0].of = crate::latency::Operation::Delivery;
+            run.more_latencies_us[0].of = Operation::Delivery;
         }
         let text = told(reports.clone());
         assert!(
@@ -187,11 +165,13 @@ mod tests {
         };
         check(&reports[1..2], "FAILED: rate<1500: 1,000/s, publish, event-pipeline 0.1.0\n");
         reports[0].verdict = Verdict::RateMissed;
-        check(&reports, "RATE MISSED in 1 of 4 runs");
+        reports[0].asked = Some(Asked { of: Operation::Acknowledgement, per_second: 5e3, missed: true });
+        check(&reports, "RATE MISSED in 1 of 4 runs: 5,000 events/s were asked for\nDISTURBED in 4 of 4 runs: ");
         reports[1].verdict = Verdict::NotExercised;
         reports[1].exercised = vec![Exercised { what: "refused".to_owned(), count: 0 }];
-        check(&reports, "NOT EXERCISED in 1 of 4 runs: refused\n");
+        check(&reports, "NOT EXERCISED in 1 of 4 runs: no refused: this run shows nothing\nRATE MISSED ");
+        reports[2].verdict = Verdict::Violation;
         reports[2].violations = vec!["event 7 was lost".to_owned()];
-        check(&reports, "VIOLATION: 1 of 4 runs broke a promise: event 7 was lost\n");
+        check(&reports, "VIOLATION in 1 of 4 runs: event 7 was lost\n");
     }
 }
