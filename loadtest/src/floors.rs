@@ -14,7 +14,6 @@ use serde::Serialize;
 use tokio::task::yield_now;
 
 use crate::deliveries::{Audience, FilterBy};
-use crate::findings::Findings;
 use crate::latency::{Operation, histogram};
 use crate::measurement::{Measured, Snapshot};
 use crate::options::Common;
@@ -114,9 +113,9 @@ impl Floor {
         let answered = site.target.stored().await?;
         driven.run.verification.borrow_mut().check_stored(answered);
         let each = driven.measured.server.as_ref().and_then(|server| server.cpu_us_each_by_thread.get(thread));
-        let findings = self.findings(title, common).of(&driven);
-        let findings = findings.result_if_known("CPU of its thread", "µs", each.copied());
-        Ok(Report::new(findings, &driven.run, driven.measured, site.stop()?))
+        let report = Report::of("floors", title, &self.options(), common, &driven);
+        let report = report.result_if_known("CPU of its thread", "µs", each.copied());
+        Ok(report.judged(&driven.run, site.stop()?))
     }
 
     /// Writes and syncs, one after the other, where a server that is started from here has its database.
@@ -153,11 +152,11 @@ impl Floor {
         let title = format!("a write of {WRITE_BYTES} bytes {how}, and its fdatasync");
         let subject = subject("this disk", "synced to disk");
         let stopped = Stopped { subject, settings: Default::default(), warnings: Vec::new() };
-        Ok(Report::new(self.findings(title, common), &run, measured, stopped))
+        Ok(Report::new("floors", title, &self.options(), common, &run, &measured).judged(&run, stopped))
     }
 
-    fn findings(self, title: String, common: &Common) -> Findings {
-        Findings::new("floors", title, &Floors { only: vec![self] }, common)
+    fn options(self) -> Floors {
+        Floors { only: vec![self] }
     }
 }
 

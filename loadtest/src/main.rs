@@ -23,7 +23,6 @@
 //! * [`metric`] — the metrics of runs, their spread, and how they differ
 //! * [`rank_test`] — how often chance alone makes such a difference
 //! * [`report`] — one run as a table or as JSON
-//! * [`findings`] — the part of a report that only the scenario knows
 //! * [`read_back`] — whether what is stored is what was sent
 //! * [`workload`] — producers, subscribers and readers, driven, measured and verified together
 //! * [`query_client`] — sends queries and checks the answers
@@ -69,7 +68,6 @@ mod events;
 mod export;
 mod fail_if;
 mod finding;
-mod findings;
 mod floors;
 mod html;
 mod interrupt;

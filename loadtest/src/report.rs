@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::finding::{Asked, Exercised, Finding, Loop};
-use crate::findings::Findings;
 use crate::latency::{Latency, Operation};
 use crate::machine::Machine;
 use crate::measurement::{Measured, Shares};
 use crate::numbers::{grouped, written};
+use crate::options::Common;
 use crate::read_back;
 use crate::run::Run;
 use crate::target::Stopped;
@@ -140,32 +140,24 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Report {
-    /// Of a driven run: reads back what is stored, and ends the server.
-    ///
-    /// # Errors
-    /// The server does not answer, or does not end well.
-    pub async fn of_findings(findings: Findings, driven: Driven, site: Site) -> anyhow::Result<Self> {
-        let mut findings = findings;
-        findings.read_back = read_back::check(&site, &driven.run).await?;
-        let acknowledged = driven.run.verification.borrow().acknowledged;
-        if site.target.has_pages && acknowledged > site.deleted {
-            if findings.exercised.is_empty() {
-                let counted = driven.run.counted;
-                findings = findings.exercised(counted.units(), driven.measured.count(counted));
-            }
-            findings.exercised.push(Exercised { what: "events read back".to_owned(), count: findings.read_back });
+    /// What every run tells, while its server is up. What only the scenario knows is added to it.
+    pub fn new(
+        scenario: &str,
+        title: String,
+        options: &impl Serialize,
+        common: &Common,
+        run: &Run,
+        measured: &Measured,
+    ) -> Self {
+        let mut options = serde_json::to_value(options).expect("options are plain");
+        if common.poisson {
+            options["poisson"] = true.into();
         }
-        Ok(Self::new(findings, &driven.run, driven.measured, site.stop()?))
-    }
-
-    /// After everything was verified.
-    pub fn new(findings: Findings, run: &Run, measured: Measured, server: Stopped) -> Self {
-        let Findings { scenario, title, options, asked, in_flight, mut exercised, results, mut notes, read_back } =
-            findings;
         let seconds = measured.elapsed.as_secs_f64();
         let count = |kind| Count { count: measured.count(kind), per_second: measured.count(kind) as f64 / seconds };
         // Only what occurred in the run.
         let told = |kind| (run.counted == kind || run.counted(kind) > 0).then(|| count(kind));
+        let mut notes = Vec::new();
         if measured.ended_early {
             notes.push("Ended early, by a signal.".to_owned());
         }
@@ -175,57 +167,143 @@ impl Report {
                 "{abandoned} events were due and never sent: their latency is how long they had waited."
             ));
         }
-        if exercised.is_empty() {
-            exercised.push(Exercised { what: run.counted.units().to_owned(), count: measured.count(run.counted) });
-        }
-        let (verification, counted) = (run.verification.borrow(), run.counted);
-        let (violations, started_at) = (verification.violations(), run.started_at.to_string());
-        // What is delivered was due when it was published.
-        let is_of = |asked: &Asked| asked.of == counted || counted == Operation::Delivery;
-        let disturbed = measured.shares.others().map(|others| others > DISTURBED);
+        let started_at = run.started_at.to_string();
         Self {
             format: FORMAT,
             scenario: scenario.to_owned(),
-            subject: server.subject.name,
-            acknowledged_means: server.subject.acknowledged_means,
+            subject: String::new(),
+            acknowledged_means: String::new(),
             title,
             options,
-            server_settings: server.settings,
+            server_settings: BTreeMap::new(),
             // To the second.
             started_at: format!("{}Z", started_at.split('.').next().unwrap_or(&started_at)),
             machine: Machine::this(),
             seconds,
             label: None,
             commit: None,
-            loop_kind: if asked.as_ref().is_some_and(is_of) { Loop::Open } else { Loop::Closed },
-            in_flight,
-            verdict: match &asked {
-                _ if !violations.is_empty() => Verdict::Violation,
-                _ if exercised.iter().any(|exercised| exercised.count == 0) => Verdict::NotExercised,
-                Some(asked) if asked.missed => Verdict::RateMissed,
-                _ => Verdict::Verified,
-            },
-            disturbed,
+            loop_kind: Loop::default(),
+            in_flight: 0,
+            asked: None,
+            exercised: Vec::new(),
+            results: Vec::new(),
+            verdict: Verdict::default(),
+            disturbed: measured.shares.others().map(|others| others > DISTURBED),
             events: count(Operation::Acknowledgement),
             deliveries: told(Operation::Delivery),
             queries: told(Operation::Query),
             connections: told(Operation::Connection),
-            limit: limit(&measured, asked.as_ref()),
-            asked,
-            exercised,
-            results,
-            latency_us: measured.latency,
-            more_latencies_us: measured.more_latencies,
-            timeline: measured.timeline,
-            steps: measured.steps,
-            server: measured.server,
-            client: measured.client,
-            processors_busy: measured.shares,
-            acknowledged: verification.acknowledged,
-            read_back,
-            violations,
-            server_warnings: server.warnings,
+            latency_us: measured.latency.clone(),
+            more_latencies_us: measured.more_latencies.clone(),
+            timeline: measured.timeline.clone(),
+            steps: measured.steps.clone(),
+            server: measured.server.clone(),
+            client: measured.client.clone(),
+            processors_busy: measured.shares.clone(),
+            limit: String::new(),
+            acknowledged: 0,
+            read_back: 0,
+            violations: Vec::new(),
+            server_warnings: Vec::new(),
             notes,
+        }
+    }
+
+    /// Of a driven run: also the rate that was asked for, and the latencies of queries.
+    pub fn of(scenario: &str, title: String, options: &impl Serialize, common: &Common, driven: &Driven) -> Self {
+        let asked = driven.asked.map(|(per_second, reached)| Asked {
+            of: Operation::Acknowledgement,
+            per_second,
+            missed: !reached,
+        });
+        let results = driven.queries.as_ref().map(|queries| queries.findings()).unwrap_or_default();
+        let report = Self::new(scenario, title, options, common, &driven.run, &driven.measured);
+        Self { asked, in_flight: driven.in_flight, results, ..report }
+    }
+
+    /// What the scenario exists for: a run in which it did not happen is not exercised.
+    pub fn exercised(mut self, what: &str, count: u64) -> Self {
+        self.exercised.push(Exercised { what: what.to_owned(), count });
+        self
+    }
+
+    pub fn result(mut self, name: &str, unit: &str, value: f64) -> Self {
+        self.results.push(Finding::new(name, unit, value));
+        self
+    }
+
+    /// The same, of what may not be known.
+    pub fn result_if_known(self, name: &str, unit: &str, value: Option<f64>) -> Self {
+        match value {
+            Some(value) => self.result(name, unit, value),
+            None => self,
+        }
+    }
+
+    /// Further findings, in sentences.
+    pub fn noting(mut self, notes: impl IntoIterator<Item = String>) -> Self {
+        self.notes.extend(notes);
+        self
+    }
+
+    /// Reads back what is stored, ends the server, and judges.
+    ///
+    /// # Errors
+    /// The server does not answer, or does not end well.
+    pub async fn finish(mut self, driven: Driven, site: Site) -> anyhow::Result<Self> {
+        self.read_back = read_back::check(&site, &driven.run).await?;
+        let acknowledged = driven.run.verification.borrow().acknowledged;
+        if site.target.has_pages && acknowledged > site.deleted {
+            let counted = driven.run.counted;
+            if self.exercised.is_empty() {
+                self = self.exercised(counted.units(), driven.measured.count(counted));
+            }
+            let read_back = self.read_back;
+            self = self.exercised("events read back", read_back);
+        }
+        Ok(self.judged(&driven.run, site.stop()?))
+    }
+
+    /// Judges, after everything was verified.
+    pub fn judged(mut self, run: &Run, server: Stopped) -> Self {
+        let counted = self.latency_us.of;
+        if self.exercised.is_empty() {
+            let count = self.count(counted).map_or(0, |count| count.count);
+            self = self.exercised(counted.units(), count);
+        }
+        let verification = run.verification.borrow();
+        (self.acknowledged, self.violations) = (verification.acknowledged, verification.violations());
+        self.verdict = match &self.asked {
+            _ if !self.violations.is_empty() => Verdict::Violation,
+            _ if self.exercised.iter().any(|exercised| exercised.count == 0) => Verdict::NotExercised,
+            Some(asked) if asked.missed => Verdict::RateMissed,
+            _ => Verdict::Verified,
+        };
+        // What is delivered was due when it was published.
+        let is_of = |asked: &Asked| asked.of == counted || counted == Operation::Delivery;
+        self.loop_kind = if self.asked.as_ref().is_some_and(is_of) { Loop::Open } else { Loop::Closed };
+        self.limit = self.limit();
+        let Stopped { subject, settings, warnings } = server;
+        (self.subject, self.acknowledged_means) = (subject.name, subject.acknowledged_means);
+        (self.server_settings, self.server_warnings) = (settings, warnings);
+        self
+    }
+
+    /// What kept the rate from being higher.
+    fn limit(&self) -> String {
+        let Shares { all, processors, .. } = self.processors_busy;
+        if self.asked.as_ref().is_some_and(|asked| !asked.missed) {
+            return "the rate asked for, which was reached".to_owned();
+        }
+        if self.client.busiest_thread_share >= BUSY {
+            return "this client, not the server".to_owned();
+        }
+        match &self.server {
+            Some(server) if server.busiest_thread_share >= BUSY => {
+                format!("the server's thread {}", server.busiest_thread)
+            }
+            _ if all >= BUSY * processors as f64 => "the processors, which all were busy".to_owned(),
+            _ => "none of the processors: waiting for the disk and for each other".to_owned(),
         }
     }
 
@@ -306,22 +384,6 @@ impl Report {
     pub fn example() -> Self {
         let schema = serde_json::from_str::<Value>(include_str!("../schema/report.json")).expect("JSON");
         serde_json::from_value(schema["examples"][0].clone()).expect("a run")
-    }
-}
-
-/// What kept the rate from being higher.
-fn limit(measured: &Measured, asked: Option<&Asked>) -> String {
-    let Measured { client, server, shares, .. } = measured;
-    if asked.is_some_and(|asked| !asked.missed) {
-        return "the rate asked for, which was reached".to_owned();
-    }
-    if client.busiest_thread_share >= BUSY {
-        return "this client, not the server".to_owned();
-    }
-    match server {
-        Some(server) if server.busiest_thread_share >= BUSY => format!("the server's thread {}", server.busiest_thread),
-        _ if shares.all >= BUSY * shares.processors as f64 => "the processors, which all were busy".to_owned(),
-        _ => "none of the processors: waiting for the disk and for each other".to_owned(),
     }
 }
 

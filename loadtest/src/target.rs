@@ -209,6 +209,11 @@ impl Target {
         stats["router"]["active_subscribers"].as_u64().with_context(|| format!("no active_subscribers in {stats}"))
     }
 
+    /// The resident memory of the server, if its process is known.
+    pub fn memory(&self) -> anyhow::Result<Option<u64>> {
+        self.watched.as_ref().map(|watched| Ok(watched.usage()?.memory_bytes)).transpose()
+    }
+
     /// What it says it is.
     async fn name(&self) -> anyhow::Result<String> {
         let health = self.get("/health").await?;

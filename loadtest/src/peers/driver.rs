@@ -10,7 +10,6 @@ use tokio::time::timeout;
 
 use crate::connection::{Connection, PATIENCE, Scratch};
 use crate::deliveries::{Audience, Deliveries, FilterBy};
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
@@ -70,7 +69,7 @@ pub async fn publish(driver: &impl Driver, publish: &Publish, common: &Common) -
     }
     let driven = Workload::new(Operation::Acknowledgement, publishers).drive(&site, common).await?;
     let title = format!("one event a message, {count} connections × {} events in flight", grouped(window as f64));
-    report(driver, Findings::new("publish", title, publish, common), driven, site).await
+    judged(driver, Report::of("publish", title, publish, common, &driven), &driven, site).await
 }
 
 /// Publishes to subscribers of a server of another kind as the scenario does to ours. Verifies that each gets all
@@ -97,16 +96,16 @@ pub async fn fanout(driver: &impl Driver, fanout: &Fanout, common: &Common) -> a
     };
     let driven = workload.drive(&site, common).await?;
     let title = format!("{} subscribers of everything, one producer", fanout.subscribers);
-    let findings = Findings::new("fanout", title, fanout, common).noting(driver.note().map(str::to_owned));
-    report(driver, findings, driven, site).await
+    let report = Report::of("fanout", title, fanout, common, &driven).noting(driver.note().map(str::to_owned));
+    judged(driver, report, &driven, site).await
 }
 
 /// Compares what was acknowledged with how many events are stored, and ends the server.
-async fn report(driver: &impl Driver, findings: Findings, driven: Driven, site: Site) -> anyhow::Result<Report> {
+async fn judged(driver: &impl Driver, report: Report, driven: &Driven, site: Site) -> anyhow::Result<Report> {
     if let Some(stored) = driver.stored(&site.target).await? {
         driven.run.verification.borrow_mut().check_stored(stored);
     }
-    Ok(Report::new(findings.of(&driven), &driven.run, driven.measured, site.stop()?))
+    Ok(report.judged(&driven.run, site.stop()?))
 }
 
 /// Sends the bytes to send, and reads until `read` has found an answer.

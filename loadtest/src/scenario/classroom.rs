@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy};
 use crate::events::{Keys, Names, content};
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::machine;
 use crate::numbers::grouped;
@@ -121,7 +120,7 @@ impl Classroom {
         };
         let [watching, publishing, count] = [watching, publishing, self.classes as usize].map(|n| grouped(n as f64));
         let title = format!("{count} classes {speed}, {publishing} producers, {watching} subscribers");
-        Report::of_findings(Findings::new("classroom", title, self, common).of(&driven), driven, site).await
+        Report::of("classroom", title, self, common, &driven).finish(driven, site).await
     }
 
     fn recording(&self) -> anyhow::Result<Recording> {

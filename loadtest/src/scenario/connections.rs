@@ -2,7 +2,6 @@
 
 mod churn;
 mod idle;
-mod measurement;
 
 use anyhow::ensure;
 use clap::Args;
@@ -13,7 +12,6 @@ use crate::options::Common;
 use crate::report::Report;
 use crate::target::Target;
 use crate::workload::Site;
-use measurement::Measurement;
 
 /// Connect many subscribers and let them idle; let clients come and go
 ///
@@ -60,7 +58,6 @@ impl Connections {
             idlers.shutdown().await;
         }
         let stopped = site.stop()?;
-        let report = |Measurement { findings, run, measured }| Report::new(findings, &run, measured, stopped.clone());
-        Ok(measurements.into_iter().map(report).collect())
+        Ok(measurements.into_iter().map(|(report, run)| report.judged(&run, stopped.clone())).collect())
     }
 }

@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::{Keys, Names, content, session};
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::options::Common;
 use crate::report::Report;
@@ -66,13 +65,14 @@ impl Dashboard {
         let ticks = if self.ticks == 1 { String::new() } else { format!(" {} times a second", self.ticks) };
         let title = format!("{} sessions that tick{ticks}, {} dashboards, {stream}", self.sessions, self.dashboards);
         let shown = driven.run.counted(Operation::Delivery);
-        let mut findings = Findings::new("dashboard", title, self, common)
-            .of(&driven)
-            .exercised("events shown", shown)
-            .result("shown on each dashboard", "events", shown as f64 / f64::from(self.dashboards));
+        let mut report = Report::of("dashboard", title, self, common, &driven).exercised("events shown", shown).result(
+            "shown on each dashboard",
+            "events",
+            shown as f64 / f64::from(self.dashboards),
+        );
         if let (1.., Some(deliveries)) = (self.interval_ms, &driven.deliveries) {
-            findings = findings.exercised("events conflated away", deliveries.conflated());
+            report = report.exercised("events conflated away", deliveries.conflated());
         }
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 }

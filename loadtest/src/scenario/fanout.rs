@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::Events;
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::options::Common;
 use crate::report::Report;
@@ -88,12 +87,12 @@ impl Fanout {
             by => format!("of one {} each", format!("{by:?}").to_lowercase()),
         };
         let title = format!("{} subscribers {filter}{via}, one producer", self.subscribers);
-        let mut findings = Findings::new("fanout", title, self, common).of(&driven);
+        let mut report = Report::of("fanout", title, self, common, &driven);
         if let (Out::Names | Out::Group, Some(deliveries)) = (self.out_via, &driven.deliveries) {
-            findings = findings
+            report = report
                 .exercised("deliveries", driven.measured.count(Operation::Delivery))
                 .exercised("confirmations", deliveries.confirmed.get());
         }
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 }

@@ -3,7 +3,6 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::findings::Findings;
 use crate::options::Common;
 use crate::report::Report;
 use crate::scenario::traffic::Traffic;
@@ -29,7 +28,7 @@ impl Mixed {
         let site = Site::of(Target::new(&common.target).await?).await?;
         let workload = Workload { rate: common.profile(self.rate), ..self.traffic.workload(&site).await? };
         let driven = workload.drive(&site, common).await?;
-        let findings = Findings::new("mixed", self.traffic.title(), self, common).of(&driven);
-        Report::of_findings(self.traffic.exercised(findings, &driven), driven, site).await
+        let report = Report::of("mixed", self.traffic.title(), self, common, &driven);
+        self.traffic.exercised(report, &driven).finish(driven, site).await
     }
 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::connection::Connection;
 use crate::events::Events;
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::machine;
 use crate::measurement::Measured;
@@ -107,13 +106,12 @@ impl Overload {
         };
         let share = refused as f64 / (acknowledged + refused as f64).max(1.0) * 1e2;
         let memory = self.check_memory(common, &run, &driven.measured);
-        let findings = Findings::new("overload", title, self, common)
-            .of(&driven)
+        let report = Report::of("overload", title, self, common, &driven)
             .exercised("events refused with 503", refused)
             .exercised("answers of /health", driven.measured.count(Operation::Query))
             .result("refused", "%", share)
             .result_if_known("memory", "% of what the settings allow", memory);
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 
     /// Checks the peak memory of the server against what its settings allow, if both are known. Returns its share of it,

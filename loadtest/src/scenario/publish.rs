@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::answer;
 use crate::events::Events;
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
@@ -92,7 +91,7 @@ impl Publish {
         let mut workload = Workload::new(Operation::Acknowledgement, publishers);
         workload.rate = common.profile(self.rate);
         let driven = workload.drive(&site, common).await?;
-        let mut findings = Findings::new("publish", title, self, common).of(&driven);
+        let mut report = Report::of("publish", title, self, common, &driven);
         if let Some(level) = level {
             let reached = site.target.acknowledged_at(level).await? - before;
             let acknowledged = driven.run.verification.borrow().acknowledged;
@@ -101,13 +100,13 @@ impl Publish {
                     format!("{acknowledged} events were acknowledged, {reached} of them at the level {level}")
                 });
             }
-            findings = findings.exercised(&format!("events acknowledged as {level}"), reached);
+            report = report.exercised(&format!("events acknowledged as {level}"), reached);
         }
         if self.events.idempotency_keys {
             let repeated = repeat(&site, &first, ingress.dialect, &driven.run).await?;
-            findings = findings.exercised("events repeated under their keys", repeated);
+            report = report.exercised("events repeated under their keys", repeated);
         }
-        let mut report = Report::of_findings(findings, driven, site).await?;
+        let mut report = report.finish(driven, site).await?;
         if let Some(level) = level {
             report.acknowledged_means = level.to_owned();
         }

@@ -8,7 +8,6 @@ use crate::answer::{self, Answer};
 use crate::connection::{Connection, Scratch};
 use crate::events::Events;
 use crate::finding::Asked;
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
@@ -68,17 +67,17 @@ impl Query {
         let Self { readers, publishers, query_rate: Rate(query_rate), .. } = self;
         let title =
             format!("{readers} readers over {} stored events, {publishers} producers", grouped(site.stored as f64));
-        let mut findings = Findings::new("query", title, self, common).of(&driven);
-        findings.in_flight = u64::from(*readers);
-        if findings.asked.as_ref().is_none_or(|asked| !asked.missed) {
+        let mut report = Report::of("query", title, self, common, &driven);
+        report.in_flight = u64::from(*readers);
+        if report.asked.as_ref().is_none_or(|asked| !asked.missed) {
             let answered = driven.measured.count(Operation::Query) as f64 / driven.measured.elapsed.as_secs_f64();
-            findings.asked = query_rate.map(|asked| Asked {
+            report.asked = query_rate.map(|asked| Asked {
                 of: Operation::Query,
                 per_second: asked as f64,
                 missed: answered < asked as f64 * RATE_REACHED - f64::from(*readers),
             });
         }
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 }
 

@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::Events;
-use crate::findings::Findings;
 use crate::machine;
 use crate::numbers::grouped;
 use crate::options::Common;
@@ -73,19 +72,19 @@ impl SlowConsumer {
             bytes => format!("read {} bytes/s", grouped(f64::from(bytes))),
         };
         let title = format!("{} subscribers that keep up, {} that {slowness} for a while", self.fast, self.slow);
-        let mut findings = Findings::new("slow-consumer", title, self, common).of(&driven);
+        let mut report = Report::of("slow-consumer", title, self, common, &driven);
         for (name, latency) in ["before", "meanwhile", "afterwards"].iter().zip(&driven.measured.phases) {
-            findings = findings.result(&format!("{name} p99"), "ms", latency.p99 / 1e3);
+            report = report.result(&format!("{name} p99"), "ms", latency.p99 / 1e3);
         }
         let Slowness { fell_behind, missed, caught_up, .. } = &*driven.slowness;
         let cut_off = driven.deliveries.as_ref().map(|deliveries| deliveries.cut_off()).unwrap_or_default();
-        let findings = findings
+        let report = report
             .exercised("times that one fell behind", fell_behind.get() + cut_off.len() as u64)
             .result("behind at most", "events", missed.get() as f64)
             .result("caught up", "subscribers", f64::from(caught_up.get().0))
             .result("caught up within", "ms", caught_up.get().1.as_secs_f64() * 1e3)
             .result("cut off", "subscribers", cut_off.len() as f64)
             .noting(cut_off.first().map(|why| format!("The first was cut off with: {why}.")));
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 }

@@ -13,7 +13,6 @@ use tokio::select;
 use tokio::time::sleep;
 
 use crate::connection::Connection;
-use crate::findings::Findings;
 use crate::numbers::grouped;
 use crate::options::Common;
 use crate::query_client::QueryKind;
@@ -68,22 +67,22 @@ impl Soak {
         site.deleted = deleted.get();
 
         let title = format!("{} events/s, {}", grouped(self.rate as f64), self.traffic.title());
-        let mut findings = Findings::new("soak", title, self, common).of(&driven);
+        let mut report = Report::of("soak", title, self, common, &driven);
         for (name, unit, trend) in trends(&driven.measured.timeline) {
             let a_hour = trend.growth / trend.length * HOUR;
-            findings = findings.result(&format!("{name} growth"), &format!("{unit}/h"), a_hour);
-            findings = findings.result(&format!("{name} noise"), unit, trend.noise);
+            report = report.result(&format!("{name} growth"), &format!("{unit}/h"), a_hour);
+            report = report.result(&format!("{name} noise"), unit, trend.noise);
             let Trend { mean, growth, .. } = trend;
-            findings = findings.noting(trend.is_real().then(|| {
+            report = report.noting(trend.is_real().then(|| {
                 let (grew, share) = (if growth > 0.0 { "grew" } else { "fell" }, growth.abs() / mean * 100.0);
                 format!("The {name} {grew} by {:.3} {unit} ({share:.0} %) over the second half.", growth.abs())
             }));
         }
-        let mut findings = self.traffic.exercised(findings, &driven);
+        let mut report = self.traffic.exercised(report, &driven);
         if self.keep.is_some() {
-            findings = findings.exercised("events deleted", deleted.get());
+            report = report.exercised("events deleted", deleted.get());
         }
-        Report::of_findings(findings, driven, site).await
+        report.finish(driven, site).await
     }
 }
 

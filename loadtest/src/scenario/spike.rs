@@ -6,7 +6,6 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::findings::Findings;
 use crate::numbers::grouped;
 use crate::options::Common;
 use crate::report::Report;
@@ -68,23 +67,23 @@ impl Spike {
             self.spike_seconds,
             self.traffic.title()
         );
-        let mut findings = Findings::new("spike", title, self, common).of(&driven);
+        let mut report = Report::of("spike", title, self, common, &driven);
         for (name, latency) in ["before", "during", "after"].iter().zip(&driven.measured.phases) {
             for (percentile, us) in [("p50", latency.p50), ("p99", latency.p99), ("max", latency.max)] {
-                findings = findings.result(&format!("{name} the spike {percentile}"), "ms", us / 1e3);
+                report = report.result(&format!("{name} the spike {percentile}"), "ms", us / 1e3);
             }
         }
         let (usual, recovery) = recovery(&driven.measured.timeline, begin, end);
-        findings = findings.result("p99 of 0.1 s before the spike, at most", "ms", usual);
+        report = report.result("p99 of 0.1 s before the spike, at most", "ms", usual);
         // Where it took longer than the run lasted, that is what is known.
         let left = (driven.measured.elapsed.as_secs_f64() - end.as_secs_f64()).max(0.0);
-        findings = findings.result("recovery", "s", recovery.unwrap_or(left));
+        report = report.result("recovery", "s", recovery.unwrap_or(left));
         if recovery.is_none() {
-            findings = findings.noting(["The p99 was not back to what it had been before the spike.".to_owned()]);
+            report = report.noting(["The p99 was not back to what it had been before the spike.".to_owned()]);
         }
         let during = driven.measured.phases.get(1).map_or(0, |latency| latency.count);
-        let findings = self.traffic.exercised(findings, &driven).exercised("events of the spike", during);
-        Report::of_findings(findings, driven, site).await
+        let report = self.traffic.exercised(report, &driven).exercised("events of the spike", during);
+        report.finish(driven, site).await
     }
 }
 

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy};
 use crate::events::Events;
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::query_client::QueryKind;
+use crate::report::Report;
 use crate::schedule::Rate;
 use crate::tracker::Dialect;
 use crate::workload::{Driven, Ingress, Site, Workload};
@@ -88,14 +88,14 @@ impl Traffic {
     }
 
     /// How many of everything were counted: a run without one of them is not exercised.
-    pub fn exercised(&self, findings: Findings, driven: &Driven) -> Findings {
+    pub fn exercised(&self, report: Report, driven: &Driven) -> Report {
         let of = |kind| driven.measured.count(kind);
-        let findings = findings.exercised("events acknowledged", of(Operation::Acknowledgement));
-        let findings = match self.subscribers {
-            0 => findings,
-            _ => findings.exercised("deliveries", of(Operation::Delivery)),
+        let report = report.exercised("events acknowledged", of(Operation::Acknowledgement));
+        let report = match self.subscribers {
+            0 => report,
+            _ => report.exercised("deliveries", of(Operation::Delivery)),
         };
-        if self.readers > 0 { findings.exercised("queries answered", of(Operation::Query)) } else { findings }
+        if self.readers > 0 { report.exercised("queries answered", of(Operation::Query)) } else { report }
     }
 
     /// Subscribers, in equal parts of each kind of filter.

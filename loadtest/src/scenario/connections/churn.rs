@@ -11,14 +11,13 @@ use event_pipeline::wire::frame::{self, OpCode};
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
-use super::measurement::{Measurement, memory};
 use crate::connection::{Connection, PATIENCE, Scratch};
 use crate::events::{Events, PayloadBytes};
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
 use crate::read_back;
+use crate::report::Report;
 use crate::run::Run;
 use crate::schedule::Rate;
 use crate::subscriber::subscribe;
@@ -46,10 +45,10 @@ pub async fn storm(
     site: &Site,
     common: &Common,
     options: &impl Serialize,
-) -> anyhow::Result<Measurement> {
+) -> anyhow::Result<(Report, Rc<Run>)> {
     let target = &site.target;
     let subscribers = target.subscribers().await?;
-    let (memory_before, files_before) = (memory(target)?, open_files(target));
+    let (memory_before, files_before) = (target.memory()?, open_files(target));
     let ingress = Ingress { dialect: Dialect::WebSocket, connections: 1, events_each: 1, window: WINDOW, part: 1.0 };
     let publishers = site.publishers(&ingress, &EVENTS, 0, 1).await?;
     let workload = Workload::new(Operation::Connection, publishers);
@@ -79,12 +78,11 @@ pub async fn storm(
     failures.sort_unstable_by_key(|(_, count)| Reverse(*count));
     let title = format!("{} clients come and go, {} events/s meanwhile", clients, grouped(rate as f64));
     let megabytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / 1e6);
-    let mut findings = Findings::new("connections", title, options, common)
-        .of(&driven)
+    let mut report = Report::of("connections", title, options, common, &driven)
         .exercised("clients connected", driven.measured.count(Operation::Connection))
         .result("failed attempts", "", failures.iter().map(|(_, count)| *count as f64).sum())
         .result_if_known("memory before", "MB", megabytes(memory_before))
-        .result_if_known("memory after", "MB", megabytes(memory(target)?))
+        .result_if_known("memory after", "MB", megabytes(target.memory()?))
         .result_if_known("open files before", "", files_before)
         .result_if_known("open files after", "", open_files(target))
         .noting(failures.iter().take(FAILURES_TOLD).map(|(why, count)| {
@@ -92,9 +90,9 @@ pub async fn storm(
             format!("{count} attempts failed, over the whole run: {why}.")
         }));
     // Each client has one connection at a time.
-    findings.in_flight = clients as u64;
-    findings.read_back = read_back::check(site, &run).await?;
-    Ok(Measurement { findings, run, measured: driven.measured })
+    report.in_flight = clients as u64;
+    report.read_back = read_back::check(site, &run).await?;
+    Ok((report, run))
 }
 
 /// How many files the server has open, if it can be known.

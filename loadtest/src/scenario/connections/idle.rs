@@ -11,15 +11,14 @@ use serde_json::json;
 use tokio::select;
 use tokio::time::sleep;
 
-use super::measurement::{Measurement, memory};
 use crate::connection::Connection;
 use crate::deliveries::{Audience, Deliveries, FilterBy, Way};
 use crate::events::{Keys, Names, content};
-use crate::findings::Findings;
 use crate::latency::Operation;
 use crate::numbers::grouped;
 use crate::options::Common;
 use crate::read_back;
+use crate::report::Report;
 use crate::requests::{Framing, Requests};
 use crate::run::Run;
 use crate::schedule::Clock;
@@ -41,9 +40,9 @@ pub async fn idle(
     site: &Site,
     common: &Common,
     options: &impl Serialize,
-) -> anyhow::Result<(Measurement, Tasks)> {
+) -> anyhow::Result<((Report, Rc<Run>), Tasks)> {
     let run = Run::in_phases(Operation::Connection, site.newest, STEP, &[]);
-    let before = memory(&site.target)?;
+    let before = site.target.memory()?;
     let names = Names { sessions: (0..size).map(session).collect(), ..Names::default() };
     let deliveries = Rc::new(Deliveries::new(site.newest, names, &[Audience::new(FilterBy::Session, size)], 0, None));
     let ramp =
@@ -82,7 +81,7 @@ pub async fn idle(
     deliveries.check(&run, false).await;
     let reached = woken.elapsed();
     let title = format!("{} subscribers connect, {at_once} at a time, and idle", grouped(count as f64));
-    let mut findings = Findings::new("connections", title, options, common)
+    let mut report = Report::new("connections", title, options, common, &run, &measured)
         .exercised("subscribers connected", count as u64)
         .exercised("events that reached them", run.counted(Operation::Delivery))
         .result("all connected within", "s", measured.elapsed.as_secs_f64())
@@ -90,15 +89,15 @@ pub async fn idle(
     if let (Some(first), Some(last), Some(before)) = (first, last, before) {
         let each = last.memory_bytes.saturating_sub(before) as f64 / count as f64;
         let processors = (last.cpu - first.cpu).as_secs_f64() / idled;
-        findings = findings
+        report = report
             .result("memory", "MB", last.memory_bytes as f64 / 1e6)
             .result("memory before they came", "MB", before as f64 / 1e6)
             .result("each connection", "bytes", each)
             .result("idling", "% of a processor", processors * 1e2);
     }
-    findings.in_flight = u64::from(at_once);
-    findings.read_back = read_back::check(site, &run).await?;
-    Ok((Measurement { findings, run, measured }, tasks))
+    report.in_flight = u64::from(at_once);
+    report.read_back = read_back::check(site, &run).await?;
+    Ok(((report, run), tasks))
 }
 
 /// The session that a subscriber subscribes to.
