@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Command};
 
 use crate::interrupt::Interrupt;
 use crate::schedule::{Profile, Rate};
@@ -31,6 +31,12 @@ pub struct Common {
 
 fn warm_up(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|seconds| (0.0..=3_600.0).contains(seconds)).ok_or("not a number from 0 to 3600")
+}
+
+/// The options of a scenario that is called without any.
+pub fn defaults<A: Args>() -> A {
+    let matches = A::augment_args(Command::new("")).get_matches_from([""]);
+    A::from_arg_matches(&matches).expect("no option is required")
 }
 
 impl Common {

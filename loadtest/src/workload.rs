@@ -82,6 +82,14 @@ pub struct Ingress {
     pub part: f64,
 }
 
+impl Ingress {
+    /// One that takes the whole rate.
+    pub fn new(dialect: Dialect, connections: u32, events_each: u32, window: u32) -> Self {
+        let [connections, events_each, window] = [connections, events_each, window].map(|count| count as usize);
+        Self { dialect, connections, events_each, window, part: 1.0 }
+    }
+}
+
 /// The server of a run, and what it had stored before.
 pub struct Site {
     pub target: Rc<Target>,

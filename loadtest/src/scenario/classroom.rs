@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser};
+use clap::Args;
 use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy};
@@ -13,7 +13,7 @@ use crate::events::{Keys, Names, content};
 use crate::latency::Operation;
 use crate::machine;
 use crate::numbers::grouped;
-use crate::options::Common;
+use crate::options::{Common, defaults};
 use crate::recording::{self, Recording, mark};
 use crate::report::Report;
 use crate::requests::{Framing, Requests};
@@ -75,12 +75,7 @@ impl FromStr for Speed {
 impl Classroom {
     /// So many classes, each as by default.
     pub fn of(classes: u32) -> Self {
-        #[derive(Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            classroom: Classroom,
-        }
-        Self { classes, ..Defaults::parse_from([""]).classroom }
+        Self { classes, ..defaults() }
     }
 
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {

@@ -1,12 +1,12 @@
 //! The scenario `fanout`: how fast stored events reach their subscribers.
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::deliveries::{Audience, FilterBy, Way};
 use crate::events::Events;
 use crate::latency::Operation;
-use crate::options::Common;
+use crate::options::{Common, defaults};
 use crate::report::Report;
 use crate::requests::{Framing, Requests};
 use crate::schedule::Rate;
@@ -55,12 +55,7 @@ pub enum Out {
 
 impl Default for Fanout {
     fn default() -> Self {
-        #[derive(Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            fanout: Fanout,
-        }
-        Defaults::parse_from([""]).fanout
+        defaults()
     }
 }
 

@@ -66,19 +66,12 @@ impl Overload {
         machine::ensure_open_files(sockets + posting)?;
         let site = Site::of(Target::new(&common.target.with_slots(0, sockets + posting + 1)).await?).await?;
         let producers = sockets + 1;
-        let ingress = |dialect, connections, events_each, window| Ingress {
-            dialect,
-            connections,
-            events_each,
-            window,
-            part: 1.0,
-        };
-        let socket = ingress(Dialect::WebSocket, sockets, 1, self.window as usize);
+        let socket = Ingress::new(Dialect::WebSocket, self.ws, 1, self.window);
         let mut publishers = site.publishers(&socket, &self.events, 0, producers).await?;
         // Their latency depends on their own window: they send on into the buffers of the system.
         publishers.iter_mut().for_each(|publisher| publisher.is_timed = false);
         // All connections send the same rendered requests.
-        let posts = ingress(Dialect::Http, 1, self.batch as usize, 1);
+        let posts = Ingress::new(Dialect::Http, 1, self.batch, 1);
         publishers.extend(site.publishers(&posts, &self.events, sockets, producers).await?);
         let requests = publishers[sockets].requests.clone();
         for _ in 1..posting {

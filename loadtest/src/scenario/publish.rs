@@ -1,13 +1,13 @@
 //! The scenario `publish`: how fast events are stored and acknowledged.
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::answer;
 use crate::events::Events;
 use crate::latency::Operation;
 use crate::numbers::grouped;
-use crate::options::Common;
+use crate::options::{Common, defaults};
 use crate::report::Report;
 use crate::requests::Requests;
 use crate::run::Run;
@@ -62,12 +62,7 @@ pub enum Via {
 
 impl Default for Publish {
     fn default() -> Self {
-        #[derive(Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            publish: Publish,
-        }
-        Defaults::parse_from([""]).publish
+        defaults()
     }
 }
 
@@ -130,8 +125,7 @@ impl Publish {
         };
         let in_flight = grouped(f64::from(window * self.batch));
         let title = format!("{each}, {connections} connections × {in_flight} events in flight");
-        let (connections, window) = (connections as usize, window as usize);
-        (Ingress { dialect, connections, events_each: self.batch as usize, window, part: 1.0 }, title)
+        (Ingress::new(dialect, connections, self.batch, window), title)
     }
 }
 

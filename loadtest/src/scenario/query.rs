@@ -57,11 +57,10 @@ impl Query {
         let target = Target::new(&common.target).await?;
         fill(&target, &self.events, self.stored, &Scratch::default()).await?;
         let site = Site::of(target).await?;
-        let (connections, window) = (self.publishers as usize, self.window as usize);
-        let ingress = Ingress { dialect: Dialect::WebSocket, connections, events_each: 1, window, part: 1.0 };
-        let publishers = site.publishers(&ingress, &self.events, 0, connections).await?;
+        let ingress = Ingress::new(Dialect::WebSocket, self.publishers, 1, self.window);
+        let publishers = site.publishers(&ingress, &self.events, 0, ingress.connections).await?;
         let readers = site.readers(self.readers, &self.ask, self.query_rate, self.events.sessions).await?;
-        let rate = common.profile(self.rate).filter(|_| connections > 0);
+        let rate = common.profile(self.rate).filter(|_| self.publishers > 0);
         let workload = Workload { readers: Some(readers), rate, ..Workload::new(Operation::Query, publishers) };
         let driven = workload.drive(&site, common).await?;
         let Self { readers, publishers, query_rate: Rate(query_rate), .. } = self;

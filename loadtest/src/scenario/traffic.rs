@@ -14,10 +14,10 @@ use crate::tracker::Dialect;
 use crate::workload::{Driven, Ingress, Site, Workload};
 
 /// Events in each request of a producer that sends many.
-const MANY: usize = 100;
+const MANY: u32 = 100;
 
 /// Events in flight of a producer on a WebSocket.
-const WINDOW: usize = 1_024;
+const WINDOW: u32 = 1_024;
 
 /// How many clients of each kind take part.
 #[derive(Args, Debug, Clone, Serialize)]
@@ -51,17 +51,10 @@ impl Traffic {
     /// # Errors
     /// Nobody is to publish, or the server does not let one in.
     pub async fn workload(&self, site: &Site) -> anyhow::Result<Workload> {
-        let ingress = |dialect, connections: u32, events_each, window| Ingress {
-            dialect,
-            connections: connections as usize,
-            events_each,
-            window,
-            part: 1.0,
-        };
         let ingresses = [
-            ingress(Dialect::Http, self.http, 1, 1),
-            ingress(Dialect::WebSocket, self.ws, 1, WINDOW),
-            ingress(Dialect::Http, self.ndjson, MANY, 1),
+            Ingress::new(Dialect::Http, self.http, 1, 1),
+            Ingress::new(Dialect::WebSocket, self.ws, 1, WINDOW),
+            Ingress::new(Dialect::Http, self.ndjson, MANY, 1),
         ];
         let ingresses = ingresses.into_iter().filter(|ingress| ingress.connections > 0).collect::<Vec<_>>();
         ensure!(!ingresses.is_empty(), "nobody publishes: --http, --ws and --ndjson are all 0");

@@ -30,7 +30,7 @@ const EVENTS: Events =
     Events { sessions: 100, users: 100, skew: 0.0, payload_bytes: PayloadBytes(Some(40)), idempotency_keys: false };
 
 /// Events of the producer in flight.
-const WINDOW: usize = 1_024;
+const WINDOW: u32 = 1_024;
 
 /// The pause before something is tried again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -49,7 +49,7 @@ pub async fn storm(
     let target = &site.target;
     let subscribers = target.subscribers().await?;
     let (memory_before, files_before) = (target.memory()?, open_files(target));
-    let ingress = Ingress { dialect: Dialect::WebSocket, connections: 1, events_each: 1, window: WINDOW, part: 1.0 };
+    let ingress = Ingress::new(Dialect::WebSocket, 1, 1, WINDOW);
     let publishers = site.publishers(&ingress, &EVENTS, 0, 1).await?;
     let workload = Workload::new(Operation::Connection, publishers);
     let mut started = Workload { rate: common.profile(Rate(Some(rate))), ..workload }.start(site);
