@@ -25,7 +25,7 @@ use crate::tracker::{Dialect, RequestTracker};
 /// Events beyond what a schedule of that many can be expected to be off by chance, in standard deviations.
 const BY_CHANCE: f64 = 5.0;
 
-/// Who takes part in a run.
+/// The clients of a run, connected, and how fast they are to go.
 pub struct Workload {
     /// What the run counts.
     pub counted: Operation,
@@ -56,7 +56,7 @@ pub struct Publisher {
 
 /// A producer's part in a rate.
 pub enum Turn {
-    /// The n-th of so many producers that share a part of the rate equally.
+    /// An equal share: this is producer `number` of `of` producers, which together have `part` of the rate.
     Share { part: f64, number: usize, of: usize },
     /// Times of its own.
     Own(Arrivals),

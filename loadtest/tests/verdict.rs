@@ -65,7 +65,7 @@ enum Fault {
     Stalls,
     /// It takes 20 ms for each read of a socket.
     IsSlow,
-    /// It lets nobody in who comes to subscribe or to ask for its health, once it has said what it is.
+    /// It closes each connection that subscribes, and answers `/health` only once.
     TurnsVisitorsAway,
     /// It sends dashboards every event.
     ConflatesNothing,

@@ -192,12 +192,12 @@ impl<'p> Target<'p> {
     }
 }
 
-/// Whether a parameter is known.
 /// A path as the route table has it.
 pub(super) fn without_prefix(path: &str) -> &str {
     path.strip_prefix(PREFIX).unwrap_or(path)
 }
 
+/// Whether a parameter is known.
 pub(super) fn is_known(parameters: ParameterGroups, name: &str) -> bool {
     parameters.iter().copied().flatten().any(|known| match known.ends_with('.') {
         true => name.starts_with(known),

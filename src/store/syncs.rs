@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::Durability;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// What a sync is for, and who waits for it.
+/// A kind of sync: which file it brings to the disk, and which clients wait until it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncOf {
     /// A commit: its pages are written to the write-ahead log and synced. Its producers wait.
