@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
+use event_pipeline::auth::AccessError;
 use event_pipeline::config::{Config, LoadedConfig, LogFormat};
 use event_pipeline::server;
 use tracing_subscriber::EnvFilter;
@@ -22,7 +23,8 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     match cli::parse() {
         cli::Invocation::Serve(flags) => serve(&flags),
-        cli::Invocation::ShowConfig(show, flags) => show_config(&show, &flags),
+        cli::Invocation::ShowConfig(show, flags) => with_config(&flags, |loaded| show.run(loaded).map_err(Into::into)),
+        cli::Invocation::Keys(keys, flags) => with_config(&flags, |loaded| keys.run(loaded.config())),
         cli::Invocation::Command(command) => run(command),
     }
 }
@@ -38,13 +40,20 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     }
     match server::run(loaded.into_config()) {
         Ok(()) => ExitCode::SUCCESS,
+        // It says in two lines of their own what mends it.
+        Err(server::Error::Access(error @ AccessError::Unauthenticated(_))) => {
+            eprintln!("event-pipeline: {error}");
+            ExitCode::from(USAGE)
+        }
+        Err(error @ server::Error::Access(_)) => fail(USAGE, error),
         Err(error) => fail(FAILURE, anyhow::Error::new(error)),
     }
 }
 
-fn show_config(show: &cli::Show, flags: &ArgMatches) -> ExitCode {
+/// Runs a command that reads the configuration of the server.
+fn with_config(flags: &ArgMatches, run: impl FnOnce(&LoadedConfig) -> anyhow::Result<()>) -> ExitCode {
     match LoadedConfig::load(flags) {
-        Ok(loaded) => end(show.run(&loaded).map_err(Into::into)),
+        Ok(loaded) => end(run(&loaded)),
         Err(error) => fail(USAGE, error),
     }
 }

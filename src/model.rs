@@ -425,9 +425,9 @@ fn open_name(subscriptions: &Subscriptions, own_start: Seq) {
     let durable = Durable { name: "board".to_owned(), is_group: false, ack_wait: Duration::ZERO };
     let filters = Filters::parse(&Map::new()).expect("no filters");
     loop {
-        let known = subscriptions.find(&durable);
+        let known = subscriptions.find("", &durable);
         let start = known.as_ref().map_or(own_start, |known| known.position());
-        let opened = block_on(subscriptions.open(&durable, &filters, start, known.as_ref()));
+        let opened = block_on(subscriptions.open(("", &durable), &filters, start, known.as_ref()));
         if let Some(opened) = opened.expect("there is room") {
             assert_eq!(opened.position(), start, "it is served from another position than the stored one");
             return;
@@ -462,8 +462,7 @@ fn an_opened_name_begins_at_its_stored_position_and_is_known_only_while_it_is_st
         let parts = write_until_through(parts, &through, 3);
         opening.into_iter().for_each(|opening| opening.join().expect("it ends"));
         deleting.join().expect("it ends");
-        let known: Vec<_> =
-            subscriptions.all().iter().map(|known| (known.name().to_owned(), known.position())).collect();
+        let known: Vec<_> = subscriptions.all().iter().map(|known| (known.name().stored(), known.position())).collect();
         let stored = store.reader().durable_subscriptions().expect("readable").into_iter();
         assert_eq!(known, stored.map(|kept| (kept.name.to_string(), kept.position)).collect::<Vec<_>>());
         drop(parts);

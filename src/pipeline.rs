@@ -63,6 +63,8 @@ pub struct Subscriber {
     pub filter: Filter,
     /// The durable subscription that it is served, or the group that it is a member of.
     pub name: Option<String>,
+    /// Where its client belongs (`Principal::space`).
+    pub space: Box<str>,
 }
 
 #[derive(Debug)]
@@ -73,11 +75,18 @@ struct Registered {
 }
 
 impl Pipeline {
-    pub fn new(config: Config, store: Store, hub: Arc<Hub>, subscriptions: Subscriptions, parsing: Handle) -> Self {
+    pub fn new(
+        config: Config,
+        access: Access,
+        store: Store,
+        hub: Arc<Hub>,
+        subscriptions: Subscriptions,
+        parsing: Handle,
+    ) -> Self {
         let (shutting_down, heard) = watch::channel(false);
         Self {
             types: Arc::new(config.event_types.clone()),
-            access: Access::new(&config),
+            access,
             bodies: Budget::of_bytes(config.max_bodies_bytes),
             pages: Budget::of_bytes(config.max_pages_bytes),
             searches: Semaphore::new(config.network_threads),
@@ -233,7 +242,8 @@ impl Pipeline {
     pub(crate) fn of_test(config: Config, store: Store, hub: Arc<Hub>, parsing: Handle) -> Arc<Self> {
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
-        Arc::new(Self::new(config, store, hub, subscriptions, parsing))
+        let access = Access::new(&config).expect("nothing is asked of it");
+        Arc::new(Self::new(config, access, store, hub, subscriptions, parsing))
     }
 }
 

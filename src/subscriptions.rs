@@ -76,6 +76,7 @@ enum Consumer {
 #[derive(Debug)]
 pub struct Summary {
     pub name: String,
+    pub space: String,
     pub filters: Map<String, Value>,
     pub filter: Filter,
     pub position: Seq,
@@ -108,8 +109,29 @@ impl OpenError {
     }
 }
 
-/// Stands before the name under which a group is stored. No name of a client can begin with it.
+/// Stands before the name of a group, because a group and a durable subscription may have the same name.
 const GROUP_PREFIX: &str = "group:";
+
+/// A name of a durable subscription, with `group:` before that of a group, and the space in which it is one
+/// (`Principal::space`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name<'n> {
+    pub space: &'n str,
+    pub name: &'n str,
+}
+
+impl<'n> Name<'n> {
+    /// As it is stored. No name has the slash, a space may have it. The names of the time before there were spaces are in
+    /// the empty one.
+    pub fn stored(&self) -> String {
+        if self.space.is_empty() { self.name.to_owned() } else { format!("{}/{}", self.space, self.name) }
+    }
+
+    fn of_stored(stored: &'n str) -> Self {
+        let (space, name) = stored.rsplit_once('/').unwrap_or(("", stored));
+        Self { space, name }
+    }
+}
 
 impl Subscriptions {
     /// The subscriptions of a store, and the dispatchers of their groups, which the caller has to run.
@@ -137,8 +159,8 @@ impl Subscriptions {
     }
 
     /// The subscription that a request names, if it is known.
-    pub fn find(&self, durable: &Durable) -> Option<Arc<Subscription>> {
-        self.by_name.lock().get(&key(durable)).cloned()
+    pub fn find(&self, space: &str, durable: &Durable) -> Option<Arc<Subscription>> {
+        self.by_name.lock().get(&key(space, durable)).cloned()
     }
 
     /// Opens the subscription that a request names: the `known` one, or a new one that begins after `position`. It is stored
@@ -149,12 +171,12 @@ impl Subscriptions {
     /// There are too many subscriptions, or the store cannot store this one.
     pub async fn open(
         &self,
-        durable: &Durable,
+        (space, durable): (&str, &Durable),
         filters: &Filters,
         position: Seq,
         known: Option<&Arc<Subscription>>,
     ) -> Result<Option<Arc<Subscription>>, OpenError> {
-        let name = key(durable);
+        let name = key(space, durable);
         let subscription = {
             let mut by_name = self.by_name.lock();
             match (by_name.get(&name), known) {
@@ -207,13 +229,13 @@ impl Subscriptions {
     /// The request has other filters than the present members.
     pub fn join(&self, subscription: &Arc<Subscription>, request: &Subscribe, id: u32) -> Result<Member, OpenError> {
         let mut state = subscription.state.lock();
-        let has_filters = !request.filters.asked().is_empty();
-        let differs = has_filters && request.filters.filter != state.filters.filter;
+        // Also where the client has named no filter, and those of the group are wider than its key allows.
+        let differs = request.filters.filter != state.filters.filter;
         if let Consumer::Group(group) = &state.consumer
             && let Some(member) = group.join(id)
         {
             return match differs {
-                true => Err(OpenError::OtherFilters(subscription.name[GROUP_PREFIX.len()..].to_owned())),
+                true => Err(OpenError::OtherFilters(subscription.name().name[GROUP_PREFIX.len()..].to_owned())),
                 false => Ok(member),
             };
         }
@@ -306,8 +328,9 @@ fn is_current(by_name: &HashMap<String, Arc<Subscription>>, subscription: &Arc<S
 }
 
 /// The name under which a subscription is stored.
-fn key(durable: &Durable) -> String {
-    if durable.is_group { format!("{GROUP_PREFIX}{}", durable.name) } else { durable.name.clone() }
+fn key(space: &str, durable: &Durable) -> String {
+    let prefix = if durable.is_group { GROUP_PREFIX } else { "" };
+    Name { space, name: &format!("{prefix}{}", durable.name) }.stored()
 }
 
 impl Subscription {
@@ -315,9 +338,8 @@ impl Subscription {
         Arc::new(Self { name, store: store.clone(), state: Mutex::new(state), stored })
     }
 
-    /// The name under which it is stored.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> Name<'_> {
+        Name::of_stored(&self.name)
     }
 
     /// Everything up to this event is confirmed.
@@ -339,7 +361,7 @@ impl Subscription {
     pub fn take_over(&self, filters: &Filters) -> oneshot::Receiver<Ending> {
         let (end, ended) = oneshot::channel();
         let mut state = self.state.lock();
-        if !filters.asked().is_empty() {
+        if filters.filter != state.filters.filter {
             state.set_filters(filters.clone());
         }
         if state.lifecycle == Lifecycle::Deleted {
@@ -406,7 +428,8 @@ impl Subscription {
             Consumer::Group(group) => group.counts(),
         };
         Summary {
-            name: self.name.to_string(),
+            name: self.name().name.to_owned(),
+            space: self.name().space.to_owned(),
             filters: state.filters.asked().clone(),
             filter: state.filters.filter.clone(),
             position: state.position,

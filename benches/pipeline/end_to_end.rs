@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use event_pipeline::auth::Access;
 use event_pipeline::config::Config;
 use event_pipeline::doorbell::Doorbell;
 use event_pipeline::event::{Filter, Parser};
@@ -59,7 +60,9 @@ impl Server {
         }));
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
-        Self { pipeline: Arc::new(Pipeline::new(config, store, hub, subscriptions, parsing)), threads, _folder: folder }
+        let access = Access::new(&config).expect("no keys file");
+        let pipeline = Arc::new(Pipeline::new(config, access, store, hub, subscriptions, parsing));
+        Self { pipeline, threads, _folder: folder }
     }
 
     fn feed(&self) -> Feed {

@@ -32,7 +32,7 @@ pub fn query(c: &mut Criterion) {
         });
         group.bench_function("one event", |b| {
             let (record, id) = (open(rows), middle.id().to_string());
-            b.iter(|| record.store.reader().event(&id).expect("readable").expect("an event"));
+            b.iter(|| record.store.reader().event(&id, &Filter::default()).expect("readable").expect("an event"));
         });
         group.bench_function("statistics", |b| {
             let record = open(rows);

@@ -1,67 +1,61 @@
-//! Who may do what, how often, and over how many connections.
+//! Who may do what, from which web pages, how often, and over how many connections.
 
 mod key;
+mod keys;
+mod keys_file;
 mod network;
+mod pages;
 mod principal;
 mod rate;
 mod slots;
 
-use hyper::HeaderMap;
-use hyper::header::ORIGIN;
-
-use crate::config::{Config, CorsOrigins};
-use key::Key;
+use crate::config::Config;
+use keys::Keys;
+use pages::Pages;
 use rate::Rates;
 use slots::Slots;
 
-pub use principal::{Caller, Principal};
-pub use rate::Class;
+pub use key::NewKey;
+pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
+pub use principal::{Caller, Principal, Scope};
 pub use slots::Slot;
 
 /// The rules of access that the configuration sets, and what they have counted so far.
 #[derive(Debug)]
 pub struct Access {
-    pub key: Key,
-    /// The origins whose web pages may use the server.
-    pub origins: CorsOrigins,
+    pub keys: Keys,
+    pub pages: Pages,
     pub rates: Rates,
     /// For WebSockets.
     pub slots: Slots,
 }
 
-impl Access {
-    pub fn new(config: &Config) -> Self {
-        Self {
-            key: Key::new(config.require_auth, &config.api_key),
-            origins: config.cors_origins.clone(),
-            rates: Rates::new(config),
-            slots: Slots::new(config.max_ws_connections_per_ip),
-        }
-    }
-
-    /// Whether a request with these headers may come from where it comes from. A client that sends no `Origin` is no web
-    /// page, and may.
-    pub fn allows_origin(&self, headers: &HeaderMap) -> bool {
-        headers.get(ORIGIN).is_none_or(|origin| origin.to_str().is_ok_and(|origin| self.origins.allows(origin)))
-    }
+/// Why the server does not start with such rules of access.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(transparent)]
+    Keys(#[from] KeysFileError),
+    #[error(
+        "HOST {0} can be reached from other machines, and no client would be asked for a key. Make a key, or allow that:
+  event-pipeline keys add NAME --scope publish --scope subscribe --scope query
+  ALLOW_UNAUTHENTICATED=true event-pipeline"
+    )]
+    Unauthenticated(std::net::IpAddr),
 }
 
-#[cfg(test)]
-mod tests {
-    use hyper::header::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn only_listed_origins_are_allowed() {
-        let cors_origins = CorsOrigins::List(vec!["https://school.example".into()]);
-        let access = Access::new(&Config { cors_origins, ..Config::default() });
-        let allowed =
-            |origin| access.allows_origin(&HeaderMap::from_iter([(ORIGIN, HeaderValue::from_static(origin))]));
-        assert!(allowed("https://school.example"));
-        assert!(!allowed("http://school.example"));
-        assert!(!allowed("https://school.example.evil.example"));
-        assert!(!allowed("null"));
-        assert!(access.allows_origin(&HeaderMap::new()), "no web page");
+impl Access {
+    /// # Errors
+    /// The keys file cannot be used, or other machines could reach the server without a key.
+    pub fn new(config: &Config) -> Result<Self, AccessError> {
+        let keys = Keys::new(config)?;
+        if !keys.are_required() && !config.host.to_canonical().is_loopback() && !config.allow_unauthenticated {
+            return Err(AccessError::Unauthenticated(config.host));
+        }
+        Ok(Self {
+            pages: Pages::new(config, keys.are_required()),
+            keys,
+            rates: Rates::new(config),
+            slots: Slots::new(config.max_ws_connections_per_ip),
+        })
     }
 }

@@ -1,37 +1,248 @@
 //! What a client may see and do.
 
+use std::future::pending;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::event::Filter;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::event::{Columns, Filter, Timestamp};
 use crate::wire::Refusal;
 
-/// What the key of a request gives a right to. `Key::authorize` alone decides it, and whatever
-/// acts for a client gets it from there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a client hears that shows no key, or one that is unknown.
+pub(super) const MISSING: &str = "Missing or wrong API key";
+
+/// What a client may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// To publish events.
+    Publish,
+    /// To get events live: over a WebSocket or an event stream.
+    Subscribe,
+    /// To read what is stored.
+    Query,
+    /// To delete.
+    Admin,
+    /// To read figures about the server itself.
+    Metrics,
+}
+
+impl Scope {
+    pub const ALL: [Self; 5] = [Self::Publish, Self::Subscribe, Self::Query, Self::Admin, Self::Metrics];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+            Self::Query => "query",
+            Self::Admin => "admin",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+/// What the key of a request gives a right to. `Keys::authorize` alone decides it, and whatever acts for a client gets it
+/// from there.
+#[derive(Debug, Clone)]
 pub enum Principal {
     /// No key was asked for, because the request sees no event.
     Anonymous,
-    /// Every event, and every request: there is one key today, and it opens everything.
+    /// Every event, and every request: the `API_KEY` was shown, or the server asks for no key.
     Everything,
+    /// What a named key grants.
+    Granted(Arc<Grant>),
+}
+
+/// The rights of one key.
+#[derive(Debug)]
+pub struct Grant {
+    /// The id of the key.
+    pub id: Box<str>,
+    /// The name of the key.
+    pub name: Box<str>,
+    pub scopes: Vec<Scope>,
+    /// Which events there are for this client; `None`: all.
+    pub pins: Option<Filter>,
+    /// Where the names of its subscriptions and its idempotency keys belong.
+    pub space: Box<str>,
+    pub expires: Option<Timestamp>,
+    revocation: Revocation,
+}
+
+#[derive(Debug, Default)]
+struct Revocation {
+    is_revoked: AtomicBool,
+    revoked: Notify,
+}
+
+impl Grant {
+    pub fn new(
+        (id, name): (&str, &str),
+        scopes: Vec<Scope>,
+        pins: Option<Filter>,
+        space: &str,
+        expires: Option<Timestamp>,
+    ) -> Self {
+        let revocation = Revocation::default();
+        Self { id: id.into(), name: name.into(), scopes, pins, space: space.into(), expires, revocation }
+    }
+
+    /// Ends what clients do with it. Its open connections end within moments.
+    pub fn revoke(&self) {
+        self.revocation.is_revoked.store(true, Ordering::Release);
+        self.revocation.revoked.notify_waiters();
+    }
+
+    pub fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= Timestamp::now())
+    }
+
+    fn is_over(&self) -> bool {
+        self.revocation.is_revoked.load(Ordering::Acquire) || self.has_expired()
+    }
+
+    /// How long to wait before the clock is looked at again: it may be set, or the machine may sleep.
+    const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+    /// Resolves once the key is revoked or has expired.
+    async fn over(&self) {
+        loop {
+            // Made before the look at the flag, so that no revocation is missed.
+            let revoked = self.revocation.revoked.notified();
+            if self.is_over() {
+                return;
+            }
+            let looked_again = async {
+                match self.expires.map(|expires| (expires.0 - Timestamp::now().0).max(0) as u64) {
+                    Some(micros) => sleep(Duration::from_micros(micros).min(Self::LOOK_AGAIN)).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = revoked => {}
+                () = looked_again => {}
+            }
+        }
+    }
 }
 
 impl Principal {
+    /// Whether the client may make such a request.
+    ///
+    /// # Errors
+    /// `ScopeMissing`.
+    pub fn may(&self, scope: Scope) -> Result<(), Refusal> {
+        match self {
+            Self::Granted(grant) if !grant.scopes.contains(&scope) => Err(Refusal::ScopeMissing(scope.name())),
+            _ => Ok(()),
+        }
+    }
+
     /// What remains of a filter for this principal. Every filter of a client goes through here before it selects events.
     ///
     /// # Errors
-    /// `Unauthorized` where nothing remains.
-    pub fn narrow(self, filter: Filter) -> Result<Filter, Refusal> {
+    /// `Unauthorized` for a principal without any right.
+    pub fn narrow(&self, filter: Filter) -> Result<Filter, Refusal> {
         match self {
-            Self::Anonymous => Err(Refusal::Unauthorized),
+            Self::Anonymous => Err(Refusal::Unauthorized(MISSING)),
             Self::Everything => Ok(filter),
+            Self::Granted(grant) => Ok(grant.pins.as_ref().map_or(filter.clone(), |pins| filter.within(pins))),
+        }
+    }
+
+    /// Which events there are for this client; `None`: all.
+    pub fn pins(&self) -> Option<&Filter> {
+        match self {
+            Self::Granted(grant) => grant.pins.as_ref(),
+            Self::Anonymous | Self::Everything => None,
+        }
+    }
+
+    /// Whether there is such an event for this client.
+    pub fn sees(&self, event: &Columns<'_>) -> bool {
+        self.pins().is_none_or(|pins| pins.matches(event))
+    }
+
+    /// Checks that figures of all events may be shown.
+    ///
+    /// # Errors
+    /// `Pinned`.
+    pub fn sees_all(&self) -> Result<(), Refusal> {
+        match self.pins() {
+            Some(_) => Err(Refusal::Pinned("The key is for some events only, and these figures count all".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the names of its subscriptions and its idempotency keys belong. The rows of the time before there were named
+    /// keys are in the empty one.
+    pub fn space(&self) -> &str {
+        match self {
+            Self::Granted(grant) => &grant.space,
+            Self::Anonymous | Self::Everything => "",
+        }
+    }
+
+    /// Whether it sees the subscriptions of every space.
+    pub fn sees_every_space(&self) -> bool {
+        match self {
+            Self::Anonymous => false,
+            Self::Everything => true,
+            Self::Granted(grant) => grant.pins.is_none() && grant.scopes.contains(&Scope::Admin),
+        }
+    }
+
+    /// Whether the key has been revoked or has expired since it was shown.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Granted(grant) if grant.is_over())
+    }
+
+    /// Resolves once the key is revoked or has expired. Cancel-safe.
+    pub async fn over(&self) {
+        match self {
+            Self::Granted(grant) => grant.over().await,
+            Self::Anonymous | Self::Everything => pending().await,
         }
     }
 }
 
 /// The client of one request or one WebSocket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// Counts in the rates.
     pub ip: IpAddr,
     pub principal: Principal,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn granted(expires: Option<Timestamp>) -> Principal {
+        Principal::Granted(Arc::new(Grant::new(("id", "name"), vec![Scope::Query], None, "space", expires)))
+    }
+
+    #[test]
+    fn a_grant_ends_when_it_is_revoked_or_expires() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let principal = granted(None);
+        let Principal::Granted(grant) = &principal else { unreachable!() };
+        let mut over = pin!(principal.over());
+        assert!(over.as_mut().poll(&mut cx).is_pending() && !principal.is_over());
+        grant.revoke();
+        assert!(over.as_mut().poll(&mut cx).is_ready() && principal.is_over());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let expired = granted(Some(Timestamp(1)));
+        runtime.block_on(expired.over());
+        assert!(expired.is_over() && !granted(Some(Timestamp(i64::MAX))).is_over());
+    }
 }

@@ -1,4 +1,6 @@
-//! How often one client may send requests (`RATE_LIMIT_…`).
+//! How often one client may send requests (`RATE_LIMIT_…`). What a request needs a scope for decides in which rate it counts.
+//! The handshake of a WebSocket counts as one request, together with a subscriber's first message. After that each message
+//! of a publisher and each `update_filters` of a subscriber counts.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,18 +11,9 @@ use governor::clock::Clock;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::network::network;
+use super::principal::Scope;
 use crate::config::{Config, Rate};
 use crate::wire::Refusal;
-
-/// What a request does; each class has a rate of its own. The handshake of a WebSocket counts as one request, together
-/// with a subscriber's first message. After that each message of a publisher and each `update_filters` of a subscriber
-/// counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    Publish,
-    Query,
-    Admin,
-}
 
 /// Counts the requests of each client.
 pub struct Rates {
@@ -44,11 +37,12 @@ impl Rates {
     /// # Errors
     /// `RateLimited`, with the time to wait.
     #[inline]
-    pub fn check(&self, class: Class, ip: IpAddr) -> Result<(), Refusal> {
-        let limiter = match class {
-            Class::Publish => &self.publish,
-            Class::Query => &self.query,
-            Class::Admin => &self.admin,
+    pub fn check(&self, scope: Scope, ip: IpAddr) -> Result<(), Refusal> {
+        let limiter = match scope {
+            Scope::Publish => &self.publish,
+            Scope::Query | Scope::Subscribe => &self.query,
+            Scope::Admin => &self.admin,
+            Scope::Metrics => &None,
         };
         limiter.as_ref().map_or(Ok(()), |limiter| limiter.check(network(ip)))
     }
@@ -98,18 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_used_up_for_one_client_and_one_class() {
+    fn a_rate_is_used_up_for_one_client_and_one_kind_of_request() {
         let rate = Rate { count: 3.try_into().unwrap(), per: Duration::from_secs(3600) };
         let rates = Rates::new(&Config { rate_limit_query: Some(rate), ..Config::default() });
-        let check = |class, ip: &str| rates.check(class, ip.parse().unwrap());
+        let check = |scope, ip: &str| rates.check(scope, ip.parse().unwrap());
         for _ in 0..3 {
-            assert_eq!(check(Class::Query, "192.0.2.1"), Ok(()));
+            assert_eq!(check(Scope::Query, "192.0.2.1"), Ok(()));
         }
-        let Err(Refusal::RateLimited(wait)) = check(Class::Query, "::ffff:192.0.2.1") else { panic!("not limited") };
+        let Err(Refusal::RateLimited(wait)) = check(Scope::Query, "::ffff:192.0.2.1") else { panic!("not limited") };
         assert!(wait > Duration::from_secs(1000) && wait <= Duration::from_secs(1200), "{wait:?}");
         assert_eq!(wait.subsec_nanos(), 0);
-        assert_eq!(check(Class::Query, "192.0.2.2"), Ok(()));
-        assert_eq!(check(Class::Publish, "192.0.2.1"), Ok(()));
+        assert_eq!(check(Scope::Query, "192.0.2.2"), Ok(()));
+        assert_eq!(check(Scope::Publish, "192.0.2.1"), Ok(()));
     }
 
     #[test]

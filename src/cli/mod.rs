@@ -3,6 +3,7 @@
 mod arguments;
 mod config;
 mod database;
+mod keys;
 mod printer;
 mod publish;
 mod publisher;
@@ -16,6 +17,7 @@ use event_pipeline::config::args as settings;
 
 use config::Config;
 use database::{Check, Repair};
+use keys::Keys;
 use publish::Publish;
 use query::Query;
 use replay::Replay;
@@ -36,6 +38,7 @@ pub fn parse() -> Invocation {
     match cli.command {
         Some(Subcommands::Command(command)) => Invocation::Command(command),
         Some(Subcommands::Config(Config::Show(show))) => Invocation::ShowConfig(show, flags.clone()),
+        Some(Subcommands::Keys(keys)) => Invocation::Keys(keys, flags.clone()),
         Some(Subcommands::Serve) | None => Invocation::Serve(flags.clone()),
     }
 }
@@ -46,6 +49,7 @@ pub enum Invocation {
     Serve(ArgMatches),
     /// With the same flags.
     ShowConfig(Show, ArgMatches),
+    Keys(Keys, ArgMatches),
     Command(Command),
 }
 
@@ -56,6 +60,15 @@ fn command() -> clap::Command {
         .args(hidden())
         .mut_subcommand("serve", |serve| serve.args(settings()))
         .mut_subcommand("config", |config| config.mut_subcommand("show", |show| show.args(hidden())))
+        .mut_subcommand("keys", |keys| {
+            keys.mut_subcommands(|command| {
+                // Of the settings only those that say where the file is mean something.
+                let file = settings()
+                    .into_iter()
+                    .filter(|arg| ["config", "KEYS_FILE", "DATABASE_PATH"].contains(&arg.get_id().as_str()));
+                command.args(file)
+            })
+        })
 }
 
 /// Receives events over HTTP and WebSocket, stores them durably in SQLite, and delivers them live to every matching
@@ -84,7 +97,6 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is only one in a process")]
 enum Subcommands {
     /// Run the server until SIGTERM or SIGINT
     ///
@@ -105,6 +117,9 @@ Examples:
     /// Show the configuration
     #[command(subcommand)]
     Config(Config),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(Keys),
 }
 
 /// The commands besides `serve`: the clients of a running server, and those that work on a database file.

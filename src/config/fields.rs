@@ -4,27 +4,33 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::words::{CorsOrigins, Durability, LogFormat, Rate};
+use super::words::{CorsOrigins, Durability, Hosts, LogFormat, Rate};
 use crate::event::{EventTypes, Limits};
 
 /// The effective configuration of a server. Here is what each setting is for. Its name, range and help are a row of the
 /// table in `config/table.rs`, its default is in [`Config::default`].
 #[derive(Clone)]
 pub struct Config {
-    /// Address to listen on; by default every interface, as the Python service did.
+    /// Address to listen on; by default one that only this machine can reach.
     pub host: IpAddr,
     /// TCP port; with 0 the system chooses a free one, and the log names it.
     pub port: u16,
-    /// Browser origins that may read answers and open sockets; any by default, for a classroom's own network.
+    /// Browser origins that may read answers and open sockets.
     pub cors_origins: CorsOrigins,
+    /// Names under which the server may be addressed while it asks for no key.
+    pub allowed_hosts: Hosts,
     /// Threads that serve sockets, beside the writer's. Half of the cores by default: on a machine with
     /// two cores, one thread carries as much as two, because the writer, the fan-out and the clients need the other core.
     pub network_threads: usize,
 
     /// The key that allows everything. If it is empty and `require_auth` is on, every client is refused.
     pub api_key: String,
-    /// Whether clients must show the key.
-    pub require_auth: bool,
+    /// Whether clients must show a key. `None`: if there is a keys file.
+    pub require_auth: Option<bool>,
+    /// The named keys; `None` is `keys.toml` in the folder of the database, where it exists.
+    pub keys_file: Option<PathBuf>,
+    /// Whether the server may listen on an address that other machines reach without asking for a key.
+    pub allow_unauthenticated: bool,
     /// Most requests that publish, per client address.
     pub rate_limit_publish: Option<Rate>,
     /// Most requests that read, per client address.
@@ -112,6 +118,13 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+impl Config {
+    /// Where the named keys are, whether the file exists or not.
+    pub fn keys_path(&self) -> PathBuf {
+        self.keys_file.clone().unwrap_or_else(|| self.database_path.with_file_name("keys.toml"))
+    }
+}
+
 #[cfg(test)]
 impl Config {
     /// The configuration of a store in a test: nothing is synced, and no free space is demanded.
@@ -126,12 +139,15 @@ impl Default for Config {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let processors = rustix::thread::sched_getaffinity(None).map_or(cores, |set| set.count() as usize);
         Self {
-            host: Ipv4Addr::UNSPECIFIED.into(),
+            host: Ipv4Addr::LOCALHOST.into(),
             port: 8001,
-            cors_origins: CorsOrigins::Any,
+            cors_origins: CorsOrigins::Auto,
+            allowed_hosts: Hosts::default(),
             network_threads: (cores / 2).max(1),
             api_key: String::new(),
-            require_auth: false,
+            require_auth: None,
+            keys_file: None,
+            allow_unauthenticated: false,
             rate_limit_publish: None,
             rate_limit_query: None,
             rate_limit_admin: None,

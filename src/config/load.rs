@@ -78,7 +78,8 @@ impl LoadedConfig {
             }
         }
         for (index, setting) in SETTINGS.iter().enumerate() {
-            if let Some(value) = flags.get_one::<String>(setting.name) {
+            // A command may take some of the flags only.
+            if let Ok(Some(value)) = flags.try_get_one::<String>(setting.name) {
                 loaded.assign(index, value, SetBy::Flag)?;
             }
         }
@@ -191,7 +192,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{Durability, LogFormat, Rate, reloadable};
+    use crate::config::{CorsOrigins, Durability, LogFormat, Rate, reloadable};
 
     fn flags(args: &[&str]) -> ArgMatches {
         clap::Command::new("serve").no_binary_name(true).args(super::args()).get_matches_from(args)
@@ -277,10 +278,10 @@ mod tests {
         )
         .expect("a valid configuration");
         assert_eq!(config.host, Ipv4Addr::LOCALHOST);
-        assert!(config.require_auth);
+        assert_eq!(config.require_auth, Some(true));
         assert_eq!(config.network_threads, 3);
-        assert!(config.cors_origins.allows("https://a.example") && config.cors_origins.allows("http://localhost:3000"));
-        assert!(!config.cors_origins.allows("https://overridden.example"));
+        let origins = ["https://a.example", "http://localhost:3000"].map(str::to_owned);
+        assert_eq!(config.cors_origins, CorsOrigins::List(origins.into()));
         assert_eq!(config.log_level, "warn,event_pipeline=debug");
         let rate =
             |count, seconds| NonZeroU32::new(count).map(|count| Rate { count, per: Duration::from_secs(seconds) });
@@ -345,16 +346,16 @@ mod tests {
             "https://a.example:443",
             "HTTP://a.example:80",
         ] {
-            env("CORS_ORIGINS", origin, "*, or origins");
+            env("CORS_ORIGINS", origin, "auto, *, or origins");
         }
         check(&[], &[], "api_key = [\"secret\"]", "is (not shown): expected a string in quotes");
         check(&[], &[], "api_key = 1979-05-27", "is (not shown): expected a string in quotes");
-        env("CORS_ORIGINS", "localhost", "*, or origins");
-        env("CORS_ORIGINS", "[1]", "*, or origins");
-        env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "*, or origins");
-        env("CORS_ORIGINS", r#"["[https://a.example"]"#, "*, or origins");
+        env("CORS_ORIGINS", "localhost", "auto, *, or origins");
+        env("CORS_ORIGINS", "[1]", "auto, *, or origins");
+        env("CORS_ORIGINS", r#"["https://a.example,https://b.example"]"#, "auto, *, or origins");
+        env("CORS_ORIGINS", r#"["[https://a.example"]"#, "auto, *, or origins");
         env("NETWORK_THREADS", "0", "a whole number from 1 to 256");
-        env("REQUIRE_AUTH", "maybe", "true or false");
+        env("REQUIRE_AUTH", "maybe", "true, false or auto");
         env("RATE_LIMIT_PUBLISH", "200/fortnight", "a rate such as 200/minute");
         env("RATE_LIMIT_QUERY", "0/minute", "a rate");
         env("RATE_LIMIT_ADMIN", "many", "a rate");

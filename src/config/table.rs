@@ -4,7 +4,7 @@ use clap::Arg;
 
 use super::fields::Config;
 use super::value::{Allowed, Value, show_bytes};
-use Allowed::{Bytes, Count, Seconds, Secret, Switch, Words};
+use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Words};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -14,18 +14,30 @@ const GIB: u64 = 1 << 30;
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     Setting::new("Listening", "HOST", |c| &mut c.host, Words("ADDRESS", "an IP address or localhost"),
-        "Address to listen on; 0.0.0.0 is every IPv4 address of the machine, :: every address"),
+        "Address to listen on; 0.0.0.0 is every IPv4 address of the machine, :: every address. One that other machines reach \
+         needs authentication, or ALLOW_UNAUTHENTICATED"),
     Setting::new("Listening", "PORT", |c| &mut c.port, Count(0, 65_535),
         "TCP port; with 0 the system chooses a free one, and the log names it"),
     Setting::new("Listening", "CORS_ORIGINS", |c| &mut c.cors_origins, ORIGINS,
-        "Origins whose web pages may read answers, change something and open WebSockets; * is every origin").reloadable(),
+        "Origins whose web pages may read answers, change something and open WebSockets; * is every origin. The server's own \
+         pages always may. With auto it is every origin if clients need a key, and else the pages of this machine").reloadable(),
+    Setting::new("Listening", "ALLOWED_HOSTS", |c| &mut c.allowed_hosts, HOSTS,
+        "Names, besides localhost, under which clients may address the server while it asks for no key; a request that \
+         names another host is refused (421), so that no web page reaches the server by a name of its own").reloadable(),
     Setting::new("Listening", "NETWORK_THREADS", |c| &mut c.network_threads, Count(1, 256),
         "Threads that serve connections").default_by("half of the processors, at least 1"),
 
     Setting::new("Access", "API_KEY", |c| &mut c.api_key, Secret,
-        "The key that clients must send if REQUIRE_AUTH is on; set it in the environment, where no process list shows it").reloadable(),
-    Setting::new("Access", "REQUIRE_AUTH", |c| &mut c.require_auth, Switch,
-        "Admit only clients that send the key; if no key is set, no client is admitted").reloadable(),
+        "A key that allows everything, if authentication is on; set it in the environment, where no process list shows it").reloadable(),
+    Setting::new("Access", "KEYS_FILE", |c| &mut c.keys_file, Words("FILE", "the path of a file"),
+        "The file of the named keys, which event-pipeline keys writes; it is read again when it changes")
+        .default_by("keys.toml in the folder of the database, where it exists"),
+    Setting::new("Access", "REQUIRE_AUTH", |c| &mut c.require_auth, SwitchOrAuto,
+        "Authentication: admit only clients that send a key; if there is none, no client is admitted. With auto it is on if \
+         there is a keys file").reloadable(),
+    Setting::new("Access", "ALLOW_UNAUTHENTICATED", |c| &mut c.allow_unauthenticated, Switch,
+        "Listen without authentication on an address that other machines reach: everyone who reaches it may read, publish \
+         and delete"),
     Setting::new("Access", "RATE_LIMIT_PUBLISH", |c| &mut c.rate_limit_publish, RATE,
         "How many requests and WebSocket messages that publish are accepted from one address; further ones are refused (429)").reloadable(),
     Setting::new("Access", "RATE_LIMIT_QUERY", |c| &mut c.rate_limit_query, RATE,
@@ -106,7 +118,8 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 const ORIGINS: Allowed =
-    Words("ORIGINS", "*, or origins such as https://school.example, separated by commas or as a JSON array");
+    Words("ORIGINS", "auto, *, or origins such as https://school.example, separated by commas or as a JSON array");
+const HOSTS: Allowed = Words("HOSTS", "host names without a port, separated by commas, or * for every name");
 const TYPES: Allowed = Words("TYPES", "name=description pairs separated by commas, or a JSON object");
 const DIRECTIVES: Allowed =
     Words("LEVEL", "trace, debug, info, warn, error or off, or target=level pairs separated by commas");
@@ -222,7 +235,7 @@ impl Setting {
             .value_name(allowed.value_name())
             .help(format!("{help}\n[env: {name}]{default}"));
         match allowed {
-            Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            Switch | SwitchOrAuto => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
             _ => arg,
         }
     }

@@ -96,6 +96,17 @@ impl Value for PathBuf {
     }
 }
 
+/// Nothing leaves the choice to the program.
+impl Value for Option<PathBuf> {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        put(self, Some((!text.is_empty()).then(|| text.into())), allowed)
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
 /// The two texts: the key, which must fit into a header, and the log's filter.
 impl Value for String {
     fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
@@ -138,11 +149,13 @@ pub enum Allowed {
     Bytes(u64, u64),
     Seconds(f64, f64),
     Switch,
+    /// A switch that can be left to the program.
+    SwitchOrAuto,
     Secret,
     /// The placeholder in the help, and the grammar as a text.
     Words(&'static str, &'static str),
 }
-use Allowed::{Bytes, Count, Seconds, Secret, Switch, Words};
+use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Words};
 
 impl Allowed {
     /// The placeholder in the help.
@@ -151,7 +164,7 @@ impl Allowed {
             Count(..) => "N",
             Bytes(..) => "SIZE",
             Seconds(..) => "SECONDS",
-            Switch => "BOOL",
+            Switch | SwitchOrAuto => "BOOL",
             Secret => "KEY",
             Words(name, _) => name,
         }
@@ -168,6 +181,7 @@ impl fmt::Display for Allowed {
             }
             Seconds(min, max) => write!(f, "seconds from {min} to {max}"),
             Switch => f.write_str("true or false"),
+            SwitchOrAuto => f.write_str("true, false or auto"),
             Secret => f.write_str("characters that a header can carry"),
             Words(_, words) => f.write_str(words),
         }

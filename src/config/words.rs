@@ -11,17 +11,22 @@ use crate::event::EventTypes;
 /// The browser origins whose pages may read answers and open WebSockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
+    /// Every one if clients need a key, else those of this machine.
+    Auto,
     Any,
     List(Vec<String>),
 }
 
-impl CorsOrigins {
-    /// Whether a page of this origin may. Browsers spell it with scheme, host, and the port if it is unusual.
-    pub fn allows(&self, origin: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::List(list) => list.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)),
-        }
+/// Names under which the server may be addressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hosts {
+    Any,
+    List(Vec<String>),
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self::List(Vec::new())
     }
 }
 
@@ -95,8 +100,28 @@ impl Worded for Durability {
         &[("full", Self::Full), ("normal", Self::Normal), ("off", Self::Off)];
 }
 
+/// `auto` leaves it to the program.
+impl Value for Option<bool> {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        let mut is_on = false;
+        *self = match text {
+            "" | "auto" => None,
+            _ => is_on.set(text, allowed).map(|()| Some(is_on))?,
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.map_or_else(|| "auto".to_owned(), |is_on| is_on.show())
+    }
+}
+
 impl Value for CorsOrigins {
     fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        if text == "auto" {
+            *self = Self::Auto;
+            return Ok(());
+        }
         let origins: Option<Vec<String>> = match text.starts_with('[') {
             true => serde_json::from_str(text).ok(),
             false => Some(text.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect()),
@@ -123,6 +148,24 @@ impl Value for CorsOrigins {
             false => origins.into_iter().map(origin).collect::<Option<_>>().map(Self::List),
         });
         put(self, value, allowed)
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Any => "*".into(),
+            Self::List(list) => list.join(","),
+        }
+    }
+}
+
+impl Value for Hosts {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        let hosts: Vec<_> = text.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
+        // A port, or a whole address, would match no host.
+        let is_name = |host: &&str| host.parse::<Authority>().is_ok_and(|authority| authority.host() == *host);
+        let list = || hosts.iter().all(is_name).then(|| Self::List(hosts.iter().map(|host| (*host).into()).collect()));
+        put(self, if hosts.contains(&"*") { Some(Self::Any) } else { list() }, allowed)
     }
 
     fn show(&self) -> String {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Response, StatusCode, Version};
+use hyper::{Method, Response, StatusCode};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
@@ -17,12 +17,11 @@ use super::half_close::HalfClose;
 use super::handshake::{self, Handshake};
 use super::large_page::{Deadlines, within_memory};
 use super::parameters::Parameters;
-use super::request::Request;
+use super::request::{Request, host};
 use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
 use super::{event_stream, events, publish, status, subscriptions};
-use crate::auth::{Access, Caller, Principal};
-use crate::config::CorsOrigins;
+use crate::auth::{Access, Caller, Principal, Scope};
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
 use crate::record::Failure;
@@ -92,25 +91,28 @@ impl Connection {
 
     /// The web pages that may read the answer.
     fn readers(&self, headers: &HeaderMap) -> Readers {
-        let access = &self.pipeline.access;
-        if access.origins == CorsOrigins::Any {
+        let pages = &self.pipeline.access.pages;
+        if pages.are_any() {
             // The answer is the same for each origin.
             return Readers::All;
         }
+        // To the server's own pages the browser shows the answer anyway.
         match headers.get(header::ORIGIN) {
-            Some(origin) if access.allows_origin(headers) => Readers::Origin(origin.clone()),
+            Some(origin) if pages.allows(Some(origin.as_bytes()), None) => Readers::Origin(origin.clone()),
             _ => Readers::None,
         }
     }
 
-    /// Checks a request in this order: valid HTTP, rate, key, `Origin`, path, method. Its endpoint checks the rest. The rate
-    /// comes before the key, so that guessing keys is limited too.
+    /// Checks a request in this order: valid HTTP, host, rate, key, scope, `Origin`, path, method. Its endpoint checks the
+    /// rest. The rate comes before the key, so that guessing keys is limited too.
     async fn check(&self, parts: Parts, body: Incoming) -> response::Result {
         let access = &self.pipeline.access;
-        let Access { key, rates, .. } = access;
-        check_host(&parts)?;
+        let Access { keys, pages, rates, .. } = access;
+        let host = host(&parts)?;
+        let origin = parts.headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
         if is_preflight(&parts) {
-            return match access.allows_origin(&parts.headers) {
+            pages.check_host(host)?;
+            return match pages.allows(origin, host) {
                 true => Ok(response::preflight(&parts.headers, &route::all_methods())),
                 false => Err(Refusal::ForbiddenOrigin),
             };
@@ -118,20 +120,28 @@ impl Connection {
         // hyper leaves out the body of an answer to HEAD.
         let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
         let target = Target::of(parts.uri.path(), method);
+        // A prober may call the server by any name, and learns nothing.
+        if !target.is_probe() {
+            pages.check_host(host)?;
+        }
         let ip = self.peer.ip();
         let principal = match target.guard() {
             Guard::Open => Principal::Anonymous,
-            Guard::Key(class) => {
-                rates.check(class, ip)?;
-                key.authorize(&parts.headers, None)?
+            Guard::AnyKey => {
+                rates.check(Scope::Query, ip)?;
+                keys.authorize(&parts.headers, None)?
             }
-            Guard::KeyInUrl(class) => {
-                rates.check(class, ip)?;
-                key.authorize(&parts.headers, Parameters::of(&parts.uri).get("api_key"))?
+            guard @ (Guard::Key(scope) | Guard::KeyInUrl(scope)) => {
+                rates.check(scope, ip)?;
+                let parameters = matches!(guard, Guard::KeyInUrl(_)).then(|| Parameters::of(&parts.uri));
+                let in_url = parameters.as_ref().and_then(|parameters| parameters.get("api_key"));
+                let principal = keys.authorize(&parts.headers, in_url)?;
+                principal.may(scope)?;
+                principal
             }
         };
         // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
-        if changes_something(method) && !access.allows_origin(&parts.headers) {
+        if changes_something(method) && !pages.allows(origin, host) {
             return Err(Refusal::ForbiddenOrigin);
         }
         let Some((route, variable)) = target.route else {
@@ -169,7 +179,8 @@ impl Connection {
             Endpoint::ListSubscriptions => subscriptions::list(request).await,
             Endpoint::Explain => subscriptions::explain(request).await,
             Endpoint::DeleteSubscription => subscriptions::delete(request).await,
-            Endpoint::Stats => status::stats(pipeline).await,
+            Endpoint::Stats => status::stats(request).await,
+            Endpoint::WhoAmI => Ok(status::who_am_i(request)),
             Endpoint::EventTypes => status::event_types(pipeline),
             Endpoint::Home => files::home(request),
             Endpoint::File => files::file(request),
@@ -187,7 +198,7 @@ impl Connection {
 
 /// The 503 for a client that connects when the server is full, as bytes: nothing of its request is read.
 pub fn no_slots_left(access: &Access) -> Vec<u8> {
-    let readers = if access.origins == CorsOrigins::Any { Readers::All } else { Readers::None };
+    let readers = if access.pages.are_any() { Readers::All } else { Readers::None };
     response::refused_unread(&Refusal::TooManyConnections, readers)
 }
 
@@ -205,22 +216,6 @@ fn no_route(target: &Target<'_>, method: &Method) -> response::Result {
 /// All methods but those that HTTP calls safe (RFC 9110, 9.2.1).
 fn changes_something(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
-}
-
-/// A request names its host, once (RFC 9112, 3.2). HTTP/2 has a field of its own for it, and a `Host` has to agree with it
-/// (RFC 9113, 8.3.1).
-fn check_host(parts: &Parts) -> Result<(), Refusal> {
-    let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let named = match (hosts.next(), authority) {
-        (Some(host), Some(authority)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
-        (None, None) => parts.version == Version::HTTP_10,
-        _ => true,
-    };
-    match named && hosts.next().is_none() {
-        true => Ok(()),
-        false => Err(Refusal::BadRequest("A request has one Host header".to_owned())),
-    }
 }
 
 /// With a preflight a browser asks whether a page may send a request. It never shows the key with it.

@@ -17,6 +17,7 @@ use super::half_close::{HalfCloseGuard, Rule};
 use super::reading::unreadable;
 use super::request::Request;
 use super::response::{self, BrokenOff, streamed};
+use crate::auth::Principal;
 use crate::pipeline::{Pipeline, Shutdown, Subscriber, SubscriberSlot};
 use crate::stream::{Stream, StreamItem};
 use crate::wire::note::{Note, subscribed};
@@ -34,7 +35,8 @@ pub(super) async fn open(request: &Request<'_>) -> response::Result {
     subscribe.filters.filter = request.caller.principal.narrow(subscribe.filters.filter)?;
     guard.set(if subscribe.until.is_some() { Rule::GiveUp } else { Rule::GiveUpEndless });
     let slot = pipeline.subscriber_slot().ok_or(Refusal::TooManySubscribers)?;
-    let ended = slot.register(Subscriber { filter: subscribe.filters.filter.clone(), name: None });
+    let space = request.caller.principal.space().into();
+    let ended = slot.register(Subscriber { filter: subscribe.filters.filter.clone(), name: None, space });
     let shutdown = pipeline.shutdown();
     let Pipeline { store, hub, searches, config, .. } = &**pipeline;
     let opened = tokio::select! {
@@ -50,7 +52,9 @@ pub(super) async fn open(request: &Request<'_>) -> response::Result {
         write_note(&Note::Gap(gap), &mut first);
     }
     let heartbeat = config.keepalive_interval;
-    let writer = Writer { stream, heartbeat, shutdown, ended, _slot: slot, _guard: guard, first: Some(first) };
+    let principal = request.caller.principal.clone();
+    let writer =
+        Writer { stream, heartbeat, shutdown, principal, ended, _slot: slot, _guard: guard, first: Some(first) };
     event_stream(Events(Some(Box::pin(writer.next()))))
 }
 
@@ -90,6 +94,8 @@ struct Writer {
     /// A shutdown ends the stream as soon as it begins: a browser connects again for the rest, and until the connection ends
     /// requests that publish may follow on it.
     shutdown: Shutdown,
+    /// When its key is revoked or expires, the stream ends, and the browser learns why when it connects again.
+    principal: Principal,
     /// Resolves when the stream is ended from outside.
     ended: oneshot::Receiver<Ending>,
     _slot: SubscriberSlot,
@@ -106,6 +112,7 @@ impl Writer {
         let said = tokio::select! {
             biased;
             () = self.shutdown.begun() => return (None, None),
+            () = self.principal.over() => return (None, None),
             _ = &mut self.ended => return (None, None),
             said = self.stream.next() => said,
             () = sleep(self.heartbeat) => return (Some(Bytes::from_static(b": keep-alive\n\n")), Some(self)),

@@ -29,7 +29,7 @@ pub(super) async fn list(request: &Request<'_>) -> response::Result {
 }
 
 async fn export(request: &Request<'_>, parameters: &Parameters<'_>, guard: HalfCloseGuard) -> response::Result {
-    let listing = Listing::of(parameters, request.caller.principal, usize::MAX)?;
+    let listing = Listing::of(parameters, &request.caller.principal, usize::MAX)?;
     let (store, events_max) = (&request.pipeline.store, listing.limit.unwrap_or(usize::MAX));
     let begin = move |reader: &Reader| match listing.query(reader, Order::OldestFirst)? {
         Ok((query, gap)) => Ok(Ok((first_lines(reader, query, events_max)?, gap))),
@@ -44,7 +44,8 @@ async fn export(request: &Request<'_>, parameters: &Parameters<'_>, guard: HalfC
 /// `GET /events/{id}`.
 pub(super) async fn one(request: &Request<'_>) -> response::Result {
     let id = request.variable.clone();
-    let event = reading(&request.pipeline.store, move |reader| reader.event(&id)).await?;
+    let filter = request.caller.principal.narrow(Filter::default())?;
+    let event = reading(&request.pipeline.store, move |reader| reader.event(&id, &filter)).await?;
     let event = event.ok_or(Refusal::NotFound("Event not found"))?;
     let (shape, mut shown) = (Shape::accepted(request.headers()), Vec::new());
     shape.write(&event, &mut shown);

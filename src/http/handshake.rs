@@ -1,9 +1,10 @@
 //! Handshakes of WebSockets.
 
 use http_body_util::Full;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 
-use super::request::Request;
+use super::request::{Request, host};
 use super::response::{self, Body};
 use super::route::Endpoint;
 use crate::auth::{Caller, Slot};
@@ -33,7 +34,8 @@ pub(super) fn accept(request: &Request<'_>) -> Result<(hyper::Response<Body>, Ha
     let Some(upgrade) = upgrade.filter(|_| fastwebsockets::upgrade::is_upgrade_request(&asked)) else {
         return Err(Refusal::UpgradeRequired);
     };
-    if !access.allows_origin(&parts.headers) {
+    let origin = parts.headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
+    if !access.pages.allows(origin, host(parts)?) {
         return Err(Refusal::ForbiddenOrigin);
     }
     let ack = request.parameters().get("ack").map(Ack::parse).transpose().map_err(Refusal::BadRequest)?;
@@ -44,11 +46,24 @@ pub(super) fn accept(request: &Request<'_>) -> Result<(hyper::Response<Body>, Ha
     let purpose = match access.slots.take(request.caller.ip) {
         None => Purpose::Refuse(Ending::TooManyConnections),
         Some(slot) if request.route.endpoint == Endpoint::PublishSocket => {
-            Purpose::Publish(ack.unwrap_or_default(), request.caller, slot)
+            Purpose::Publish(ack.unwrap_or_default(), request.caller.clone(), slot)
         }
-        Some(slot) => Purpose::Subscribe(request.caller, slot),
+        Some(slot) => Purpose::Subscribe(request.caller.clone(), slot),
     };
     let mut response = response.map(|_| Body::Left(Full::default()));
     response::add_common(response.headers_mut());
+    if offers_protocol(&parts.headers) {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    }
     Ok((response, Handshake { upgrade, purpose }))
+}
+
+/// The subprotocol of both WebSockets. A browser cannot set a header for the key, so it offers the key as a subprotocol
+/// beside this one, and accepts the connection only if the server chooses one of those that it offered.
+const PROTOCOL: &str = "event-pipeline";
+
+fn offers_protocol(headers: &HeaderMap) -> bool {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut protocols = offered.flat_map(|list| list.as_bytes().split(|b| *b == b','));
+    protocols.any(|protocol| protocol.trim_ascii() == PROTOCOL.as_bytes())
 }

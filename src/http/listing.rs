@@ -37,7 +37,7 @@ impl Listing {
     /// # Errors
     /// `BadRequest` for a bad time; `Invalid` for a limit that is not from 1 to `limit_max`, and for a bad filter;
     /// `Unauthorized` where the principal may see no event.
-    pub(super) fn of(parameters: &Parameters<'_>, principal: Principal, limit_max: usize) -> Result<Self, Refusal> {
+    pub(super) fn of(parameters: &Parameters<'_>, principal: &Principal, limit_max: usize) -> Result<Self, Refusal> {
         let text = |name| parameters.get(name).filter(|text| !text.is_empty()).map(str::to_owned);
         let (before_id, after_id) = (text("before_id"), text("after_id"));
         let wait = parameters.get("wait").filter(|wait| !wait.is_empty()).map(wait).transpose()?;
@@ -135,7 +135,7 @@ mod tests {
     fn a_listing_has_each_condition_of_its_url() {
         let query = "event_type=b,a,b&source=s&session_id=x%26y&user_id=&limit=7&since=2026-01-15T10:30:00Z";
         let uri: Uri = format!("/events?{query}").parse().unwrap();
-        let listing = Listing::of(&Parameters::of(&uri), Principal::Everything, LIMIT_MAX).unwrap();
+        let listing = Listing::of(&Parameters::of(&uri), &Principal::Everything, LIMIT_MAX).unwrap();
         let asked = serde_json::json!({"event_types": ["a", "b"], "source": "s", "session_id": "x&y"});
         assert_eq!(listing.filter, Filter::parse(asked.as_object().unwrap()).unwrap(), "an empty user means any");
         assert_eq!((listing.limit, listing.until), (Some(7), None));

@@ -32,7 +32,7 @@ pub(super) async fn page(
 ) -> response::Result {
     let pipeline = request.pipeline;
     let shape = Shape::accepted(request.headers());
-    let listing = Listing::of(parameters, request.caller.principal, LIMIT_MAX)?;
+    let listing = Listing::of(parameters, &request.caller.principal, LIMIT_MAX)?;
     let order = listing.order();
     let deadline = Instant::now() + listing.wait.unwrap_or_default();
     let (page, memory) = loop {
@@ -279,7 +279,7 @@ mod tests {
 
     fn listing(query: &str) -> Listing {
         let uri: Uri = format!("/events?{query}").parse().expect("a URI");
-        Listing::of(&Parameters::of(&uri), Principal::Everything, LIMIT_MAX).expect("a listing")
+        Listing::of(&Parameters::of(&uri), &Principal::Everything, LIMIT_MAX).expect("a listing")
     }
 
     /// A deadline that no test reaches.

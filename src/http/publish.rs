@@ -13,13 +13,13 @@ use super::reading::reading;
 use super::request::Request;
 use super::response::{self, JSON, NDJSON};
 use crate::budget::WAIT_MAX;
-use crate::event::{Fault, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
+use crate::event::{Fault, Filter, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::PARSED_IN_PLACE_BYTES_MAX;
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Receipt, Store, Stored};
 use crate::wire::answer::{key_reused, write_ids};
 use crate::wire::cloud_event::Translation;
-use crate::wire::refusal::{Step, ValidationError};
+use crate::wire::refusal::{Step, ValidationError, outside_of_key};
 use crate::wire::{Batch, Refusal, cloud_event};
 
 /// What a body holds, by its content type.
@@ -49,6 +49,10 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
             pipeline.parse_beside(move || form.events(&headers, &large, &mut parser)).await?
         }
     };
+    let principal = &request.caller.principal;
+    if let Some((index, why)) = principal.pins().and_then(|pins| batch.mismatch(0, pins)) {
+        return Err(Refusal::Pinned(outside_of_key(many.then_some(index), &why).into()));
+    }
     batch.end_message(0);
     if let Some(key) = key {
         if !batch.keyed().is_empty() {
@@ -57,6 +61,7 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
         }
         batch.set_key(key);
     }
+    batch.set_space(principal.space());
     let count = batch.len();
     let (mut response, reached) = match asked.unwrap_or_else(|| pipeline.store.usual_level()) {
         AckLevel::Queued => {
@@ -161,7 +166,7 @@ async fn created(store: &Store, stored: &Stored, many: bool, key_of_all: bool) -
         false => {
             let id = seqs[0];
             // It may have been deleted since. Then the client tries again, and it is stored anew.
-            let event = reading(store, move |reader| reader.event_at(id)).await?;
+            let event = reading(store, move |reader| reader.event_at(id, &Filter::default())).await?;
             event.ok_or(Refusal::Failed(Failure::Unavailable))?
         }
     };

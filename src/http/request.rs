@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use hyper::HeaderMap;
+use hyper::Version;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 
 use super::half_close::{HalfClose, HalfCloseGuard};
@@ -11,6 +12,7 @@ use super::parameters::Parameters;
 use super::route::Route;
 use crate::auth::Caller;
 use crate::pipeline::Pipeline;
+use crate::wire::Refusal;
 
 /// A request that has shown its key and has a route.
 pub(super) struct Request<'c> {
@@ -37,5 +39,22 @@ impl Request<'_> {
     /// To be held while the answer is read from storage.
     pub(super) fn guard_half_close(&self) -> HalfCloseGuard {
         self.half_close.guard()
+    }
+}
+
+/// The host that a request names. It names one, once (RFC 9112, 3.2); only one of HTTP/1.0 may name none. HTTP/2 has a field
+/// of its own for it, and a `Host` has to agree with it (RFC 9113, 8.3.1).
+pub(super) fn host(parts: &Parts) -> Result<Option<&[u8]>, Refusal> {
+    let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    let named = match (host, authority) {
+        (Some(host), Some(authority)) => host.eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        (None, None) => parts.version == Version::HTTP_10,
+        _ => true,
+    };
+    match named && hosts.next().is_none() {
+        true => Ok(host.or(authority.map(|authority| authority.as_str().as_bytes()))),
+        false => Err(Refusal::BadRequest("A request has one Host header".to_owned())),
     }
 }

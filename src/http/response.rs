@@ -64,7 +64,7 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
         headers.insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
     }
     match refusal {
-        Refusal::Unauthorized => {
+        Refusal::Unauthorized(_) => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         Refusal::MethodNotAllowed(allowed) => {

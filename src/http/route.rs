@@ -3,7 +3,7 @@
 
 use hyper::Method;
 
-use crate::auth::Class;
+use crate::auth::Scope;
 use crate::web;
 use crate::wire::cloud_event;
 use crate::wire::request::STREAM_OPTIONS;
@@ -37,6 +37,7 @@ pub enum Endpoint {
     Explain,
     DeleteSubscription,
     Stats,
+    WhoAmI,
     EventTypes,
     Health,
     Readiness,
@@ -49,16 +50,18 @@ pub enum Endpoint {
     ToDocs,
 }
 
-/// Which key a request needs.
+/// Which key a request needs, while authentication is on. The scope also says in which rate the request counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// None, and it counts in no rate.
+    /// None. It counts in no rate.
     Open,
-    /// The key, in a header. The request counts in the rate of this class.
-    Key(Class),
+    /// Any, in a header. It counts in the rate of those that read.
+    AnyKey,
+    /// One with this scope, in a header.
+    Key(Scope),
     /// The same, but the key may also be the parameter `api_key`, because a browser cannot add a header to such a
     /// request.
-    KeyInUrl(Class),
+    KeyInUrl(Scope),
 }
 
 pub type ParameterGroups = &'static [&'static [&'static str]];
@@ -85,11 +88,11 @@ const DELETE: ParameterGroups = &[FILTER, &["before"]];
 const ACK: &[&str] = &["ack"];
 const KEY: &[&str] = &["api_key"];
 
-const QUERY: Guard = Guard::Key(Class::Query);
-const PUBLISH: Guard = Guard::Key(Class::Publish);
-const ADMIN: Guard = Guard::Key(Class::Admin);
-const QUERY_IN_URL: Guard = Guard::KeyInUrl(Class::Query);
-const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Class::Publish);
+const QUERY: Guard = Guard::Key(Scope::Query);
+const PUBLISH: Guard = Guard::Key(Scope::Publish);
+const ADMIN: Guard = Guard::Key(Scope::Admin);
+const SUBSCRIBE_IN_URL: Guard = Guard::KeyInUrl(Scope::Subscribe);
+const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Scope::Publish);
 
 const JSON: &[&str] = &[web::JSON];
 const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
@@ -98,21 +101,22 @@ const SSE: &[&str] = &["text/event-stream"];
 
 /// If two rows match a request, the first one counts. So a fixed segment stands before a variable one.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 22] = [
+pub static ROUTES: [Route; 23] = [
     row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
     row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
     row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
-    row(Method::GET, "/events/stream", Endpoint::EventStream, QUERY_IN_URL, STREAM, 200, SSE),
+    row(Method::GET, "/events/stream", Endpoint::EventStream, SUBSCRIBE_IN_URL, STREAM, 200, SSE),
     row(Method::GET, "/events/{id}", Endpoint::Event, QUERY, &[], 200, EVENT),
     row(Method::GET, "/subscriptions", Endpoint::ListSubscriptions, QUERY, &[], 200, JSON),
     row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]], 200, JSON),
-    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[], 204, &[]),
+    row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[&["space"]], 204, &[]),
     row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[], 200, JSON),
+    row(Method::GET, "/whoami", Endpoint::WhoAmI, Guard::AnyKey, &[], 200, JSON),
     row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/readiness", Endpoint::Readiness, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/ws/publish", Endpoint::PublishSocket, PUBLISH_IN_URL, &[ACK, KEY], 101, &[]),
-    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, QUERY_IN_URL, &[KEY], 101, &[]),
+    row(Method::GET, "/ws/subscribe", Endpoint::SubscribeSocket, SUBSCRIBE_IN_URL, &[KEY], 101, &[]),
     row(Method::GET, "/", Endpoint::Home, Guard::Open, &[], 200, &[web::JSON, web::HTML]),
     row(Method::GET, "/openapi.json", Endpoint::File, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/asyncapi.json", Endpoint::File, Guard::Open, &[], 200, JSON),
@@ -163,22 +167,27 @@ impl<'p> Target<'p> {
         Self { path, method, route }
     }
 
-    /// A request without a route is refused, but its key is checked first. It counts in the rate that its method
+    /// A request without a route is refused, but its key is checked first. It needs the scope that its method
     /// suggests.
     pub(super) fn guard(&self) -> Guard {
         if let Some((route, _)) = self.route {
             return route.guard;
         }
-        let class = match *self.method {
-            Method::DELETE => Class::Admin,
-            Method::POST => Class::Publish,
-            _ => Class::Query,
+        let scope = match *self.method {
+            Method::DELETE => Scope::Admin,
+            Method::POST => Scope::Publish,
+            _ => Scope::Query,
         };
         match self.routes_of_path().next().map(|route| route.guard) {
             Some(Guard::Open) => Guard::Open,
-            Some(Guard::KeyInUrl(_)) => Guard::KeyInUrl(class),
-            Some(Guard::Key(_)) | None => Guard::Key(class),
+            Some(Guard::KeyInUrl(_)) => Guard::KeyInUrl(scope),
+            Some(Guard::AnyKey | Guard::Key(_)) | None => Guard::Key(scope),
         }
+    }
+
+    /// Whether it is a question of whoever watches over the server.
+    pub(super) fn is_probe(&self) -> bool {
+        self.route.is_some_and(|(route, _)| matches!(route.endpoint, Endpoint::Health | Endpoint::Readiness))
     }
 
     /// The methods of the path, as `Allow` lists them; `None` if it does not exist.
@@ -264,9 +273,9 @@ mod tests {
     #[test]
     fn a_request_without_a_route_still_needs_the_key_of_its_path() {
         let guard = |method, path| Target::of(path, &method).guard();
-        assert_eq!(guard(Method::DELETE, "/nowhere"), Guard::Key(Class::Admin));
-        assert_eq!(guard(Method::PUT, "/events"), Guard::Key(Class::Query));
+        assert_eq!(guard(Method::DELETE, "/nowhere"), Guard::Key(Scope::Admin));
+        assert_eq!(guard(Method::PUT, "/events"), Guard::Key(Scope::Query));
         assert_eq!(guard(Method::DELETE, "/health"), Guard::Open);
-        assert_eq!(guard(Method::POST, "/events/stream"), Guard::KeyInUrl(Class::Publish));
+        assert_eq!(guard(Method::POST, "/events/stream"), Guard::KeyInUrl(Scope::Publish));
     }
 }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
+use hyper::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::reading::reading;
-use super::response::{self, PROBLEM};
-use crate::event::Timestamp;
+use super::request::Request;
+use super::response::{self, Body, PROBLEM};
+use crate::auth::{Principal, Scope};
+use crate::event::{Field, Timestamp};
 use crate::pipeline::Pipeline;
 use crate::record::{AckLevel, Failure};
 use crate::store::{Integrity, Progress, SyncOf, Syncs};
@@ -65,8 +67,34 @@ fn sync_seconds(syncs: &Syncs) -> Value {
     Value::Object(histograms.into_iter().collect())
 }
 
+/// `GET /whoami`: what the key of a client allows it.
+pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
+    let principal = &request.caller.principal;
+    let grant = match principal {
+        Principal::Granted(grant) => Some(grant),
+        Principal::Anonymous | Principal::Everything => None,
+    };
+    let only_for = Field::ALL.into_iter().filter_map(|field| {
+        let values = principal.pins()?.wanted(field)?;
+        Some((field.name().to_owned(), json!(values)))
+    });
+    response::json(
+        json!({
+            "authentication": request.pipeline.access.keys.are_required(),
+            "key": grant.map(|grant| json!({ "id": grant.id, "name": grant.name })),
+            "scopes": grant.map_or(&Scope::ALL[..], |grant| &grant.scopes),
+            "only_for": only_for.collect::<Map<_, _>>(),
+            "space": principal.space(),
+            "expires": grant.and_then(|grant| grant.expires).map(|expires| expires.to_string()),
+        })
+        .to_string(),
+    )
+}
+
 /// `GET /stats`.
-pub(super) async fn stats(pipeline: &Pipeline) -> response::Result {
+pub(super) async fn stats(request: &Request<'_>) -> response::Result {
+    request.caller.principal.sees_all()?;
+    let pipeline = request.pipeline;
     let stats = reading(&pipeline.store, |reader| reader.stats(Timestamp::now())).await?;
     let by_type = stats.by_type.iter().map(
         |of_type| json!({ "event_type": of_type.event_type, "count": of_type.count, "last_seen": of_type.last_seen }),

@@ -10,16 +10,19 @@ use super::large_page::within_memory;
 use super::reading::reading;
 use super::request::Request;
 use super::response;
+use crate::auth::Principal;
 use crate::event::{Columns, Filter, Seq};
 use crate::store::{self, Reader};
-use crate::subscriptions::Summary;
+use crate::subscriptions::{Name, Summary};
 use crate::wire::Refusal;
 use crate::wire::note::subscriber_id;
 
 /// `GET /subscriptions`: the durable ones, with how far behind each is.
 pub(super) async fn list(request: &Request<'_>) -> response::Result {
     let _guard = request.guard_half_close();
-    let subscriptions = request.pipeline.subscriptions.all();
+    let principal = request.caller.principal.clone();
+    let mut subscriptions = request.pipeline.subscriptions.all();
+    subscriptions.retain(|subscription| is_shown(&principal, subscription.name().space));
     large(request, move |reader| {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         let mut list = String::from("[");
@@ -31,6 +34,11 @@ pub(super) async fn list(request: &Request<'_>) -> response::Result {
         Ok(Ok(list))
     })
     .await
+}
+
+/// Whether a client is shown the subscriptions of a space.
+fn is_shown(principal: &Principal, space: &str) -> bool {
+    principal.sees_every_space() || principal.space() == space
 }
 
 /// An answer that can have a filter of each subscriber. It is made on the thread that reads the record, and has a permit for
@@ -52,7 +60,7 @@ const LOOKS_MIN: u64 = 100;
 fn one(reader: &Reader, listed: &Summary, looks_max: u64) -> store::Result<Value> {
     let lag = reader.lag(&listed.filter, listed.position, looks_max)?;
     let position = (listed.position > Seq::ZERO).then(|| listed.position.id().to_string());
-    Ok(json!({
+    let mut one = json!({
         "name": listed.name,
         "filters": listed.filters,
         "position": position,
@@ -61,12 +69,19 @@ fn one(reader: &Reader, listed: &Summary, looks_max: u64) -> store::Result<Value
         "connected": listed.connected,
         "unconfirmed": listed.unconfirmed,
         "last_seen": listed.last_seen.to_string(),
-    }))
+    });
+    if !listed.space.is_empty() {
+        one["space"] = listed.space.as_str().into();
+    }
+    Ok(one)
 }
 
-/// `DELETE /subscriptions/{name}`.
+/// `DELETE /subscriptions/{name}`: one of the client's own space, or of another one that the client may see.
 pub(super) async fn delete(request: &Request<'_>) -> response::Result {
-    match request.pipeline.subscriptions.delete(&request.variable).await? {
+    let (principal, parameters) = (&request.caller.principal, request.parameters());
+    let space = parameters.get("space").unwrap_or(principal.space());
+    let name = Name { space, name: &request.variable };
+    match is_shown(principal, space) && request.pipeline.subscriptions.delete(&name.stored()).await? {
         true => Ok(response::empty(StatusCode::NO_CONTENT)),
         false => Err(Refusal::NotFound("Subscription not found")),
     }
@@ -77,7 +92,12 @@ pub(super) async fn explain(request: &Request<'_>) -> response::Result {
     let (pipeline, parameters) = (request.pipeline, request.parameters());
     let id = parameters.get("event_id").filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Refusal::parameter("event_id", "'event_id' is required", "missing"))?.to_owned();
-    let (live, durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
+    let principal = request.caller.principal.clone();
+    let (mut live, mut durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
+    if principal.pins().is_some() {
+        live.retain(|(_, subscriber)| *subscriber.space == *principal.space());
+    }
+    durable.retain(|durable| is_shown(&principal, durable.name().space));
     large(request, move |reader| {
         let unknown = Refusal::NotFound("Event not found");
         let Some(seq) = reader.seq_of(&id)?.filter(|seq| *seq <= reader.committed()) else {
@@ -86,12 +106,16 @@ pub(super) async fn explain(request: &Request<'_>) -> response::Result {
         let mut explained = None;
         reader.scan_these(&[seq], |event| {
             let event = event.columns();
+            if !principal.sees(&event) {
+                return ControlFlow::Break(());
+            }
             let subscribers = live.iter().map(|(id, subscriber)| {
                 let whose = json!({ "subscriber_id": subscriber_id(*id), "name": subscriber.name });
                 verdict(whose, &subscriber.filter, &event)
             });
-            let durable =
-                durable.iter().map(|durable| verdict(json!({ "name": durable.name() }), &durable.filter(), &event));
+            let durable = durable
+                .iter()
+                .map(|durable| verdict(json!({ "name": durable.name().name }), &durable.filter(), &event));
             let (subscribers, durable) = (subscribers.collect::<Vec<_>>(), durable.collect::<Vec<_>>());
             let all = json!({ "event_id": id, "subscribers": subscribers, "durable": durable });
             explained = Some(all.to_string());

@@ -2,12 +2,13 @@
 //! connect.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::auth::Access as Rules;
 use crate::config::{Config, CorsOrigins, LogFormat};
 use crate::event::{Seq, Timestamp};
-use crate::store::Store;
+use crate::pipeline::Pipeline;
 
 /// The log target of the whole module `server`, so that `LOG_LEVEL` treats the greeting like its other lines.
 const TARGET: &str = "event_pipeline::server";
@@ -16,6 +17,7 @@ const TARGET: &str = "event_pipeline::server";
 /// `event-pipeline config show` prints them.
 pub struct Greeting<'a> {
     config: &'a Config,
+    rules: &'a Rules,
     /// With the port that the system chose, if the setting is 0.
     address: SocketAddr,
     database: PathBuf,
@@ -26,11 +28,13 @@ pub struct Greeting<'a> {
 
 impl<'a> Greeting<'a> {
     /// Counts the stored events. The cost does not depend on their number.
-    pub async fn new(config: &'a Config, address: SocketAddr, store: &Store) -> Self {
+    pub async fn new(pipeline: &'a Pipeline, address: SocketAddr) -> Self {
+        let Pipeline { config, access: rules, store, .. } = pipeline;
         let stats = store.reading(|reader| reader.stats(Timestamp::now())).await;
         let events = stats.inspect_err(|error| tracing::warn!(%error, "count the stored events")).ok();
         Self {
             config,
+            rules,
             // An IPv4 address in the form of an IPv6 one means the same.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
             // Absolute, because a reader of the log may not know the working directory. If that directory has been
@@ -62,25 +66,28 @@ impl<'a> Greeting<'a> {
 
     /// An address that a browser on this machine can open.
     fn url(&self) -> String {
-        match self.address.ip().is_unspecified() {
-            true => format!("http://localhost:{}/", self.address.port()),
-            false => format!("http://{}/", self.address),
+        match self.address.ip() {
+            ip if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => {
+                format!("http://localhost:{}/", self.address.port())
+            }
+            _ => format!("http://{}/", self.address),
         }
     }
 
     fn access(&self) -> Access {
-        match (self.config.require_auth, self.config.api_key.is_empty()) {
+        match (self.rules.keys.are_required(), self.rules.keys.counts()) {
             (false, _) => Access::Open,
-            (true, false) => Access::Key,
-            (true, true) => Access::Nobody,
+            (true, (0, false)) => Access::Nobody,
+            (true, (named, has_api_key)) => Access::Keys(named, has_api_key),
         }
     }
 
-    /// The origins whose web pages may connect; `None` means every origin.
+    /// The origins whose web pages may connect, besides the server's own; `None` means every origin.
     fn origins(&self) -> Option<String> {
         match &self.config.cors_origins {
-            CorsOrigins::Any => None,
+            _ if self.rules.pages.are_any() => None,
             CorsOrigins::List(origins) => Some(origins.join(", ")),
+            CorsOrigins::Auto | CorsOrigins::Any => Some("auto".to_owned()),
         }
     }
 }
@@ -90,9 +97,9 @@ impl<'a> Greeting<'a> {
 enum Access {
     /// All that can connect.
     Open,
-    /// Those that send the key.
-    Key,
-    /// None: a key is required, and none is set.
+    /// Those that send a key: one of so many named ones or, if there is one, the `API_KEY`.
+    Keys(usize, bool),
+    /// None: a key is required, and there is none.
     Nobody,
 }
 
@@ -101,7 +108,7 @@ impl Access {
     fn word(self) -> &'static str {
         match self {
             Self::Open => "open",
-            Self::Key => "key",
+            Self::Keys(..) => "key",
             Self::Nobody => "nobody",
         }
     }
@@ -120,8 +127,7 @@ impl fmt::Display for Greeting<'_> {
             (true, false) => writeln!(f, ", all addresses of this machine")?,
             (false, _) => writeln!(f)?,
         }
-        // Else a line break in the path could show a line that the server has not written.
-        let database = self.database.display().to_string().replace(char::is_control, "\u{fffd}");
+        let database = plain(&self.database.display().to_string());
         write!(f, "  data    {database}: ")?;
         match self.events {
             _ if *last_event == Seq::ZERO => writeln!(f, "empty")?,
@@ -135,15 +141,29 @@ impl fmt::Display for Greeting<'_> {
         };
         match self.access() {
             Access::Open => write!(f, "  access  {who}, without a key")?,
-            Access::Key => write!(f, "  access  {who}, with the key")?,
-            Access::Nobody => write!(f, "  access  nobody: REQUIRE_AUTH is on and API_KEY is not set")?,
+            Access::Keys(0, _) => write!(f, "  access  {who}, with the API_KEY")?,
+            Access::Keys(named, has_api_key) => {
+                let (one_of, or) = (
+                    if named == 1 { "the key" } else { "one of the keys" },
+                    if has_api_key { " or the API_KEY" } else { "" },
+                );
+                let (path, count) = (self.config.keys_path(), grouped(named as u64));
+                write!(f, "  access  {who}, with {one_of} of {} ({count}){or}", plain(&path.display().to_string()))?;
+            }
+            Access::Nobody => write!(f, "  access  nobody: authentication is on and there is no key")?,
         }
         match self.origins().as_deref() {
             None => Ok(()),
-            Some("") => write!(f, "; no web pages"),
+            Some(_) if self.config.cors_origins == CorsOrigins::Auto => write!(f, "; web pages of this machine only"),
+            Some("") => write!(f, "; no web pages but its own"),
             Some(origins) => write!(f, "; web pages only from {origins}"),
         }
     }
+}
+
+/// A path on one line: a line break in it could show a line that the server has not written.
+fn plain(path: &str) -> String {
+    path.replace(char::is_control, "\u{fffd}")
 }
 
 /// A number as people read it: 1,234,567.
@@ -165,8 +185,10 @@ mod tests {
             set(&mut config);
             let address = address.parse().expect("an address");
             let database = "/events.db".into();
+            config.allow_unauthenticated = true;
+            let rules = &Rules::new(&config).expect("no keys file");
             let greeting =
-                Greeting { config: &config, address, database, events: Some(0), last_event: Seq(5) }.to_string();
+                Greeting { config: &config, rules, address, database, events: Some(0), last_event: Seq(5) }.to_string();
             for expected in expected {
                 assert!(greeting.contains(expected), "{greeting}\nlacks {expected}");
             }
@@ -182,22 +204,26 @@ mod tests {
         );
         check(
             "[2001:db8::7]:80",
-            |config| config.require_auth = true,
+            |config| config.require_auth = Some(true),
             [
                 "open    http://[2001:db8::7]:80/ and http://[2001:db8::7]:80/docs\n",
                 "listen  [2001:db8::7]:80\n",
-                "access  nobody: REQUIRE_AUTH is on and API_KEY is not set",
+                "access  nobody: authentication is on and there is no key",
             ],
         );
         check(
             "10.0.0.7:80",
-            |config| (config.require_auth, config.api_key) = (true, "k".into()),
-            ["", "data    /events.db: 0 events, last id evt_000000000005\n", "this address, with the key"],
+            |config| (config.require_auth, config.api_key) = (Some(true), "k".into()),
+            ["", "data    /events.db: 0 events, last id evt_000000000005\n", "this address, with the API_KEY"],
         );
         check(
             "[::1]:80",
             |config| config.cors_origins = CorsOrigins::List(Vec::new()),
-            ["", "listen  [::1]:80\n", "access  every program on this machine, without a key; no web pages"],
+            [
+                "",
+                "listen  [::1]:80\n",
+                "access  every program on this machine, without a key; no web pages but its own",
+            ],
         );
     }
 

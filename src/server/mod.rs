@@ -2,6 +2,7 @@
 
 mod greeting;
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +16,9 @@ use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::auth::{Access, AccessError};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::group::{self, Dispatcher};
@@ -31,6 +33,8 @@ use greeting::Greeting;
 /// Why the server could not start or had to stop. Shown to the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
     #[error(transparent)]
@@ -52,6 +56,10 @@ pub enum Error {
 const RESERVED_FILES: usize = 64;
 const RESERVED_FILES_PER_THREAD: usize = 16;
 
+/// How often the server looks whether the keys file has changed. A look costs a few microseconds, and a revoked key may be
+/// used this much longer. A file on a network, or one that is swapped in through a link, tells nobody that it has changed.
+const KEYS_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Threads for blocking reads, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
 
@@ -66,6 +74,7 @@ const PARSING_THREADS: usize = 2;
 /// When it cannot start, when the store fails, or when it cannot end in time.
 pub fn run(config: Config) -> Result<(), Error> {
     let address = SocketAddr::new(config.host, config.port);
+    let access = Access::new(&config)?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(config.network_threads.saturating_mul(PARSING_THREADS))
@@ -76,7 +85,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         Listener::bind(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?
     };
     let (store, running) = Store::open(&config)?;
-    control.block_on(serve(config, listener, store, running))
+    control.block_on(serve(config, access, listener, store, running))
 }
 
 /// How many clients may be connected at one time. Each is an open file, and the system limits those.
@@ -97,8 +106,15 @@ fn connection_slots(config: &Config) -> usize {
     slots
 }
 
-async fn serve(config: Config, listener: Listener, store: Store, running: Running) -> Result<(), Error> {
+async fn serve(
+    config: Config,
+    access: Access,
+    listener: Listener,
+    store: Store,
+    running: Running,
+) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
+    let hangup = signal(SignalKind::hangup()).map_err(Error::Start)?;
     let address = listener.address().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
@@ -106,7 +122,8 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
     let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
     let (subscriptions, dispatchers) = loaded.map_err(Error::Store)?;
     let groups_thread = spawn_groups(dispatchers)?;
-    let pipeline = Arc::new(Pipeline::new(config, store.clone(), hub.clone(), subscriptions, Handle::current()));
+    let pipeline = Pipeline::new(config, access, store.clone(), hub.clone(), subscriptions, Handle::current());
+    let pipeline = Arc::new(pipeline);
     let (fan_out, mut fan_out_ended) = oneshot::channel();
     let fan_out_thread = spawn("fan-out", move || {
         hub.run(&commits);
@@ -115,11 +132,12 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
     let network = Network::start(&pipeline)?;
     let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
-    Greeting::new(&pipeline.config, address, &store).await.log();
+    Greeting::new(&pipeline, address).await.log();
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
+        never = follow_keys(&pipeline, hangup) => match never {},
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -160,6 +178,16 @@ async fn serve(config: Config, listener: Listener, store: Store, running: Runnin
     }
     tracing::info!(last_event = %store.committed().id(), "stopped");
     Ok(())
+}
+
+/// Reads the keys file again when it changes, and at a SIGHUP. Cancel-safe.
+async fn follow_keys(pipeline: &Pipeline, mut hangup: Signal) -> Infallible {
+    loop {
+        tokio::select! {
+            () = sleep(KEYS_LOOK_INTERVAL) => pipeline.access.keys.look(),
+            _ = hangup.recv() => pipeline.access.keys.read_again(),
+        }
+    }
 }
 
 /// The thread of all consumer groups.

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::event::{ModelEvent, TYPES};
 use super::filter::ModelFilter;
 use super::world::World;
-use crate::event::{Field, Seq, Timestamp, TimestampText};
+use crate::event::{Field, Filter, Seq, Timestamp, TimestampText};
 use crate::store::{Order, Query, TypeStats};
 
 impl World {
@@ -50,7 +50,7 @@ impl World {
 
         let (seq, any) = (Seq(self.random.below(end)), ModelFilter::default());
         let expected = self.model.stored_between(&any, seq.prev(), seq).next();
-        let found = self.server.store.reader().event(&seq.id().to_string()).expect("read");
+        let found = self.server.store.reader().event(&seq.id().to_string(), &Filter::default()).expect("read");
         assert_eq!(found, expected.map(|(seq, event)| event.json(seq).into_bytes()));
     }
 

@@ -9,7 +9,7 @@ use super::filter::ModelFilter;
 use super::pending::{Pending, poll};
 use super::random::Random;
 use super::unanswered::Unanswered;
-use crate::event::{Seq, Timestamp};
+use crate::event::{Filter, Seq, Timestamp};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::{Query, Store, Stored};
 use crate::wire::Committed;
@@ -283,8 +283,11 @@ impl Model {
             drop(answer);
             for event in events {
                 let seq = self.last().next();
-                let json =
-                    store.reader().event(&seq.id().to_string()).expect("read").expect("all of a batch, or nothing");
+                let json = store
+                    .reader()
+                    .event(&seq.id().to_string(), &Filter::default())
+                    .expect("read")
+                    .expect("all of a batch, or nothing");
                 self.push(event, &json);
             }
         }

@@ -172,19 +172,21 @@ impl Reader {
         Ok(latest.into_seqs())
     }
 
-    /// The event with an id, given by this server or by the one before it, as JSON.
-    pub fn event(&self, id: &str) -> Result<Option<Vec<u8>>> {
+    /// The event with an id, given by this server or by the one before it, as JSON, if it passes.
+    pub fn event(&self, id: &str, filter: &Filter) -> Result<Option<Vec<u8>>> {
         match self.seq_of(id)?.filter(|seq| *seq <= self.committed()) {
-            Some(seq) => self.event_at(seq),
+            Some(seq) => self.event_at(seq, filter),
             None => Ok(None),
         }
     }
 
-    /// The event with a number, as JSON.
-    pub fn event_at(&self, seq: Seq) -> Result<Option<Vec<u8>>> {
+    /// The event with a number, as JSON, if it passes.
+    pub fn event_at(&self, seq: Seq, filter: &Filter) -> Result<Option<Vec<u8>>> {
         let mut json = Vec::new();
         self.scan_these(&[seq], |event| {
-            event.write_json(&mut json, &mut TimestampText::default());
+            if filter.matches(&event.columns()) {
+                event.write_json(&mut json, &mut TimestampText::default());
+            }
             ControlFlow::Break(())
         })?;
         Ok(Some(json).filter(|json| !json.is_empty()))

@@ -8,7 +8,9 @@ use super::committed::{Committed, Seqs};
 use super::event_json::{JsonString, NULL, SKELETON, SKELETON_LEN, StoredEvent};
 use super::frame::{self, OpCode};
 use super::row::{Row, Span};
-use crate::event::{Columns, Event, EventId, EventTypes, Field, Seq, Timestamp, TimestampText, ValueHash};
+use crate::event::{
+    Columns, Event, EventId, EventTypes, Field, Filter, Mismatch, Seq, Timestamp, TimestampText, ValueHash,
+};
 
 /// Events of one read or one request, encoded but neither numbered nor stored. Their frames follow each other without a
 /// gap, so an unfiltered subscriber costs one slice a batch.
@@ -73,6 +75,19 @@ impl Batch {
     pub fn set_key(&mut self, key: &str) {
         let all = 0..self.len();
         self.keyed = vec![Keyed { key: key.into(), events: all.clone(), message: all }];
+    }
+
+    /// The keys belong to a space: the same key in another space is another key. The empty space changes nothing.
+    pub fn set_space(&mut self, space: &str) {
+        if !space.is_empty() {
+            // No space has this character, so different pairs stay different.
+            self.keyed.iter_mut().for_each(|keyed| keyed.key = format!("{space}\u{1f}{}", keyed.key).into());
+        }
+    }
+
+    /// The first event from this index on that does not pass: its place behind that index, and why.
+    pub fn mismatch<'f>(&self, from: usize, filter: &'f Filter) -> Option<(usize, Mismatch<'f>)> {
+        (from..self.len()).find_map(|index| Some((index - from, filter.mismatch(&self.columns(index))?)))
     }
 
     /// Removes all events but those whose index passes.

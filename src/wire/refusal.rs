@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::frame::Violation;
-use crate::event::Rejection;
+use crate::event::{Mismatch, Rejection};
 use crate::record::Failure;
 
 /// Why a request is refused.
@@ -16,8 +16,17 @@ use crate::record::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(String),
-    #[error("Missing or wrong API key")]
-    Unauthorized,
+    /// With why.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// With the name of the scope.
+    #[error("The key does not allow this: it has no scope '{0}'")]
+    ScopeMissing(&'static str),
+    /// The key is for some events only. With why that does not go together with the request.
+    #[error("{0}")]
+    Pinned(Cow<'static, str>),
+    #[error("No server of this name is here: it listens without authentication, so ALLOWED_HOSTS has to list the name")]
+    Misdirected,
     #[error("Origin not allowed")]
     ForbiddenOrigin,
     #[error("{0}")]
@@ -121,14 +130,15 @@ impl Refusal {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
-            Self::Unauthorized => 401,
-            Self::ForbiddenOrigin => 403,
+            Self::Unauthorized(_) => 401,
+            Self::ForbiddenOrigin | Self::ScopeMissing(_) | Self::Pinned(_) => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed(_) => 405,
             Self::NotAcceptable(_) => 406,
             Self::TooSlow => 408,
             Self::TooLarge(_) => 413,
             Self::UnsupportedMediaType | Self::UnsupportedCoding => 415,
+            Self::Misdirected => 421,
             Self::Invalid(_) => 422,
             Self::UpgradeRequired => 426,
             Self::RateLimited(_) => 429,
@@ -148,7 +158,10 @@ impl Refusal {
     pub fn slug(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad-request",
-            Self::Unauthorized => "unauthorized",
+            Self::Unauthorized(_) => "unauthorized",
+            Self::ScopeMissing(_) => "scope-missing",
+            Self::Pinned(_) => "outside-of-key",
+            Self::Misdirected => "unknown-host",
             Self::ForbiddenOrigin => "origin-not-allowed",
             Self::NotFound(_) => "not-found",
             Self::MethodNotAllowed(_) => "method-not-allowed",
@@ -208,6 +221,12 @@ pub fn problem(slug: &str, status: u16, detail: Value) -> Map<String, Value> {
     members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Why the key of a client does not allow it to publish an event; in an array with the index of the event.
+pub fn outside_of_key(index: Option<usize>, why: &Mismatch<'_>) -> String {
+    let of_event = index.map_or_else(String::new, |index| format!("Event {index}: "));
+    format!("{of_event}The key is for other events only: {why}")
+}
+
 /// The text for a client; in an array it names the index of the event.
 pub fn sentence(rejection: &Rejection) -> String {
     match rejection.index {
@@ -218,7 +237,7 @@ pub fn sentence(rejection: &Rejection) -> String {
 
 /// Every code that the server closes a WebSocket with, and whether the client should connect again. `docs/CONTRACT.md`
 /// has the same table for other clients.
-pub const CLOSE_CODES: [(u16, Again); 12] = [
+pub const CLOSE_CODES: [(u16, Again); 13] = [
     (1000, Again::No),
     (1001, Again::Yes),
     (1002, Again::No),
@@ -227,6 +246,7 @@ pub const CLOSE_CODES: [(u16, Again); 12] = [
     (1009, Again::No),
     (1011, Again::Yes),
     (1013, Again::Yes),
+    (4001, Again::No),
     (4002, Again::Yes),
     (4008, Again::Yes),
     (4009, Again::No),
@@ -269,6 +289,8 @@ pub enum Ending {
     Complete,
     /// The subscriber was too slow, and had asked for this with `on_lag`.
     TooSlow,
+    /// The key that the client has shown is revoked or has expired.
+    Unauthorized,
     /// Another connection goes on with the durable subscription.
     TakenOver,
     /// The durable subscription was deleted.
@@ -300,6 +322,7 @@ impl Ending {
             Self::NotUnderstood => (1008, "The message was not understood"),
             Self::Capacity => (1013, "Server at subscriber capacity"),
             Self::Complete => (1000, "Everything was sent"),
+            Self::Unauthorized => (4001, "The key was revoked or has expired"),
             Self::TooManyConnections => (4002, "Too many connections from this address"),
             Self::TooSlow => (4008, "Too slow for the live stream"),
             Self::TakenOver => (4009, "Another connection goes on with this subscription"),
@@ -317,6 +340,7 @@ mod tests {
     fn every_ending_has_a_code_of_the_table() {
         let endings = [
             Ending::Asked(None),
+            Ending::Unauthorized,
             Ending::GoingAway,
             Ending::NoFirstMessage,
             Ending::Silent,
@@ -343,7 +367,10 @@ mod tests {
     fn every_problem_type_is_described() {
         let refusals = [
             Refusal::BadRequest(String::new()),
-            Refusal::Unauthorized,
+            Refusal::Unauthorized("Missing or wrong API key"),
+            Refusal::ScopeMissing("…"),
+            Refusal::Pinned("".into()),
+            Refusal::Misdirected,
             Refusal::ForbiddenOrigin,
             Refusal::NotFound(""),
             Refusal::MethodNotAllowed(String::new()),

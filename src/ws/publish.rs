@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::close::{linger, send_close};
 use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use crate::auth::{Caller, Class};
+use crate::auth::{Caller, Principal, Scope};
 use crate::doorbell::Wakes;
 use crate::event::{EventTypes, Parser};
 use crate::outbox::{Outbox, Taken};
@@ -22,7 +22,7 @@ use crate::wire::Batch;
 use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher};
 use crate::wire::decoder::{Decoder, Message};
 use crate::wire::frame::{self, OpCode, Role};
-use crate::wire::refusal::Ending;
+use crate::wire::refusal::{Ending, outside_of_key};
 
 /// Bytes of answers that may wait for a publisher that does not read them. `MAX_IN_FLIGHT` bounds almost all of them; this is
 /// for references (`ref`), which can be as long as a message.
@@ -77,11 +77,24 @@ enum Stop {
 
 /// Adds the events of one message to the batch, and notes its answer.
 #[inline]
-fn take_in(text: &str, parser: &mut Parser, types: &EventTypes, batch: &mut Batch, answers: &mut Answers) {
+fn take_in(
+    text: &str,
+    parser: &mut Parser,
+    types: &EventTypes,
+    principal: &Principal,
+    batch: &mut Batch,
+    answers: &mut Answers,
+) {
     let before = batch.len();
     let parsed = parser.parse(text, |event| batch.push(&event, types));
     if parsed.result.is_err() {
         batch.truncate(before);
+    } else if let Some((index, why)) = principal.pins().and_then(|pins| batch.mismatch(before, pins)) {
+        let index = parsed.result.as_ref().ok().and_then(|len| len.map(|_| index));
+        answers.error(outside_of_key(index, &why), parsed.reference);
+        batch.truncate(before);
+        batch.end_message(before);
+        return;
     }
     batch.end_message(before);
     answers.note(&parsed);
@@ -106,6 +119,7 @@ impl PublisherSocket<'_> {
         let mut parser = self.pipeline.parser();
         let shutdown = self.pipeline.shutdown();
         let mut shutting_down = std::pin::pin!(shutdown.begun());
+        let mut over = std::pin::pin!(self.caller.principal.over());
         let (keepalive, interval) = (Keepalive::new(&self.pipeline.config), self.pipeline.config.keepalive_interval);
         let mut interval_over = std::pin::pin!(sleep(interval));
         loop {
@@ -115,9 +129,9 @@ impl PublisherSocket<'_> {
                     Stop::Empty => break None,
                     Stop::Large(text) => {
                         // Only the rest of one read can wait behind it, so the batch does not grow larger than others.
-                        let types = self.pipeline.types.clone();
+                        let (types, principal) = (self.pipeline.types.clone(), self.caller.principal.clone());
                         let parse = move || {
-                            take_in(&text, &mut parser, &types, &mut batch, &mut answers);
+                            take_in(&text, &mut parser, &types, &principal, &mut batch, &mut answers);
                             (parser, batch, answers)
                         };
                         (parser, batch, answers) = self.pipeline.parse_beside(parse).await;
@@ -127,6 +141,7 @@ impl PublisherSocket<'_> {
             };
             if !answers.is_empty() {
                 self.in_flight.fetch_add(answers.in_flight(), Ordering::Relaxed);
+                batch.set_space(self.caller.principal.space());
                 if self.level == AckLevel::Queued {
                     self.pipeline.store.append(batch, Receipt::for_nobody()).await;
                     let bytes = answers.bytes();
@@ -148,10 +163,14 @@ impl PublisherSocket<'_> {
             if shutdown.has_begun() {
                 return Ending::GoingAway;
             }
+            if self.caller.principal.is_over() {
+                return Ending::Unauthorized;
+            }
             while self.in_flight.load(Ordering::Relaxed) >= self.pipeline.config.max_in_flight {
                 tokio::select! {
                     () = self.answered.notified() => {}
                     () = &mut shutting_down => return Ending::GoingAway,
+                    () = &mut over => return Ending::Unauthorized,
                 }
             }
             tokio::select! {
@@ -162,6 +181,7 @@ impl PublisherSocket<'_> {
                     false => return Ending::Gone,
                 },
                 () = &mut shutting_down => return Ending::GoingAway,
+                () = &mut over => return Ending::Unauthorized,
                 // This runs only while the socket is read: otherwise it is not the peer that is silent.
                 () = &mut interval_over => {
                     match keepalive.interval_over() {
@@ -194,13 +214,15 @@ impl PublisherSocket<'_> {
                 Err(violation) => return Stop::End(Ending::Violated(violation)),
             };
             // A message that is no text counts in the rate, too.
-            if let Err(refusal) = self.pipeline.access.rates.check(Class::Publish, self.caller.ip) {
+            if let Err(refusal) = self.pipeline.access.rates.check(Scope::Publish, self.caller.ip) {
                 answers.error(refusal.to_string(), None);
                 continue;
             }
             match text {
                 Ok(large) if large.len() > PARSED_IN_PLACE_BYTES_MAX => return Stop::Large(large.to_owned()),
-                Ok(text) => take_in(text, parser, &self.pipeline.types, batch, answers),
+                Ok(text) => {
+                    take_in(text, parser, &self.pipeline.types, &self.caller.principal, batch, answers);
+                }
                 Err(why) => answers.error(why, None),
             }
         }

@@ -31,7 +31,7 @@ pub async fn subscribe(mut transport: Transport, received: Bytes, caller: Caller
         let decoder = Decoder::new(Role::Server, pipeline.config.max_ws_message_bytes).with_received(&received);
         drop(received);
         let reader = Reader::new(read, decoder, &pipeline.bodies);
-        let ending = match serve(&pipeline, caller, reader, &mut write).await {
+        let ending = match serve(&pipeline, &caller, reader, &mut write).await {
             Ok(ending) | Err(Declined::Ended(ending)) => ending,
             Err(Declined::Refused(why, ending)) => match write.write_all(&text(&error(&why, None))).await {
                 Ok(()) => ending,
@@ -48,11 +48,11 @@ pub async fn subscribe(mut transport: Transport, received: Bytes, caller: Caller
 /// Everything between the handshake and the Close frame. Returns how the socket ends.
 async fn serve(
     pipeline: &Arc<Pipeline>,
-    caller: Caller,
+    caller: &Caller,
     mut reader: Reader<'_>,
     write: &mut WriteHalf<'_>,
 ) -> Result<Ending, Declined> {
-    let request = first_message(pipeline, &mut reader, write).await?;
+    let request = first_message(pipeline, caller, &mut reader, write).await?;
     // A subscriber takes its slot with its first message.
     let slot = pipeline.subscriber_slot();
     let slot = slot.ok_or_else(|| Declined::Refused(Refusal::TooManySubscribers.to_string(), Ending::Capacity))?;
@@ -69,12 +69,14 @@ async fn serve(
 /// Waits for the first message, for `SUBSCRIBE_TIMEOUT_SECONDS` at most.
 async fn first_message(
     pipeline: &Pipeline,
+    caller: &Caller,
     reader: &mut Reader<'_>,
     write: &mut WriteHalf<'_>,
 ) -> Result<Subscribe, Declined> {
     let deadline = Instant::now() + pipeline.config.subscribe_timeout;
     let shutdown = pipeline.shutdown();
     let mut shutting_down = std::pin::pin!(shutdown.begun());
+    let mut over = std::pin::pin!(caller.principal.over());
     loop {
         while let Some(message) = reader.next().map_err(Ending::Violated)? {
             let text = match message {
@@ -100,6 +102,7 @@ async fn first_message(
                 Err(_) => return Err(Ending::NoFirstMessage.into()),
             },
             () = &mut shutting_down => return Err(Ending::GoingAway.into()),
+            () = &mut over => return Err(Ending::Unauthorized.into()),
         }
     }
 }
@@ -108,7 +111,7 @@ async fn first_message(
 /// subscription meanwhile: then it is tried again.
 async fn open(
     pipeline: &Arc<Pipeline>,
-    caller: Caller,
+    caller: &Caller,
     slot: &SubscriberSlot,
     mut request: Subscribe,
     reader: &mut Reader<'_>,
@@ -121,7 +124,8 @@ async fn open(
         Declined::Ended(Ending::Failed)
     };
     let Pipeline { store, hub, subscriptions, config, searches, .. } = &**pipeline;
-    let known = request.durable.as_ref().and_then(|durable| subscriptions.find(durable));
+    let space = caller.principal.space();
+    let known = request.durable.as_ref().and_then(|durable| subscriptions.find(space, durable));
     if let Some(known) = &known {
         request.start = Start::Position(known.position());
         if request.filters.asked().is_empty() {
@@ -142,7 +146,7 @@ async fn open(
     let position = stream.position();
     let (mut source, mut subscription, mut taken_over) = (Source::Stream(Box::new(stream)), None, None);
     if let Some(durable) = &request.durable {
-        let opened = subscriptions.open(durable, &request.filters, position, known.as_ref()).await?;
+        let opened = subscriptions.open((space, durable), &request.filters, position, known.as_ref()).await?;
         let Some(opened) = opened else { return Ok(None) };
         if durable.is_group {
             source = Source::Member(Arc::new(subscriptions.join(&opened, &request, slot.id())?));
@@ -152,8 +156,8 @@ async fn open(
         subscription = Some(opened);
     }
     let filters = request.filters;
-    let name = subscription.as_ref().map(|subscription| subscription.name().to_owned());
-    let ended = slot.register(Subscriber { filter: filters.filter.clone(), name });
+    let name = subscription.as_ref().map(|subscription| subscription.name().name.to_owned());
+    let ended = slot.register(Subscriber { filter: filters.filter.clone(), name, space: space.into() });
     Ok(Some(Opened { served: Served { source, subscription, taken_over, ended }, opening, filters }))
 }
 

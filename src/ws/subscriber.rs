@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use crate::auth::{Caller, Class};
+use crate::auth::{Caller, Scope};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::group::Member;
@@ -42,7 +42,7 @@ const YIELD_AFTER_BYTES: usize = 4 << 10;
 /// What the reading half and the writing half of a subscriber's socket share.
 pub(super) struct SubscriberSocket<'p> {
     pipeline: &'p Pipeline,
-    caller: Caller,
+    caller: &'p Caller,
     slot: &'p SubscriberSlot,
     /// From the reading half to the writing half.
     replies: Outbox<Reply>,
@@ -61,7 +61,7 @@ enum Reply {
 }
 
 impl<'p> SubscriberSocket<'p> {
-    pub(super) fn new(pipeline: &'p Pipeline, caller: Caller, slot: &'p SubscriberSlot) -> Self {
+    pub(super) fn new(pipeline: &'p Pipeline, caller: &'p Caller, slot: &'p SubscriberSlot) -> Self {
         Self {
             pipeline,
             caller,
@@ -126,7 +126,7 @@ impl<'p> SubscriberSocket<'p> {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(note::PONG))),
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         reader.done();
-                        match (self.pipeline.access.rates.check(Class::Query, self.caller.ip), filters) {
+                        match (self.pipeline.access.rates.check(Scope::Subscribe, self.caller.ip), filters) {
                             (Err(refusal), _) => self.refuse(&refusal.to_string()),
                             (Ok(()), _) if matches!(confirmed, Confirmed::Member(_)) => {
                                 self.refuse("The filters of a group do not change while it has members");
@@ -197,11 +197,13 @@ impl<'p> SubscriberSocket<'p> {
             }
         });
         let mut interval_over = std::pin::pin!(sleep_until(Instant::now() + interval));
+        let mut over = std::pin::pin!(self.caller.principal.over());
         loop {
             tokio::select! {
                 biased;
                 ending = &mut taken_over => return Ok(ending),
                 ending = &mut ended => return Ok(ending.unwrap_or(Ending::Failed)),
+                () = &mut over => return Ok(Ending::Unauthorized),
                 taken = self.replies.take(&mut replies) => {
                     if taken == Taken::Overflowed {
                         return Err(io::ErrorKind::QuotaExceeded.into());
@@ -227,8 +229,9 @@ impl<'p> SubscriberSocket<'p> {
                         write.write_all(&text(&note::filters_updated(&filters))).await?;
                         self.changing_bytes.fetch_sub(filters.bytes(), Ordering::Relaxed);
                         self.changed.notify_one();
-                        let name = subscription.as_ref().map(|subscription| subscription.name().to_owned());
-                        self.slot.update(Subscriber { filter: filters.filter.clone(), name });
+                        let name = subscription.as_ref().map(|subscription| subscription.name().name.to_owned());
+                        let space = self.caller.principal.space().into();
+                        self.slot.update(Subscriber { filter: filters.filter.clone(), name, space });
                         if let Some(subscription) = &subscription {
                             subscription.change_filters(&filters);
                         }

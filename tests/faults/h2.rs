@@ -37,8 +37,8 @@ fn http2_floods_cost_no_memory() {
     bystanders.are_served();
     let at_first = sockets(&server);
     let memory = Memory::of(&server);
-    let get = head("GET", "/health", &[("host", "x")]);
-    let post = frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x"), JSON_SMALL]));
+    let get = head("GET", "/health", &[("host", "localhost")]);
+    let post = frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "localhost"), JSON_SMALL]));
     // The bytes that come once, and those that are repeated.
     let floods: [(&str, Vec<u8>, Vec<u8>); 10] = [
         ("continuations that are empty", frame(HEADERS, 0, 1, &get), frame(MORE_HEADERS, 0, 1, b"")),
@@ -90,10 +90,10 @@ fn http2_headers_that_decompress_beyond_their_limit_are_refused() {
             HEADERS,
             END_HEADERS | END_STREAM,
             1,
-            &[head("GET", "/health", &[("host", "x")]), large.clone()].concat(),
+            &[head("GET", "/health", &[("host", "localhost")]), large.clone()].concat(),
         ));
         for stream in 1..20 {
-            let bomb = [head("GET", "/health", &[("host", "x")]), bomb[..12_000].to_vec()].concat();
+            let bomb = [head("GET", "/health", &[("host", "localhost")]), bomb[..12_000].to_vec()].concat();
             wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * stream + 1, &bomb));
         }
         let mut refused = 0;

@@ -161,7 +161,7 @@ fn a_vanished_peer_is_found() {
         let requests = [
             request("GET", "/events", &[ACCEPT_NDJSON], b""),
             b"GET /heal".to_vec(),
-            b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{".to_vec(),
+            b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{".to_vec(),
             request("GET", "/health", &[], b""),
         ];
         let requests = requests.map(|request| {

@@ -23,10 +23,10 @@ fn a_client_that_sends_byte_by_byte_is_cut_off() {
     let at_first = sockets(&server);
     let memory = Memory::of(&server);
     // How each client begins, and what it then repeats byte by byte.
-    let post = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let post = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let kinds: [(Vec<u8>, &[u8]); 7] = [
-        (b"".to_vec(), b"GET /health HTTP/1.1\r\nHost: x\r\nX: "),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\n".to_vec(), b"X-Slow: 1\r\n"),
+        (b"".to_vec(), b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n".to_vec(), b"X-Slow: 1\r\n"),
         // A connection that was served once has no more time than a new one.
         ([request("GET", "/health", &[], b""), b"GET /".to_vec()].concat(), b"a"),
         (format!("{post}Content-Length: 60000\r\n\r\n").into_bytes(), b" "),
@@ -134,7 +134,7 @@ fn a_stalled_large_body_gives_its_memory_back() {
     // There is memory for two of these bodies. Without a least pace they could take longer than this test.
     let server = Server::with(&[("MAX_BODIES_BYTES", "16 MiB"), ("BODY_TIMEOUT_SECONDS", "600")]);
     let mut bystanders = Bystanders::join(&server);
-    let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n";
+    let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n";
     let begun = " ".repeat(40_000);
     let announced = format!("{head}Content-Length: 1000000\r\n\r\n{begun}");
     let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{begun}\r\n", begun.len());
@@ -171,7 +171,7 @@ fn untaken_large_pages_share_a_bounded_memory() {
 
     // With a flow-control window of 0 every answer waits in the server.
     let ask = |stream: u32| {
-        let head = h2::head("GET", "/events?limit=1000", &[("host", "x")]);
+        let head = h2::head("GET", "/events?limit=1000", &[("host", "localhost")]);
         h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, stream, &head)
     };
     let mut wires: Vec<_> = (0..2)
@@ -207,7 +207,7 @@ fn an_untaken_large_page_gives_its_memory_back_whatever_else_its_client_takes() 
     let big = json!({"event_type": "timer_tick", "source": "past", "payload": {"filler": filler}}).to_string();
     server.publish_lines(&vec![big; 100]);
     let ask = |stream: u32, path: &str| {
-        let head = h2::head("GET", path, &[("host", "x")]);
+        let head = h2::head("GET", path, &[("host", "localhost")]);
         h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, stream, &head)
     };
     let mut wire = h2::connect(&server);
@@ -249,7 +249,7 @@ fn every_untaken_large_answer_counts_in_the_memory_for_pages() {
     let _durable = server.subscriber(&json!({"name": "many", "session_id": sessions}));
     let explain = format!("/subscriptions/explain?event_id={}", id_of(1));
     for path in [&format!("/events/{}", id_of(1)), "/subscriptions", &explain] {
-        let head = h2::head("GET", path, &[("host", "x")]);
+        let head = h2::head("GET", path, &[("host", "localhost")]);
         let wire = untaken(&server, &[h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, 1, &head)]);
         let refused = server.get(path);
         assert!(text_of(&refused.refusal(503)).contains("pages"), "{path}: {}", refused.text());
@@ -267,7 +267,7 @@ fn a_large_answer_to_a_publisher_takes_its_memory_before_anything_is_stored() {
 "#
     .repeat(4_000);
     let ask = || server.call("POST", "/events", &headers, body.as_bytes()).status;
-    let head = h2::head("POST", "/events", &[&[("host", "x")], &headers[..]].concat());
+    let head = h2::head("POST", "/events", &[&[("host", "localhost")], &headers[..]].concat());
     let mut request = vec![h2::frame(h2::HEADERS, h2::END_HEADERS, 1, &head)];
     request.extend(body.as_bytes().chunks(16 << 10).map(|piece| h2::frame(DATA, 0, 1, piece)));
     request.push(h2::frame(DATA, h2::END_STREAM, 1, b""));

@@ -8,7 +8,7 @@ use super::hostile::{Bystanders, MIB, Memory, sockets};
 use crate::support::*;
 
 /// The request that every attack tries to smuggle: it would delete all events.
-const SMUGGLED: &str = "DELETE /events HTTP/1.1\r\nHost: x\r\n\r\n";
+const SMUGGLED: &str = "DELETE /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// The statuses of all answers on one connection, which then must end by itself. The client of these tests cannot tell which
 /// of the requests in the bytes an answer is for, so it does not check more.
@@ -22,7 +22,7 @@ fn answers(server: &Server, bytes: impl AsRef<[u8]>) -> Vec<u16> {
 
 /// A request that publishes, with these additional headers and these bytes as its body.
 fn post(headers: &str, body: &str) -> String {
-    format!("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}\r\n{body}")
+    format!("POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\r\n{body}")
 }
 
 /// A body in one chunk.
@@ -113,7 +113,7 @@ fn the_body_of_a_refused_request_is_not_read_as_a_request() {
             format!("Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n{SMUGGLED}"),
         ] {
             let mut wire = Wire::connect(server.addr).unchecked();
-            wire.send(format!("{line}\r\nHost: x\r\n{headers}{framed}"));
+            wire.send(format!("{line}\r\nHost: localhost\r\n{headers}{framed}"));
             wire.send(request("GET", "/event-types", &[("Connection", "close")], b""));
             let statuses: Vec<_> = std::iter::from_fn(|| wire.response()).map(|response| response.status).collect();
             // Either the connection has ended, or the body was read and the next request is the one that was sent.
@@ -149,11 +149,12 @@ fn odd_but_legal_requests_are_read_in_one_way() {
     assert!(matches!(answers(&server, twice)[..], [201 | 400]));
     // Lines may end with a line feed alone (RFC 9112, 2.2), in the head only. Nothing else ends one, so a
     // second request cannot be hidden.
-    let bare =
-        format!("POST /events HTTP/1.1\nHost: x\nConnection: close\nContent-Length: {length}\n\n{event}{SMUGGLED}");
+    let bare = format!(
+        "POST /events HTTP/1.1\nHost: localhost\nConnection: close\nContent-Length: {length}\n\n{event}{SMUGGLED}"
+    );
     assert_eq!(answers(&server, bare), [201]);
     // The server has one host, so it does not matter which one is named.
-    let absolute = "GET http://elsewhere.example/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let absolute = "GET http://elsewhere.example/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     assert_eq!(answers(&server, absolute), [200]);
     let stored = server.stored("");
     assert!(stored.len() >= bystanders.stored() + 4, "nothing was deleted");
@@ -186,7 +187,7 @@ fn compressed_bodies_are_refused_without_unpacking() {
 fn heads_too_large_are_refused() {
     let server = Server::start();
     let mut bystanders = Bystanders::join(&server);
-    let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     let many = |n: usize| (0..n).map(|n| format!("X-{n}: {n}\r\n")).collect::<String>();
     let refused = [
         ("many headers", get("/health", &many(200))),
@@ -217,7 +218,7 @@ fn a_request_head_without_end_costs_bounded_memory() {
     let mut bystanders = Bystanders::join(&server);
     bystanders.are_served();
     let (memory, at_first) = (Memory::of(&server), sockets(&server));
-    let post = "POST /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let post = "POST /events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let endless = [
         (String::new(), "a"),
         ("GET /".to_owned(), "a"),

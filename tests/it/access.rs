@@ -74,7 +74,7 @@ fn every_route_has_the_guard_and_the_methods_of_the_route_table() {
         let in_url = format!("{path}?until=x&before=x&api_key={}", encode(KEY));
         let status = |path: &str| server.call(method.as_str(), path, &[], b"").status;
         assert_eq!(status(&path) != 401, *guard == Guard::Open, "{method} {path}");
-        assert_eq!(status(&in_url) != 401, !matches!(guard, Guard::Key(_)), "{method} {in_url}");
+        assert_eq!(status(&in_url) != 401, !matches!(guard, Guard::Key(_) | Guard::AnyKey), "{method} {in_url}");
         let refused = server.call("PUT", &path, &[WITH_KEY], b"");
         refused.refusal(405);
         let allow = refused.header("allow").expect("a header of every 405");
@@ -195,18 +195,97 @@ fn every_answer_carries_the_security_headers() {
 }
 
 #[test]
-fn by_default_every_origin_is_allowed() {
-    let server = Server::start();
+fn with_authentication_every_origin_is_allowed_by_default() {
+    let server = guarded();
     let origin = ("Origin", "https://anywhere.example");
     for answer in [
-        server.call("GET", "/events", &[origin], b""),
-        server.call("POST", "/events", &[JSON, origin], b"{}"),
-        server.call("GET", "/nowhere", &[origin], b""),
+        server.call("GET", "/events", &[origin, WITH_KEY], b""),
+        server.call("POST", "/events", &[JSON, origin, WITH_KEY], b"{}"),
+        server.call("GET", "/nowhere", &[origin, WITH_KEY], b""),
     ] {
         let allowed = answer.header("access-control-allow-origin").expect("an allowed origin");
         assert!(matches!(allowed, "*" | "https://anywhere.example"), "{allowed}");
     }
-    Socket::handshake(server.addr, "/ws/subscribe", &[origin]).ok().expect("any origin");
+    Socket::handshake(server.addr, "/ws/subscribe", &[origin, WITH_KEY]).ok().expect("any origin");
+}
+
+#[test]
+fn without_authentication_only_pages_of_this_machine_may_use_the_server() {
+    let server = Server::start();
+    let own = format!("http://{}", server.addr);
+    for (origin, is_allowed) in [
+        (&*own, true),
+        ("http://localhost:3000", true),
+        ("https://app.localhost", true),
+        ("http://[::1]:8080", true),
+        ("https://anywhere.example", false),
+        ("http://localhost.anywhere.example", false),
+        ("http://192.0.2.7", false),
+        ("null", false),
+    ] {
+        let origin = ("Origin", origin);
+        let read = server.call("GET", "/stats", &[origin], b"");
+        assert_eq!(read.status, 200, "a client that is no browser may say anything");
+        let shown_to = read.header("access-control-allow-origin");
+        assert_eq!(shown_to.is_some(), is_allowed, "{origin:?}: {shown_to:?}");
+        let status = |method, path| server.call(method, path, &[JSON, origin], tick("s", 0).as_bytes()).status;
+        assert_eq!(status("POST", "/events"), if is_allowed { 201 } else { 403 }, "{origin:?}");
+        assert_eq!(status("DELETE", "/events?session_id=none"), if is_allowed { 200 } else { 403 }, "{origin:?}");
+        for path in ["/ws/publish", "/ws/subscribe"] {
+            let refused = Socket::handshake(server.addr, path, &[origin]).err();
+            assert_eq!(refused.map(|answer| answer.status), (!is_allowed).then_some(403), "{origin:?} {path}");
+        }
+    }
+}
+
+#[test]
+fn without_authentication_a_request_names_a_known_host() {
+    let call = |server: &Server, host: &str, path: &str| {
+        let mut wire = Wire::connect(server.addr);
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        wire.response().expect("an answer")
+    };
+    let open = Server::with(&[("ALLOWED_HOSTS", "pipeline.school.example")]);
+    for known in ["localhost:8001", "a.localhost", "192.0.2.7", "[::1]:1", "Pipeline.school.example:443"] {
+        assert_eq!(call(&open, known, "/stats").status, 200, "{known}");
+    }
+    for foreign in ["evil.example", "pipeline.school.example.evil.example", "localhost@evil.example", ""] {
+        for path in ["/stats", "/", "/docs", "/event-types", "/nowhere", "/events/stream"] {
+            call(&open, foreign, path).refusal(421);
+        }
+        for path in ["/health", "/readiness"] {
+            assert_eq!(
+                call(&open, foreign, path).status,
+                200,
+                "{path}: whoever watches the server may call it anything"
+            );
+        }
+    }
+    let preflight =
+        [("Host", "evil.example"), ("Origin", "http://evil.example"), ("Access-Control-Request-Method", "DELETE")];
+    let mut wire = Wire::connect(open.addr);
+    let lines = preflight.map(|(name, value)| format!("{name}: {value}\r\n")).concat();
+    wire.send(format!("OPTIONS /events HTTP/1.1\r\n{lines}\r\n"));
+    wire.response().expect("an answer").refusal(421);
+    assert_eq!(call(&Server::with(&[("ALLOWED_HOSTS", "*")]), "evil.example", "/stats").status, 200);
+    assert_eq!(call(&guarded(), "evil.example", "/stats").status, 401, "a page has no key");
+}
+
+#[test]
+fn a_server_that_other_machines_reach_asks_for_a_key_or_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    for host in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        let run = Run::start(command(folder.path()).arg("serve").env("HOST", host), "").finish();
+        assert_eq!(run.code, Some(2), "{}", run.stderr);
+        for mends in ["\n  event-pipeline keys add NAME", "\n  ALLOW_UNAUTHENTICATED=true event-pipeline"] {
+            assert!(run.stderr.contains(mends), "{}", run.stderr);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was opened");
+    }
+    for setting in [("ALLOW_UNAUTHENTICATED", "true"), ("REQUIRE_AUTH", "true")] {
+        drop(Server::with(&[("HOST", "0.0.0.0"), setting]));
+    }
+    drop(Server::with(&[("HOST", "::ffff:127.0.0.1")]));
 }
 
 #[test]

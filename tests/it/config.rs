@@ -209,22 +209,30 @@ fn a_start_says_where_to_open_it_where_the_data_is_and_who_may_connect() {
             env!("CARGO_PKG_VERSION"),
             database(folder).display(),
         );
-        assert_eq!(greeting(folder, &[&[("HOST", "0.0.0.0")], environment].concat()), expected);
+        assert_eq!(
+            greeting(folder, &[&[("HOST", "0.0.0.0"), ("ALLOW_UNAUTHENTICATED", "true")], environment].concat()),
+            expected
+        );
     };
     let empty = tempfile::tempdir().unwrap();
-    check(empty.path(), &[], "empty", "everyone who can reach this machine, without a key");
+    check(
+        empty.path(),
+        &[],
+        "empty",
+        "everyone who can reach this machine, without a key; web pages of this machine only",
+    );
     check(
         server.folder(),
         &[("REQUIRE_AUTH", "true"), ("API_KEY", "k"), ("CORS_ORIGINS", "https://school.example")],
         "1,234 events, last id evt_0000000004d2",
-        "everyone who can reach this machine, with the key; web pages only from https://school.example",
+        "everyone who can reach this machine, with the API_KEY; web pages only from https://school.example",
     );
 }
 
 #[test]
 fn a_start_is_one_structured_line_in_json() {
     let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "very secret")]);
-    let url = format!("http://{}/", server.addr);
+    let url = format!("http://localhost:{}/", server.addr.port());
     let expected = json!({
         "message": "listening",
         "address": server.addr.to_string(),

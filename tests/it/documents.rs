@@ -188,11 +188,8 @@ impl Terminal {
         writeln!(self.input, "{{ {typed}\n}} < /dev/null\nprintf '{prompt}'").unwrap();
         let text = || {
             let text = self.output.lock().unwrap()[start..].to_owned();
-            // The documents show the server of a reader, which listens on all addresses.
             let own = self.address.to_string();
-            text.replace(&format!("listen  {own}"), "listen  0.0.0.0:8001, all IPv4 addresses of this machine")
-                .replace("access  every program on", "access  everyone who can reach")
-                .replace(&own, "localhost:8001")
+            text.replace(&format!("listen  {own}"), "listen  127.0.0.1:8001").replace(&own, "localhost:8001")
         };
         await_true(&format!("{document}: what is shown below {:?}", step.typed), || {
             let text = text();

@@ -206,7 +206,7 @@ fn the_http2_preface_may_come_byte_by_byte() {
     assert_eq!(wire.response().expect("an answer").status, 201, "POST begins like the preface");
 
     let mut wire = Wire::connect(server.addr);
-    wire.send("PRI * HTTP/1.1\r\nHost: x\r\n\r\n");
+    wire.send("PRI * HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(wire.response().expect("an answer").status, 404, "this does, too");
 }
 
@@ -225,7 +225,7 @@ fn an_idle_http2_connection_is_closed() {
     let mut wire = connect(&server);
     await_pong(&mut wire).unwrap();
     // A connection with a request in hand is not idle; the body has a timeout of its own.
-    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "localhost")])));
     answer(&mut wire);
     let kinds: Vec<_> = std::iter::from_fn(|| read_frame(&mut wire)).map(|(kind, ..)| kind).collect();
     assert!(kinds.contains(&GOAWAY), "a word before the end: {kinds:?}");
@@ -235,7 +235,7 @@ fn an_idle_http2_connection_is_closed() {
 fn an_http2_peer_that_vanished_is_found_by_pings() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "0.1"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
     let mut wire = connect(&server);
-    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "localhost")])));
     let kinds: Vec<_> = std::iter::from_fn(|| read_frame(&mut wire)).map(|(kind, ..)| kind).collect();
     assert!(kinds.contains(&PING), "the server asks before it gives up: {kinds:?}");
 }
@@ -244,7 +244,8 @@ fn an_http2_peer_that_vanished_is_found_by_pings() {
 fn an_http2_peer_that_takes_nothing_is_closed() {
     let server = Server::with(&[("KEEPALIVE_SECONDS", "600"), ("WRITE_TIMEOUT_SECONDS", "0.3")]);
     server.publish(&tick("s", 0));
-    let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", "/events", &[("host", "x")]));
+    let ask =
+        |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", "/events", &[("host", "localhost")]));
     // The first window takes no byte, the second takes one.
     for window in [0, 1] {
         let mut wire = connect(&server);
@@ -279,7 +280,7 @@ fn a_flood_of_resets_ends_its_http2_connection() {
     let server = Server::with(&[("LOG_LEVEL", "debug")]);
     server.publish_lines(&ticks("s", 20_000));
     let path = "/events?limit=1000&source=it";
-    let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", path, &[("host", "x")]));
+    let ask = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", path, &[("host", "localhost")]));
     let take_back = |stream| frame(RESET, 0, stream, &8_u32.to_be_bytes());
     let streams = |round: u32| (0..100).map(move |n| (round * 100 + n) * 2 + 1);
 
@@ -311,7 +312,7 @@ fn a_shutdown_ends_http2_connections_in_order() {
     assert_eq!(client.call("POST", "/events", &[JSON], tick("s", 0).as_bytes()).status, 201);
     // A request in hand is finished.
     let mut wire = connect(&server);
-    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "x")])));
+    wire.send(frame(HEADERS, END_HEADERS, 1, &head("POST", "/events", &[("host", "localhost")])));
     await_pong(&mut wire).unwrap();
     server.signal("TERM");
     client.await_end();

@@ -9,7 +9,7 @@ use crate::support::*;
 #[test]
 fn a_url_beyond_64_kib_is_answered_with_414() {
     let server = Server::start();
-    let get = |target: &str, header: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nX: {header}\r\n\r\n");
+    let get = |target: &str, header: &str| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nX: {header}\r\n\r\n");
     let status = |wire: &mut Wire, request: String| {
         wire.send(request);
         wire.response().expect("an answer").status
@@ -252,8 +252,7 @@ fn a_body_over_the_limit_is_413() {
 
     let chunked = |body: &str| {
         let mut wire = Wire::connect(server.addr);
-        let head =
-            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
         wire.send(format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()));
         wire.response().expect("an answer")
     };
@@ -266,7 +265,7 @@ fn a_body_announced_too_long_is_refused_before_it_is_sent() {
     let server = Server::start();
     let mut wire = Wire::connect(server.addr);
     wire.send(
-        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n",
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n",
     );
     wire.response().expect("an answer").refusal(413);
 }
@@ -295,7 +294,7 @@ fn options_and_preflight_are_answered() {
     assert!(matches!(plain.status, 200 | 204), "{}", plain.status);
 
     let asked = [
-        ("Origin", "https://dashboard.example"),
+        ("Origin", "http://localhost:3000"),
         ("Access-Control-Request-Method", "POST"),
         ("Access-Control-Request-Headers", "content-type, x-api-key"),
     ];
@@ -303,7 +302,7 @@ fn options_and_preflight_are_answered() {
         let preflight = server.call("OPTIONS", path, &asked, b"");
         assert!(matches!(preflight.status, 200 | 204), "{}", preflight.status);
         let origin = preflight.header("access-control-allow-origin").expect("an allowed origin");
-        assert!(matches!(origin, "*" | "https://dashboard.example"), "{origin}");
+        assert!(matches!(origin, "*" | "http://localhost:3000"), "{origin}");
         assert!(preflight.header("access-control-allow-methods").expect("allowed methods").contains("POST"));
         let headers = preflight.header("access-control-allow-headers").expect("allowed headers").to_lowercase();
         assert!(headers == "*" || (headers.contains("content-type") && headers.contains("x-api-key")), "{headers}");
@@ -400,15 +399,15 @@ fn ambiguous_requests_are_refused() {
     let event = tick("s", 0);
     let length = event.len();
     let heads = [
-        ("both lengths", format!("Host: x\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
+        ("both lengths", format!("Host: localhost\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
         (
             "both lengths, the other way round",
-            format!("Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+            format!("Host: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
         ),
-        ("two lengths", format!("Host: x\r\nContent-Length: {length}\r\nContent-Length: {}\r\n", length + 1)),
+        ("two lengths", format!("Host: localhost\r\nContent-Length: {length}\r\nContent-Length: {}\r\n", length + 1)),
         ("no host", format!("Content-Length: {length}\r\n")),
-        ("negative length", "Host: x\r\nContent-Length: -1\r\n".to_string()),
-        ("unknown coding", "Host: x\r\nTransfer-Encoding: gzip\r\n".to_string()),
+        ("negative length", "Host: localhost\r\nContent-Length: -1\r\n".to_string()),
+        ("unknown coding", "Host: localhost\r\nTransfer-Encoding: gzip\r\n".to_string()),
     ];
     for (what, head) in heads {
         let mut wire = Wire::connect(server.addr);
@@ -433,12 +432,12 @@ fn bytes_that_are_not_http_are_refused() {
     let requests = [
         "nonsense\r\n\r\n".to_string(),
         "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03 looks like TLS\r\n\r\n".to_string(),
-        "GET / HTTP/9.9\r\nHost: x\r\n\r\n".to_string(),
-        format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"),
-        format!("GET /health HTTP/1.1\r\nHost: x\r\nX-Long: {long}\r\n\r\n"),
-        format!("GET /health HTTP/1.1\r\nHost: x\r\n{many}\r\n"),
-        "GET /health HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n".to_string(),
-        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n".to_string(),
+        "GET / HTTP/9.9\r\nHost: localhost\r\n\r\n".to_string(),
+        format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: {long}\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"),
+        "GET /health HTTP/1.1\r\nHost: localhost\r\n folded\r\n\r\n".to_string(),
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n".to_string(),
     ];
     for request in requests {
         let mut wire = Wire::connect(server.addr);
@@ -455,10 +454,9 @@ fn bytes_that_are_not_http_are_refused() {
 #[test]
 fn slow_clients_time_out() {
     let server = Server::with(&[("HEADER_TIMEOUT_SECONDS", "0.4"), ("BODY_TIMEOUT_SECONDS", "0.4")]);
-    let half_body =
-        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"event";
-    let half_chunk = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
-    for part in ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: x\r\n", half_body, half_chunk] {
+    let half_body = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"event";
+    let half_chunk = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
+    for part in ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: localhost\r\n", half_body, half_chunk] {
         let mut wire = Wire::connect(server.addr);
         wire.send(part);
         if let Some(response) = wire.response() {
@@ -476,7 +474,7 @@ fn slow_clients_do_not_delay_others() {
         .map(|_| {
             let mut wire = Wire::connect(server.addr);
             wire.send(
-                "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
+                "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
             );
             wire
         })

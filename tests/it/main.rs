@@ -29,6 +29,7 @@ mod http;
 mod idempotency;
 mod imports;
 mod interface;
+mod keys;
 mod lag;
 mod publish;
 mod query;

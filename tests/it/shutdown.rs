@@ -114,9 +114,9 @@ fn a_shutdown_cuts_unfinished_requests_and_closes_all_other_connections() {
     let mut server = Server::with(&[("SHUTDOWN_TIMEOUT_SECONDS", "4")]);
     let mut idle = server.subscriber(&json!({}));
     let mut half_a_head = Wire::connect(server.addr);
-    half_a_head.send("POST /events HTTP/1.1\r\nHost: it\r\nContent-Le");
+    half_a_head.send("POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Le");
     let mut half_a_body = Wire::connect(server.addr);
-    half_a_body.send("POST /events HTTP/1.1\r\nHost: it\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n");
+    half_a_body.send("POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n");
     let proceed = "HTTP/1.1 100 Continue\r\n\r\n";
     assert_eq!(half_a_body.take(proceed.len(), "the server to wait for the body").unwrap(), proceed.as_bytes());
     half_a_body.send(r#"{"event_type":"#);

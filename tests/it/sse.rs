@@ -9,7 +9,7 @@ use crate::support::*;
 
 #[test]
 fn an_event_stream_has_the_form_that_browsers_read() {
-    let server = Server::start();
+    let server = Server::with(&[("CORS_ORIGINS", "*")]);
     let stored: Vec<_> = [tick("é \"q\"\n", 0), tick("s", 1)].iter().map(|body| server.publish(body)).collect();
     for prefix in ["", "/api/v1"] {
         let target = format!("{prefix}/events/stream?after={}", id_of(0));

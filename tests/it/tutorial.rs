@@ -1,8 +1,10 @@
-//! The page of the tutorial: it is the file beside it, and a browser that opens it from the disk shows the class.
+//! The page of the tutorial: it is the file beside it, and a browser that opens it shows the class.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -83,6 +85,27 @@ impl Page {
     }
 }
 
+/// The address of a site that has this page only, until the tests end: as `python3 -m http.server` has it.
+fn served(page: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let is_page = lines.next().is_some_and(|first| first.starts_with("GET /class.html"));
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let (status, body) =
+                if is_page { ("200 OK", fs::read(page).unwrap()) } else { ("404 Not Found", Vec::new()) };
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            let _ = (&stream).write_all(&[head.as_bytes(), &body].concat());
+        }
+    });
+    address
+}
+
 /// The state that the page shows, and the first and the last cell of each row.
 const SHOWN: &str = "({
     state: document.querySelector('#state').textContent,
@@ -97,8 +120,7 @@ fn the_page_of_the_tutorial_shows_the_class_live_and_late() {
     // An address of its own, so that its port is still free when the server restarts. Process ids have 22 bits.
     let own = Ipv4Addr::from_bits(0x7fc0_0000 | std::process::id()).to_string();
     let mut server = Server::with(&[("HOST", &own)]);
-    let file = fs::canonicalize("docs/class.html").unwrap();
-    let url = format!("file://{}?server=http://{}", file.display(), server.addr);
+    let url = format!("http://{}/class.html?server=http://{}", served("docs/class.html"), server.addr);
     let Some(browser) = Chromium::open(&url) else { return };
     let mut page = Page { debugger: browser.debugger(), asked: 0 };
 

@@ -1,0 +1,191 @@
+//! The keys that the server knows: `API_KEY`, and the named ones of the keys file.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use parking_lot::Mutex;
+
+use super::key::{Digest, Shown};
+use super::keys_file::{KeyRecord, KeysFile, KeysFileError};
+use super::principal::{Grant, MISSING, Principal};
+use crate::config::Config;
+use crate::wire::Refusal;
+
+const MISTYPED: &str = "The API key is mistyped or not complete: its checksum does not fit";
+const EXPIRED: &str = "The API key has expired";
+
+/// Decides who a client is.
+#[derive(Debug)]
+pub struct Keys {
+    is_required: bool,
+    /// Of `API_KEY`, if it is set.
+    api_key: Option<Digest>,
+    path: PathBuf,
+    /// A request only loads a pointer: the table of all keys is replaced as a whole.
+    named: ArcSwap<Named>,
+    /// The state of the file that was looked at last.
+    looked_at: Mutex<Option<FileState>>,
+}
+
+/// The named keys, by their ids.
+type Named = HashMap<Box<str>, Arc<Known>>;
+
+#[derive(Debug)]
+struct Known {
+    digest: Digest,
+    grant: Arc<Grant>,
+    /// As the file has it, to find out whether it has changed.
+    record: String,
+}
+
+impl Known {
+    fn of(key: &KeyRecord) -> Self {
+        let grant = Grant::new((&key.id, &key.name), key.scopes.clone(), key.pins(), key.space(), key.expires);
+        Self {
+            digest: key.sha256,
+            grant: Arc::new(grant),
+            record: toml::to_string(key).expect("a key has a TOML form"),
+        }
+    }
+}
+
+/// Tells one state of a file from the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileState {
+    inode: u64,
+    changed: (i64, i64),
+    bytes: u64,
+}
+
+impl Keys {
+    /// # Errors
+    /// The keys file is named or there, and cannot be used.
+    pub(super) fn new(config: &Config) -> Result<Self, KeysFileError> {
+        let (path, is_named) = (config.keys_path(), config.keys_file.is_some());
+        let looked_at = state_of(&path);
+        let file = match KeysFile::read(&path) {
+            Ok(file) => Some(file),
+            Err(KeysFileError::Unreadable(_, error)) if !is_named && error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let is_required = config.require_auth.unwrap_or(file.is_some());
+        let keys = file.unwrap_or_default().keys;
+        let named = keys.iter().map(|key| (key.id.as_str().into(), Arc::new(Known::of(key)))).collect();
+        Ok(Self {
+            is_required,
+            api_key: (!config.api_key.is_empty()).then(|| Digest::of(config.api_key.as_bytes())),
+            path,
+            named: ArcSwap::from_pointee(named),
+            looked_at: Mutex::new(looked_at),
+        })
+    }
+
+    /// Whether clients have to show a key.
+    pub fn are_required(&self) -> bool {
+        self.is_required
+    }
+
+    /// How many named keys there are, and whether there is an `API_KEY`.
+    pub fn counts(&self) -> (usize, bool) {
+        (self.named.load().len(), self.api_key.is_some())
+    }
+
+    /// Decides what the client of a request may do. It shows its key in `X-API-Key`, in `Authorization: Bearer`, as the
+    /// subprotocol `key.<key>` of a WebSocket, or, where a client cannot do any of that, in its URL.
+    ///
+    /// # Errors
+    /// `Unauthorized`.
+    pub fn authorize(&self, headers: &HeaderMap, in_url: Option<&str>) -> Result<Principal, Refusal> {
+        if !self.is_required {
+            return Ok(Principal::Everything);
+        }
+        let shown = [
+            headers.get("x-api-key").map(HeaderValue::as_bytes),
+            headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes())),
+            in_url.map(str::as_bytes),
+        ];
+        let protocols =
+            headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
+        let in_protocols = protocols.filter_map(|protocol| protocol.trim_ascii().strip_prefix(b"key."));
+        let mut why = MISSING;
+        for text in shown.into_iter().flatten().chain(in_protocols) {
+            match self.principal_of(text) {
+                Ok(principal) => return Ok(principal),
+                // A sentence that says more stays.
+                Err(of_this) if of_this != MISSING => why = of_this,
+                Err(_) => {}
+            }
+        }
+        Err(Refusal::Unauthorized(why))
+    }
+
+    /// Whom a key stands for, or why for nobody. For a text that cannot be a named key, this takes one hash.
+    fn principal_of(&self, text: &[u8]) -> Result<Principal, &'static str> {
+        if self.api_key.is_some_and(|api_key| api_key.is(&Digest::of(text))) {
+            return Ok(Principal::Everything);
+        }
+        let shown = match Shown::read(text) {
+            Shown::Named(shown) => shown,
+            Shown::Mistyped => return Err(MISTYPED),
+            Shown::Other => return Err(MISSING),
+        };
+        let named = self.named.load();
+        let known = named.get(shown.id).filter(|known| known.digest.is(&shown.digest())).ok_or(MISSING)?;
+        match known.grant.has_expired() {
+            true => Err(EXPIRED),
+            false => Ok(Principal::Granted(known.grant.clone())),
+        }
+    }
+
+    /// Reads the keys file again, if it has changed since the last look.
+    pub fn look(&self) {
+        if *self.looked_at.lock() != state_of(&self.path) {
+            self.read_again();
+        }
+    }
+
+    /// Reads the keys file again. A key that is gone, or whose rights are other ones, is revoked: the connections that
+    /// showed it end. A bad file changes nothing.
+    pub fn read_again(&self) {
+        let mut looked_at = self.looked_at.lock();
+        *looked_at = state_of(&self.path);
+        match KeysFile::read(&self.path) {
+            Ok(file) => self.replace(&file),
+            Err(error) => tracing::error!(%error, "the keys are as before"),
+        }
+    }
+
+    fn replace(&self, file: &KeysFile) {
+        let former = self.named.load_full();
+        let named = file.keys.iter().map(|key| {
+            let new = Arc::new(Known::of(key));
+            let same = former.get(&*key.id).filter(|former| former.record == new.record);
+            (key.id.as_str().into(), same.cloned().unwrap_or(new))
+        });
+        let named = named.collect();
+        self.named.store(Arc::new(named));
+        let named = self.named.load();
+        let is_left = |id: &str, key: &Arc<Known>| named.get(id).is_some_and(|now| Arc::ptr_eq(now, key));
+        let ended: Vec<_> = former.iter().filter(|(id, key)| !is_left(id, key)).collect();
+        ended.iter().for_each(|(_, key)| key.grant.revoke());
+        let ids = ended.iter().map(|(id, _)| &***id).collect::<Vec<_>>().join(" ");
+        tracing::info!(keys = named.len(), changed_or_revoked = ids, "read the keys file again");
+    }
+}
+
+fn state_of(path: &Path) -> Option<FileState> {
+    let file = fs::metadata(path).ok()?;
+    Some(FileState { inode: file.ino(), changed: (file.ctime(), file.ctime_nsec()), bytes: file.len() })
+}
+
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(b"bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}

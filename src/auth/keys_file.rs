@@ -1,0 +1,234 @@
+//! The file of the named keys (`KEYS_FILE`): a block for each key, without its secret.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::key::Digest;
+use super::principal::Scope;
+use crate::event::{Field, Filter, Timestamp};
+
+/// What the file holds of one key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRecord {
+    /// The part of the key that is no secret.
+    pub id: String,
+    /// What people call it. Two keys may have the same name, while one replaces the other.
+    pub name: String,
+    /// The SHA-256 of its secret.
+    pub sha256: Digest,
+    pub scopes: Vec<Scope>,
+    /// Where the names of its subscriptions and its idempotency keys belong, if that is not its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub space: Option<String>,
+    /// The key is for events with one of these values only; empty: with any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub event_types: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub session_id: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user_id: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<String>,
+    #[serde(with = "time", default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
+    #[serde(with = "time", default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+impl KeyRecord {
+    /// Which events the key is for; `None`: all.
+    pub fn pins(&self) -> Option<Filter> {
+        let lists = [&self.event_types, &self.session_id, &self.user_id, &self.source];
+        let fields = [Field::Type, Field::Session, Field::User, Field::Source].into_iter().zip(lists);
+        let pinned = |pins: Option<Filter>, (field, values): (Field, &Vec<String>)| match values.is_empty() {
+            true => pins,
+            false => Some(pins.unwrap_or_default().with(field, values.iter().map(String::as_str))),
+        };
+        fields.fold(None, pinned)
+    }
+
+    /// Where the names of its subscriptions and its idempotency keys belong.
+    pub fn space(&self) -> &str {
+        self.space.as_deref().unwrap_or(&self.name)
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub fn check(&self) -> Result<(), String> {
+        let Self { id, name, .. } = self;
+        let is_name =
+            |text: &str| (1..=NAME_CHARS_MAX).contains(&text.chars().count()) && !text.contains(char::is_control);
+        match () {
+            () if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                Err(format!("the id {id:?} has other characters than letters and digits"))
+            }
+            () if !is_name(name) => Err(format!("the name of key {id} is not 1 to {NAME_CHARS_MAX} characters")),
+            () if self.space.as_deref().is_some_and(|space| !space.is_empty() && !is_name(space)) => Err(format!(
+                "the space of key {id} is longer than {NAME_CHARS_MAX} characters, or has control characters"
+            )),
+            () if self.scopes.is_empty() => Err(format!("key {id} has no scope")),
+            () => Ok(()),
+        }
+    }
+}
+
+const NAME_CHARS_MAX: usize = 100;
+
+/// All keys of a file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysFile {
+    #[serde(default)]
+    pub keys: Vec<KeyRecord>,
+}
+
+/// Why a keys file cannot be used, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysFileError {
+    #[error("the keys file {0} cannot be read: {1}")]
+    Unreadable(String, io::Error),
+    #[error("the keys file {0}, line {1}: {2}")]
+    Syntax(String, usize, String),
+    #[error("the keys file {0}: {1}")]
+    Invalid(String, String),
+    #[error("the keys file {0} cannot be written: {1}")]
+    Unwritable(String, io::Error),
+}
+
+impl KeysFile {
+    /// # Errors
+    /// Also if there is none.
+    pub fn read(path: &Path) -> Result<Self, KeysFileError> {
+        let file = path.display().to_string();
+        let text = fs::read_to_string(path).map_err(|error| KeysFileError::Unreadable(file.clone(), error))?;
+        Self::parse(&text, file)
+    }
+
+    /// # Errors
+    /// With the line, or the key, and what is wrong.
+    pub fn parse(text: &str, file: String) -> Result<Self, KeysFileError> {
+        let read: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            KeysFileError::Syntax(file.clone(), line, error.message().replace('\n', ", "))
+        })?;
+        let mut ids = HashSet::new();
+        for key in &read.keys {
+            let unique = ids.insert(&*key.id).then_some(()).ok_or_else(|| format!("the key {} is there twice", key.id));
+            key.check().and(unique).map_err(|why| KeysFileError::Invalid(file.clone(), why))?;
+        }
+        Ok(read)
+    }
+
+    /// Replaces the file, or makes one that only its owner can read. A reader sees the former file or the new one.
+    ///
+    /// # Errors
+    /// `Unwritable`: then the former file is there still.
+    pub fn write(&self, path: &Path) -> Result<(), KeysFileError> {
+        let failed = |error| KeysFileError::Unwritable(path.display().to_string(), error);
+        let text = format!("{HEAD}{}", toml::to_string(self).expect("keys have a TOML form"));
+        let beside = path.with_extension("toml.new");
+        let written = (|| {
+            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                fs::create_dir_all(folder)?;
+            }
+            let former = fs::metadata(path).ok();
+            let mode = former.as_ref().map_or(0o600, |former| former.permissions().mode() & 0o777);
+            let _ = fs::remove_file(&beside);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+            if let Some(former) = former {
+                // The server may run as another user, to whom the operator has given the file.
+                let _ = std::os::unix::fs::fchown(&file, Some(former.uid()), Some(former.gid()));
+            }
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, path)
+        })();
+        written.inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
+    }
+}
+
+const HEAD: &str =
+    "# The API keys of event-pipeline, without their secrets. Written by `event-pipeline keys add` and `keys revoke`,
+# which keep no other comments. The server reads the file again when it changes.\n\n";
+
+/// A time as text.
+mod time {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::event::Timestamp;
+
+    pub fn serialize<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&time.unwrap_or_default())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+        Timestamp::parse_floor(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn parse(text: &str) -> Result<KeysFile, String> {
+        KeysFile::parse(&text.replace("HASH", HASH), "keys.toml".into()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_whole_with_the_line() {
+        let good = "[[keys]]\nid = 'a'\nname = 'one'\nsha256 = 'HASH'\nscopes = ['query']\n";
+        assert_eq!(parse(good).unwrap().keys[0].space(), "one");
+        assert_eq!(parse("").unwrap().keys.len(), 0);
+        for (text, expected) in [
+            (format!("{good}expire = 'x'\n"), "keys.toml, line 6: unknown field `expire`"),
+            (format!("{good}expires = 'soon'\n"), "keys.toml, line 6: not a time"),
+            (good.replace("HASH", "abc"), "keys.toml, line 4: a SHA-256 has 64 hexadecimal digits"),
+            (good.replace("query", "all"), "keys.toml, line 5: unknown variant `all`"),
+            (good.replace("'query'", ""), "keys.toml: key a has no scope"),
+            (good.replace("'a'", "'a_b'"), "keys.toml: the id \"a_b\" has other characters"),
+            (good.replace("'one'", "''"), "keys.toml: the name of key a is not 1 to 100 characters"),
+            (format!("{good}{good}"), "keys.toml: the key a is there twice"),
+            ("keys".to_owned(), "keys.toml, line 1: "),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(expected), "{error}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_back_as_it_was_written_and_only_its_owner_can_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/keys.toml");
+        let file = parse(
+            "[[keys]]\nid = 'a'\nname = 'one'\nsha256 = 'HASH'\nscopes = ['publish', 'metrics']\nspace = ''\n\
+             session_id = ['s', 't']\nexpires = 2026-01-15T10:30:00Z",
+        );
+        assert!(file.unwrap_err().contains("line 8"), "a time is a text, as everywhere else");
+        let file = parse(
+            "[[keys]]\nid = 'a'\nname = 'one'\nsha256 = 'HASH'\nscopes = ['publish', 'metrics']\nspace = ''\n\
+             session_id = ['s', 't']\nexpires = '2026-01-15T10:30:00Z'",
+        )
+        .unwrap();
+        file.write(&path).unwrap();
+        let written = fs::read_to_string(&path).unwrap();
+        let back = KeysFile::read(&path).unwrap();
+        assert_eq!(toml::to_string(&back).unwrap(), toml::to_string(&file).unwrap());
+        assert_eq!(back.keys[0].pins(), Some(Filter::default().with(Field::Session, ["s", "t"])));
+        assert_eq!(back.keys[0].space(), "");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{written}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        file.write(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640, "as its owner has set it");
+        assert!(matches!(KeysFile::default().write(Path::new("/proc/keys.toml")), Err(KeysFileError::Unwritable(..))));
+    }
+}
