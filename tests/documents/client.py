@@ -3,12 +3,13 @@ together, and running it finds what is not true."""
 
 import sys
 
-from event_pipeline_client import Client
+from event_pipeline_client import AuthenticatedClient
 from event_pipeline_client.api.events import get_event, list_events, publish_events
 from event_pipeline_client.api.server import get_stats
 from event_pipeline_client.models import Event, NewEvent, NewEventPayload, Problem, Stats
 
-with Client(base_url=sys.argv[1]) as client:
+# A server that asks for no key ignores the one that is sent.
+with AuthenticatedClient(base_url=sys.argv[1], token="none") as client:
     payload = NewEventPayload.from_dict({"answer": 8})
     event = NewEvent(event_type="answer_submitted", source="client.py", session_id="python", payload=payload)
     published = publish_events.sync(client=client, body=event)

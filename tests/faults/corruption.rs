@@ -269,7 +269,7 @@ fn export(server: &Server, query: &str) -> (Vec<String>, bool) {
     let mut stream = TcpStream::connect(server.addr).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = format!(
-        "GET /events?{query} HTTP/1.1\r\nHost: it\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
+        "GET /events?{query} HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();

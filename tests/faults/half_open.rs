@@ -136,19 +136,25 @@ fn a_vanished_peer_is_found() {
     // Two servers, to tell apart what finds a peer: unanswered pings, or bytes that it does not take.
     let by_pings = Server::with(&[
         ("HOST", near.as_str()),
+        ("ALLOW_UNAUTHENTICATED", "true"),
         ("KEEPALIVE_SECONDS", "0.5"),
         ("PING_TIMEOUT_SECONDS", "5"),
         ("WRITE_TIMEOUT_SECONDS", "600"),
     ]);
     let by_bytes = Server::with(&[
         ("HOST", near.as_str()),
+        ("ALLOW_UNAUTHENTICATED", "true"),
         ("KEEPALIVE_SECONDS", "600"),
         ("WRITE_TIMEOUT_SECONDS", "3"),
         ("HEADER_TIMEOUT_SECONDS", "3"),
         ("BODY_TIMEOUT_SECONDS", "3"),
     ]);
-    let with_heartbeat =
-        Server::with(&[("HOST", near.as_str()), ("KEEPALIVE_SECONDS", "0.5"), ("WRITE_TIMEOUT_SECONDS", "3")]);
+    let with_heartbeat = Server::with(&[
+        ("HOST", near.as_str()),
+        ("ALLOW_UNAUTHENTICATED", "true"),
+        ("KEEPALIVE_SECONDS", "0.5"),
+        ("WRITE_TIMEOUT_SECONDS", "3"),
+    ]);
     let servers = [&by_pings, &by_bytes, &with_heartbeat];
     let at_first = servers.map(|server| sockets(server) + 2);
     by_bytes.publish_lines(&ticks("s", 50_000));
