@@ -5,6 +5,7 @@
 //! a minute and 1.4 GB below the target folder; `commit` works on a copy, which takes as much again while it runs.
 //! `BENCH_ROWS_MAX` limits the rows; 100000000 adds a file that takes ten times as much.
 
+mod access;
 mod commit;
 mod end_to_end;
 mod filled;
@@ -26,6 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 criterion_group!(
     stages,
+    access::keys,
     frame::decode,
     frame::encode,
     parse::parse,

@@ -18,6 +18,9 @@ use super::principal::{Grant, MISSING, Principal};
 use crate::config::Config;
 use crate::wire::Refusal;
 
+/// A shorter `API_KEY` is warned about. 16 random letters cannot be guessed; of what people make up, fewer are words.
+const API_KEY_BYTES_MIN: usize = 16;
+
 const MISTYPED: &str = "The API key is mistyped or not complete: its checksum does not fit";
 const EXPIRED: &str = "The API key has expired";
 
@@ -77,6 +80,10 @@ impl Keys {
         };
         let is_required = config.require_auth.unwrap_or(file.is_some());
         let keys = file.unwrap_or_default().keys;
+        if is_required && !config.api_key.is_empty() && config.api_key.len() < API_KEY_BYTES_MIN {
+            let bytes = config.api_key.len();
+            tracing::warn!(bytes, "API_KEY is short, so it can be guessed: take 32 random characters, or a named key");
+        }
         let named = keys.iter().map(|key| (key.id.as_str().into(), Arc::new(Known::of(key)))).collect();
         Ok(Self {
             is_required,

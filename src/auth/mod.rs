@@ -1,21 +1,29 @@
 //! Who may do what, from which web pages, how often, and over how many connections.
 
+mod counted;
 mod key;
 mod keys;
 mod keys_file;
-mod network;
 mod pages;
 mod principal;
+mod proxies;
 mod rate;
 mod slots;
 
+use std::net::IpAddr;
+
+use hyper::HeaderMap;
+
 use crate::config::Config;
+use crate::wire::Refusal;
 use keys::Keys;
 use pages::Pages;
+use proxies::Proxies;
 use rate::Rates;
 use slots::Slots;
 
-pub use key::NewKey;
+pub use counted::Counted;
+pub use key::{NewKey, Shown};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
 pub use principal::{Caller, Principal, Scope};
 pub use slots::Slot;
@@ -25,6 +33,7 @@ pub use slots::Slot;
 pub struct Access {
     pub keys: Keys,
     pub pages: Pages,
+    pub proxies: Proxies,
     pub rates: Rates,
     /// For WebSockets.
     pub slots: Slots,
@@ -40,7 +49,7 @@ pub enum AccessError {
   event-pipeline keys add NAME --scope publish --scope subscribe --scope query
   ALLOW_UNAUTHENTICATED=true event-pipeline"
     )]
-    Unauthenticated(std::net::IpAddr),
+    Unauthenticated(IpAddr),
 }
 
 impl Access {
@@ -54,8 +63,31 @@ impl Access {
         Ok(Self {
             pages: Pages::new(config, keys.are_required()),
             keys,
+            proxies: Proxies::new(config.trusted_proxies.clone()),
             rates: Rates::new(config),
             slots: Slots::new(config.max_ws_connections_per_ip),
         })
+    }
+
+    /// Finds out who a client is, and counts its request. A request without a valid key counts for its address, so that
+    /// nobody is locked out by what others try with wrong ones.
+    ///
+    /// # Errors
+    /// `RateLimited`, `Unauthorized`.
+    pub fn admit(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+        key_in_url: Option<&str>,
+        scope: Scope,
+    ) -> Result<Caller, Refusal> {
+        let principal = self.keys.authorize(headers, key_in_url);
+        let counted = match &principal {
+            Ok(Principal::Granted(grant)) => Counted::Key(grant.id.clone()),
+            Ok(Principal::Everything) if self.keys.are_required() => Counted::ApiKey,
+            _ => Counted::address(self.proxies.client(peer, headers)),
+        };
+        self.rates.check(scope, &counted)?;
+        Ok(Caller { counted, principal: principal? })
     }
 }

@@ -1,7 +1,6 @@
 //! What a client may see and do.
 
 use std::future::pending;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::counted::Counted;
 use crate::event::{Columns, Filter, Timestamp};
 use crate::wire::Refusal;
 
@@ -62,7 +62,7 @@ pub enum Principal {
 #[derive(Debug)]
 pub struct Grant {
     /// The id of the key.
-    pub id: Box<str>,
+    pub id: Arc<str>,
     /// The name of the key.
     pub name: Box<str>,
     pub scopes: Vec<Scope>,
@@ -214,8 +214,7 @@ impl Principal {
 /// The client of one request or one WebSocket.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Counts in the rates.
-    pub ip: IpAddr,
+    pub counted: Counted,
     pub principal: Principal,
 }
 

@@ -3,17 +3,17 @@
 //! of a publisher and each `update_filters` of a subscriber counts.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use governor::clock::Clock;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use super::network::network;
+use super::counted::Counted;
 use super::principal::Scope;
 use crate::config::{Config, Rate};
 use crate::wire::Refusal;
+use crate::wire::refusal::RateLimited;
 
 /// Counts the requests of each client.
 pub struct Rates {
@@ -31,20 +31,20 @@ impl Rates {
         }
     }
 
-    /// Counts a request of this client. To be called before the key is looked at: then wrong keys count like right ones,
-    /// and cannot be tried faster. Costs nothing where no rate is configured.
+    /// Counts a request of this client. One with a wrong key counts for its address. Costs nothing where no rate is
+    /// configured.
     ///
     /// # Errors
     /// `RateLimited`, with the time to wait.
     #[inline]
-    pub fn check(&self, scope: Scope, ip: IpAddr) -> Result<(), Refusal> {
+    pub fn check(&self, scope: Scope, client: &Counted) -> Result<(), Refusal> {
         let limiter = match scope {
             Scope::Publish => &self.publish,
             Scope::Query | Scope::Subscribe => &self.query,
             Scope::Admin => &self.admin,
             Scope::Metrics => &None,
         };
-        limiter.as_ref().map_or(Ok(()), |limiter| limiter.check(network(ip)))
+        limiter.as_ref().map_or(Ok(()), |limiter| limiter.check(client))
     }
 }
 
@@ -55,7 +55,8 @@ impl fmt::Debug for Rates {
 }
 
 struct Limiter {
-    rate: DefaultKeyedRateLimiter<IpAddr>,
+    allowed: Rate,
+    rate: DefaultKeyedRateLimiter<Counted>,
     checks: AtomicUsize,
 }
 
@@ -65,21 +66,22 @@ const CHECKS_PER_SWEEP: usize = 4096;
 
 impl Limiter {
     /// A client may send all requests of a period at once. Then it gets them back one by one, evenly.
-    fn new(Rate { count, per }: Rate) -> Self {
+    fn new(allowed @ Rate { count, per }: Rate) -> Self {
         let one_per = (per / count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(one_per).expect("a period above zero").allow_burst(count);
-        Self { rate: RateLimiter::keyed(quota), checks: AtomicUsize::new(0) }
+        Self { allowed, rate: RateLimiter::keyed(quota), checks: AtomicUsize::new(0) }
     }
 
-    fn check(&self, client: IpAddr) -> Result<(), Refusal> {
+    fn check(&self, client: &Counted) -> Result<(), Refusal> {
         if self.checks.fetch_add(1, Ordering::Relaxed) % CHECKS_PER_SWEEP == CHECKS_PER_SWEEP - 1 {
             self.rate.retain_recent();
             self.rate.shrink_to_fit();
         }
-        self.rate.check_key(&client).map_err(|until| {
+        self.rate.check_key(client).map_err(|until| {
             let wait = until.wait_time_from(self.rate.clock().now());
             // `Retry-After` is in whole seconds, rounded up: a client that waits as long must not come too early.
-            Refusal::RateLimited(Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)))
+            let wait = Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+            Refusal::RateLimited(RateLimited { wait, count: self.allowed.count.get(), per: self.allowed.per })
         })
     }
 }
@@ -95,11 +97,13 @@ mod tests {
     fn a_rate_is_used_up_for_one_client_and_one_kind_of_request() {
         let rate = Rate { count: 3.try_into().unwrap(), per: Duration::from_secs(3600) };
         let rates = Rates::new(&Config { rate_limit_query: Some(rate), ..Config::default() });
-        let check = |scope, ip: &str| rates.check(scope, ip.parse().unwrap());
+        let check = |scope, ip: &str| rates.check(scope, &Counted::address(ip.parse().unwrap()));
         for _ in 0..3 {
             assert_eq!(check(Scope::Query, "192.0.2.1"), Ok(()));
         }
-        let Err(Refusal::RateLimited(wait)) = check(Scope::Query, "::ffff:192.0.2.1") else { panic!("not limited") };
+        let Err(Refusal::RateLimited(RateLimited { wait, .. })) = check(Scope::Query, "::ffff:192.0.2.1") else {
+            panic!("not limited")
+        };
         assert!(wait > Duration::from_secs(1000) && wait <= Duration::from_secs(1200), "{wait:?}");
         assert_eq!(wait.subsec_nanos(), 0);
         assert_eq!(check(Scope::Query, "192.0.2.2"), Ok(()));
@@ -110,7 +114,7 @@ mod tests {
     fn a_client_that_has_been_quiet_is_forgotten() {
         let limiter = Limiter::new(Rate { count: 1_000_000.try_into().unwrap(), per: Duration::from_secs(1) });
         for n in 0..3 * CHECKS_PER_SWEEP {
-            assert_eq!(limiter.check(Ipv6Addr::from_bits((n as u128) << 64).into()), Ok(()));
+            assert_eq!(limiter.check(&Counted::address(Ipv6Addr::from_bits((n as u128) << 64).into())), Ok(()));
         }
         assert!(limiter.rate.len() <= CHECKS_PER_SWEEP, "{} are kept", limiter.rate.len());
     }

@@ -1,22 +1,21 @@
 //! How many WebSockets one client may have open (`MAX_WS_CONNECTIONS_PER_IP`).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use dashmap::DashMap;
 
-use super::network::network;
+use super::counted::Counted;
 
 #[derive(Debug)]
 pub struct Slots {
     /// For each client; 0 is no limit.
     max: usize,
-    taken: Arc<DashMap<IpAddr, usize>>,
+    taken: Arc<DashMap<Counted, usize>>,
 }
 
 /// The right of one client to one more WebSocket, given back when dropped.
 #[derive(Debug)]
-pub struct Slot(Option<(Arc<DashMap<IpAddr, usize>>, IpAddr)>);
+pub struct Slot(Option<(Arc<DashMap<Counted, usize>>, Counted)>);
 
 impl Slots {
     pub(super) fn new(max: usize) -> Self {
@@ -24,18 +23,17 @@ impl Slots {
     }
 
     /// A slot for one more WebSocket of this client, or `None` when it has as many as it may.
-    pub fn take(&self, ip: IpAddr) -> Option<Slot> {
+    pub fn take(&self, client: &Counted) -> Option<Slot> {
         if self.max == 0 {
             return Some(Slot(None));
         }
-        let client = network(ip);
-        let mut taken = self.taken.entry(client).or_insert(0);
+        let mut taken = self.taken.entry(client.clone()).or_insert(0);
         if *taken >= self.max {
             return None;
         }
         *taken += 1;
         drop(taken);
-        Some(Slot(Some((self.taken.clone(), client))))
+        Some(Slot(Some((self.taken.clone(), client.clone()))))
     }
 }
 
@@ -58,7 +56,7 @@ mod tests {
     #[test]
     fn slots_are_counted_by_client_and_given_back() {
         let slots = Slots::new(2);
-        let take = |ip: &str| slots.take(ip.parse().unwrap());
+        let take = |ip: &str| slots.take(&Counted::address(ip.parse().unwrap()));
         let first = take("2001:db8::1");
         let second = take("2001:db8::2");
         assert!(first.is_some() && second.is_some());
@@ -70,6 +68,6 @@ mod tests {
         drop((second, third));
         assert!(slots.taken.is_empty());
         let unlimited = Slots::new(0);
-        assert!((0..100).all(|_| unlimited.take("192.0.2.1".parse().unwrap()).is_some()));
+        assert!((0..100).all(|_| unlimited.take(&Counted::ApiKey).is_some()));
     }
 }

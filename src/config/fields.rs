@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::words::{CorsOrigins, Durability, Hosts, LogFormat, Rate};
+use super::words::{CorsOrigins, Durability, Hosts, LogFormat, Networks, Rate};
 use crate::event::{EventTypes, Limits};
 
 /// The effective configuration of a server. Here is what each setting is for. Its name, range and help are a row of the
@@ -31,11 +31,13 @@ pub struct Config {
     pub keys_file: Option<PathBuf>,
     /// Whether the server may listen on an address that other machines reach without asking for a key.
     pub allow_unauthenticated: bool,
-    /// Most requests that publish, per client address.
+    /// Proxies that are believed when they say whom a request comes from.
+    pub trusted_proxies: Networks,
+    /// Most requests that publish, per key or, without one, per client address.
     pub rate_limit_publish: Option<Rate>,
-    /// Most requests that read, per client address.
+    /// Most requests that read, per key or address.
     pub rate_limit_query: Option<Rate>,
-    /// Most requests that delete, per client address.
+    /// Most requests that delete, per key or address.
     pub rate_limit_admin: Option<Rate>,
 
     /// The SQLite file; created with its folder when missing.
@@ -69,7 +71,7 @@ pub struct Config {
     pub max_subscriptions: usize,
     /// Connections of any kind at one time; twice the subscribers, so that these leave slots for the producers.
     pub max_connections: usize,
-    /// WebSockets from one address at one time; 0 is unlimited, because a school is often one address.
+    /// WebSockets with one key or, without one, from one address at one time; 0 is unlimited, because a school is often one address.
     pub max_ws_connections_per_ip: usize,
     /// Bytes of one WebSocket message; a larger one is answered with an error.
     pub max_ws_message_bytes: usize,
@@ -148,6 +150,7 @@ impl Default for Config {
             require_auth: None,
             keys_file: None,
             allow_unauthenticated: false,
+            trusted_proxies: Networks::default(),
             rate_limit_publish: None,
             rate_limit_query: None,
             rate_limit_admin: None,

@@ -15,4 +15,4 @@ mod words;
 pub use fields::Config;
 pub use load::{ConfigError, Effective, LoadedConfig, args};
 pub use table::{SETTINGS, SetBy, Setting, reloadable};
-pub use words::{CorsOrigins, Durability, Hosts, LogFormat, Rate};
+pub use words::{CorsOrigins, Durability, Hosts, LogFormat, Networks, Rate};

@@ -38,12 +38,14 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Access", "ALLOW_UNAUTHENTICATED", |c| &mut c.allow_unauthenticated, Switch,
         "Listen without authentication on an address that other machines reach: everyone who reaches it may read, publish \
          and delete"),
+    Setting::new("Access", "TRUSTED_PROXIES", |c| &mut c.trusted_proxies, NETWORKS,
+        "Proxies that are believed when they say, in Forwarded or X-Forwarded-For, which address a request comes from"),
     Setting::new("Access", "RATE_LIMIT_PUBLISH", |c| &mut c.rate_limit_publish, RATE,
-        "How many requests and WebSocket messages that publish are accepted from one address; further ones are refused (429)").reloadable(),
+        "How many requests and WebSocket messages that publish are accepted with one key, or without a key from one address; further ones are refused (429)").reloadable(),
     Setting::new("Access", "RATE_LIMIT_QUERY", |c| &mut c.rate_limit_query, RATE,
-        "How many requests that read or subscribe are accepted from one address; further ones are refused (429)").reloadable(),
+        "How many requests that read or subscribe are accepted with one key, or without a key from one address; further ones are refused (429)").reloadable(),
     Setting::new("Access", "RATE_LIMIT_ADMIN", |c| &mut c.rate_limit_admin, RATE,
-        "How many requests that delete are accepted from one address; further ones are refused (429)").reloadable(),
+        "How many requests that delete are accepted with one key, or without a key from one address; further ones are refused (429)").reloadable(),
 
     Setting::new("Storage", "DATABASE_PATH", |c| &mut c.database_path, Words("FILE", "the path of a file"),
         "The SQLite file; it and its folder are created when missing"),
@@ -78,7 +80,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Limits", "MAX_CONNECTIONS", |c| &mut c.max_connections, Count(1, 1_000_000),
         "Maximum number of connections of any kind at one time; further ones are refused (503); lowered if the system allows fewer open files").reloadable(),
     Setting::new("Limits", "MAX_WS_CONNECTIONS_PER_IP", |c| &mut c.max_ws_connections_per_ip, Count(0, 1_000_000),
-        "Maximum number of WebSockets from one address at one time; further ones are closed (4002); 0 is unlimited").reloadable(),
+        "Maximum number of WebSockets with one key, or without a key from one address, at one time; further ones are closed (4002); 0 is unlimited").reloadable(),
     Setting::new("Limits", "MAX_WS_MESSAGE_BYTES", |c| &mut c.max_ws_message_bytes, Bytes(1, 16 * MIB),
         "Largest WebSocket message; a larger one is answered with an error").reloadable(),
     Setting::new("Limits", "MAX_BODY_BYTES", |c| &mut c.max_body_bytes, Bytes(1, 256 * MIB),
@@ -119,6 +121,7 @@ pub const SETTINGS: &[Setting] = &[
 
 const ORIGINS: Allowed =
     Words("ORIGINS", "auto, *, or origins such as https://school.example, separated by commas or as a JSON array");
+const NETWORKS: Allowed = Words("NETWORKS", "IP addresses or networks such as 10.0.0.0/8, separated by commas");
 const HOSTS: Allowed = Words("HOSTS", "host names without a port, separated by commas, or * for every name");
 const TYPES: Allowed = Words("TYPES", "name=description pairs separated by commas, or a JSON object");
 const DIRECTIVES: Allowed =

@@ -1,9 +1,11 @@
 //! Settings with words of their own: origins, durability, rates, event types, formats of the log.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use hyper::http::uri::Authority;
+use ipnet::IpNet;
 
 use super::value::{Allowed, Value, put};
 use crate::event::EventTypes;
@@ -27,6 +29,23 @@ pub enum Hosts {
 impl Default for Hosts {
     fn default() -> Self {
         Self::List(Vec::new())
+    }
+}
+
+/// Networks of IP addresses.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Networks(Vec<IpNet>);
+
+impl Networks {
+    /// Addresses and networks, separated by commas; `None` if one is neither.
+    pub fn parse(text: &str) -> Option<Self> {
+        let network = |part: &str| part.parse().ok().or_else(|| part.parse::<IpAddr>().ok().map(IpNet::from));
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(network).collect::<Option<_>>().map(Self)
+    }
+
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.iter().any(|network| network.contains(&ip))
     }
 }
 
@@ -173,6 +192,19 @@ impl Value for Hosts {
             Self::Any => "*".into(),
             Self::List(list) => list.join(","),
         }
+    }
+}
+
+impl Value for Networks {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        put(self, Self::parse(text), allowed)
+    }
+
+    fn show(&self) -> String {
+        let single = |network: &IpNet| network.prefix_len() == network.max_prefix_len();
+        let texts =
+            self.0.iter().map(|network| if single(network) { network.addr().to_string() } else { network.to_string() });
+        texts.collect::<Vec<_>>().join(",")
     }
 }
 

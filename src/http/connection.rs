@@ -21,7 +21,7 @@ use super::request::{Request, host};
 use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
 use super::{event_stream, events, publish, status, subscriptions};
-use crate::auth::{Access, Caller, Principal, Scope};
+use crate::auth::{Access, Caller, Counted, Principal, Scope};
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
 use crate::record::Failure;
@@ -103,11 +103,11 @@ impl Connection {
         }
     }
 
-    /// Checks a request in this order: valid HTTP, host, rate, key, scope, `Origin`, path, method. Its endpoint checks the
-    /// rest. The rate comes before the key, so that guessing keys is limited too.
+    /// Checks a request in this order: valid HTTP, host, key, rate, scope, `Origin`, path, method. Its endpoint checks the
+    /// rest.
     async fn check(&self, parts: Parts, body: Incoming) -> response::Result {
         let access = &self.pipeline.access;
-        let Access { keys, pages, rates, .. } = access;
+        let pages = &access.pages;
         let host = host(&parts)?;
         let origin = parts.headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
         if is_preflight(&parts) {
@@ -124,20 +124,15 @@ impl Connection {
         if !target.is_probe() {
             pages.check_host(host)?;
         }
-        let ip = self.peer.ip();
-        let principal = match target.guard() {
-            Guard::Open => Principal::Anonymous,
-            Guard::AnyKey => {
-                rates.check(Scope::Query, ip)?;
-                keys.authorize(&parts.headers, None)?
-            }
+        let caller = match target.guard() {
+            Guard::Open => Caller { counted: Counted::address(self.peer.ip()), principal: Principal::Anonymous },
+            Guard::AnyKey => access.admit(self.peer.ip(), &parts.headers, None, Scope::Query)?,
             guard @ (Guard::Key(scope) | Guard::KeyInUrl(scope)) => {
-                rates.check(scope, ip)?;
                 let parameters = matches!(guard, Guard::KeyInUrl(_)).then(|| Parameters::of(&parts.uri));
                 let in_url = parameters.as_ref().and_then(|parameters| parameters.get("api_key"));
-                let principal = keys.authorize(&parts.headers, in_url)?;
-                principal.may(scope)?;
-                principal
+                let caller = access.admit(self.peer.ip(), &parts.headers, in_url, scope)?;
+                caller.principal.may(scope)?;
+                caller
             }
         };
         // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
@@ -152,7 +147,7 @@ impl Connection {
             parts: &parts,
             route,
             variable: percent_decode_str(variable).decode_utf8_lossy().into_owned(),
-            caller: Caller { ip, principal },
+            caller,
             half_close: &self.half_close,
             deadlines: &self.deadlines,
         };

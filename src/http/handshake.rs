@@ -43,7 +43,7 @@ pub(super) fn accept(request: &Request<'_>) -> Result<(hyper::Response<Body>, Ha
         fastwebsockets::WebSocketError::InvalidSecWebsocketVersion => Refusal::UpgradeRequired,
         _ => Refusal::BadRequest("A WebSocket handshake has a Sec-WebSocket-Key".to_owned()),
     })?;
-    let purpose = match access.slots.take(request.caller.ip) {
+    let purpose = match access.slots.take(&request.caller.counted) {
         None => Purpose::Refuse(Ending::TooManyConnections),
         Some(slot) if request.route.endpoint == Endpoint::PublishSocket => {
             Purpose::Publish(ack.unwrap_or_default(), request.caller.clone(), slot)

@@ -9,6 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use crate::wire::Refusal;
+use crate::wire::refusal::RateLimited;
 
 /// The bytes of an answer. Usually all of them are there (left), and nothing is allocated for it. Exports, event streams and
 /// large pages make them piece by piece (right).
@@ -66,6 +67,16 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
     match refusal {
         Refusal::Unauthorized(_) => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Refusal::RateLimited(RateLimited { wait, count, per }) => {
+            // As in draft-ietf-httpapi-ratelimit-headers-10.
+            let fields = [
+                ("ratelimit-policy", format!("\"default\";q={count};w={}", per.as_secs())),
+                ("ratelimit", format!("\"default\";r=0;t={}", wait.as_secs())),
+            ];
+            for (name, value) in fields {
+                headers.insert(name, HeaderValue::try_from(value).expect("ASCII"));
+            }
         }
         Refusal::MethodNotAllowed(allowed) => {
             headers.insert(header::ALLOW, HeaderValue::try_from(allowed).expect("methods are ASCII"));

@@ -42,6 +42,7 @@ impl Status {
             "acknowledged": acknowledged,
             "queued_and_lost": counts.queued_and_lost(),
             "sync_seconds": sync_seconds(store.syncs()),
+            "forwarded_ignored": pipeline.access.proxies.ignored(),
         });
         let Integrity { progress, events, damage } = store.integrity();
         let state = match progress {
@@ -81,7 +82,7 @@ pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
     response::json(
         json!({
             "authentication": request.pipeline.access.keys.are_required(),
-            "key": grant.map(|grant| json!({ "id": grant.id, "name": grant.name })),
+            "key": grant.map(|grant| json!({ "id": &*grant.id, "name": &*grant.name })),
             "scopes": grant.map_or(&Scope::ALL[..], |grant| &grant.scopes),
             "only_for": only_for.collect::<Map<_, _>>(),
             "space": principal.space(),

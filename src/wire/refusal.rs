@@ -49,8 +49,8 @@ pub enum Refusal {
     Invalid(Vec<ValidationError>),
     #[error("This path is a WebSocket: connect over HTTP/1.1 with an Upgrade request")]
     UpgradeRequired,
-    #[error("Rate limit exceeded, try again in {} s", .0.as_secs().max(1))]
-    RateLimited(Duration),
+    #[error("Rate limit exceeded, try again in {} s", .0.wait.as_secs().max(1))]
+    RateLimited(RateLimited),
     #[error(transparent)]
     Failed(#[from] Failure),
     #[error("Reading the stored events failed, try again")]
@@ -67,6 +67,15 @@ pub enum Refusal {
     TooMuchToRead,
     #[error("Server at subscriber capacity")]
     TooManySubscribers,
+}
+
+/// A client has used up its rate: `count` requests in each `per`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimited {
+    /// How long until the next request is accepted.
+    pub wait: Duration,
+    pub count: u32,
+    pub per: Duration,
 }
 
 /// One thing that is wrong in a request, and where: an item of the `detail` of a 422. (The whole body is a problem of
@@ -190,7 +199,7 @@ impl Refusal {
     /// The time after which the same request may succeed; `None` if it never will.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited(wait) => Some(*wait),
+            Self::RateLimited(limited) => Some(limited.wait),
             Self::Failed(Failure::StorageFull) => Some(Duration::from_secs(30)),
             Self::TooMuchToRead => None,
             _ if self.status() == 503 => Some(Duration::from_secs(1)),
@@ -381,7 +390,7 @@ mod tests {
             Refusal::UnsupportedCoding,
             Refusal::Invalid(Vec::new()),
             Refusal::UpgradeRequired,
-            Refusal::RateLimited(Duration::ZERO),
+            Refusal::RateLimited(RateLimited { wait: Duration::ZERO, count: 1, per: Duration::ZERO }),
             Refusal::Failed(Failure::QueueFull),
             Refusal::Failed(Failure::StorageFull),
             Refusal::Failed(Failure::Locked),

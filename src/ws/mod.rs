@@ -13,7 +13,7 @@ pub use subscribe::subscribe;
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
     use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
@@ -25,7 +25,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::{publish, subscribe};
-    use crate::auth::{Caller, Principal};
+    use crate::auth::{Caller, Counted, Principal};
     use crate::budget::MEMORY_PER_BYTE;
     use crate::config::Config;
     use crate::hub::Hub;
@@ -37,7 +37,7 @@ mod tests {
     use crate::wire::frame::{self, OpCode, Role};
     use crate::wire::refusal::Ending;
 
-    const CALLER: Caller = Caller { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), principal: Principal::Everything };
+    const CALLER: Caller = Caller { counted: Counted::ApiKey, principal: Principal::Everything };
 
     struct Client {
         stream: TcpStream,

@@ -214,7 +214,7 @@ impl PublisherSocket<'_> {
                 Err(violation) => return Stop::End(Ending::Violated(violation)),
             };
             // A message that is no text counts in the rate, too.
-            if let Err(refusal) = self.pipeline.access.rates.check(Scope::Publish, self.caller.ip) {
+            if let Err(refusal) = self.pipeline.access.rates.check(Scope::Publish, &self.caller.counted) {
                 answers.error(refusal.to_string(), None);
                 continue;
             }

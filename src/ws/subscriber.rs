@@ -126,7 +126,7 @@ impl<'p> SubscriberSocket<'p> {
                     Ok(FromSubscriber::Ping) => self.reply(Reply::Frame(text(note::PONG))),
                     Ok(FromSubscriber::UpdateFilters(filters)) => {
                         reader.done();
-                        match (self.pipeline.access.rates.check(Scope::Subscribe, self.caller.ip), filters) {
+                        match (self.pipeline.access.rates.check(Scope::Subscribe, &self.caller.counted), filters) {
                             (Err(refusal), _) => self.refuse(&refusal.to_string()),
                             (Ok(()), _) if matches!(confirmed, Confirmed::Member(_)) => {
                                 self.refuse("The filters of a group do not change while it has members");

@@ -480,30 +480,56 @@ fn refused_messages_count_in_the_rates() {
 }
 
 #[test]
-fn wrong_keys_count_in_the_rate_of_their_own_address_only() {
+fn wrong_keys_count_for_their_address_and_lock_nobody_out() {
     let server = Server::with(&[
-        ("HOST", "::"),
         ("REQUIRE_AUTH", "true"),
         ("API_KEY", KEY),
         ("RATE_LIMIT_PUBLISH", "5/hour"),
         ("RATE_LIMIT_QUERY", "5/hour"),
         ("RATE_LIMIT_ADMIN", "5/hour"),
     ]);
-    let at = |host: &str| format!("{host}:{}", server.addr.port()).parse().unwrap();
-    let (guesser, other) = (at("127.0.0.1"), at("[::1]"));
     for (method, path) in [("GET", "/stats"), ("POST", "/events"), ("DELETE", "/events")] {
         for guess in 0..5 {
-            call(guesser, method, path, &[("X-API-Key", &format!("guess {guess}"))], b"").refusal(401);
+            server.call(method, path, &[("X-API-Key", &format!("guess {guess}"))], b"").refusal(401);
         }
         for path in [path, "/nowhere", "/events/stream"] {
-            // The right key is refused like a wrong one.
-            for key in ["guess", KEY] {
-                call(guesser, method, path, &[("X-API-Key", key)], b"").refusal(429);
-            }
+            server.call(method, path, &[("X-API-Key", "guess")], b"").refusal(429);
         }
     }
-    assert_eq!(Socket::handshake(guesser, "/ws/publish", &[WITH_KEY]).err().expect("a refusal").status, 429);
-    assert_eq!(Socket::handshake(guesser, "/ws/subscribe", &[WITH_KEY]).err().expect("a refusal").status, 429);
-    assert_eq!(call(guesser, "GET", "/health", &[], b"").status, 200);
-    assert_eq!(call(other, "GET", "/stats", &[WITH_KEY], b"").status, 200, "another address has a rate of its own");
+    assert_eq!(Socket::handshake(server.addr, "/ws/publish", &[]).err().expect("a refusal").status, 429);
+    assert_eq!(server.get("/health").status, 200);
+    // Whoever has the key, at the same address, has a rate of its own.
+    for left in (0..7).rev() {
+        let answer = server.call("GET", "/stats", &[WITH_KEY], b"");
+        if left > 1 {
+            assert_eq!(answer.status, 200);
+        } else {
+            answer.refusal(429);
+            assert_eq!(answer.header("ratelimit-policy"), Some("\"default\";q=5;w=3600"));
+            let wait = answer.header("retry-after").expect("a time to wait");
+            assert_eq!(answer.header("ratelimit"), Some(&*format!("\"default\";r=0;t={wait}")));
+        }
+    }
+}
+
+#[test]
+fn behind_trusted_proxies_each_client_has_its_own_rate() {
+    let with = |proxies: &str| Server::with(&[("RATE_LIMIT_QUERY", "2/hour"), ("TRUSTED_PROXIES", proxies)]);
+    let from = |server: &Server, header, client: &str| server.call("GET", "/events", &[(header, client)], b"").status;
+    let behind = with("127.0.0.0/8, 10.0.0.0/8");
+    for (header, network) in [("X-Forwarded-For", "203.0.113"), ("Forwarded", "198.51.100")] {
+        let spell = |client: &str| if header == "Forwarded" { format!("for={client}") } else { client.to_owned() };
+        for n in 1..=2 {
+            let client = spell(&format!("{network}.{n}"));
+            assert_eq!([(); 3].map(|()| from(&behind, header, &client)), [200, 200, 429]);
+        }
+        let made_up = format!("{}, {}", spell("192.0.2.1"), spell(&format!("{network}.1")));
+        assert_eq!(from(&behind, header, &made_up), 429, "what the client says of itself counts for nothing");
+    }
+    let direct = with("10.0.0.0/8");
+    let statuses = ["203.0.113.1", "203.0.113.2", "203.0.113.3"].map(|client| from(&direct, "X-Forwarded-For", client));
+    assert_eq!(statuses, [200, 200, 429], "a client that is no proxy is not believed");
+    let open = Server::start();
+    assert_eq!(from(&open, "X-Forwarded-For", "203.0.113.1"), 200);
+    assert_eq!(open.get("/stats").json()["router"]["forwarded_ignored"], 1);
 }

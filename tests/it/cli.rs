@@ -124,14 +124,14 @@ fn a_tail_starts_at_the_requested_event_and_filters() {
 
 #[test]
 fn every_command_works_with_the_api_key() {
-    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "open sesame")]);
+    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "open sesame, please")]);
     let commands =
         [&["publish", "--type", "timer_tick"][..], &["query"], &["stats"], &["tail", "--last", "1", "--count", "1"]];
     for arguments in commands {
         let refused = start(&server, arguments, "").finish();
         assert_eq!(refused.code, Some(1), "{arguments:?}: {}", refused.stderr);
         assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{arguments:?}: {}", refused.stderr);
-        run(&server, &[arguments, &["--api-key", "open sesame"]].concat());
+        run(&server, &[arguments, &["--api-key", "open sesame, please"]].concat());
     }
 }
 

@@ -133,12 +133,12 @@ fn the_file_can_add_event_types() {
 fn spellings_of_the_former_service_are_understood() {
     let server = Server::with(&[
         ("REQUIRE_AUTH", "True"),
-        ("API_KEY", "k"),
+        ("API_KEY", "sixteen letters!"),
         ("LOG_LEVEL", "INFO"),
         ("RATE_LIMIT_QUERY", "200 per minute"),
     ]);
     server.get("/stats").refusal(401);
-    assert_eq!(server.call("GET", "/stats", &[("X-API-Key", "k")], b"").status, 200);
+    assert_eq!(server.call("GET", "/stats", &[("X-API-Key", "sixteen letters!")], b"").status, 200);
 }
 
 /// Runs `serve`, which must fail, and returns its output.
@@ -223,7 +223,7 @@ fn a_start_says_where_to_open_it_where_the_data_is_and_who_may_connect() {
     );
     check(
         server.folder(),
-        &[("REQUIRE_AUTH", "true"), ("API_KEY", "k"), ("CORS_ORIGINS", "https://school.example")],
+        &[("REQUIRE_AUTH", "true"), ("API_KEY", "sixteen letters!"), ("CORS_ORIGINS", "https://school.example")],
         "1,234 events, last id evt_0000000004d2",
         "everyone who can reach this machine, with the API_KEY; web pages only from https://school.example",
     );
@@ -231,7 +231,7 @@ fn a_start_says_where_to_open_it_where_the_data_is_and_who_may_connect() {
 
 #[test]
 fn a_start_is_one_structured_line_in_json() {
-    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "very secret")]);
+    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "sixteen letters!")]);
     let url = format!("http://localhost:{}/", server.addr.port());
     let expected = json!({
         "message": "listening",

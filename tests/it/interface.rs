@@ -355,7 +355,8 @@ fn both_interface_documents_agree_on_shared_schemas_version_and_close_codes() {
 
 #[test]
 fn served_files_are_revalidated_and_compressed_and_need_no_key() {
-    let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "secret"), ("RATE_LIMIT_QUERY", "1/day")]);
+    let server =
+        Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", "sixteen letters!"), ("RATE_LIMIT_QUERY", "1/day")]);
     for (path, media_type) in [
         ("/docs", "text/html; charset=utf-8"),
         ("/openapi.json", "application/json"),

@@ -240,7 +240,7 @@ fn invalid_stream_parameters_are_refused() {
 
 #[test]
 fn a_browser_may_show_its_key_in_the_url() {
-    const KEY: &str = "a key & a half";
+    const KEY: &str = "a key & a half, & more";
     let server = Server::with(&[("REQUIRE_AUTH", "true"), ("API_KEY", KEY)]);
     let refused = |query: &str, headers: &[(&str, &str)]| {
         let refusal = EventStream::ask(server.addr, &format!("/events/stream?{query}"), headers).err();

@@ -9,6 +9,7 @@ mod event;
 mod filter;
 mod frame;
 mod json;
+mod keys;
 mod postings;
 mod subscribe;
 mod time;
@@ -19,6 +20,7 @@ pub use config::config;
 pub use event::event;
 pub use filter::filter;
 pub use frame::frame;
+pub use keys::keys;
 pub use postings::postings;
 pub use subscribe::subscribe;
 pub use time::time;
@@ -28,12 +30,13 @@ pub use url::url;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const ALL: [Target; 9] = [
+pub const ALL: [Target; 10] = [
     ("body", body),
     ("config", config),
     ("event", event),
     ("filter", filter),
     ("frame", frame),
+    ("keys", keys),
     ("postings", postings),
     ("subscribe", subscribe),
     ("time", time),
