@@ -9,7 +9,7 @@
 //! * [`segments`], [`holes`], [`keys`], [`subscription`] — what the tables beside `events` hold
 //! * [`schema`], [`migrate`], [`checksum`] — the format of the file, and the way to it from earlier ones
 //! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share; [`syncs`] times its disk
-//! * [`sidecar`], [`wal`], [`files`] — the files beside the database
+//! * [`sidecar`], [`wal`], [`files`] — the files beside the database; [`remains`] — what deleted rows left in the database
 //! * [`check`](mod@check), [`checker`], [`integrity`], [`damage`] — the integrity check, and damage that a read meets
 //! * [`repair`](mod@repair), [`salvage`], [`rebuild`] — saving what is undamaged into a new file
 
@@ -34,6 +34,7 @@ mod reader;
 mod reading;
 mod rebuild;
 mod receipt;
+mod remains;
 mod repair;
 mod salvage;
 mod schema;

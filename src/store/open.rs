@@ -1,6 +1,6 @@
 //! Opening: the file is locked, its write-ahead log settled, the file brought to the newest format, and its state read.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::segments::{Recent, Segment};
 use super::shared::{Counts, Shared};
 use super::sidecar::{self, Sidecar};
 use super::syncs::Syncs;
-use super::threads::{Checkpointer, Parts, Running, Sealer};
+use super::threads::{Checkpointer, Parts, Running, Sealer, Sweeper};
 use super::write::{Applier, Arrivals, Position, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
 use super::{Store, read, schema, segments, wal};
 use crate::audience::Audience;
@@ -102,7 +102,8 @@ impl Store {
             severed.drop_end(path).map_err(log)?;
         }
         // Not later: closing it would drop the locks of connections that are open by then.
-        let file = File::open(path).map_err(|e| OpenError::File(path.clone(), e))?;
+        let file =
+            OpenOptions::new().read(true).write(true).open(path).map_err(|e| OpenError::File(path.clone(), e))?;
         if config.durability != Durability::Off {
             // After a run at durability `off`, pages of the database may be unsynced.
             file.sync_data().map_err(|e| OpenError::File(path.clone(), e))?;
@@ -307,6 +308,7 @@ fn assemble(
     let (commands, queue) = crossbeam_channel::unbounded();
     let (commit_sender, commits) = crossbeam_channel::bounded(COMMITS_WAITING_MAX);
     let (due_sender, due) = crossbeam_channel::bounded(1);
+    let (search_sender, searches) = crossbeam_channel::bounded(1);
     let writer = Writer {
         connection,
         shared: shared.clone(),
@@ -316,7 +318,7 @@ fn assemble(
         position,
         space: Space::new(folder, config.free_space_min_bytes),
         syncing: Syncing::new(config.durability, sidecar),
-        wal: WalUpkeep::new(due_sender, has_log),
+        wal: WalUpkeep::new(due_sender, search_sender, has_log),
         arrivals: Arrivals::new(Duration::from_micros(config.writer_spin_micros)),
         applier: Applier::new(is_last_largest),
         work: Work::new(tidying),
@@ -326,8 +328,9 @@ fn assemble(
     schema::prepare(&connection, config.durability)?;
     let syncs = config.durability != Durability::Off;
     let checkpointer = Checkpointer { connection, shared: shared.clone(), syncs, due, commands: commands.clone() };
+    let sweeper = Sweeper { shared: shared.clone(), syncs, searches, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
-    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, checker, lock }))
+    Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, sweeper, checker, lock }))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::error::Error;
 use super::holes;
 #[cfg(test)]
 use super::queue::Reservation;
+use super::remains::Search;
 use super::segments::Segment;
 use super::shared::Shared;
 use super::syncs::SyncOf;
@@ -43,6 +44,7 @@ pub(crate) struct Parts {
     pub(crate) commits: Receiver<Arc<Commit>>,
     pub(super) sealer: Sealer,
     pub(super) checkpointer: Checkpointer,
+    pub(super) sweeper: Sweeper,
     pub(super) checker: Option<Checker>,
     pub(super) lock: File,
 }
@@ -144,9 +146,31 @@ impl Checkpointer {
     }
 }
 
+/// Searches the database for what deleted rows left, which takes too long for the writer.
+pub(super) struct Sweeper {
+    pub(super) shared: Arc<Shared>,
+    /// Whether it syncs what the writer has overwritten: not at `DURABILITY=off`.
+    pub(super) syncs: bool,
+    pub(super) searches: Receiver<Search>,
+    pub(super) commands: Sender<Command>,
+}
+
+impl Sweeper {
+    fn search(&self, search: Search) {
+        let database = &self.shared.database;
+        let synced = if self.syncs { database.sync_data().map_err(failed_sync) } else { Ok(()) };
+        // The writer has ended only if the process is ending.
+        let _ = self.commands.send(Command::Searched { synced, found: search.step(database) });
+    }
+
+    fn run(self) {
+        self.searches.iter().for_each(|search| self.search(search));
+    }
+}
+
 impl Parts {
     pub(super) fn start(self) -> Running {
-        let Parts { writer, commits, sealer, checkpointer, checker, lock } = self;
+        let Parts { writer, commits, sealer, checkpointer, sweeper, checker, lock } = self;
         let (ended, how) = oneshot::channel();
         let (running, stopped) = crossbeam_channel::bounded(0);
         let mut threads = vec![
@@ -159,6 +183,7 @@ impl Parts {
             }),
             spawn("sealer", move || sealer.run()),
             spawn("checkpointer", move || checkpointer.run()),
+            spawn("sweeper", move || sweeper.run()),
         ];
         threads.extend(checker.map(|checker| spawn("checker", move || checker.run(&stopped))));
         Running { commits, writer: how, threads }
@@ -220,7 +245,9 @@ impl Parts {
 
     pub(crate) fn checkpoint(&self) -> bool {
         // The readers are on the same thread, so the gate is opened again at once.
-        self.checkpointer.due.try_recv().map(|readers| drop(self.checkpointer.checkpoint(readers))).is_ok()
+        let has_moved =
+            self.checkpointer.due.try_recv().map(|readers| drop(self.checkpointer.checkpoint(readers))).is_ok();
+        has_moved | self.sweeper.searches.try_recv().map(|search| self.sweeper.search(search)).is_ok()
     }
 
     /// Sets `FREE_SPACE_MIN_BYTES`.

@@ -20,6 +20,7 @@ mod conflate;
 mod disk;
 mod documents;
 mod durable;
+mod erasure;
 mod event;
 mod filter;
 mod group;

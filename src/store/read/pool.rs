@@ -1,7 +1,7 @@
 //! The connections that only read, and the gate at which reads wait while a checkpoint needs the write-ahead log to
 //! itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,11 @@ const READS_END_WITHIN: Duration = Duration::from_millis(100);
 impl Pool {
     pub fn new(path: PathBuf, integrity: Arc<Mutex<Integrity>>) -> Self {
         Self { path, idle: Mutex::new(Vec::new()), gate: RwLock::new(()), integrity }
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Closes the gate: new reads wait until the guard is dropped. Returns once the reads under way have ended, or

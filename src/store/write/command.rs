@@ -9,6 +9,7 @@ use crate::event::{Seq, Timestamp};
 use crate::record::{Failure, Outcome};
 use crate::store::queue::Reservation;
 use crate::store::receipt::Receipt;
+use crate::store::remains::Found;
 use crate::store::segments::IndexRow;
 use crate::wire::batch::Batch;
 
@@ -37,8 +38,8 @@ pub enum Command {
         reservation: Reservation,
         reply: Reply<()>,
     },
-    /// Chosen events were deleted: answer once their traces are gone from the write-ahead log, or cannot go because
-    /// another program reads it.
+    /// Chosen events were deleted: answer once their bytes are gone from the database and the write-ahead log, or cannot
+    /// go because another program reads.
     Erase {
         reply: Reply<()>,
     },
@@ -57,6 +58,12 @@ pub enum Command {
         result: rusqlite::Result<()>,
         /// Dropped when the writer has done its part, if reads wait at the gate until then.
         gate: Option<Sender<()>>,
+    },
+    /// The sweeper has searched a part of the database for what deleted rows left.
+    Searched {
+        /// How it synced what was overwritten before.
+        synced: rusqlite::Result<()>,
+        found: std::io::Result<Found>,
     },
     /// Nothing will follow: finish and end.
     Close,

@@ -10,7 +10,8 @@
 //! * [`housekeeping`] — what a transaction does besides: [`sealing`], [`tidying`], [`hole_notes`]
 //! * [`durability`] — which commits are synced, and what the sidecar says of them
 //! * [`space`] — whether the disk has space for more events
-//! * [`wal_upkeep`], [`checkpoint`] — getting pages out of the write-ahead log
+//! * [`wal_upkeep`], [`checkpoint`] — getting pages out of the write-ahead log; [`sweep`] — and deleted bytes out of the
+//!   database
 
 mod apply;
 mod arrivals;
@@ -26,6 +27,7 @@ mod position;
 mod sealing;
 mod space;
 mod subscriptions;
+mod sweep;
 mod tidying;
 mod wal_upkeep;
 mod writer;

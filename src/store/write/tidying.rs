@@ -24,6 +24,8 @@ const PUT_OFF: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 1 }
 
 pub struct Tidying {
     is_under_way: bool,
+    /// No slice comes meanwhile.
+    is_paused: bool,
     /// The next slice comes at this moment at the earliest.
     not_before: Option<Instant>,
     rows_per_commit: u64,
@@ -46,12 +48,24 @@ impl Tidying {
 
     /// Without anything to remove.
     pub fn none() -> Self {
-        Self { is_under_way: false, not_before: None, rows_per_commit: ROWS_PER_COMMIT, is_done: false }
+        Self {
+            is_under_way: false,
+            is_paused: false,
+            not_before: None,
+            rows_per_commit: ROWS_PER_COMMIT,
+            is_done: false,
+        }
     }
 
     /// Events were deleted.
     pub fn begin(&mut self) {
         (self.is_under_way, self.not_before) = (true, None);
+    }
+
+    /// Holds slices back, or no longer. Pages that a slice frees keep their bytes, so none may be freed while these are
+    /// searched for.
+    pub fn pause(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
     }
 
     /// Whether there is something left to remove, now or later.
@@ -61,7 +75,7 @@ impl Tidying {
 
     /// When the next slice comes, if it has to wait.
     pub fn put_off_until(&self) -> Option<Instant> {
-        self.not_before.filter(|_| self.is_under_way)
+        self.not_before.filter(|_| self.is_under_way && !self.is_paused)
     }
 
     /// Halves the next slices, because the disk is full. At the minimum it puts the next one off and returns `false`.
@@ -116,7 +130,7 @@ impl Tidying {
 
 impl Housekeeping for Tidying {
     fn is_due(&self) -> bool {
-        self.is_under_way && self.not_before.is_none_or(|moment| moment <= Instant::now())
+        self.is_under_way && !self.is_paused && self.not_before.is_none_or(|moment| moment <= Instant::now())
     }
 
     fn in_transaction(&mut self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
@@ -135,7 +149,7 @@ impl Housekeeping for Tidying {
 
     fn after_commit(&mut self, _: &Shared) {
         if std::mem::take(&mut self.is_done) {
-            *self = Self::none();
+            *self = Self { is_paused: self.is_paused, ..Self::none() };
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Keeping the write-ahead log short, and free of traces of deleted events.
+//! Keeping the write-ahead log short, and the files free of traces of deleted events.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use rusqlite::Connection;
 
 use super::checkpoint::{Checkpoints, Erasure, Moved, Readers, checkpoint};
 use super::command::Reply;
-use crate::store::receipt::answer;
+use super::sweep::Sweeps;
+use crate::store::remains::{Found, Search};
 use crate::store::schema;
 use crate::store::shared::Shared;
 use crate::store::sidecar::Sidecar;
@@ -21,15 +22,14 @@ pub struct WalUpkeep {
     checkpoints: Checkpoints,
     checkpointer: Sender<Readers>,
     erasure: Erasure,
-    /// Clients that wait for the erasure.
-    waiting: Vec<Reply<()>>,
+    sweeps: Sweeps,
 }
 
 impl WalUpkeep {
     /// `has_log`: the start has found a write-ahead log.
-    pub fn new(checkpointer: Sender<Readers>, has_log: bool) -> Self {
-        let erasure = Erasure::after_start(has_log);
-        Self { checkpoints: Checkpoints::default(), checkpointer, erasure, waiting: Vec::new() }
+    pub fn new(checkpointer: Sender<Readers>, sweeper: Sender<Search>, has_log: bool) -> Self {
+        let (erasure, sweeps) = (Erasure::after_start(has_log), Sweeps::new(sweeper, has_log));
+        Self { checkpoints: Checkpoints::default(), checkpointer, erasure, sweeps }
     }
 
     pub fn start_if_due(&mut self, shared: &Shared) {
@@ -60,7 +60,7 @@ impl WalUpkeep {
         (connection, shared, sidecar): (&Connection, &Shared, &mut Sidecar),
     ) -> rusqlite::Result<()> {
         match self.checkpoints.is_file_long(is_disk_full) {
-            true => self.truncate(Duration::ZERO, (connection, shared, sidecar)),
+            true => self.truncate(Duration::ZERO, (connection, shared, sidecar)).map(drop),
             false => self.checkpoint(connection, shared, "PASSIVE").map(drop),
         }
     }
@@ -69,8 +69,9 @@ impl WalUpkeep {
         self.erasure != Erasure::None
     }
 
-    /// Chosen events were deleted, and their traces in the write-ahead log are to be erased soon.
+    /// Chosen events were deleted, and their traces are to be erased soon.
     pub fn leave_traces(&mut self) {
+        self.sweeps.make_due();
         if self.erasure == Erasure::None {
             self.erasure = Erasure::later();
         }
@@ -78,8 +79,21 @@ impl WalUpkeep {
 
     /// A client waits until the traces are gone.
     pub fn erase(&mut self, reply: Reply<()>) {
-        self.waiting.push(reply);
+        self.sweeps.wait(reply);
         self.erasure = Erasure::Awaited;
+    }
+
+    /// Whether traces in the database are being searched for and overwritten.
+    pub fn is_sweeping(&self) -> bool {
+        self.sweeps.is_under_way()
+    }
+
+    /// Takes note of what the sweeper found. The write-ahead log has to be emptied before that can be overwritten.
+    pub fn searched(&mut self, found: std::io::Result<Found>) {
+        self.sweeps.found(found);
+        if self.sweeps.needs_empty_log() {
+            self.erasure = Erasure::Awaited;
+        }
     }
 
     /// Ends a checkpoint. The checkpointer has moved most pages; the few that were written meanwhile are moved here,
@@ -99,17 +113,17 @@ impl WalUpkeep {
         if !do_reads_wait || self.erasure == Erasure::None {
             return self.checkpoint(connection, shared, "PASSIVE").map(drop);
         }
-        // Only another program can be reading now, perhaps for long.
-        self.truncate(Duration::ZERO, (connection, shared, sidecar))?;
-        if self.erasure != Erasure::None {
+        if !self.truncate(Duration::ZERO, (connection, shared, sidecar))? {
+            // Only another program can be reading now, perhaps for long.
             self.erasure = Erasure::later();
-            self.answer_erased();
+            self.sweeps.answer_early();
         }
         Ok(())
     }
 
     /// Truncates the write-ahead log, which gives its space back to the disk and erases what is in it. If a reader
-    /// still needs it after `patience`, the next idle moment tries again, or the next erasure.
+    /// still needs it after `patience`, the next idle moment tries again, or the next erasure. Returns whether it was
+    /// truncated.
     ///
     /// # Errors
     /// A failed sync: going on would be unsafe.
@@ -117,18 +131,27 @@ impl WalUpkeep {
         &mut self,
         patience: Duration,
         (connection, shared, sidecar): (&Connection, &Shared, &mut Sidecar),
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<bool> {
         sidecar.note_log_may_be_emptied();
         connection.busy_timeout(patience)?;
-        let truncated = self.checkpoint(connection, shared, "TRUNCATE");
-        if let Ok(Some(log)) = truncated
-            && log.is_truncated()
-        {
-            self.checkpoints.truncated();
-            self.erasure = Erasure::None;
-            self.answer_erased();
+        let truncated = self.truncate_now(connection, shared);
+        connection.busy_timeout(schema::BUSY_TIMEOUT)?;
+        truncated
+    }
+
+    fn truncate_now(&mut self, connection: &Connection, shared: &Shared) -> rusqlite::Result<bool> {
+        if !self.checkpoint(connection, shared, "TRUNCATE")?.is_some_and(Moved::is_truncated) {
+            return Ok(false);
         }
-        truncated.map(drop).and(connection.busy_timeout(schema::BUSY_TIMEOUT))
+        self.checkpoints.truncated();
+        self.erasure = Erasure::None;
+        if self.sweeps.needs_empty_log() {
+            self.sweeps.step(connection, shared)?;
+            if self.sweeps.needs_empty_log() {
+                self.erasure = Erasure::later();
+            }
+        }
+        Ok(true)
     }
 
     fn checkpoint(&mut self, connection: &Connection, shared: &Shared, mode: &str) -> rusqlite::Result<Option<Moved>> {
@@ -140,9 +163,5 @@ impl WalUpkeep {
             self.checkpoints.watch(log);
         }
         Ok(checkpointed)
-    }
-
-    fn answer_erased(&mut self) {
-        self.waiting.drain(..).for_each(|reply| answer(reply, Ok(())));
     }
 }

@@ -185,6 +185,10 @@ impl Writer {
                     self.wal.finish(result, gate.is_some(), parts)?;
                 }
                 Command::Erase { reply } => self.wal.erase(reply),
+                Command::Searched { synced, found } => {
+                    synced?;
+                    self.wal.searched(found);
+                }
                 Command::Close => {
                     self.work.subscriptions.make_due();
                     is_closing = true;
@@ -221,6 +225,7 @@ impl Writer {
 
     /// Commits the ordered commands in one transaction, with housekeeping. Returns an error only if going on is unsafe.
     fn commit(&mut self, ordered: &mut Ordered) -> rusqlite::Result<()> {
+        self.work.tidying.pause(self.wal.is_sweeping());
         let stores = !ordered.appends.is_empty() || !self.work.probes.is_empty();
         if stores && !self.has_free_space(ordered.bytes())? {
             self.refuse_events(ordered, Failure::StorageFull);
@@ -484,7 +489,7 @@ impl Writer {
     }
 
     fn truncate_wal(&mut self, patience: Duration) -> rusqlite::Result<()> {
-        self.wal.truncate(patience, (&self.connection, &self.shared, &mut self.syncing.sidecar))
+        self.wal.truncate(patience, (&self.connection, &self.shared, &mut self.syncing.sidecar)).map(drop)
     }
 }
 

@@ -1,0 +1,134 @@
+//! Overwriting what deleted rows left in the database. The sweeper searches the file, some pages at a time; the writer
+//! overwrites what it finds, between two commits, while the write-ahead log is empty.
+
+use std::io;
+
+use crossbeam_channel::Sender;
+use rusqlite::{Connection, ErrorCode};
+
+use super::command::Reply;
+use crate::record::Failure;
+use crate::store::receipt::answer;
+use crate::store::remains::{self, Found, Search};
+use crate::store::shared::Shared;
+use crate::store::wal;
+
+/// What waits to be overwritten, and who waits for it.
+pub struct Sweeps {
+    sweeper: Sender<Search>,
+    /// Events were deleted since the last search began.
+    is_due: bool,
+    /// Clients whose events were deleted since then.
+    waiting: Vec<Reply<()>>,
+    under_way: Option<UnderWay>,
+}
+
+struct UnderWay {
+    clients: Vec<Reply<()>>,
+    /// Pages to be overwritten, and what is left to be searched.
+    found: Option<Found>,
+}
+
+impl Sweeps {
+    pub fn new(sweeper: Sender<Search>, is_due: bool) -> Self {
+        Self { sweeper, is_due, waiting: Vec::new(), under_way: None }
+    }
+
+    /// Events were deleted whose bytes are to go.
+    pub fn make_due(&mut self) {
+        self.is_due = true;
+    }
+
+    /// A client waits until no byte of its events is left.
+    pub fn wait(&mut self, client: Reply<()>) {
+        self.is_due = true;
+        self.waiting.push(client);
+    }
+
+    /// Whether the sweeper searches, or pages that it found wait to be overwritten. No page may become free meanwhile
+    /// without being overwritten.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Whether the write-ahead log has to be emptied for the next step.
+    pub fn needs_empty_log(&self) -> bool {
+        match &self.under_way {
+            Some(under_way) => under_way.found.is_some(),
+            None => self.is_due,
+        }
+    }
+
+    /// Does the next step, now that the write-ahead log is empty. It is put off if another program has written, or writes.
+    ///
+    /// # Errors
+    /// What SQLite reports.
+    pub fn step(&mut self, connection: &Connection, shared: &Shared) -> rusqlite::Result<()> {
+        match connection.execute_batch("BEGIN IMMEDIATE") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => return Ok(()),
+            begun => begun?,
+        }
+        // With this lock held, no program can add to the log.
+        let stepped = if wal::is_there(shared.pool.path()) { Ok(()) } else { self.step_locked(shared) };
+        // Else the next change of a page would bring back what the writer's copy of it still has.
+        connection.execute_batch("ROLLBACK; PRAGMA shrink_memory")?;
+        if let Err(error) = stepped {
+            self.fail(&error);
+        }
+        Ok(())
+    }
+
+    fn step_locked(&mut self, shared: &Shared) -> io::Result<()> {
+        if let Some(under_way) = &mut self.under_way {
+            if let Some(Found { pages, rest }) = under_way.found.take() {
+                remains::overwrite(&shared.database, &pages)?;
+                self.search(rest);
+            }
+        } else if std::mem::take(&mut self.is_due) {
+            self.under_way = Some(UnderWay { clients: std::mem::take(&mut self.waiting), found: None });
+            self.search(Some(Search::begin(&shared.database)?));
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the sweeper found.
+    pub fn found(&mut self, found: io::Result<Found>) {
+        match found {
+            Ok(found) if found.pages.is_empty() => self.search(found.rest),
+            Ok(found) => {
+                if let Some(under_way) = &mut self.under_way {
+                    under_way.found = Some(found);
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Goes on, or ends where nothing is left to be searched.
+    fn search(&mut self, rest: Option<Search>) {
+        match rest {
+            Some(rest) => self.sweeper.send(rest).expect("the sweeper lives as long as the writer"),
+            None => {
+                let under_way = self.under_way.take();
+                under_way.into_iter().flat_map(|done| done.clients).for_each(|client| answer(client, Ok(())));
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        tracing::error!(%error, "overwrite what deleted events left in the file");
+        let failure = match error.kind() {
+            io::ErrorKind::StorageFull => Failure::StorageFull,
+            io::ErrorKind::InvalidData => Failure::Damaged,
+            _ => Failure::Unavailable,
+        };
+        let under_way = self.under_way.take();
+        under_way.into_iter().flat_map(|ended| ended.clients).for_each(|client| answer(client, Err(failure)));
+    }
+
+    /// Answers every client, because another program reads and the rest has to wait for it.
+    pub fn answer_early(&mut self) {
+        let under_way = self.under_way.iter_mut().flat_map(|under_way| under_way.clients.drain(..));
+        self.waiting.drain(..).chain(under_way).for_each(|client| answer(client, Ok(())));
+    }
+}
