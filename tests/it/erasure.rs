@@ -144,7 +144,7 @@ fn no_byte_of_chosen_events_is_in_the_files_while_the_disk_has_no_space_for_even
     record.delete_oldest(&server);
     server.stop();
     server.allow_noise();
-    server.set("FREE_SPACE_MIN_BYTES", Some("1024 TiB"));
+    server.set("FREE_SPACE_MIN_BYTES", Some("1024 GiB"));
     server.restart();
     assert_eq!(server.post(tick("s", 0)).status, 507);
     for user in 0..USERS {
