@@ -97,7 +97,7 @@ pub fn overwrite(locked: &File, pages: &[u32]) -> io::Result<()> {
     for number in pages.iter().copied().filter(|number| *number <= layout.pages) {
         let trunk = free.trunks.iter().find(|(trunk, _)| *trunk == number);
         let unused = match (free.leaves.binary_search(&number), trunk) {
-            (Ok(_), _) => vec![0..layout.page_bytes],
+            (Ok(_), _) => std::iter::once(0..layout.page_bytes).collect(),
             (_, Some((_, unused))) => vec![unused.clone()],
             _ => {
                 locked.read_exact_at(&mut page, layout.offset(number))?;
