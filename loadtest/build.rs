@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What the tool and the server that it starts are built from.
-const SOURCES: [&str; 6] = ["src", "build.rs", "Cargo.toml", "../src", "../Cargo.toml", "../Cargo.lock"];
+const SOURCES: [&str; 7] = ["src", "build.rs", "Cargo.toml", "peers", "../src", "../Cargo.toml", "../Cargo.lock"];
 
 fn main() {
     // Without these lines cargo would run this before every build. They are also what makes the commit another: git

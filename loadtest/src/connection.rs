@@ -124,11 +124,11 @@ impl Connection {
     /// # Errors
     /// None comes for [`PATIENCE`], or the connection is lost.
     pub async fn reply(&mut self) -> anyhow::Result<Vec<u8>> {
-        let answered = self.answer(|bytes, out, answer| {
+        let answered = self.ask(|bytes, out, answer| {
             // What follows it is left to be read later.
             first_frame(bytes, out, |text| *answer = Some(text.to_vec()))
         });
-        let answer = timeout(PATIENCE, answered).await.context("the server does not answer")??;
+        let answer = answered.await?;
         self.left_over = !self.rest.is_empty();
         Ok(answer)
     }
@@ -139,14 +139,25 @@ impl Connection {
     /// None comes for [`PATIENCE`], the connection is lost, or more comes than was asked for.
     pub async fn request(&mut self, head: &str) -> anyhow::Result<(u16, Vec<u8>)> {
         self.out().extend_from_slice(head.as_bytes());
-        let answered = self.answer(|bytes, _, answer| {
+        let answered = self.ask(|bytes, _, answer| {
             responses(bytes, |status, body| {
                 ensure!(answer.is_none(), "the server answered more often than it was asked");
                 *answer = Some((status, body.to_vec()));
                 Ok(())
             })
         });
-        timeout(PATIENCE, answered).await.context("the server does not answer")?
+        answered.await
+    }
+
+    /// Sends the bytes to send, and reads until `read` has set an answer.
+    ///
+    /// # Errors
+    /// None comes for [`PATIENCE`], the connection is lost, or what `read` says.
+    pub async fn ask<T>(
+        &mut self,
+        read: impl FnMut(&[u8], &mut Vec<u8>, &mut Option<T>) -> anyhow::Result<usize>,
+    ) -> anyhow::Result<T> {
+        timeout(PATIENCE, self.answer(read)).await.context("the server does not answer")?
     }
 
     /// The bytes to send: append to them.
@@ -194,7 +205,7 @@ impl Connection {
     }
 
     /// Exchanges until `read` has set an answer.
-    pub async fn answer<T>(
+    async fn answer<T>(
         &mut self,
         mut read: impl FnMut(&[u8], &mut Vec<u8>, &mut Option<T>) -> anyhow::Result<usize>,
     ) -> anyhow::Result<T> {

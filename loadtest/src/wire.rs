@@ -153,7 +153,6 @@ pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
 }
 
 /// For tests: feeds the bytes in two pieces, cut at each index, and expects the same in the end.
-#[cfg(test)]
 pub fn in_two_pieces(bytes: &[u8], expected: &[&str], take: impl Fn(&[u8], &mut Vec<String>) -> usize) {
     for cut in 0..=bytes.len() {
         let mut seen = Vec::new();

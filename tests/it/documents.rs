@@ -17,7 +17,7 @@ use crate::support::*;
 use crate::upgrade::{Schema, old_database, rows};
 
 fn documents() -> Vec<PathBuf> {
-    let folders = [".", "docs", "tests", "loadtest/baseline"];
+    let folders = [".", "docs", "tests", "loadtest/peers/baseline"];
     let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));

@@ -11,14 +11,17 @@ use crate::imports::{Crate, Imports, circles, code, files};
 /// Modules that only tests have, and the program's root.
 const LEFT_OUT: [&str; 3] = ["sim", "model", "main"];
 
+/// The crates of the load test: folder, name, and the file that lists the modules.
+const LOAD_TESTS: [(&str, &str, &str); 2] =
+    [("loadtest/src", "loadtest", "lib.rs"), ("loadtest/peers/src", "loadtest_peers", "main.rs")];
+
 fn server() -> Imports {
     Crate::read(Path::new("src"), "event_pipeline", &LEFT_OUT).imports()
 }
 
-/// The top-level module of a file of `src` or `loadtest/src`.
+/// The top-level module of a file of `src`.
 fn module(file: &Path) -> String {
-    let inside = file.strip_prefix("loadtest").unwrap_or(file).strip_prefix("src").unwrap();
-    inside.with_extension("").iter().next().unwrap().to_str().unwrap().to_owned()
+    file.strip_prefix("src").unwrap().with_extension("").iter().next().unwrap().to_str().unwrap().to_owned()
 }
 
 /// The code map: each module with those it may import.
@@ -59,16 +62,16 @@ fn imports_point_down_the_code_map() {
 
 #[test]
 fn no_files_import_each_other() {
-    let loadtest = Crate::read(Path::new("loadtest/src"), "loadtest", &[]).imports();
-    let circles = [circles(&server()), circles(&loadtest)].concat();
+    let others = LOAD_TESTS.map(|(folder, name, _)| circles(&Crate::read(Path::new(folder), name, &[]).imports()));
+    let circles = [circles(&server()), others.concat()].concat();
     assert!(circles.is_empty(), "these files import each other: {circles:?}");
 }
 
 #[test]
 fn no_file_is_longer_than_500_lines_without_its_tests() {
-    for file in files(Path::new("src")).into_iter().chain(files(Path::new("loadtest/src"))) {
+    for file in ["src", "loadtest/src", "loadtest/peers/src"].iter().flat_map(|folder| files(Path::new(folder))) {
         let is_rust = file.extension().is_some_and(|extension| extension == "rs");
-        if !is_rust || module(&file) == "sim" {
+        if !is_rust || file.starts_with("src/sim") {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
@@ -77,19 +80,25 @@ fn no_file_is_longer_than_500_lines_without_its_tests() {
     }
 }
 
-/// The load test names its modules in order at the top of its main file, and those of a folder in the file of the same
-/// name: each imports only from those below it.
+/// The load test names its modules in order at the top of its root, as does the crate of the other servers: each imports
+/// only from those below it.
 #[test]
 fn imports_of_the_load_test_point_down_its_lists() {
-    let imports = Crate::read(Path::new("loadtest/src"), "loadtest", &[]).imports();
-    for (list, folder) in [("main.rs", ""), ("peers.rs", "peers")] {
-        let text = fs::read_to_string(Path::new("loadtest/src").join(list)).unwrap();
+    for (folder, name, list) in LOAD_TESTS {
+        let folder = Path::new(folder);
+        let imports = Crate::read(folder, name, &[]).imports();
+        let text = fs::read_to_string(folder.join(list)).unwrap();
         let lines = text.lines().take_while(|line| line.starts_with("//!")).filter(|line| line.starts_with("//! * ["));
         let heights: BTreeMap<_, _> = lines.flat_map(|line| line.split('`').skip(1).step_by(2)).zip(0..).collect();
-        let folder = Path::new("loadtest/src").join(folder);
         let module_within = |file: &PathBuf| {
-            let inside = file.strip_prefix(&folder).ok()?.with_extension("");
-            inside.iter().next().unwrap().to_str().map(str::to_owned).filter(|module| module != "main")
+            let inside = file.strip_prefix(folder).ok()?.with_extension("");
+            inside
+                .iter()
+                .next()
+                .unwrap()
+                .to_str()
+                .map(str::to_owned)
+                .filter(|module| !["main", "lib"].contains(&&**module))
         };
         for (file, others) in &imports {
             let Some(of) = module_within(file) else { continue };

@@ -6,14 +6,10 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use loadtest::{Connection, Dialect, Driver, Folder, Outcome, Process, Receive, Scratch, Subject, Target};
 use serde_json::{Value, json};
 
-use super::driver::{Binary, Driver, ask, version_parts};
-use crate::connection::{Connection, Scratch};
-use crate::process::{Folder, Process};
-use crate::subscriber::Receive;
-use crate::target::{Subject, Target};
-use crate::tracker::{Dialect, Outcome};
+use crate::binary::{Binary, version_parts};
 use wire::{Operation, operations};
 
 const SUBJECT: &str = "events";
@@ -156,7 +152,7 @@ async fn connect(target: &Target, subject: Option<&str>, scratch: &Scratch) -> a
         wire::subscribe(connection.out(), subject);
     }
     connection.out().extend_from_slice(wire::PING);
-    let heard = ask(&mut connection, |bytes, out, answer| {
+    let heard = connection.ask(|bytes, out, answer| {
         operations(bytes, out, |operation| {
             if operation == Operation::Pong {
                 *answer = Some(());
@@ -173,7 +169,7 @@ async fn request(target: &Target, subject: &str, body: &[u8]) -> anyhow::Result<
     const INBOX: &str = "_INBOX.loadtest.request";
     let mut connection = connect(target, Some(INBOX), &Scratch::default()).await?;
     wire::publish(connection.out(), subject, Some(INBOX), body);
-    let answer = ask(&mut connection, |bytes, out, answer| {
+    let answer = connection.ask(|bytes, out, answer| {
         operations(bytes, out, |operation| {
             if let Operation::Message(message) = operation {
                 *answer = Some(serde_json::from_slice::<Value>(message)?);
@@ -216,7 +212,7 @@ mod tests {
 
     #[test]
     fn answers_tell_what_became_of_events() {
-        let outcomes = |read: crate::tracker::Answers, bytes: &[u8]| {
+        let outcomes = |read: loadtest::Answers, bytes: &[u8]| {
             let mut seen = Vec::new();
             let mut visit = |outcome| {
                 seen.push(outcome);

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::peers::replies::{Fault, Reader, number, replies};
+use crate::replies::{Fault, Reader, number, replies};
 
 /// Appends a command.
 pub fn command(out: &mut Vec<u8>, words: &[&[u8]]) {
@@ -109,7 +109,7 @@ pub fn entries<'a>(bytes: &'a [u8], mut visit: impl FnMut(u64, &'a [u8])) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::in_two_pieces;
+    use loadtest::in_two_pieces;
 
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()

@@ -3,7 +3,7 @@
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
 
-use crate::peers::replies::{number, replies};
+use crate::replies::{number, replies};
 
 /// What we call ourselves. Nothing is confirmed (`verbose`) but what is stored, and nothing is checked twice.
 pub const CONNECT: &[u8] =
@@ -98,7 +98,7 @@ fn sequence(message: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::in_two_pieces;
+    use loadtest::in_two_pieces;
 
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()

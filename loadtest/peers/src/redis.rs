@@ -6,14 +6,10 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use loadtest::{Connection, Dialect, Driver, Folder, Outcome, Process, Receive, Scratch, Subject, Target};
 
-use super::driver::{Binary, Driver, ask, version_parts};
-use super::replies::replies;
-use crate::connection::{Connection, Scratch};
-use crate::process::{Folder, Process};
-use crate::subscriber::Receive;
-use crate::target::{Subject, Target};
-use crate::tracker::{Dialect, Outcome};
+use crate::binary::{Binary, version_parts};
+use crate::replies::replies;
 use wire::{Scalar, array, bulk, command, scalar};
 
 /// The stream and the channel.
@@ -130,7 +126,7 @@ impl Driver for Redis {
             Mode::Streams(_) => read_after(connection.out(), 0),
             Mode::PubSub => {
                 command(connection.out(), &[b"SUBSCRIBE", NAME]);
-                let confirmed = ask(&mut connection, |bytes, _, answer| {
+                let confirmed = connection.ask(|bytes, _, answer| {
                     replies(bytes, |reader| {
                         let (3, b"subscribe", _name) = (array(reader)?, bulk(reader)?, bulk(reader)?) else {
                             return Err(reader.unexpected());
@@ -169,7 +165,7 @@ impl Driver for Redis {
         }
         let mut connection = Connection::open(&target.authority, &Scratch::default()).await?;
         command(connection.out(), &[b"XLEN", NAME]);
-        let length = ask(&mut connection, |bytes, _, answer| {
+        let length = connection.ask(|bytes, _, answer| {
             replies(bytes, |reader| {
                 let Scalar::Integer(length) = scalar(reader)? else { return Err(reader.unexpected()) };
                 *answer = Some(length);

@@ -2,16 +2,11 @@
 
 use std::rc::Rc;
 
-use super::driver;
-use super::nats::Nats;
-use super::redis::Redis;
-use super::service::Service;
-use crate::options::Common;
-use crate::report::Report;
-use crate::scenario::fanout::Fanout;
-use crate::scenario::publish::Publish;
-use crate::schedule::Rate;
-use crate::target::Target;
+use loadtest::{Common, Driver, Fanout, Publish, Rate, Report, Target};
+
+use crate::nats::Nats;
+use crate::redis::Redis;
+use crate::service::Service;
 
 /// One run of one server.
 #[derive(Debug, Clone)]
@@ -39,21 +34,24 @@ pub enum Contender {
 
 impl Trial {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        let target = match (&self.contender, &self.workload) {
-            (Contender::Ours, _) => Target::new(&common.target).await?,
-            (Contender::Baseline(service), _) => service.start(common.target.folder()?)?,
-            (Contender::Redis(redis), Workload::Publish(publish)) => {
-                return driver::publish(redis, publish, common).await;
-            }
-            (Contender::Redis(redis), Workload::Fanout(fanout)) => return driver::fanout(redis, fanout, common).await,
-            (Contender::Nats(nats), Workload::Publish(publish)) => {
-                return driver::publish(nats, publish, common).await;
-            }
-            (Contender::Nats(nats), Workload::Fanout(fanout)) => return driver::fanout(nats, fanout, common).await,
+        let target = match &self.contender {
+            Contender::Ours => Target::new(&common.target).await?,
+            Contender::Baseline(service) => service.start(common.target.folder()?)?,
+            Contender::Redis(redis) => return self.workload.drive(redis, common).await,
+            Contender::Nats(nats) => return self.workload.drive(nats, common).await,
         };
         match &self.workload {
             Workload::Publish(publish) => publish.measure_on(target, common).await,
             Workload::Fanout(fanout) => fanout.measure_on(target, common).await,
+        }
+    }
+}
+
+impl Workload {
+    async fn drive(&self, driver: &impl Driver, common: &Common) -> anyhow::Result<Report> {
+        match self {
+            Self::Publish(publish) => publish.measure_peer(driver, common).await,
+            Self::Fanout(fanout) => fanout.measure_peer(driver, common).await,
         }
     }
 }

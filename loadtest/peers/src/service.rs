@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+use loadtest::{Folder, Process, Subject, Target};
 
-use super::driver::version_parts;
-use crate::process::{Folder, Process};
-use crate::target::{Subject, Target};
+use crate::binary::version_parts;
 
-const SERVICE: &str = include_str!("../../baseline/service.py");
-const REQUIREMENTS: &str = include_str!("../../baseline/requirements.txt");
+const SERVICE: &str = include_str!("../baseline/service.py");
+const REQUIREMENTS: &str = include_str!("../baseline/requirements.txt");
 
 /// The first version of Python that has everything the service uses (`asyncio.timeout`).
 const PYTHON_MIN: (u32, u32) = (3, 11);
