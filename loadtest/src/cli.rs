@@ -120,7 +120,7 @@ impl Scenario {
 /// Does what the arguments of the program say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // It has a runtime of its own.
+    // A server that this program starts: it has a runtime of its own, and inherits the limit of open files.
     if let Some(Scenario::Bare(bare)) = cli.scenario {
         return program::exit(bare.serve().map(|()| 0));
     }

@@ -70,14 +70,9 @@ impl Connection {
     /// Makes the handshake that turns it into a WebSocket.
     pub async fn upgrade(self, target: &Target, path: &str) -> anyhow::Result<Self> {
         let mut connection = self;
-        let (prefix, headers) = (&target.prefix, target.headers());
-        connection.out().extend_from_slice(
-            format!(
-                "GET {prefix}{path} HTTP/1.1\r\n{headers}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9hZHRlc3QtLWNsaWVudA==\r\n\r\n"
-            )
-            .as_bytes(),
-        );
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9hZHRlc3QtLWNsaWVudA==\r\n";
+        connection.out().extend_from_slice(target.heads.request("GET", path, upgrade).as_bytes());
         connection.begin(path, b"HTTP/1.1 101 ", b"").await?;
         Ok(connection)
     }
@@ -87,8 +82,7 @@ impl Connection {
     /// # Errors
     /// The server answers anything else.
     pub async fn stream(mut self, target: &Target, path: &str) -> anyhow::Result<Self> {
-        let (prefix, headers) = (&target.prefix, target.headers());
-        let head = format!("GET {prefix}{path} HTTP/1.1\r\n{headers}Accept: text/event-stream\r\n\r\n");
+        let head = target.heads.request("GET", path, "Accept: text/event-stream\r\n");
         self.out().extend_from_slice(head.as_bytes());
         self.begin(path, b"HTTP/1.1 200 ", b"\nevent: subscribed\n").await?;
         Ok(self)

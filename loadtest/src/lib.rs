@@ -7,6 +7,21 @@
 //! An event is *due* at its intended send time. At a rate, latency counts from then, so that a server that stalls does
 //! not make the load test omit the latencies of the events that had to wait (coordinated omission).
 //!
+//! Words, beside those of `ARCHITECTURE.md`:
+//!
+//! | word | meaning |
+//! |---|---|
+//! | **target** | the server under test; **site**: the target of one run, with what it had stored before |
+//! | **told** | written for a person: in a table, on a page, on stderr |
+//! | **asked** | wanted by the options, such as a rate; in queries, sent to the server |
+//! | **window** | most requests, or events, that are under way on one connection |
+//! | **flow** | what a producer waits for before it sends, besides its window |
+//! | **turn** | a producer's part in a rate: a share of it, or times of its own |
+//! | **names** | the types, sessions and users that events can have; **keys**: which of them one event has |
+//! | **audience** | subscribers with one kind of filter; **way**: how they get their events |
+//! | **dialect** | how a server answers producers; **framing**: how requests are put to it |
+//! | **to exercise** | to make happen what a scenario is there for, such as a refusal |
+//!
 //! Besides the command line, the crate offers what `loadtest-peers` needs to bring other servers under the same load: a
 //! [`Driver`] for each, and a [`program`] that measures them in turns.
 //!

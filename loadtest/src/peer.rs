@@ -15,20 +15,20 @@ use crate::requests::{Framing, Requests};
 use crate::scenario::fanout::Fanout;
 use crate::scenario::publish::Publish;
 use crate::subscriber::{Receive, Subscribers};
-use crate::target::{Subject, Target};
+use crate::target::Target;
 use crate::tracker::Dialect;
 use crate::workload::{Driven, Publisher, Site, Workload};
 
 /// A server of another kind, and a way to use it.
 #[allow(async_fn_in_trait)] // Everything runs on one thread, so no future has to be `Send`.
 pub trait Driver {
-    fn subject(&self) -> Subject;
-
     /// Starts it on a free port of this machine, with everything it stores in this folder.
     fn start(&self, folder: Folder) -> anyhow::Result<Target>;
 
-    /// Creates the stream or subject that events are published to.
-    async fn prepare(&self, target: &Target) -> anyhow::Result<()>;
+    /// Creates the stream or subject that events are published to, if it is not there by itself.
+    async fn prepare(&self, _: &Target) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Renders a request: what is appended to, the number of the producer, the event.
     fn render(&self) -> fn(&mut Vec<u8>, usize, &[u8]);
@@ -47,7 +47,9 @@ pub trait Driver {
     async fn stored(&self, target: &Target) -> anyhow::Result<Option<u64>>;
 
     /// A remark for the comparison of its deliveries.
-    fn note(&self) -> Option<&'static str>;
+    fn note(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 impl Publish {

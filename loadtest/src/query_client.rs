@@ -18,7 +18,7 @@ use crate::random::Random;
 use crate::verification::AcknowledgedEvents;
 
 use crate::run::Run;
-use crate::target::Target;
+use crate::target::{Heads, Target};
 
 /// What query clients ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -55,8 +55,7 @@ pub struct QueryWorkload {
     /// The oldest event that is stored, and how many were before the run.
     first: u64,
     stored: u64,
-    prefix: String,
-    headers: String,
+    heads: Heads,
     latency: RefCell<[Histogram<u64>; QueryKind::ALL.len()]>,
 }
 
@@ -77,8 +76,7 @@ impl QueryWorkload {
             sessions,
             first: newest + 1 - stored,
             stored,
-            prefix: target.prefix.clone(),
-            headers: target.headers(),
+            heads: target.heads.clone(),
             latency: RefCell::new(QueryKind::ALL.map(|_| histogram())),
         })
     }
@@ -149,9 +147,7 @@ impl QueryClient {
             _ => workload.acknowledged.all(),
         };
         let expected = Expected { first: workload.first, stored: workload.stored, acknowledged };
-        let QueryWorkload { prefix, headers, .. } = &*workload;
-        let (status, body) =
-            self.connection.request(&format!("GET {prefix}{} HTTP/1.1\r\n{headers}\r\n", query.path())).await?;
+        let (status, body) = self.connection.request(&workload.heads.get(&query.path())).await?;
         workload.took(ask, due, Instant::now());
         let checked = match status {
             200 => query.check(&body, &expected).with_context(|| query.path())?,

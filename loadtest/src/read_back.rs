@@ -29,9 +29,9 @@ pub async fn check(site: &Site, run: &Run) -> anyhow::Result<u64> {
         let mut left = block.max(oldest)..end.min(block + BLOCK);
         while !left.is_empty() {
             let (limit, before) = (left.end - left.start, left.end);
-            let path = format!("{}/events?before_id=evt_{before:012x}&limit={limit}", site.target.prefix);
-            let head = format!("GET {path} HTTP/1.1\r\n{}\r\n", site.target.headers());
-            let (status, body) = connection.request(&head).await.context("read back what was stored")?;
+            let path = format!("/events?before_id=evt_{before:012x}&limit={limit}");
+            let answered = connection.request(&site.target.heads.get(&path)).await;
+            let (status, body) = answered.context("read back what was stored")?;
             let said = || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             ensure!(status == 200, "{path}: the server answered {status} {}", said());
             let events: Vec<&RawValue> = serde_json::from_slice(&body).with_context(said)?;

@@ -60,8 +60,7 @@ pub struct Target {
     pub subject: Subject,
     /// `host:port`
     pub authority: String,
-    /// The prefix of the path of every request, without a slash at its end.
-    pub prefix: String,
+    pub heads: Heads,
     api_key: Option<String>,
     /// The process to measure, if it is on this machine and known.
     pub watched: Option<Watched>,
@@ -73,6 +72,33 @@ pub struct Target {
     pub has_pages: bool,
     /// The settings that it was started with here.
     settings: BTreeMap<String, String>,
+}
+
+/// The head of a request to a server: what is the same in each.
+#[derive(Debug, Clone)]
+pub struct Heads {
+    /// What every path begins with, without a slash at its end.
+    pub prefix: String,
+    /// The lines that every head needs.
+    pub headers: String,
+}
+
+impl Heads {
+    fn new(authority: &str, prefix: &str, api_key: Option<&str>) -> Self {
+        let key = api_key.map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
+        Self { prefix: prefix.to_owned(), headers: format!("Host: {authority}\r\n{key}") }
+    }
+
+    /// The head of a request with this path, with these lines more in it, each with its end.
+    pub fn request(&self, method: &str, path: &str, more: &str) -> String {
+        let Self { prefix, headers } = self;
+        format!("{method} {prefix}{path} HTTP/1.1\r\n{headers}{more}\r\n")
+    }
+
+    /// A whole request that reads something.
+    pub fn get(&self, path: &str) -> String {
+        self.request("GET", path, "")
+    }
 }
 
 impl Target {
@@ -89,8 +115,8 @@ impl Target {
     pub fn of_process(authority: String, subject: Subject, process: Process) -> Self {
         Self {
             subject,
+            heads: Heads::new(&authority, "", None),
             authority,
-            prefix: String::new(),
             api_key: None,
             watched: Some(Watched { pid: process.pid(), disk: Disk::of(process.folder()) }),
             process: Some(process),
@@ -144,10 +170,11 @@ impl Target {
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let port = if host.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':') { "" } else { ":80" };
         let acknowledged_means = "what its settings say; synced to disk by default".to_owned();
+        let authority = format!("{host}{port}");
         let mut target = Self {
             subject: Subject { name: String::new(), acknowledged_means },
-            authority: format!("{host}{port}"),
-            prefix: path.trim_end_matches('/').to_owned(),
+            heads: Heads::new(&authority, path.trim_end_matches('/'), args.api_key.as_deref()),
+            authority,
             api_key: args.api_key.clone(),
             watched: None,
             process: None,
@@ -173,12 +200,6 @@ impl Target {
         let is_here = server.is_some_and(|server| server.is_ipv4() && server.ip().is_loopback());
         let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1 + (number % SOURCES) as u8));
         Dial { source: is_here.then_some(source), receive_buffer_bytes: None }
-    }
-
-    /// The lines that the head of every request needs.
-    pub fn headers(&self) -> String {
-        let key = self.api_key.as_ref().map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
-        format!("Host: {}\r\n{key}", self.authority)
     }
 
     /// How many events are stored.
@@ -222,7 +243,7 @@ impl Target {
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("http://{}{}", self.authority, self.prefix);
+        let url = format!("http://{}{}", self.authority, self.heads.prefix);
         Ok(serde_json::from_slice(&Client::new(&url, self.api_key.as_deref())?.get(path).await?)?)
     }
 

@@ -17,7 +17,7 @@ use crate::requests::{Framing, Requests};
 use crate::run::Run;
 use crate::schedule::{Arrivals, Profile, RATE_REACHED, Rate, Scheduler};
 use crate::subscriber::{Slowness, Subscribers};
-use crate::target::{Stopped, Target};
+use crate::target::{Heads, Stopped, Target, TargetArgs};
 use crate::tasks::Tasks;
 use crate::timeline::STEP;
 use crate::tracker::{Dialect, RequestTracker};
@@ -103,6 +103,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// The server that these options name, or one that is started.
+    pub async fn new(args: &TargetArgs) -> anyhow::Result<Self> {
+        Self::of(Target::new(args).await?).await
+    }
+
     /// Looks at what a server has stored.
     pub async fn of(target: Target) -> anyhow::Result<Self> {
         let (newest, stored) = (target.newest().await?, target.stored().await?);
@@ -151,9 +156,8 @@ impl Site {
                 (Connection::web_socket(target, &path, &self.scratch).await?, Framing::WebSocket)
             }
             _ => {
-                let framing =
-                    Framing::Http { path: format!("{}/events{}", target.prefix, self.ack), headers: target.headers() };
-                (self.open().await?, framing)
+                let Heads { prefix, headers } = target.heads.clone();
+                (self.open().await?, Framing::Http { path: format!("{prefix}/events{}", self.ack), headers })
             }
         })
     }

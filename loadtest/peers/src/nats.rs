@@ -58,7 +58,8 @@ fn inbox(producer: usize) -> String {
     format!("_INBOX.loadtest.{producer}")
 }
 
-impl Driver for Nats {
+impl Nats {
+    /// What it is called, and what its acknowledgements promise.
     fn subject(&self) -> Subject {
         let version = &self.binary.version;
         let (name, acknowledged_means) = match self.mode {
@@ -71,7 +72,9 @@ impl Driver for Nats {
         };
         Subject { name, acknowledged_means: acknowledged_means.to_owned() }
     }
+}
 
+impl Driver for Nats {
     fn start(&self, folder: Folder) -> anyhow::Result<Target> {
         let jet_stream = match self.mode {
             Mode::JetStream(sync) => {

@@ -60,7 +60,8 @@ pub fn installed() -> anyhow::Result<Option<Binary>> {
     Ok(binary)
 }
 
-impl Driver for Redis {
+impl Redis {
+    /// What it is called, and what its acknowledgements promise.
     fn subject(&self) -> Subject {
         let version = &self.binary.version;
         let (name, acknowledged_means) = match self.mode {
@@ -73,7 +74,9 @@ impl Driver for Redis {
         };
         Subject { name, acknowledged_means: acknowledged_means.to_owned() }
     }
+}
 
+impl Driver for Redis {
     fn start(&self, folder: Folder) -> anyhow::Result<Target> {
         // It cannot be asked to choose a port by itself.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).context("find a free port")?.port();
@@ -97,10 +100,6 @@ impl Driver for Redis {
         let process = Process::start(&mut start, folder)?;
         process.wait_for(|line| line.contains("Ready to accept connections").then_some(()))?;
         Ok(Target::of_process(format!("127.0.0.1:{port}"), self.subject(), process))
-    }
-
-    async fn prepare(&self, _: &Target) -> anyhow::Result<()> {
-        Ok(())
     }
 
     fn render(&self) -> fn(&mut Vec<u8>, usize, &[u8]) {
@@ -173,10 +172,6 @@ impl Driver for Redis {
             })
         });
         length.await.map(Some)
-    }
-
-    fn note(&self) -> Option<&'static str> {
-        None
     }
 }
 

@@ -18,7 +18,6 @@ use crate::recording::{self, Recording, mark};
 use crate::report::Report;
 use crate::requests::{Framing, Requests};
 use crate::schedule::{Arrivals, Recorded};
-use crate::target::Target;
 use crate::tracker::Dialect;
 use crate::workload::{Publisher, Site, Turn, Workload};
 
@@ -88,7 +87,7 @@ impl Classroom {
         let publishing = self.classes as usize * connections;
         machine::ensure_open_files(watching + publishing)?;
 
-        let site = Site::of(Target::new(&common.target.with_slots(watching, publishing)).await?).await?;
+        let site = Site::new(&common.target.with_slots(watching, publishing)).await?;
         let audiences = [
             Audience::new(FilterBy::Session, self.dashboards * all as u32),
             Audience::new(FilterBy::All, self.overviews),

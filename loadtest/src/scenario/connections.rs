@@ -10,7 +10,6 @@ use serde::Serialize;
 use crate::machine;
 use crate::options::Common;
 use crate::report::Report;
-use crate::target::Target;
 use crate::workload::Site;
 
 /// Connect many subscribers and let them idle; let clients come and go
@@ -43,7 +42,7 @@ impl Connections {
         // A client that has left may still take a slot for a short time.
         let coming = 2 * storm;
         machine::ensure_open_files(idle + coming)?;
-        let mut site = Site::of(Target::new(&common.target.with_slots(idle + coming, coming)).await?).await?;
+        let mut site = Site::new(&common.target.with_slots(idle + coming, coming)).await?;
         let (mut measurements, mut idlers) = (Vec::new(), None);
         if idle > 0 {
             let (measurement, tasks) = idle::idle(self.idle, self.at_once, &site, common, self).await?;

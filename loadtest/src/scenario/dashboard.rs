@@ -10,7 +10,6 @@ use crate::options::Common;
 use crate::report::Report;
 use crate::requests::{Framing, Requests};
 use crate::schedule::Rate;
-use crate::target::Target;
 use crate::workload::{Site, Workload};
 
 /// Let sessions tick, and keep dashboards up to date
@@ -37,7 +36,7 @@ pub struct Dashboard {
 
 impl Dashboard {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        let site = Site::of(Target::new(&common.target.with_slots(self.dashboards as usize, 1)).await?).await?;
+        let site = Site::new(&common.target.with_slots(self.dashboards as usize, 1)).await?;
         let ticks = (0..self.sessions).map(|number| {
             let sent = format!(
                 r#""event_type":"timer_tick","source":"loadtest","session_id":"{}","user_id":"teacher","payload":{{"remaining":3600}}"#,

@@ -7,7 +7,6 @@ use crate::options::Common;
 use crate::report::Report;
 use crate::scenario::traffic::Traffic;
 use crate::schedule::Rate;
-use crate::target::Target;
 use crate::workload::{Site, Workload};
 
 /// Publish in every way, subscribe to everything and to parts of it, and query, all at once
@@ -25,7 +24,7 @@ pub struct Mixed {
 
 impl Mixed {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        let site = Site::of(Target::new(&common.target).await?).await?;
+        let site = Site::new(&common.target).await?;
         let workload = Workload { rate: common.profile(self.rate), ..self.traffic.workload(&site).await? };
         let driven = workload.drive(&site, common).await?;
         let report = Report::of("mixed", self.traffic.title(), self, common, &driven);

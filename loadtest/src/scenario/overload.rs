@@ -18,7 +18,6 @@ use crate::producer::Flow;
 use crate::report::Report;
 use crate::run::Run;
 use crate::schedule::{Arrivals, Profile};
-use crate::target::Target;
 use crate::tracker::Dialect;
 use crate::workload::{Ingress, Publisher, Site, Workload};
 
@@ -64,7 +63,7 @@ impl Overload {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let (sockets, posting) = (self.ws as usize, self.http as usize);
         machine::ensure_open_files(sockets + posting)?;
-        let site = Site::of(Target::new(&common.target.with_slots(0, sockets + posting + 1)).await?).await?;
+        let site = Site::new(&common.target.with_slots(0, sockets + posting + 1)).await?;
         let producers = sockets + 1;
         let socket = Ingress::new(Dialect::WebSocket, self.ws, 1, self.window);
         let mut publishers = site.publishers(&socket, &self.events, 0, producers).await?;
@@ -84,7 +83,7 @@ impl Overload {
         run.verification.borrow_mut().excuse_overload();
         let probes = Arrivals::at_rate(&Profile::steady(PROBES_PER_SECOND), 1.0, 1, 0, 1);
         let probes = Flow::Due(started.scheduler.add(probes));
-        let request = format!("GET {}/health HTTP/1.1\r\n{}\r\n", site.target.prefix, site.target.headers());
+        let request = site.target.heads.get("/health");
         started.tasks.spawn(ask(probe, probes, request, run.clone()));
         let driven = started.measure(&site.target, common).await?;
 

@@ -15,7 +15,6 @@ use crate::report::Report;
 use crate::requests::{Framing, Requests};
 use crate::schedule::Rate;
 use crate::subscriber::Slowness;
-use crate::target::Target;
 use crate::workload::{Site, Workload};
 
 /// Let some subscribers hang for a third of the time, and measure the effect on the others
@@ -48,7 +47,7 @@ impl SlowConsumer {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
         let all = (self.fast + self.slow) as usize;
         machine::ensure_open_files(all)?;
-        let site = Site::of(Target::new(&common.target.with_slots(all, 1)).await?).await?;
+        let site = Site::new(&common.target.with_slots(all, 1)).await?;
         let (warm, third) = (common.warm_up(), Duration::from_secs(common.seconds) / 3);
         let phases = vec![warm + third, warm + 2 * third];
         let bytes_per_second = self.slow_bytes_per_second;

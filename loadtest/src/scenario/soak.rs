@@ -20,7 +20,7 @@ use crate::report::Report;
 use crate::run::Run;
 use crate::scenario::traffic::Traffic;
 use crate::schedule::Rate;
-use crate::target::Target;
+use crate::target::Heads;
 use crate::timeline::Point;
 use crate::workload::{Readers, Site};
 
@@ -48,7 +48,7 @@ pub struct Soak {
 
 impl Soak {
     pub async fn measure(&self, common: &Common) -> anyhow::Result<Report> {
-        let mut site = Site::of(Target::new(&common.target).await?).await?;
+        let mut site = Site::new(&common.target).await?;
         let mut workload = self.traffic.workload(&site).await?;
         if let (Some(Readers { asks, .. }), Some(_)) = (&mut workload.readers, self.keep) {
             // What the other queries must show is not known where events are deleted meanwhile.
@@ -59,9 +59,8 @@ impl Soak {
         let deleted = Rc::<Cell<u64>>::default();
         if let Some(keep) = self.keep {
             let (run, connection, deleted) = (started.run.clone(), site.open().await?, deleted.clone());
-            let request = format!("DELETE {}/events?before=", site.target.prefix);
-            let headers = site.target.headers();
-            started.tasks.spawn(delete(run, connection, request, headers, Duration::from_secs(keep), deleted));
+            let heads = site.target.heads.clone();
+            started.tasks.spawn(delete(run, connection, heads, Duration::from_secs(keep), deleted));
         }
         let driven = started.measure(&site.target, common).await?;
         site.deleted = deleted.get();
@@ -90,14 +89,14 @@ impl Soak {
 async fn delete(
     run: Rc<Run>,
     mut connection: Connection,
-    request: String,
-    headers: String,
+    heads: Heads,
     keep: Duration,
     deleted: Rc<Cell<u64>>,
 ) -> anyhow::Result<()> {
     while !run.is_stopping() {
         let before = Timestamp(Timestamp::now().0 - keep.as_micros() as i64);
-        let (status, body) = connection.request(&format!("{request}{before} HTTP/1.1\r\n{headers}\r\n")).await?;
+        let request = heads.request("DELETE", &format!("/events?before={before}"), "");
+        let (status, body) = connection.request(&request).await?;
         let said = || format!("the server answered a deletion with {status} {}", String::from_utf8_lossy(&body));
         ensure!(status == 200, "{}", said());
         let answer: Value = serde_json::from_slice(&body).with_context(said)?;

@@ -11,7 +11,6 @@ use crate::options::Common;
 use crate::report::Report;
 use crate::scenario::traffic::Traffic;
 use crate::schedule::Rate;
-use crate::target::Target;
 use crate::timeline::Point;
 use crate::workload::{Site, Workload};
 
@@ -52,7 +51,7 @@ impl Spike {
             common.seconds,
             self.spike_seconds
         );
-        let site = Site::of(Target::new(&common.target).await?).await?;
+        let site = Site::new(&common.target).await?;
         let (warm, spike) = (common.warm_up(), self.rate * self.factor);
         let phases = vec![warm + begin, warm + end];
         let steady = common.profile(Rate(Some(self.rate)));

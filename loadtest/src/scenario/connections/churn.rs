@@ -162,8 +162,7 @@ impl ChurnStep {
             Self::Request => Ok(()),
             Self::SubscribeAndVanish => connection.vanish(),
             Self::RequestAndVanish => {
-                let (prefix, headers) = (&target.prefix, target.headers());
-                let head = format!("POST {prefix}/events HTTP/1.1\r\n{headers}Content-Length: 100\r\n\r\n{{");
+                let head = target.heads.request("POST", "/events", "Content-Length: 100\r\n") + "{";
                 connection.out().extend_from_slice(head.as_bytes());
                 connection.send().await?;
                 connection.vanish()
@@ -174,8 +173,7 @@ impl ChurnStep {
 
 /// Requests `/health`.
 async fn request(connection: &mut Connection, target: &Target) -> anyhow::Result<()> {
-    let (prefix, headers) = (&target.prefix, target.headers());
-    let (status, body) = connection.request(&format!("GET {prefix}/health HTTP/1.1\r\n{headers}\r\n")).await?;
+    let (status, body) = connection.request(&target.heads.get("/health")).await?;
     ensure!(status == 200, "the server answered {status} {}", String::from_utf8_lossy(&body));
     Ok(())
 }
