@@ -25,7 +25,7 @@ use slots::Slots;
 pub use counted::Counted;
 pub use key::{NewKey, Shown};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
-pub use principal::{Caller, Principal, Scope};
+pub use principal::{Caller, KEY_OVER, Principal, Scope};
 pub use slots::Slot;
 
 /// The rules of access that the configuration sets, and what they have counted so far.

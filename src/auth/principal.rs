@@ -16,6 +16,9 @@ use crate::wire::Refusal;
 /// What a client hears that shows no key, or one that is unknown.
 pub(super) const MISSING: &str = "Missing or wrong API key";
 
+/// What a client hears whose key ends while it waits for an answer.
+pub const KEY_OVER: &str = "The API key was revoked or has expired";
+
 /// What a client may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -36,7 +36,7 @@ async fn export(request: &Request<'_>, parameters: &Parameters<'_>, guard: HalfC
         Err(refusal) => Ok(Err(refusal)),
     };
     let (first, gap) = reading_some(store, begin).await??;
-    let mut response = streamed(NDJSON, Export::new(store.clone(), first, guard));
+    let mut response = streamed(NDJSON, Export::new(store.clone(), first, request.caller.principal.clone(), guard));
     add_gap(response.headers_mut(), gap);
     Ok(response)
 }

@@ -9,6 +9,7 @@ use hyper::body::{Body, Frame};
 
 use super::half_close::HalfCloseGuard;
 use super::response::BrokenOff;
+use crate::auth::Principal;
 use crate::event::TimestampText;
 use crate::store::{self, Query, Reader, Reading, Store};
 
@@ -19,6 +20,8 @@ pub(super) struct Export {
     /// Lines that hyper has not taken yet.
     lines: Vec<u8>,
     next: Option<Reading<Lines>>,
+    /// An export may last for hours, and ends with its key.
+    principal: Principal,
     _guard: HalfCloseGuard,
 }
 
@@ -44,9 +47,9 @@ const LAST_EVENT_BYTES: usize = 66 << 10;
 
 impl Export {
     /// An export that begins with these lines.
-    pub(super) fn new(store: Store, first: Lines, guard: HalfCloseGuard) -> Self {
+    pub(super) fn new(store: Store, first: Lines, principal: Principal, guard: HalfCloseGuard) -> Self {
         let next = first.rest.map(|rest| start(&store, rest));
-        Self { store, lines: first.lines, next, _guard: guard }
+        Self { store, lines: first.lines, next, principal, _guard: guard }
     }
 }
 
@@ -96,6 +99,7 @@ impl Body for Export {
             let read = ready!(Pin::new(next).poll(cx));
             self.next = None;
             let Lines { lines, rest } = match read {
+                Ok(_) if self.principal.is_over() => return Poll::Ready(Some(Err(BrokenOff))),
                 Ok(lines) => lines,
                 Err(error) => {
                     tracing::error!(%error, "read events for an export");

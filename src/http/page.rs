@@ -16,6 +16,7 @@ use super::parameters::Parameters;
 use super::reading::{reading_some, unreadable};
 use super::request::Request;
 use super::response;
+use crate::auth::KEY_OVER;
 use crate::budget::Reservation;
 use crate::event::{Seq, TimestampText};
 use crate::feed::{Chunk, Feed};
@@ -38,7 +39,7 @@ pub(super) async fn page(
     let (page, memory) = loop {
         let (page, memory) = read_page(pipeline, &listing, shape, Instant::now() + PAGE_TIME_MAX).await?;
         let is_final = listing.wait.is_none_or(|wait| wait.is_zero()) || page.shown > 0 || page.rest_after.is_some();
-        if is_final || !comes_in_time(pipeline, &listing, page.reached, deadline, guard).await? {
+        if is_final || !comes_in_time(request, &listing, page.reached, deadline, guard).await? {
             break (page, memory);
         }
     };
@@ -223,12 +224,13 @@ async fn read_page(
 /// Whether an event that passes is committed after `reached`, before the deadline and before the server shuts down. A request
 /// that waits counts as a subscriber until then.
 async fn comes_in_time(
-    pipeline: &Arc<Pipeline>,
+    request: &Request<'_>,
     listing: &Listing,
     reached: Seq,
     deadline: Instant,
     guard: &HalfCloseGuard,
 ) -> Result<bool, Refusal> {
+    let (pipeline, principal) = (request.pipeline, &request.caller.principal);
     guard.set(Rule::GiveUp);
     let _slot = pipeline.subscriber_slot().ok_or(Refusal::TooManySubscribers)?;
     let mut feed = Feed::new(pipeline.store.clone(), pipeline.hub.clone(), listing.filter().clone(), reached);
@@ -236,6 +238,7 @@ async fn comes_in_time(
     let chunk = tokio::select! {
         chunk = timeout_at(deadline, feed.next()) => chunk,
         () = shutdown.begun() => return Ok(false),
+        () = principal.over() => return Err(Refusal::Unauthorized(KEY_OVER)),
     };
     match chunk {
         Err(_) => Ok(false),

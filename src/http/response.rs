@@ -17,7 +17,7 @@ pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, BrokenOff>>;
 
 /// An answer did not reach its end.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the stored events failed, or they were not taken in time")]
+#[error("reading the stored events failed, they were not taken in time, or the key has ended")]
 pub(super) struct BrokenOff;
 
 /// What becomes of a request.

@@ -179,6 +179,11 @@ impl Layout {
         if gap.start > gap.end || gap.end > page.len() {
             return Vec::new();
         }
+        // Where the header is damaged, the gap could have rows that `repair` still finds.
+        let mut cells = page[pointers..gap.start].chunks_exact(2).map(|pointer| two(pointer, 0));
+        if cells.any(|cell| cell < content || cell >= page.len()) {
+            return Vec::new();
+        }
         let (mut end, mut next) = (gap.end, two(page, header + 1));
         let mut unused = vec![gap];
         while next != 0 {
@@ -271,6 +276,11 @@ mod tests {
             broken[at] = byte;
             assert!(layout.unused(7, &broken).is_empty(), "byte {at} is {byte}");
         }
+        // A leaf without a free block, whose cell lies before what its header calls the cells.
+        page[1..3].fill(0);
+        assert_eq!(layout.unused(7, &page), [10..464]);
+        page[5..7].copy_from_slice(&[0x01, 0xf8]);
+        assert!(layout.unused(7, &page).is_empty());
     }
 
     #[test]

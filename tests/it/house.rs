@@ -153,3 +153,12 @@ fn our_client_reconnects_after_the_close_codes_that_the_contract_says() {
     told.sort_unstable_by_key(|(code, _)| *code);
     assert_eq!(told, CLOSE_CODES);
 }
+
+/// A second comparison of secrets would sooner or later be one that takes longer for a better guess.
+#[test]
+fn secrets_are_compared_in_one_place() {
+    let compares = |file: &PathBuf| code(file).contains("ct_eq");
+    let found: Vec<_> = files(Path::new("src")).into_iter().filter(compares).collect();
+    assert_eq!(found, [Path::new("src/auth/key.rs")]);
+    assert_eq!(code(&found[0]).matches("ct_eq").count(), 1);
+}

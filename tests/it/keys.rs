@@ -224,6 +224,14 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
     let short = keys.add("short", &["--scope", "subscribe", "--expires", "3s"]);
     let replaced = keys.add("reader", &["--scope", "subscribe,query"]);
     await_true("the new keys", || guarded.get(&replaced, "/stats").status == 200);
+    let mut polling = Wire::connect(guarded.server.addr);
+    polling.send(request(
+        "GET",
+        &format!("/events?after_id={}&wait=30s", id_of(0)),
+        &[("X-API-Key", &guarded.reader)],
+        b"",
+    ));
+    await_true("the long poll", || guarded.get(&guarded.admin, "/stats").json()["router"]["active_subscribers"] == 1);
     let mut expiring = guarded.subscriber(&short, &json!({}));
     let mut revoked = guarded.subscriber(&guarded.reader, &json!({"name": "desk"}));
     let mut revoked_publisher = guarded.socket(&guarded.publisher, "/ws/publish").ok().unwrap();
@@ -239,6 +247,7 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
         assert_eq!(socket.close_code(), 4001);
     }
     while stream.chunk().is_some_and(|chunk| !chunk.is_empty()) {}
+    assert_eq!(polling.response().expect("an answer").refusal(401), "The API key was revoked or has expired");
     for key in [&guarded.reader, &guarded.publisher, &short] {
         guarded.get(key, "/whoami").refusal(401);
     }
@@ -432,4 +441,35 @@ fn names_and_idempotency_keys_belong_to_a_space() {
     server.restart();
     let list = server.call("GET", "/subscriptions", &[("X-API-Key", &admin)], b"").json();
     assert!(list.as_array().unwrap().iter().all(|shown| shown["space"] == "one"), "{list}");
+}
+
+/// Wrong keys of every kind, as fast as four connections send them, beside a producer with the right one.
+#[test]
+fn a_flood_of_wrong_keys_takes_nothing_from_a_producer() {
+    let guarded = Guarded::start();
+    let typo = format!("{}x", &guarded.publisher[..guarded.publisher.len() - 1]);
+    let unknown = Guarded::start().publisher;
+    let request = |key: &str| request("POST", "/events", &[("X-API-Key", key), JSON], tick("s", 0).as_bytes());
+    let flood = [request("guess"), request(&typo), request(&unknown), request(&"k".repeat(8_000))];
+    let address = guarded.server.addr;
+    std::thread::scope(|scope| {
+        for wrong in &flood {
+            scope.spawn(move || {
+                for _ in 0..10 {
+                    let mut wire = Wire::connect(address);
+                    for _ in 0..100 {
+                        wire.send(wrong);
+                        assert_eq!(wire.response().expect("an answer").status, 401);
+                    }
+                }
+            });
+        }
+        let mut publisher = guarded.socket(&guarded.publisher, "/ws/publish").ok().unwrap();
+        for _ in 0..10 {
+            let answers = publisher.pipeline(&ticks("s", 200));
+            assert!(answers.iter().all(|answer| answer["status"] == "ok"));
+        }
+    });
+    let stored = guarded.get(&guarded.reader, "/stats").json()["total_events"].clone();
+    assert_eq!(stored, 2_000);
 }
