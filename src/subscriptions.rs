@@ -45,6 +45,7 @@ pub struct Subscription {
 
 #[derive(Debug)]
 struct State {
+    /// As they were asked for: what a client's key lets through of them is its own.
     filters: Filters,
     /// The same in the form in which they are stored.
     filters_text: Arc<str>,
@@ -229,8 +230,7 @@ impl Subscriptions {
     /// The request has other filters than the present members.
     pub fn join(&self, subscription: &Arc<Subscription>, request: &Subscribe, id: u32) -> Result<Member, OpenError> {
         let mut state = subscription.state.lock();
-        // Also where the client has named no filter, and those of the group are wider than its key allows.
-        let differs = request.filters.filter != state.filters.filter;
+        let differs = request.filters.asked() != state.filters.asked() && !request.filters.asked().is_empty();
         if let Consumer::Group(group) = &state.consumer
             && let Some(member) = group.join(id)
         {
@@ -361,7 +361,7 @@ impl Subscription {
     pub fn take_over(&self, filters: &Filters) -> oneshot::Receiver<Ending> {
         let (end, ended) = oneshot::channel();
         let mut state = self.state.lock();
-        if filters.filter != state.filters.filter {
+        if filters.asked() != state.filters.asked() {
             state.set_filters(filters.clone());
         }
         if state.lifecycle == Lifecycle::Deleted {
@@ -442,11 +442,13 @@ impl Subscription {
 
 impl State {
     fn new(filters: Filters, position: Seq, last_seen: Timestamp) -> Self {
+        let filters = filters.as_asked();
         let filters_text = text_of(&filters);
         Self { filters, filters_text, position, last_seen, consumer: Consumer::None, lifecycle: Lifecycle::Present }
     }
 
     fn set_filters(&mut self, filters: Filters) {
+        let filters = filters.as_asked();
         (self.filters_text, self.filters) = (text_of(&filters), filters);
     }
 

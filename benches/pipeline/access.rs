@@ -1,5 +1,5 @@
 use criterion::Criterion;
-use event_pipeline::auth::{Access, KeyRecord, KeysFile, NewKey, Scope};
+use event_pipeline::auth::{Access, KeyRecord, KeysFile, KeysFileError, NewKey, Scope};
 use event_pipeline::config::Config;
 use hyper::HeaderMap;
 use hyper::header::HeaderValue;
@@ -8,13 +8,16 @@ use hyper::header::HeaderValue;
 pub fn keys(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("keys.toml");
-    let mut file = KeysFile::default();
-    let mut shown = String::new();
-    for n in 0..1_000 {
-        let key = NewKey::random().expect("random bytes");
-        (shown, file) = (key.text.clone(), with(file, n, key));
-    }
-    file.write(&path).expect("a keys file");
+    let shown = KeysFile::change(&path, |file| {
+        let keys = (0..1_000).map(|n| (n, NewKey::random().expect("random bytes")));
+        let shown = keys.map(|(n, key)| {
+            let text = key.text.clone();
+            file.keys.push(record(n, key));
+            text
+        });
+        Ok::<_, KeysFileError>(shown.last().expect("keys"))
+    });
+    let shown = shown.expect("a keys file");
     let api_key = "correct horse battery staple".to_owned();
     let config = Config { keys_file: Some(path), api_key: api_key.clone(), ..Config::default() };
     let access = Access::new(&config).expect("valid keys");
@@ -29,9 +32,9 @@ pub fn keys(c: &mut Criterion) {
     group.finish();
 }
 
-fn with(mut file: KeysFile, n: usize, key: NewKey) -> KeysFile {
+fn record(n: usize, key: NewKey) -> KeyRecord {
     let no = Vec::new;
-    file.keys.push(KeyRecord {
+    KeyRecord {
         id: key.id,
         name: format!("key {n}"),
         sha256: key.digest,
@@ -43,6 +46,5 @@ fn with(mut file: KeysFile, n: usize, key: NewKey) -> KeysFile {
         source: no(),
         created: None,
         expires: None,
-    });
-    file
+    }
 }

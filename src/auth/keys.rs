@@ -18,7 +18,7 @@ use super::principal::{Grant, MISSING, Principal};
 use crate::config::Config;
 use crate::wire::Refusal;
 
-/// A shorter `API_KEY` is warned about. 16 random letters cannot be guessed; of what people make up, fewer are words.
+/// A shorter `API_KEY` is warned about: it can be found by trying, even a random one, and people choose words.
 const API_KEY_BYTES_MIN: usize = 16;
 
 const MISTYPED: &str = "The API key is mistyped or not complete: its checksum does not fit";
@@ -33,8 +33,7 @@ pub struct Keys {
     path: PathBuf,
     /// A request only loads a pointer: the table of all keys is replaced as a whole.
     named: ArcSwap<Named>,
-    /// The state of the file that was looked at last.
-    looked_at: Mutex<Option<FileState>>,
+    looks: Mutex<Looks>,
 }
 
 /// The named keys, by their ids.
@@ -59,6 +58,14 @@ impl Known {
     }
 }
 
+/// The states in which the file was seen.
+#[derive(Debug)]
+struct Looks {
+    read: Option<FileState>,
+    /// By the last look. A state is read once two looks have seen it, because a program may be writing the file.
+    seen: Option<FileState>,
+}
+
 /// Tells one state of a file from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileState {
@@ -72,7 +79,7 @@ impl Keys {
     /// The keys file is named or there, and cannot be used.
     pub(super) fn new(config: &Config) -> Result<Self, KeysFileError> {
         let (path, is_named) = (config.keys_path(), config.keys_file.is_some());
-        let looked_at = state_of(&path);
+        let state = state_of(&path);
         let file = match KeysFile::read(&path) {
             Ok(file) => Some(file),
             Err(KeysFileError::Unreadable(_, error)) if !is_named && error.kind() == io::ErrorKind::NotFound => None,
@@ -90,7 +97,7 @@ impl Keys {
             api_key: (!config.api_key.is_empty()).then(|| Digest::of(config.api_key.as_bytes())),
             path,
             named: ArcSwap::from_pointee(named),
-            looked_at: Mutex::new(looked_at),
+            looks: Mutex::new(Looks { read: state, seen: state }),
         })
     }
 
@@ -120,9 +127,9 @@ impl Keys {
         ];
         let protocols =
             headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
-        let in_protocols = protocols.filter_map(|protocol| protocol.trim_ascii().strip_prefix(b"key."));
+        let mut in_protocols = protocols.filter_map(|protocol| protocol.trim_ascii().strip_prefix(b"key."));
         let mut why = MISSING;
-        for text in shown.into_iter().flatten().chain(in_protocols) {
+        for text in shown.into_iter().flatten().chain(in_protocols.next()) {
             match self.principal_of(text) {
                 Ok(principal) => return Ok(principal),
                 // A sentence that says more stays.
@@ -133,7 +140,7 @@ impl Keys {
         Err(Refusal::Unauthorized(why))
     }
 
-    /// Whom a key stands for, or why for nobody. For a text that cannot be a named key, this takes one hash.
+    /// Whom a key stands for, or why for nobody. It takes two hashes at most.
     fn principal_of(&self, text: &[u8]) -> Result<Principal, &'static str> {
         if self.api_key.is_some_and(|api_key| api_key.is(&Digest::of(text))) {
             return Ok(Principal::Everything);
@@ -151,19 +158,23 @@ impl Keys {
         }
     }
 
-    /// Reads the keys file again, if it has changed since the last look.
+    /// Reads the keys file again, if it has changed and two looks have seen it the same.
     pub fn look(&self) {
-        if *self.looked_at.lock() != state_of(&self.path) {
+        let (mut looks, now) = (self.looks.lock(), state_of(&self.path));
+        let is_settled = std::mem::replace(&mut looks.seen, now) == now;
+        if is_settled && looks.read != now {
+            looks.read = now;
             self.read_again();
         }
     }
 
-    /// Reads the keys file again. A key that is gone, or whose rights are other ones, is revoked: the connections that
-    /// showed it end. A bad file changes nothing.
+    /// Reads the keys file again. A key that is no longer there, or whose block has changed, is revoked: the connections
+    /// that showed it end. A bad file changes nothing.
     pub fn read_again(&self) {
-        let mut looked_at = self.looked_at.lock();
-        *looked_at = state_of(&self.path);
         match KeysFile::read(&self.path) {
+            Ok(_) if !self.is_required => {
+                tracing::warn!("there is a keys file, and the server asks for no key until it is started again");
+            }
             Ok(file) => self.replace(&file),
             Err(error) => tracing::error!(%error, "the keys are as before"),
         }

@@ -6,7 +6,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use rustix::fs::{FlockOperation, flock};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::key::Digest;
 use super::principal::Scope;
@@ -27,13 +29,13 @@ pub struct KeyRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub space: Option<String>,
     /// The key is for events with one of these values only; empty: with any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "some_values", skip_serializing_if = "Vec::is_empty")]
     pub event_types: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "some_values", skip_serializing_if = "Vec::is_empty")]
     pub session_id: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "some_values", skip_serializing_if = "Vec::is_empty")]
     pub user_id: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "some_values", skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
     #[serde(with = "time", default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
@@ -64,17 +66,20 @@ impl KeyRecord {
         let Self { id, name, .. } = self;
         let is_name =
             |text: &str| (1..=NAME_CHARS_MAX).contains(&text.chars().count()) && !text.contains(char::is_control);
-        match () {
-            () if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-                Err(format!("the id {id:?} has other characters than letters and digits"))
-            }
-            () if !is_name(name) => Err(format!("the name of key {id} is not 1 to {NAME_CHARS_MAX} characters")),
-            () if self.space.as_deref().is_some_and(|space| !space.is_empty() && !is_name(space)) => Err(format!(
-                "the space of key {id} is longer than {NAME_CHARS_MAX} characters, or has control characters"
-            )),
-            () if self.scopes.is_empty() => Err(format!("key {id} has no scope")),
-            () => Ok(()),
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(format!("the id {id:?} has other characters than letters and digits"));
         }
+        if !is_name(name) {
+            return Err(format!("the name of key {id} is not 1 to {NAME_CHARS_MAX} characters"));
+        }
+        if self.space.as_deref().is_some_and(|space| !space.is_empty() && !is_name(space)) {
+            let what = "is longer than";
+            return Err(format!("the space of key {id} {what} {NAME_CHARS_MAX} characters, or has control characters"));
+        }
+        if self.scopes.is_empty() {
+            return Err(format!("key {id} has no scope"));
+        }
+        Ok(())
     }
 }
 
@@ -125,18 +130,45 @@ impl KeysFile {
         Ok(read)
     }
 
-    /// Replaces the file, or makes one that only its owner can read. A reader sees the former file or the new one.
+    /// Changes the file, or makes one that only its owner can read. Of several programs that do so at one time each sees
+    /// what the one before it has written.
     ///
     /// # Errors
-    /// `Unwritable`: then the former file is there still.
-    pub fn write(&self, path: &Path) -> Result<(), KeysFileError> {
+    /// Those of the change. `Unwritable`: then the former file is there still.
+    pub fn change<T, E: From<KeysFileError>>(
+        path: &Path,
+        change: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let failed = |error| KeysFileError::Unwritable(path.display().to_string(), error);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(failed)?;
+        let folder = fs::File::open(folder).map_err(failed)?;
+        flock(&folder, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        let mut file = Self::read_or_none(path)?;
+        let changed = change(&mut file)?;
+        file.write(path)?;
+        // Else a power cut could bring back a key that was revoked.
+        folder.sync_all().map_err(failed)?;
+        Ok(changed)
+    }
+
+    /// Without a file there is no key.
+    ///
+    /// # Errors
+    /// The file is there, and cannot be used.
+    pub fn read_or_none(path: &Path) -> Result<Self, KeysFileError> {
+        match Self::read(path) {
+            Err(KeysFileError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            read => read,
+        }
+    }
+
+    /// Replaces the file, or makes one that only its owner can read. A reader sees the former file or the new one.
+    fn write(&self, path: &Path) -> Result<(), KeysFileError> {
         let failed = |error| KeysFileError::Unwritable(path.display().to_string(), error);
         let text = format!("{HEAD}{}", toml::to_string(self).expect("keys have a TOML form"));
         let beside = path.with_extension("toml.new");
         let written = (|| {
-            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-                fs::create_dir_all(folder)?;
-            }
             let former = fs::metadata(path).ok();
             let mode = former.as_ref().map_or(0o600, |former| former.permissions().mode() & 0o777);
             let _ = fs::remove_file(&beside);
@@ -156,6 +188,15 @@ impl KeysFile {
 const HEAD: &str =
     "# The API keys of event-pipeline, without their secrets. Written by `event-pipeline keys add` and `keys revoke`,
 # which keep no other comments. The server reads the file again when it changes.\n\n";
+
+/// A list that is there has values: an empty one would mean any.
+fn some_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let values = Vec::<String>::deserialize(deserializer)?;
+    match values.is_empty() || values.iter().any(String::is_empty) {
+        true => Err(D::Error::custom("a list of values that a key is for is not empty, and has no empty value")),
+        false => Ok(values),
+    }
+}
 
 /// A time as text.
 mod time {
@@ -195,6 +236,8 @@ mod tests {
             (good.replace("HASH", "abc"), "keys.toml, line 4: a SHA-256 has 64 hexadecimal digits"),
             (good.replace("query", "all"), "keys.toml, line 5: unknown variant `all`"),
             (good.replace("'query'", ""), "keys.toml: key a has no scope"),
+            (format!("{good}user_id = []\n"), "keys.toml, line 6: a list of values"),
+            (format!("{good}source = ['a', '']\n"), "keys.toml, line 6: a list of values"),
             (good.replace("'a'", "'a_b'"), "keys.toml: the id \"a_b\" has other characters"),
             (good.replace("'one'", "''"), "keys.toml: the name of key a is not 1 to 100 characters"),
             (format!("{good}{good}"), "keys.toml: the key a is there twice"),
@@ -219,6 +262,7 @@ mod tests {
              session_id = ['s', 't']\nexpires = '2026-01-15T10:30:00Z'",
         )
         .unwrap();
+        fs::create_dir(path.parent().unwrap()).unwrap();
         file.write(&path).unwrap();
         let written = fs::read_to_string(&path).unwrap();
         let back = KeysFile::read(&path).unwrap();
@@ -229,6 +273,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         file.write(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640, "as its owner has set it");
-        assert!(matches!(KeysFile::default().write(Path::new("/proc/keys.toml")), Err(KeysFileError::Unwritable(..))));
+        let nowhere = KeysFile::change(Path::new("/proc/keys.toml"), |_| Ok::<_, KeysFileError>(()));
+        assert!(matches!(nowhere, Err(KeysFileError::Unwritable(..))));
     }
 }

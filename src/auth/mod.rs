@@ -16,7 +16,6 @@ use hyper::HeaderMap;
 
 use crate::config::Config;
 use crate::wire::Refusal;
-use keys::Keys;
 use pages::Pages;
 use proxies::Proxies;
 use rate::Rates;
@@ -24,6 +23,7 @@ use slots::Slots;
 
 pub use counted::Counted;
 pub use key::{NewKey, Shown};
+pub use keys::Keys;
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
 pub use principal::{Caller, KEY_OVER, Principal, Scope};
 pub use slots::Slot;
@@ -46,8 +46,8 @@ pub enum AccessError {
     Keys(#[from] KeysFileError),
     #[error(
         "HOST {0} can be reached from other machines, and no client would be asked for a key. Make a key, or allow that:
-  event-pipeline keys add NAME --scope publish --scope subscribe --scope query
-  ALLOW_UNAUTHENTICATED=true event-pipeline"
+  event-pipeline keys add NAME --scope publish,subscribe,query
+  ALLOW_UNAUTHENTICATED=true event-pipeline serve"
     )]
     Unauthenticated(IpAddr),
 }

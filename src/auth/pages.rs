@@ -53,7 +53,9 @@ impl Pages {
         let Some((Hosts::List(names), host)) = self.hosts.as_ref().zip(host) else { return Ok(()) };
         let is_known = str::from_utf8(host).is_ok_and(|host| {
             let name = name_of(host);
-            is_loopback_name(name) || is_address(name) || names.iter().any(|known| known.eq_ignore_ascii_case(name))
+            is_loopback_name(name)
+                || address_of(name).is_some()
+                || names.iter().any(|known| known.eq_ignore_ascii_case(name))
         });
         is_known.then_some(()).ok_or(Refusal::Misdirected)
     }
@@ -96,10 +98,6 @@ fn is_loopback_name(name: &str) -> bool {
     let is =
         |suffix: &[u8]| name.len() >= suffix.len() && name[name.len() - suffix.len()..].eq_ignore_ascii_case(suffix);
     name.eq_ignore_ascii_case(b"localhost") || is(b".localhost")
-}
-
-fn is_address(name: &str) -> bool {
-    address_of(name).is_some()
 }
 
 /// The address that stands in place of a name, one of IPv6 in brackets.

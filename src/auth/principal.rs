@@ -25,7 +25,7 @@ pub const KEY_OVER: &str = "The API key was revoked or has expired";
 pub enum Scope {
     /// To publish events.
     Publish,
-    /// To get events live: over a WebSocket or an event stream.
+    /// To get events over a WebSocket or an event stream: live, and what is stored before that.
     Subscribe,
     /// To read what is stored.
     Query,

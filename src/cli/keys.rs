@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use event_pipeline::auth::{KeyRecord, KeysFile, KeysFileError, NewKey, Scope};
+use event_pipeline::auth::{KeyRecord, KeysFile, NewKey, Scope};
 use event_pipeline::config::Config;
 use event_pipeline::event::Timestamp;
 use serde_json::json;
@@ -22,7 +22,7 @@ pub enum Keys {
 /// Make a key, and show it once
 ///
 /// Only the key is written to stdout. The keys file (KEYS_FILE) keeps its SHA-256. A server that runs with authentication
-/// takes the key within a second; one that was started without a keys file has to be restarted.
+/// takes the key within a second; one that runs without it has to be started again.
 #[derive(Args)]
 #[command(
     override_usage = "event-pipeline keys add [OPTIONS] --scope <SCOPE> <NAME>",
@@ -88,45 +88,42 @@ impl Keys {
     /// # Errors
     /// The keys file cannot be used, or there is no such key.
     pub fn run(&self, config: &Config) -> anyhow::Result<()> {
-        let path = config.keys_path();
-        let file = match KeysFile::read(&path) {
-            Err(KeysFileError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => KeysFile::default(),
-            read => read?,
-        };
         match self {
-            Self::Add(add) => add.run(config, file),
-            Self::List(list) => list.run(&file),
-            Self::Revoke(revoke) => revoke.run(config, file),
+            Self::Add(add) => add.run(config),
+            Self::List(list) => list.run(&KeysFile::read_or_none(&config.keys_path())?),
+            Self::Revoke(revoke) => revoke.run(config),
         }
     }
 }
 
 impl Add {
-    fn run(&self, config: &Config, mut file: KeysFile) -> anyhow::Result<()> {
-        let key = loop {
-            let key = NewKey::random().context("get random bytes")?;
-            if file.keys.iter().all(|known| known.id != key.id) {
-                break key;
-            }
-        };
-        let record = KeyRecord {
-            id: key.id,
-            name: self.name.clone(),
-            sha256: key.digest,
-            scopes: self.scopes.clone(),
-            space: self.space.clone(),
-            event_types: self.event_types.clone(),
-            session_id: self.session_id.clone(),
-            user_id: self.user_id.clone(),
-            source: self.source.clone(),
-            created: Some(Timestamp::now()),
-            expires: self.expires,
-        };
-        record.check().map_err(anyhow::Error::msg)?;
-        file.keys.push(record);
+    fn run(&self, config: &Config) -> anyhow::Result<()> {
         let path = config.keys_path();
-        file.write(&path)?;
-        writeln!(io::stdout(), "{}", key.text)?;
+        let text = KeysFile::change(&path, |file| {
+            let key = loop {
+                let key = NewKey::random().context("get random bytes")?;
+                if file.keys.iter().all(|known| known.id != key.id) {
+                    break key;
+                }
+            };
+            let record = KeyRecord {
+                id: key.id,
+                name: self.name.clone(),
+                sha256: key.digest,
+                scopes: self.scopes.clone(),
+                space: self.space.clone(),
+                event_types: self.event_types.clone(),
+                session_id: self.session_id.clone(),
+                user_id: self.user_id.clone(),
+                source: self.source.clone(),
+                created: Some(Timestamp::now()),
+                expires: self.expires,
+            };
+            record.check().map_err(anyhow::Error::msg)?;
+            file.keys.push(record);
+            Ok::<_, anyhow::Error>(key.text)
+        })?;
+        writeln!(io::stdout(), "{text}")?;
         eprintln!("The key is shown only this once. {} has its SHA-256.", plain(&path.display().to_string()));
         Ok(())
     }
@@ -156,17 +153,16 @@ impl List {
 }
 
 impl Revoke {
-    fn run(&self, config: &Config, mut file: KeysFile) -> anyhow::Result<()> {
-        let before = file.keys.len();
-        file.keys.retain(|key| key.id != self.id);
-        if file.keys.len() == before {
-            bail!(
-                "{} has no key {:?}; `event-pipeline keys list` shows the ids",
-                config.keys_path().display(),
-                self.id
-            );
-        }
-        Ok(file.write(&config.keys_path())?)
+    fn run(&self, config: &Config) -> anyhow::Result<()> {
+        let path = config.keys_path();
+        KeysFile::change(&path, |file| {
+            let before = file.keys.len();
+            file.keys.retain(|key| key.id != self.id);
+            if file.keys.len() == before {
+                bail!("{} has no key {:?}; `event-pipeline keys list` shows the ids", path.display(), self.id);
+            }
+            Ok(())
+        })
     }
 }
 

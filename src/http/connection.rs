@@ -120,7 +120,7 @@ impl Connection {
         // hyper leaves out the body of an answer to HEAD.
         let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
         let target = Target::of(parts.uri.path(), method);
-        // A prober may call the server by any name, and learns nothing.
+        // A prober may call the server by any name, and sees no event.
         if !target.is_probe() {
             pages.check_host(host)?;
         }

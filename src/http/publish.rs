@@ -12,6 +12,7 @@ use super::parameters::Parameters;
 use super::reading::reading;
 use super::request::Request;
 use super::response::{self, JSON, NDJSON};
+use crate::auth::KEY_OVER;
 use crate::budget::WAIT_MAX;
 use crate::event::{Fault, Filter, KEY_CHARS_MAX, Parser, REJECTIONS_MAX, Rejection, Seq, is_key};
 use crate::pipeline::PARSED_IN_PLACE_BYTES_MAX;
@@ -42,6 +43,9 @@ pub(super) async fn publish(request: &Request<'_>, parser: &Mutex<Parser>, body:
     check_coding(headers)?;
     let (body, memory) = body::read(body, pipeline).await?;
     let body_bytes = body.len();
+    if request.caller.principal.is_over() {
+        return Err(Refusal::Unauthorized(KEY_OVER));
+    }
     let (mut batch, many) = match body {
         small if small.len() <= PARSED_IN_PLACE_BYTES_MAX => form.events(headers, &small, &mut parser.lock())?,
         large => {

@@ -131,7 +131,9 @@ static EVERYWHERE: [(HeaderName, HeaderValue); 7] = [
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'self'")),
     (
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("Link, Retry-After, Idempotent-Replayed, Event-Gap, Ack-Level"),
+        HeaderValue::from_static(
+            "Link, Retry-After, RateLimit, RateLimit-Policy, Idempotent-Replayed, Event-Gap, Ack-Level",
+        ),
     ),
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
 ];

@@ -27,7 +27,7 @@ pub(super) async fn list(request: &Request<'_>) -> response::Result {
         let looks_max = (LOOKS_PER_LIST / subscriptions.len().max(1) as u64).max(LOOKS_MIN);
         let mut list = String::from("[");
         for (n, subscription) in subscriptions.iter().enumerate() {
-            let one = one(reader, &subscription.summary(), looks_max)?;
+            let one = one(reader, &subscription.summary(), &principal, looks_max)?;
             write!(list, "{}{one}", if n > 0 { "," } else { "" }).expect("a text takes all");
         }
         list.push(']');
@@ -57,8 +57,9 @@ async fn large(
 const LOOKS_PER_LIST: u64 = 1_000_000;
 const LOOKS_MIN: u64 = 100;
 
-fn one(reader: &Reader, listed: &Summary, looks_max: u64) -> store::Result<Value> {
-    let lag = reader.lag(&listed.filter, listed.position, looks_max)?;
+fn one(reader: &Reader, listed: &Summary, principal: &Principal, looks_max: u64) -> store::Result<Value> {
+    let seen = principal.pins().map_or(listed.filter.clone(), |pins| listed.filter.within(pins));
+    let lag = reader.lag(&seen, listed.position, looks_max)?;
     let position = (listed.position > Seq::ZERO).then(|| listed.position.id().to_string());
     let mut one = json!({
         "name": listed.name,
@@ -81,7 +82,9 @@ pub(super) async fn delete(request: &Request<'_>) -> response::Result {
     let (principal, parameters) = (&request.caller.principal, request.parameters());
     let space = parameters.get("space").unwrap_or(principal.space());
     let name = Name { space, name: &request.variable };
-    match is_shown(principal, space) && request.pipeline.subscriptions.delete(&name.stored()).await? {
+    // No name has a slash; one here would lead into another space.
+    let is_name = !request.variable.contains('/');
+    match is_name && is_shown(principal, space) && request.pipeline.subscriptions.delete(&name.stored()).await? {
         true => Ok(response::empty(StatusCode::NO_CONTENT)),
         false => Err(Refusal::NotFound("Subscription not found")),
     }
@@ -94,9 +97,7 @@ pub(super) async fn explain(request: &Request<'_>) -> response::Result {
     let id = id.ok_or_else(|| Refusal::parameter("event_id", "'event_id' is required", "missing"))?.to_owned();
     let principal = request.caller.principal.clone();
     let (mut live, mut durable) = (pipeline.subscriber_list(), pipeline.subscriptions.all());
-    if principal.pins().is_some() {
-        live.retain(|(_, subscriber)| *subscriber.space == *principal.space());
-    }
+    live.retain(|(_, subscriber)| is_shown(&principal, &subscriber.space));
     durable.retain(|durable| is_shown(&principal, durable.name().space));
     large(request, move |reader| {
         let unknown = Refusal::NotFound("Event not found");

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::auth::{Access, AccessError};
+use crate::auth::{Access, AccessError, Keys};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::group::{self, Dispatcher};
@@ -57,8 +57,8 @@ const RESERVED_FILES: usize = 64;
 const RESERVED_FILES_PER_THREAD: usize = 16;
 
 /// How often the server looks whether the keys file has changed. A look costs a few microseconds, and a revoked key may be
-/// used this much longer. A file on a network, or one that is swapped in through a link, tells nobody that it has changed.
-const KEYS_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// used for two of them. A file on a network, or one that is swapped in through a link, tells nobody that it has changed.
+const KEYS_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Threads for blocking reads, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
@@ -114,7 +114,6 @@ async fn serve(
     running: Running,
 ) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
-    let hangup = signal(SignalKind::hangup()).map_err(Error::Start)?;
     let address = listener.address().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
@@ -137,7 +136,10 @@ async fn serve(
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
-        never = follow_keys(&pipeline, hangup) => match never {},
+        never = follow_keys(&pipeline) => return Err(Error::Start(match never {
+            Ok(never) => match never {},
+            Err(error) => error,
+        })),
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -180,13 +182,27 @@ async fn serve(
     Ok(())
 }
 
-/// Reads the keys file again when it changes, and at a SIGHUP. Cancel-safe.
-async fn follow_keys(pipeline: &Pipeline, mut hangup: Signal) -> Infallible {
+/// Reads the keys file again when it changes, and at a SIGHUP. Without authentication a SIGHUP, such as the end of its
+/// terminal, ends the server. Cancel-safe.
+async fn follow_keys(pipeline: &Arc<Pipeline>) -> io::Result<Infallible> {
+    let mut hangup = match pipeline.access.keys.are_required() {
+        true => Some(signal(SignalKind::hangup())?),
+        false => None,
+    };
     loop {
-        tokio::select! {
-            () = sleep(KEYS_LOOK_INTERVAL) => pipeline.access.keys.look(),
-            _ = hangup.recv() => pipeline.access.keys.read_again(),
-        }
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let read: fn(&Keys) = tokio::select! {
+            () = sleep(KEYS_LOOK_INTERVAL) => Keys::look,
+            _ = hung_up => Keys::read_again,
+        };
+        // The file may be on a network that hangs.
+        let pipeline = pipeline.clone();
+        let _ = tokio::task::spawn_blocking(move || read(&pipeline.access.keys)).await;
     }
 }
 

@@ -139,7 +139,9 @@ impl Store {
         let last = state.position.seq;
         let sidecar =
             Sidecar::compare(beside, &connection, path, last, has_log, config.durability).map_err(database)?;
-        assemble(config, (folder, file), connection, state, sidecar, lock, has_log).map_err(database)
+        // The server before may have ended before it had overwritten what deletions left.
+        let may_have_remains = last > Seq::ZERO;
+        assemble(config, (folder, file), connection, state, sidecar, lock, may_have_remains).map_err(database)
     }
 }
 
@@ -270,7 +272,7 @@ fn assemble(
     state: State,
     sidecar: Sidecar,
     lock: File,
-    has_log: bool,
+    may_have_remains: bool,
 ) -> rusqlite::Result<(Store, Parts)> {
     let State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage } = state;
     let (full_sender, full) = crossbeam_channel::unbounded();
@@ -318,7 +320,7 @@ fn assemble(
         position,
         space: Space::new(folder, config.free_space_min_bytes),
         syncing: Syncing::new(config.durability, sidecar),
-        wal: WalUpkeep::new(due_sender, search_sender, has_log),
+        wal: WalUpkeep::new(due_sender, search_sender, may_have_remains),
         arrivals: Arrivals::new(Duration::from_micros(config.writer_spin_micros)),
         applier: Applier::new(is_last_largest),
         work: Work::new(tidying),

@@ -26,8 +26,8 @@ pub struct Search {
     from: u32,
     /// The last page that the file had when the search began. A later page has no older bytes.
     through: u32,
-    /// The free pages without entries of others at that time, ascending.
-    free: Arc<[u32]>,
+    /// The free pages without entries of others at that time.
+    free: Arc<Pages>,
 }
 
 /// What a step of a search came to.
@@ -51,11 +51,11 @@ impl Search {
         for (trunk, unused) in &free.trunks {
             layout.overwrite(locked, *trunk, std::slice::from_ref(unused))?;
         }
-        Ok(Self { from: 1, through: layout.pages, free: free.leaves.into() })
+        Ok(Self { from: 1, through: layout.pages, free: Arc::new(free.leaves) })
     }
 
-    /// Searches the next part of the file. The file may change meanwhile: the bytes that this search is about have been in
-    /// it since it began, and stay where they are until they are overwritten.
+    /// Searches the next part of the file. The file may change meanwhile, and a commit can move a page, with what is unused
+    /// on it, to a place that has been searched. So after commits the whole search is repeated.
     ///
     /// # Errors
     /// A failed read.
@@ -70,9 +70,9 @@ impl Search {
             let bytes = &mut buffer[..layout.page_bytes * count as usize];
             file.read_exact_at(bytes, layout.offset(at))?;
             for (page, number) in bytes.chunks_exact(layout.page_bytes).zip(at..) {
-                let has_remains = match self.free.binary_search(&number) {
-                    Ok(_) => !is_zero(page),
-                    Err(_) => layout.unused(number, page).into_iter().any(|unused| !is_zero(&page[unused])),
+                let has_remains = match self.free.has(number) {
+                    true => !is_zero(page),
+                    false => layout.unused(number, page).into_iter().any(|unused| !is_zero(&page[unused])),
                 };
                 if has_remains {
                     pages.push(number);
@@ -96,8 +96,8 @@ pub fn overwrite(locked: &File, pages: &[u32]) -> io::Result<()> {
     let mut page = vec![0; layout.page_bytes];
     for number in pages.iter().copied().filter(|number| *number <= layout.pages) {
         let trunk = free.trunks.iter().find(|(trunk, _)| *trunk == number);
-        let unused = match (free.leaves.binary_search(&number), trunk) {
-            (Ok(_), _) => std::iter::once(0..layout.page_bytes).collect(),
+        let unused = match (free.leaves.has(number), trunk) {
+            (true, _) => std::iter::once(0..layout.page_bytes).collect(),
             (_, Some((_, unused))) => vec![unused.clone()],
             _ => {
                 locked.read_exact_at(&mut page, layout.offset(number))?;
@@ -219,18 +219,40 @@ impl Layout {
 struct Free {
     /// Each with its unused bytes.
     trunks: Vec<(u32, Range<usize>)>,
-    leaves: Vec<u32>,
+    leaves: Pages,
+}
+
+/// Pages by their numbers, a bit for each page of the file.
+#[derive(Debug)]
+struct Pages(Vec<u64>);
+
+impl Pages {
+    fn none_of(pages: u32) -> Self {
+        Self(vec![0; pages as usize / 64 + 1])
+    }
+
+    fn has(&self, number: u32) -> bool {
+        self.0.get(number as usize / 64).is_some_and(|bits| bits >> (number % 64) & 1 == 1)
+    }
+
+    /// Returns whether it is new.
+    fn add(&mut self, number: u32) -> bool {
+        let is_new = !self.has(number);
+        self.0[number as usize / 64] |= 1 << (number % 64);
+        is_new
+    }
 }
 
 impl Free {
     /// # Errors
     /// A failed read, and damage: a page that is in use must not be taken for a free one.
     fn read(locked: &File, layout: &Layout) -> io::Result<Self> {
-        let (mut trunks, mut leaves, mut trunk) = (Vec::new(), Vec::new(), layout.first_trunk);
+        let (mut trunks, mut leaves, mut trunk) = (Vec::new(), Pages::none_of(layout.pages), layout.first_trunk);
+        let mut count_of_leaves = 0;
         let mut page = vec![0; layout.page_bytes];
         let broken = || broken("the list of free pages");
         while trunk != 0 {
-            if trunk == 1 || trunk > layout.pages || trunks.len() + leaves.len() >= layout.free_pages as usize {
+            if trunk == 1 || trunk > layout.pages || trunks.len() + count_of_leaves >= layout.free_pages as usize {
                 return Err(broken());
             }
             locked.read_exact_at(&mut page, layout.offset(trunk))?;
@@ -239,16 +261,19 @@ impl Free {
             if count > layout.page_bytes / 4 - 2 {
                 return Err(broken());
             }
-            leaves.extend(page[8..end].chunks_exact(4).map(|entry| four(entry, 0)));
+            for entry in page[8..end].chunks_exact(4).map(|entry| four(entry, 0)) {
+                if entry <= 1 || entry > layout.pages || !leaves.add(entry) {
+                    return Err(broken());
+                }
+                count_of_leaves += 1;
+            }
             trunks.push((trunk, end..layout.page_bytes));
             trunk = four(&page, 0);
         }
-        leaves.sort_unstable();
-        let is_valid = leaves.is_sorted_by(|one, next| one < next)
-            && leaves.first().is_none_or(|first| *first > 1)
-            && leaves.last().is_none_or(|last| *last <= layout.pages)
-            && trunks.len() + leaves.len() == layout.free_pages as usize;
-        if is_valid { Ok(Self { trunks, leaves }) } else { Err(broken()) }
+        match trunks.len() + count_of_leaves == layout.free_pages as usize {
+            true => Ok(Self { trunks, leaves }),
+            false => Err(broken()),
+        }
     }
 }
 
@@ -278,7 +303,7 @@ mod tests {
         }
         // A leaf without a free block, whose cell lies before what its header calls the cells.
         page[1..3].fill(0);
-        assert_eq!(layout.unused(7, &page), [10..464]);
+        assert_eq!(layout.unused(7, &page).as_slice(), std::slice::from_ref(&(10..464)));
         page[5..7].copy_from_slice(&[0x01, 0xf8]);
         assert!(layout.unused(7, &page).is_empty());
     }
@@ -297,7 +322,7 @@ mod tests {
         drop(file);
         let file = File::options().read(true).write(true).open(path(&folder)).expect("a file");
         let search = Search::begin(&file).expect("a whole list");
-        assert!(search.free.len() > 50, "{search:?}");
+        assert!((1..=search.through).filter(|page| search.free.has(*page)).count() > 50, "{search:?}");
         let trunk = (four(&read(&file, 32), 0) - 1) as u64 * 4_096;
         for entry in [four(&read(&file, trunk + 12), 0), 0, 1, search.through + 1] {
             let (at, whole) = (trunk + 8, read(&file, trunk + 8));

@@ -77,11 +77,13 @@ impl Batch {
         self.keyed = vec![Keyed { key: key.into(), events: all.clone(), message: all }];
     }
 
-    /// The keys belong to a space: the same key in another space is another key. The empty space changes nothing.
+    /// The keys belong to a space: the same key in another space is another key. The empty space changes no usual key.
     pub fn set_space(&mut self, space: &str) {
-        if !space.is_empty() {
-            // No space has this character, so different pairs stay different.
-            self.keyed.iter_mut().for_each(|keyed| keyed.key = format!("{space}\u{1f}{}", keyed.key).into());
+        // No space has this character. So different pairs stay different, if keys of the empty space that have it get it in
+        // front.
+        const BETWEEN: char = '\u{1f}';
+        for keyed in self.keyed.iter_mut().filter(|keyed| !space.is_empty() || keyed.key.contains(BETWEEN)) {
+            keyed.key = format!("{space}{BETWEEN}{}", keyed.key).into();
         }
     }
 

@@ -64,6 +64,15 @@ impl Filters {
         2 * self.asked.iter().map(|(key, value)| size_of::<String>() + key.len() + bytes_of(value)).sum::<usize>()
     }
 
+    /// The same, but the filter is exactly what was asked for: it may have been narrowed since.
+    #[must_use]
+    pub fn as_asked(self) -> Self {
+        match Filter::parse_stored(&self.asked) {
+            Ok(filter) => Self { filter, ..self },
+            Err(_) => self,
+        }
+    }
+
     /// The JSON that asked for them.
     pub fn asked(&self) -> &Map<String, Value> {
         &self.asked

@@ -132,6 +132,10 @@ async fn open(
             request.filters = known.filters();
         }
     }
+    if caller.principal.pins().is_some() && request.durable.as_ref().is_some_and(|durable| durable.is_group) {
+        let why = "A group shares one stream, so a key for some events only cannot join it";
+        return Err(Declined::not_understood(why));
+    }
     request.filters.filter = caller.principal.narrow(request.filters.filter)?;
     let shutdown = pipeline.shutdown();
     let found = tokio::select! {

@@ -277,7 +277,7 @@ fn a_server_that_other_machines_reach_asks_for_a_key_or_does_not_start() {
     for host in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
         let run = Run::start(command(folder.path()).arg("serve").env("HOST", host), "").finish();
         assert_eq!(run.code, Some(2), "{}", run.stderr);
-        for mends in ["\n  event-pipeline keys add NAME", "\n  ALLOW_UNAUTHENTICATED=true event-pipeline"] {
+        for mends in ["\n  event-pipeline keys add NAME", "\n  ALLOW_UNAUTHENTICATED=true event-pipeline serve"] {
             assert!(run.stderr.contains(mends), "{}", run.stderr);
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was opened");

@@ -87,6 +87,21 @@ fn event(session: &str, user: &str, event_type: &str, source: &str) -> String {
 }
 
 #[test]
+fn commands_at_the_same_time_change_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys { file: folder.path().join("keys.toml") };
+    let names: Vec<_> = (0..8).map(|n| format!("key {n}")).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| assert_eq!(keys.run(&["add", name, "--scope", "query"]).code, Some(0)));
+        }
+    });
+    let shown: Value = serde_json::from_str(&keys.run(&["list", "--json"]).stdout).unwrap();
+    let made: BTreeSet<_> = shown["keys"].as_array().unwrap().iter().map(|key| text_of(&key["name"])).collect();
+    assert_eq!(made, names.into_iter().collect());
+}
+
+#[test]
 fn keys_are_made_listed_and_revoked_on_the_command_line() {
     let folder = tempfile::tempdir().unwrap();
     let mut keys = Keys { file: folder.path().join("new/keys.toml") };
@@ -240,6 +255,10 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
     stream.send(request("GET", "/events/stream", &[("X-API-Key", &guarded.reader)], b""));
     assert_eq!(stream.response_head().unwrap().status, 200);
     let mut staying = guarded.subscriber(&guarded.admin, &json!({}));
+    let body = tick("s", 7);
+    let mut slow = Wire::connect(guarded.server.addr);
+    let whole = request("POST", "/events", &[("X-API-Key", &guarded.publisher), JSON], body.as_bytes());
+    slow.send(&whole[..whole.len() - 1]);
 
     keys.revoke(&guarded.reader);
     keys.revoke(&guarded.publisher);
@@ -247,6 +266,8 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
         assert_eq!(socket.close_code(), 4001);
     }
     while stream.chunk().is_some_and(|chunk| !chunk.is_empty()) {}
+    slow.send(&whole[whole.len() - 1..]);
+    assert_eq!(slow.response().expect("an answer").refusal(401), "The API key was revoked or has expired");
     assert_eq!(polling.response().expect("an answer").refusal(401), "The API key was revoked or has expired");
     for key in [&guarded.reader, &guarded.publisher, &short] {
         guarded.get(key, "/whoami").refusal(401);
@@ -420,16 +441,44 @@ fn names_and_idempotency_keys_belong_to_a_space() {
     let (of_one, of_other) = (("desk".to_owned(), "one".to_owned()), ("desk".to_owned(), "other".to_owned()));
     assert_eq!((shown(&one), shown(&other)), (vec![of_one.clone()], vec![of_other.clone()]));
     assert_eq!(shown(&guarded.admin), [of_one, of_other]);
-    let explained = guarded.get(&other, &format!("/subscriptions/explain?event_id={}", id_of(1))).json();
-    assert_eq!(explained["durable"].as_array().unwrap().len(), 1);
     guarded.subscriber(&twin, &json!({"name": "desk"}));
     assert_eq!(desk.close_code(), 4009, "the same name in the same space");
 
-    // Members of a group see the same events. So one whose key is for fewer cannot join.
+    // Members of a group share one stream.
     let _wide = guarded.subscriber(&one, &json!({"group": "graders"}));
     let mut joining = guarded.socket(&narrow, "/ws/subscribe").ok().unwrap();
     let refused = joining.ask(r#"{"group":"graders"}"#);
-    assert!(text_of(&refused["message"]).contains("has other filters"), "{refused}");
+    assert!(text_of(&refused["message"]).contains("cannot join"), "{refused}");
+
+    // What a key lets through of a name is its own: the next client of that name gets all of it again.
+    let with_name = json!({"name": "all"});
+    drop(guarded.subscriber(&one, &with_name));
+    drop(guarded.subscriber(&narrow, &with_name));
+    let mut all = guarded.subscriber(&one, &with_name);
+    let elsewhere = guarded.publish(&tick("elsewhere", 0))["id"].clone();
+    assert_eq!(all.json()["id"], elsewhere);
+    let lag = |key: &str| {
+        let list = guarded.get(key, "/subscriptions").json();
+        list.as_array().unwrap().iter().find(|shown| shown["name"] == "all").unwrap()["lag"].clone()
+    };
+    assert_eq!((lag(&one), lag(&narrow)), (json!(1), json!(0)), "for a key there are no other events");
+
+    // Only its own space is explained.
+    let explain = |key: &str| guarded.get(key, &format!("/subscriptions/explain?event_id={}", id_of(1))).json();
+    let count = |answer: &Value, of: &str| answer[of].as_array().unwrap().len();
+    assert_eq!((count(&explain(&other), "subscribers"), count(&explain(&other), "durable")), (1, 1));
+
+    // Neither a slash nor the character between a space and a key leads into another space.
+    let inside = keys.add("inside", &["--scope", "publish,admin,query", "--space", ""]);
+    await_true("the key", || guarded.get(&inside, "/whoami").status == 200);
+    let deep = keys.add("deep", &["--scope", "admin,query", "--space", "o", "--session", "s"]);
+    await_true("the key", || guarded.get(&deep, "/whoami").status == 200);
+    guarded.call(&deep, "DELETE", "/subscriptions/ther%2Fdesk", "").refusal(404);
+    guarded.call(&inside, "DELETE", "/subscriptions/other%2Fdesk", "").refusal(404);
+    let squatted = json!({"event_type": "timer_tick", "source": "s", "payload": {}, "idempotency_key": "one\u{1f}new"});
+    assert_eq!(guarded.call(&inside, "POST", "/events", &squatted.to_string()).status, 201);
+    let headers = [("X-API-Key", &*one), ("Idempotency-Key", "new"), JSON];
+    assert_eq!(guarded.server.call("POST", "/events", &headers, tick("s", 9).as_bytes()).status, 201);
 
     guarded.call(&guarded.admin, "DELETE", "/subscriptions/desk", "").refusal(404);
     assert_eq!(guarded.call(&guarded.admin, "DELETE", "/subscriptions/desk?space=other", "").status, 204);

@@ -245,9 +245,9 @@ impl Erasure {
         Self::Due(Instant::now() + BETWEEN_ERASURES)
     }
 
-    /// At a start. The server before may have ended while another program read.
-    pub fn after_start(has_log: bool) -> Self {
-        if has_log { Self::Due(Instant::now() + AFTER_START) } else { Self::None }
+    /// At a start. The server before may have ended before all traces were gone.
+    pub fn after_start(may_have_remains: bool) -> Self {
+        if may_have_remains { Self::Due(Instant::now() + AFTER_START) } else { Self::None }
     }
 }
 

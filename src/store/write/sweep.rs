@@ -13,6 +13,9 @@ use crate::store::remains::{self, Found, Search};
 use crate::store::shared::Shared;
 use crate::store::wal;
 
+/// While events are stored, the file is searched so many times at most: each time less could have moved.
+const SEARCHES_MAX: u32 = 3;
+
 /// What waits to be overwritten, and who waits for it.
 pub struct Sweeps {
     sweeper: Sender<Search>,
@@ -25,6 +28,9 @@ pub struct Sweeps {
 
 struct UnderWay {
     clients: Vec<Reply<()>>,
+    /// How often the whole file has been searched, this time included, and what the connection had changed when it began.
+    searches: u32,
+    changes: u64,
     /// Pages to be overwritten, and what is left to be searched.
     found: Option<Found>,
 }
@@ -45,8 +51,8 @@ impl Sweeps {
         self.waiting.push(client);
     }
 
-    /// Whether the sweeper searches, or pages that it found wait to be overwritten. No page may become free meanwhile
-    /// without being overwritten.
+    /// Whether the sweeper searches, or pages that it found wait to be overwritten. Tidying may free no page meanwhile; a
+    /// chosen deletion makes another sweep due.
     pub fn is_under_way(&self) -> bool {
         self.under_way.is_some()
     }
@@ -69,7 +75,10 @@ impl Sweeps {
             begun => begun?,
         }
         // With this lock held, no program can add to the log.
-        let stepped = if wal::is_there(shared.pool.path()) { Ok(()) } else { self.step_locked(shared) };
+        let stepped = match wal::is_there(shared.pool.path()) {
+            true => Ok(()),
+            false => self.step_locked(shared, connection.total_changes()),
+        };
         // Else the next change of a page would bring back what the writer's copy of it still has.
         connection.execute_batch("ROLLBACK; PRAGMA shrink_memory")?;
         if let Err(error) = stepped {
@@ -78,15 +87,25 @@ impl Sweeps {
         Ok(())
     }
 
-    fn step_locked(&mut self, shared: &Shared) -> io::Result<()> {
+    fn step_locked(&mut self, shared: &Shared, changes: u64) -> io::Result<()> {
         if let Some(under_way) = &mut self.under_way {
-            if let Some(Found { pages, rest }) = under_way.found.take() {
-                remains::overwrite(&shared.database, &pages)?;
-                self.search(rest);
+            let Some(Found { pages, rest }) = under_way.found.take() else { return Ok(()) };
+            remains::overwrite(&shared.database, &pages)?;
+            match rest {
+                Some(rest) => Self::search(&self.sweeper, rest),
+                None if under_way.changes != changes && under_way.searches < SEARCHES_MAX => {
+                    (under_way.searches, under_way.changes) = (under_way.searches + 1, changes);
+                    Self::search(&self.sweeper, Search::begin(&shared.database)?);
+                }
+                None => {
+                    let done = self.under_way.take();
+                    done.into_iter().flat_map(|done| done.clients).for_each(|client| answer(client, Ok(())));
+                }
             }
         } else if std::mem::take(&mut self.is_due) {
-            self.under_way = Some(UnderWay { clients: std::mem::take(&mut self.waiting), found: None });
-            self.search(Some(Search::begin(&shared.database)?));
+            let clients = std::mem::take(&mut self.waiting);
+            self.under_way = Some(UnderWay { clients, searches: 1, changes, found: None });
+            Self::search(&self.sweeper, Search::begin(&shared.database)?);
         }
         Ok(())
     }
@@ -94,7 +113,7 @@ impl Sweeps {
     /// Takes note of what the sweeper found.
     pub fn found(&mut self, found: io::Result<Found>) {
         match found {
-            Ok(found) if found.pages.is_empty() => self.search(found.rest),
+            Ok(Found { pages, rest: Some(rest) }) if pages.is_empty() => Self::search(&self.sweeper, rest),
             Ok(found) => {
                 if let Some(under_way) = &mut self.under_way {
                     under_way.found = Some(found);
@@ -104,15 +123,8 @@ impl Sweeps {
         }
     }
 
-    /// Goes on, or ends where nothing is left to be searched.
-    fn search(&mut self, rest: Option<Search>) {
-        match rest {
-            Some(rest) => self.sweeper.send(rest).expect("the sweeper lives as long as the writer"),
-            None => {
-                let under_way = self.under_way.take();
-                under_way.into_iter().flat_map(|done| done.clients).for_each(|client| answer(client, Ok(())));
-            }
-        }
+    fn search(sweeper: &Sender<Search>, part: Search) {
+        sweeper.send(part).expect("the sweeper lives as long as the writer");
     }
 
     fn fail(&mut self, error: &io::Error) {

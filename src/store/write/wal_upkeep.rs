@@ -26,9 +26,10 @@ pub struct WalUpkeep {
 }
 
 impl WalUpkeep {
-    /// `has_log`: the start has found a write-ahead log.
-    pub fn new(checkpointer: Sender<Readers>, sweeper: Sender<Search>, has_log: bool) -> Self {
-        let (erasure, sweeps) = (Erasure::after_start(has_log), Sweeps::new(sweeper, has_log));
+    /// `may_have_remains`: an earlier run may have left traces of deleted events.
+    pub fn new(checkpointer: Sender<Readers>, sweeper: Sender<Search>, may_have_remains: bool) -> Self {
+        let erasure = Erasure::after_start(may_have_remains);
+        let sweeps = Sweeps::new(sweeper, may_have_remains);
         Self { checkpoints: Checkpoints::default(), checkpointer, erasure, sweeps }
     }
 
