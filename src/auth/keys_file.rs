@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -79,6 +79,10 @@ impl KeyRecord {
         if self.scopes.is_empty() {
             return Err(format!("key {id} has no scope"));
         }
+        let pins = [&self.event_types, &self.session_id, &self.user_id, &self.source];
+        if pins.iter().any(|values| values.iter().any(String::is_empty)) {
+            return Err(format!("key {id} is for an empty value, which no event has"));
+        }
         Ok(())
     }
 }
@@ -111,7 +115,7 @@ impl KeysFile {
     /// Also if there is none.
     pub fn read(path: &Path) -> Result<Self, KeysFileError> {
         let file = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| KeysFileError::Unreadable(file.clone(), error))?;
+        let text = read_regular(path).map_err(|error| KeysFileError::Unreadable(file.clone(), error))?;
         Self::parse(&text, file)
     }
 
@@ -140,6 +144,8 @@ impl KeysFile {
         change: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<T, E> {
         let failed = |error| KeysFileError::Unwritable(path.display().to_string(), error);
+        // Behind a link: else the link would become a file of its own.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(failed)?;
         let folder = fs::File::open(folder).map_err(failed)?;
@@ -189,11 +195,23 @@ const HEAD: &str =
     "# The API keys of event-pipeline, without their secrets. Written by `event-pipeline keys add` and `keys revoke`,
 # which keep no other comments. The server reads the file again when it changes.\n\n";
 
+/// The text of a file. Of anything else, such as a pipe, reading could wait for ever.
+fn read_regular(path: &Path) -> io::Result<String> {
+    let mut file =
+        fs::OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// A list that is there has values: an empty one would mean any.
 fn some_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let values = Vec::<String>::deserialize(deserializer)?;
-    match values.is_empty() || values.iter().any(String::is_empty) {
-        true => Err(D::Error::custom("a list of values that a key is for is not empty, and has no empty value")),
+    match values.is_empty() {
+        true => Err(D::Error::custom("a list of values that a key is for is not empty")),
         false => Ok(values),
     }
 }
@@ -237,7 +255,7 @@ mod tests {
             (good.replace("query", "all"), "keys.toml, line 5: unknown variant `all`"),
             (good.replace("'query'", ""), "keys.toml: key a has no scope"),
             (format!("{good}user_id = []\n"), "keys.toml, line 6: a list of values"),
-            (format!("{good}source = ['a', '']\n"), "keys.toml, line 6: a list of values"),
+            (format!("{good}source = ['a', '']\n"), "keys.toml: key a is for an empty value"),
             (good.replace("'a'", "'a_b'"), "keys.toml: the id \"a_b\" has other characters"),
             (good.replace("'one'", "''"), "keys.toml: the name of key a is not 1 to 100 characters"),
             (format!("{good}{good}"), "keys.toml: the key a is there twice"),

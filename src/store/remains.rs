@@ -146,9 +146,15 @@ impl Layout {
             1 => 65_536,
             bytes => bytes,
         };
-        // An auto-vacuumed file has pages of a kind that is not known here. The server makes no such file.
-        if page_bytes < 512 || !page_bytes.is_power_of_two() || four(&header, 52) != 0 {
+        if page_bytes < 512 || !page_bytes.is_power_of_two() {
             return Err(broken("the header of the file"));
+        }
+        // Its pages of that kind are not known here. The server makes no such file.
+        if four(&header, 52) != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the file has auto_vacuum, so its unused bytes stay",
+            ));
         }
         let pages = (file.metadata()?.len() / page_bytes as u64) as u32;
         Ok(Self { page_bytes, pages, first_trunk: four(&header, 32), free_pages: four(&header, 36) })

@@ -125,13 +125,18 @@ fn keys_are_made_listed_and_revoked_on_the_command_line() {
         (&["add", "x", "--scope", "query", "--expires", "2020-01-01"], "would have expired already"),
         (&["add", "x", "--scope", "query", "--expires", "soon"], "nor a time from now such as 12h or 90d"),
         (&["add", "", "--scope", "query"], "is not 1 to 100 characters"),
+        (&["add", "x", "--scope", "query", "--user", ""], "is for an empty value, which no event has"),
         (&["revoke", "nobody"], "has no key \"nobody\""),
     ] {
         let run = keys.run(arguments);
         assert!(run.code != Some(0) && run.stderr.contains(said), "{arguments:?}: {}", run.stderr);
     }
     assert_eq!(std::fs::read_to_string(&keys.file).unwrap(), text, "nothing was changed");
-    keys.revoke(&key);
+    // The file behind a link is changed, and the link stays one.
+    let link = folder.path().join("link.toml");
+    std::os::unix::fs::symlink(&keys.file, &link).unwrap();
+    Keys { file: link.clone() }.revoke(&key);
+    assert!(link.is_symlink());
     assert_eq!(keys.run(&["list"]).stdout, "There is no key.\n");
     std::fs::write(&keys.file, "[[keys]]\nid = 7\n").unwrap();
     for arguments in [&["list"][..], &["add", "x", "--scope", "query"], &["revoke", "x"]] {
@@ -289,6 +294,10 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
     std::fs::remove_file(&keys.file).unwrap();
     guarded.server.signal("HUP");
     await_true("another complaint", || guarded.server.log().iter().any(|line| line.contains("cannot be read")));
+    // A pipe that nobody writes to is not waited for.
+    assert!(std::process::Command::new("mkfifo").arg(&keys.file).status().unwrap().success());
+    await_true("a third one", || guarded.server.log().iter().any(|line| line.contains("it is no regular file")));
+    std::fs::remove_file(&keys.file).unwrap();
     assert_eq!(guarded.get(&replaced, "/whoami").status, 200);
     std::fs::write(&keys.file, good).unwrap();
     assert_eq!(staying.ask(r#"{"type":"ping"}"#)["type"], "pong", "it was open all the time");
