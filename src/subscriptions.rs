@@ -184,7 +184,7 @@ impl Subscriptions {
                 (Some(present), Some(known)) if Arc::ptr_eq(present, known) => known.clone(),
                 (None, None) if by_name.len() >= self.names_max => return Err(OpenError::TooMany),
                 (None, None) => {
-                    let state = State::new(filters.clone(), position, Timestamp::now());
+                    let state = State::new(filters.clone().as_asked(), position, Timestamp::now());
                     let new = Subscription::new(name.as_str().into(), &self.store, state, OnceCell::new());
                     by_name.insert(name, new.clone());
                     new
@@ -441,8 +441,8 @@ impl Subscription {
 }
 
 impl State {
+    /// `filters` are as they were asked for.
     fn new(filters: Filters, position: Seq, last_seen: Timestamp) -> Self {
-        let filters = filters.as_asked();
         let filters_text = text_of(&filters);
         Self { filters, filters_text, position, last_seen, consumer: Consumer::None, lifecycle: Lifecycle::Present }
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::key::Digest;
 use super::principal::Scope;
+use crate::config::fault_in_toml;
 use crate::event::{Field, Filter, Timestamp};
 
 /// What the file holds of one key.
@@ -73,8 +74,9 @@ impl KeyRecord {
             return Err(format!("the name of key {id} is not 1 to {NAME_CHARS_MAX} characters"));
         }
         if self.space.as_deref().is_some_and(|space| !space.is_empty() && !is_name(space)) {
-            let what = "is longer than";
-            return Err(format!("the space of key {id} {what} {NAME_CHARS_MAX} characters, or has control characters"));
+            return Err(format!(
+                "the space of key {id} is longer than {NAME_CHARS_MAX} characters, or has control characters"
+            ));
         }
         if self.scopes.is_empty() {
             return Err(format!("key {id} has no scope"));
@@ -123,8 +125,8 @@ impl KeysFile {
     /// With the line, or the key, and what is wrong.
     pub fn parse(text: &str, file: String) -> Result<Self, KeysFileError> {
         let read: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            KeysFileError::Syntax(file.clone(), line, error.message().replace('\n', ", "))
+            let (line, what) = fault_in_toml(text, &error);
+            KeysFileError::Syntax(file.clone(), line, what)
         })?;
         let mut ids = HashSet::new();
         for key in &read.keys {

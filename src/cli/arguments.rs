@@ -63,17 +63,20 @@ fn url(text: &str) -> Result<String, String> {
 
 /// A time in RFC 3339 is returned unchanged. An age such as `10m` becomes the time 10 minutes ago.
 pub fn time(text: &str) -> Result<String, String> {
+    match (span_micros(text), Timestamp::parse_floor(text)) {
+        (Some(age), _) => Ok(Timestamp(Timestamp::now().0 - age).to_string()),
+        (None, Ok(_)) => Ok(text.into()),
+        (None, Err(error)) => Err(format!("{error}, nor an age such as 30s, 10m, 2h or 1d")),
+    }
+}
+
+/// The microseconds of a span such as 30s, 10m, 2h or 1d.
+pub fn span_micros(text: &str) -> Option<i64> {
     const UNITS: [(char, i64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    for (unit, seconds) in UNITS {
-        if let Some(Ok(count)) = text.strip_suffix(unit).map(str::parse::<u32>) {
-            let age_micros = i64::from(count) * seconds * 1_000_000;
-            return Ok(Timestamp(Timestamp::now().0 - age_micros).to_string());
-        }
-    }
-    match Timestamp::parse_floor(text) {
-        Ok(_) => Ok(text.into()),
-        Err(error) => Err(format!("{error}, nor an age such as 30s, 10m, 2h or 1d")),
-    }
+    UNITS.into_iter().find_map(|(unit, seconds)| {
+        let count: u32 = text.strip_suffix(unit)?.parse().ok()?;
+        Some(i64::from(count) * seconds * 1_000_000)
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `event-pipeline keys`.
 
 use std::io::{self, BufWriter, Write};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -10,6 +9,7 @@ use event_pipeline::config::Config;
 use event_pipeline::event::Timestamp;
 use serde_json::json;
 
+use super::arguments::span_micros;
 use super::printer::plain;
 
 #[derive(Subcommand)]
@@ -196,16 +196,11 @@ fn scope(word: &str) -> Result<Scope, String> {
 }
 
 fn end(text: &str) -> Result<Timestamp, String> {
-    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
     let now = Timestamp::now();
-    let span = UNITS
-        .into_iter()
-        .find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<u32>().ok()? as u64 * seconds));
-    let end = match span {
-        Some(seconds) => Timestamp(now.0 + Duration::from_secs(seconds).as_micros() as i64),
-        None => {
-            Timestamp::parse_floor(text).map_err(|error| format!("{error}, nor a time from now such as 12h or 90d"))?
-        }
+    let end = match (span_micros(text), Timestamp::parse_floor(text)) {
+        (Some(span), _) => Timestamp(now.0 + span),
+        (None, Ok(end)) => end,
+        (None, Err(error)) => return Err(format!("{error}, nor a time from now such as 12h or 90d")),
     };
     if end <= now { Err("the key would have expired already".to_owned()) } else { Ok(end) }
 }

@@ -97,9 +97,9 @@ impl LoadedConfig {
     /// # Errors
     /// One line, as for [`LoadedConfig::load`]. The settings before the invalid one are applied.
     pub fn apply(&mut self, text: &str, file: &str) -> Result<(), ConfigError> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            ConfigError::Syntax(file.to_owned(), line, error.message().replace('\n', ", "))
+        let table: toml::Table = text.parse().map_err(|error| {
+            let (line, what) = fault_in_toml(text, &error);
+            ConfigError::Syntax(file.to_owned(), line, what)
         })?;
         for (key, value) in &table {
             let index = SETTINGS.iter().position(|setting| setting.key() == *key);
@@ -166,6 +166,12 @@ pub fn args() -> impl IntoIterator<Item = Arg> {
         .value_name("FILE")
         .help(format!("TOML file with settings\n[env: CONFIG_FILE] [default: {DEFAULT_FILE} where it exists]"));
     std::iter::once(file).chain(SETTINGS.iter().map(Setting::arg))
+}
+
+/// In which line of a TOML text something is wrong, and what, without line breaks.
+pub fn fault_in_toml(text: &str, error: &toml::de::Error) -> (usize, String) {
+    let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+    (line, error.message().replace('\n', ", "))
 }
 
 /// Why a configuration cannot be used, in one line.

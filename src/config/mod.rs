@@ -13,6 +13,6 @@ mod value;
 mod words;
 
 pub use fields::Config;
-pub use load::{ConfigError, Effective, LoadedConfig, args};
+pub use load::{ConfigError, Effective, LoadedConfig, args, fault_in_toml};
 pub use table::{SETTINGS, SetBy, Setting, reloadable};
 pub use words::{CorsOrigins, Durability, Hosts, LogFormat, Networks, Rate};

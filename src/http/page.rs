@@ -156,8 +156,8 @@ impl Page {
     }
 }
 
-/// Reads a page, and returns it with its memory. Each read is a task of its own on the blocking threads: other requests are read between two of them, and no further read
-/// begins when the client is gone.
+/// Reads a page, and returns it with its memory. Each read is a task of its own on the blocking threads: other requests are
+/// read between two of them, and no further read begins when the client is gone.
 ///
 /// A page that its first read has not filled is a search. It waits for a permit ([`Pipeline::searches`]) and keeps it until it
 /// is read: if a permit were for one read, of many searches none would end before nearly all reads were done. At the

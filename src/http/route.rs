@@ -185,7 +185,7 @@ impl<'p> Target<'p> {
         }
     }
 
-    /// Whether it is a question of whoever watches over the server.
+    /// Whether it is a health check, such as a load balancer sends.
     pub(super) fn is_probe(&self) -> bool {
         self.route.is_some_and(|(route, _)| matches!(route.endpoint, Endpoint::Health | Endpoint::Readiness))
     }

@@ -97,7 +97,7 @@ impl<'a> Greeting<'a> {
 enum Access {
     /// All that can connect.
     Open,
-    /// Those that send a key: one of so many named ones or, if there is one, the `API_KEY`.
+    /// Those that send a key. How many named keys there are, and whether there is an `API_KEY`.
     Keys(usize, bool),
     /// None: a key is required, and there is none.
     Nobody,

@@ -114,6 +114,9 @@ async fn serve(
     running: Running,
 ) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
+    // Without authentication a SIGHUP, such as the end of its terminal, ends the server.
+    let hangup = access.keys.are_required().then(|| signal(SignalKind::hangup()));
+    let hangup = hangup.transpose().map_err(Error::Start)?;
     let address = listener.address().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
 
@@ -136,10 +139,7 @@ async fn serve(
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
-        never = follow_keys(&pipeline) => return Err(Error::Start(match never {
-            Ok(never) => match never {},
-            Err(error) => error,
-        })),
+        never = follow_keys(&pipeline, hangup) => match never {},
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -182,13 +182,8 @@ async fn serve(
     Ok(())
 }
 
-/// Reads the keys file again when it changes, and at a SIGHUP. Without authentication a SIGHUP, such as the end of its
-/// terminal, ends the server. Cancel-safe.
-async fn follow_keys(pipeline: &Arc<Pipeline>) -> io::Result<Infallible> {
-    let mut hangup = match pipeline.access.keys.are_required() {
-        true => Some(signal(SignalKind::hangup())?),
-        false => None,
-    };
+/// Reads the keys file again when it changes, and at a SIGHUP. Cancel-safe.
+async fn follow_keys(pipeline: &Arc<Pipeline>, mut hangup: Option<Signal>) -> Infallible {
     loop {
         let hung_up = async {
             match &mut hangup {

@@ -328,9 +328,8 @@ fn assemble(
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;
     schema::prepare(&connection, config.durability)?;
-    let syncs = config.durability != Durability::Off;
-    let checkpointer = Checkpointer { connection, shared: shared.clone(), syncs, due, commands: commands.clone() };
-    let sweeper = Sweeper { shared: shared.clone(), syncs, searches, commands: commands.clone() };
+    let checkpointer = Checkpointer { connection, shared: shared.clone(), due, commands: commands.clone() };
+    let sweeper = Sweeper { shared: shared.clone(), searches, commands: commands.clone() };
     let checker = config.check_at_start.then(|| Checker { path: config.database_path.clone(), shared: shared.clone() });
     Ok((Store { shared, commands }, Parts { writer, commits, sealer, checkpointer, sweeper, checker, lock }))
 }

@@ -15,7 +15,7 @@ use super::schema::meta;
 use super::segments::Recent;
 use super::subscription::StoredSubscription;
 use super::syncs::Syncs;
-use super::write::Wal;
+use super::write::{Wal, failed_sync};
 use crate::audience::Audience;
 use crate::event::Seq;
 use crate::record::{AckLevel, Epoch};
@@ -50,6 +50,14 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Syncs the database, but not at `DURABILITY=off`.
+    ///
+    /// # Errors
+    /// As SQLite reports a failed sync of its own.
+    pub fn sync_database(&self) -> rusqlite::Result<()> {
+        if self.syncs.are_on() { self.database.sync_data().map_err(failed_sync) } else { Ok(()) }
+    }
+
     /// Takes note of an error that was met, if it is damage.
     pub fn note_damage(&self, error: &rusqlite::Error) {
         self.integrity.lock().note_error(error);

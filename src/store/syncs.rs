@@ -47,6 +47,11 @@ impl Syncs {
         Self { is_on: durability != Durability::Off, histograms: Default::default() }
     }
 
+    /// Whether anything is synced.
+    pub fn are_on(&self) -> bool {
+        self.is_on
+    }
+
     pub fn note(&self, sync: SyncOf, took: Duration) {
         if !self.is_on {
             return;

@@ -21,7 +21,7 @@ use super::shared::Shared;
 use super::syncs::SyncOf;
 #[cfg(test)]
 use super::write::ordered::{Changed, Ordered, Reply};
-use super::write::{Command, Readers, Writer, checkpoint, failed_sync};
+use super::write::{Command, Readers, Writer, checkpoint};
 #[cfg(test)]
 use crate::wire::Batch;
 use crate::wire::committed::Commit;
@@ -93,8 +93,6 @@ impl Sealer {
 pub(super) struct Checkpointer {
     pub(super) connection: Connection,
     pub(super) shared: Arc<Shared>,
-    /// Whether it syncs what it has moved: not at `DURABILITY=off`.
-    pub(super) syncs: bool,
     pub(super) due: Receiver<Readers>,
     pub(super) commands: Sender<Command>,
 }
@@ -129,9 +127,7 @@ impl Checkpointer {
     fn move_and_sync(&self) -> rusqlite::Result<()> {
         let begun = Instant::now();
         checkpoint(&self.connection, "PASSIVE")?;
-        if self.syncs {
-            self.shared.database.sync_data().map_err(failed_sync)?;
-        }
+        self.shared.sync_database()?;
         self.shared.syncs.note(SyncOf::Database, begun.elapsed());
         Ok(())
     }
@@ -149,18 +145,15 @@ impl Checkpointer {
 /// Searches the database for what deleted rows left, which takes too long for the writer.
 pub(super) struct Sweeper {
     pub(super) shared: Arc<Shared>,
-    /// Whether it syncs what the writer has overwritten: not at `DURABILITY=off`.
-    pub(super) syncs: bool,
     pub(super) searches: Receiver<Search>,
     pub(super) commands: Sender<Command>,
 }
 
 impl Sweeper {
     fn search(&self, search: Search) {
-        let database = &self.shared.database;
-        let synced = if self.syncs { database.sync_data().map_err(failed_sync) } else { Ok(()) };
+        let synced = self.shared.sync_database();
         // The writer has ended only if the process is ending.
-        let _ = self.commands.send(Command::Searched { synced, found: search.step(database) });
+        let _ = self.commands.send(Command::Searched { synced, found: search.step(&self.shared.database) });
     }
 
     fn run(self) {

@@ -254,11 +254,7 @@ fn without_authentication_a_request_names_a_known_host() {
             call(&open, foreign, path).refusal(421);
         }
         for path in ["/health", "/readiness"] {
-            assert_eq!(
-                call(&open, foreign, path).status,
-                200,
-                "{path}: whoever watches the server may call it anything"
-            );
+            assert_eq!(call(&open, foreign, path).status, 200, "{path}: a health check may name any host");
         }
     }
     let preflight =
@@ -498,7 +494,7 @@ fn wrong_keys_count_for_their_address_and_lock_nobody_out() {
     }
     assert_eq!(Socket::handshake(server.addr, "/ws/publish", &[]).err().expect("a refusal").status, 429);
     assert_eq!(server.get("/health").status, 200);
-    // Whoever has the key, at the same address, has a rate of its own.
+    // A client with the key has a rate of its own, also at the same address.
     for left in (0..7).rev() {
         let answer = server.call("GET", "/stats", &[WITH_KEY], b"");
         if left > 1 {

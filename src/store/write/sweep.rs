@@ -16,7 +16,7 @@ use crate::store::wal;
 /// While events are stored, the file is searched so many times at most: each time less could have moved.
 const SEARCHES_MAX: u32 = 3;
 
-/// What waits to be overwritten, and who waits for it.
+/// The sweep under way, the next one if it is due, and the clients that wait for either.
 pub struct Sweeps {
     sweeper: Sender<Search>,
     /// Events were deleted since the last search began.
