@@ -219,15 +219,16 @@ fn a_key_is_shown_in_every_way_and_a_typo_is_told_apart() {
     wire.send(request("GET", "/ws/subscribe", &upgrade, b""));
     let opened = wire.response_head().expect("an answer");
     assert_eq!((opened.status, opened.header("sec-websocket-protocol")), (101, Some("event-pipeline")));
-    let wrong = format!("key.{}x", &key[..key.len() - 1]);
+    let last = if key.ends_with('x') { "y" } else { "x" };
+    let wrong = format!("{}{last}", &key[..key.len() - 1]);
+    let protocol = format!("key.{wrong}");
     assert_eq!(
-        Socket::handshake(server.addr, "/ws/subscribe", &[("Sec-WebSocket-Protocol", &wrong)]).err().unwrap().status,
+        Socket::handshake(server.addr, "/ws/subscribe", &[("Sec-WebSocket-Protocol", &protocol)]).err().unwrap().status,
         401
     );
 
     let said = |key: &str| text_of(&guarded.get(key, "/stats").refusal(401));
-    let last = if key.ends_with('x') { "y" } else { "x" };
-    for mistyped in [&key[..key.len() - 1], &format!("{}{last}", &key[..key.len() - 1]), &format!("{key}x"), "ep_"] {
+    for mistyped in [&key[..key.len() - 1], &wrong, &format!("{key}x"), "ep_"] {
         assert!(said(mistyped).contains("mistyped"), "{mistyped}: {}", said(mistyped));
     }
     guarded.keys().revoke(key);
