@@ -51,6 +51,14 @@ pub fn is_there(database: &Path) -> bool {
     has_content(&beside(database))
 }
 
+/// Syncs the log of a database.
+///
+/// # Errors
+/// When it cannot be opened or synced.
+pub fn sync(database: &Path) -> std::io::Result<()> {
+    File::open(beside(database))?.sync_data()
+}
+
 /// Looks for undamaged commits after a broken frame that have something the database does not have. (A log that has
 /// started over still has old frames after its new ones. Their pages were moved into the database.) Returns `None` if
 /// there are none, or no log.

@@ -96,6 +96,64 @@ fn a_power_cut_while_a_segment_is_sealed_leaves_a_file_that_starts() {
     );
 }
 
+/// The log is emptied behind a deletion, and that is no safer from a power cut than any other write: of the log's end and
+/// its middle some is left.
+#[test]
+fn a_power_cut_while_the_log_is_emptied_leaves_a_file_that_starts() {
+    let test = "a_power_cut_while_the_log_is_emptied_leaves_a_file_that_starts";
+    for durability in ["full", "normal"] {
+        let Some(disk) = Disk::with_power_cuts(test) else { return };
+        let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", durability)]);
+        server.restart();
+        for _ in 0..5 {
+            server.publish_lines(&[ticks("stays", 20), ticks("goes", 20)].concat());
+        }
+        disk.inject(Injection::at(1, TRUNCATE, Fault::KillAfter).of("events.db-wal"));
+        Wire::connect(server.addr).send(request("DELETE", "/events?session_id=goes", &[], b""));
+        server.await_exit();
+        disk.cut_in_many_ways(
+            &mut server,
+            rounds(200),
+            |_| (),
+            |server| {
+                assert_eq!(server.stored("session_id=stays").len(), 100);
+                assert_eq!(server.stored("").len(), 100);
+            },
+        );
+    }
+}
+
+/// A repeat writes nothing by itself, and SQLite syncs no commit that writes nothing.
+#[test]
+fn a_power_cut_after_a_repeat_that_was_acknowledged_as_synced_keeps_its_event() {
+    let test = "a_power_cut_after_a_repeat_that_was_acknowledged_as_synced_keeps_its_event";
+    let Some(disk) = Disk::with_power_cuts(test) else { return };
+    let mut server = disk.server(tempfile::tempdir().unwrap(), &[("DURABILITY", "normal")]);
+    server.restart();
+    server.publish_lines(&ticks("s", 3));
+    let publish = |ack: &str| {
+        let target = format!("/events?ack={ack}");
+        server.call("POST", &target, &[JSON, ("Idempotency-Key", "one")], tick("s", 3).as_bytes())
+    };
+    assert_eq!(publish("stored").header("ack-level"), Some("stored"));
+    // It notes the last number, as a repeat may do.
+    let time = text_of(&server.stored("")[1]["timestamp"]);
+    let deleted = server.call("DELETE", &format!("/events?before={}", encode(&time)), &[], b"");
+    assert_eq!(deleted.json(), json!({"deleted": 1}));
+    assert_eq!(publish("synced").header("ack-level"), Some("synced"));
+    disk.inject(Injection::at(1, CHANGE, Fault::KillBefore));
+    Wire::connect(server.addr).send(request("POST", "/events", &[JSON], tick("s", 4).as_bytes()));
+    server.await_exit();
+    disk.cut_in_many_ways(
+        &mut server,
+        rounds(24),
+        |_| (),
+        |server| {
+            assert_eq!(sequences(&server.stored("")), [2, 3, 4]);
+        },
+    );
+}
+
 /// The sidecar notes that unsynced commits may be lost. Torn, it must still lead to another epoch.
 #[test]
 fn a_power_cut_while_the_sidecar_is_written_still_begins_another_epoch() {

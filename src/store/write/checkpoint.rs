@@ -81,6 +81,11 @@ impl Moved {
         self.is_done && self.pages == 0
     }
 
+    /// Whether nothing but the database is needed any more, and nobody reads anything else.
+    pub fn is_complete(self) -> bool {
+        self.is_done && self.is_all()
+    }
+
     fn is_all(self) -> bool {
         self.moved >= self.pages
     }
@@ -259,13 +264,19 @@ impl Erasure {
 /// A failed sync. The next sync would report success without bringing to the disk what this one left out.
 pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Option<Moved>> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
-    let moved: rusqlite::Result<(bool, i64, i64)> =
-        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-    match moved {
-        Ok((is_busy, pages, moved)) => {
-            let counts = usize::try_from(pages).ok().zip(usize::try_from(moved).ok());
-            Ok(counts.map(|(pages, moved)| Moved { pages, moved, is_done: !is_busy }))
-        }
+    let moved = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    let Some((is_busy, pages, moved)) = unless_failed_sync::<(bool, i64, i64)>(moved)? else { return Ok(None) };
+    let counts = usize::try_from(pages).ok().zip(usize::try_from(moved).ok());
+    Ok(counts.map(|(pages, moved)| Moved { pages, moved, is_done: !is_busy }))
+}
+
+/// The result of a step of a checkpoint; `None`, and a line in the log, if it failed and can be tried again.
+///
+/// # Errors
+/// A failed sync.
+pub fn unless_failed_sync<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match result {
+        Ok(done) => Ok(Some(done)),
         Err(error) if is_failed_sync(&error) => Err(error),
         Err(error) => {
             tracing::warn!(%error, "checkpoint");

@@ -51,9 +51,9 @@ impl Syncing {
     /// The last statement of a transaction that stored no event. Repeats alone write nothing, and SQLite does not sync
     /// a commit that wrote nothing: their producers would get the level *synced* for events that are not synced. So
     /// something is written.
-    pub fn in_transaction(&self, connection: &Connection, position: &Position) -> rusqlite::Result<()> {
+    pub fn in_transaction(&self, connection: &Connection) -> rusqlite::Result<()> {
         match self.syncs && self.has_unsynced {
-            true => meta::set(connection, meta::LAST_SEQ, position.seq.0 as i64),
+            true => meta::touch(connection),
             false => Ok(()),
         }
     }

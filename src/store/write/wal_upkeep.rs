@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::checkpoint::{Checkpoints, Erasure, Moved, Readers, checkpoint};
+use super::checkpoint::{Checkpoints, Erasure, Moved, Readers, checkpoint, failed_sync, unless_failed_sync};
 use super::command::Reply;
 use super::sweep::Sweeps;
 use crate::store::remains::{Found, Search};
-use crate::store::schema;
+use crate::store::schema::{self, meta};
 use crate::store::shared::Shared;
 use crate::store::sidecar::Sidecar;
 use crate::store::syncs::SyncOf;
+use crate::store::wal;
 
 /// How long a truncation waits for readers when the disk is short of space. 100 ms is longer than one of our own reads
 /// takes; it is not longer, because nothing is stored meanwhile.
@@ -141,8 +142,16 @@ impl WalUpkeep {
     }
 
     fn truncate_now(&mut self, connection: &Connection, shared: &Shared) -> rusqlite::Result<bool> {
+        let path = shared.pool.path();
+        if wal::is_there(path) && !self.start_over(connection, shared)? {
+            return Ok(false);
+        }
         if !self.checkpoint(connection, shared, "TRUNCATE")?.is_some_and(Moved::is_truncated) {
             return Ok(false);
+        }
+        if shared.syncs.are_on() {
+            // Else a power cut could bring back traces that a client was told are gone.
+            wal::sync(path).map_err(failed_sync)?;
         }
         self.checkpoints.truncated();
         self.erasure = Erasure::None;
@@ -153,6 +162,20 @@ impl WalUpkeep {
             }
         }
         Ok(true)
+    }
+
+    /// Has the write-ahead log start over with a commit of one page that changes nothing. A disk may cut off the log in any
+    /// order of its sectors, as long as that is not synced. After a power cut SQLite reads what is left up to the first gap,
+    /// and would take pages from it that are older than those in the database. Of one commit it takes all or nothing.
+    /// Returns whether the log holds nothing else now.
+    fn start_over(&mut self, connection: &Connection, shared: &Shared) -> rusqlite::Result<bool> {
+        if !self.checkpoint(connection, shared, "RESTART")?.is_some_and(Moved::is_complete) {
+            return Ok(false);
+        }
+        let committed = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+            .and_then(|transaction| meta::touch(&transaction).and_then(|()| transaction.commit()));
+        // More pages than that one: another program has written in between.
+        Ok(unless_failed_sync(committed)?.is_some() && shared.wal.pages() == 1)
     }
 
     fn checkpoint(&mut self, connection: &Connection, shared: &Shared, mode: &str) -> rusqlite::Result<Option<Moved>> {

@@ -380,7 +380,7 @@ impl Writer {
             part.in_transaction(&mut turn)?;
         }
         if applied.events == 0 {
-            self.syncing.in_transaction(connection, &applied.position)?;
+            self.syncing.in_transaction(connection)?;
         }
         let begun = Instant::now();
         connection.prepare_cached("COMMIT")?.raw_execute()?;
