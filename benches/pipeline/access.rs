@@ -1,5 +1,5 @@
 use criterion::Criterion;
-use event_pipeline::auth::{Access, KeyRecord, KeysFile, KeysFileError, NewKey, Scope};
+use event_pipeline::auth::{Access, KeyRecord, KeysFile, KeysFileError, NewKey, Scope, Verified};
 use event_pipeline::config::Config;
 use hyper::HeaderMap;
 use hyper::header::HeaderValue;
@@ -27,7 +27,9 @@ pub fn keys(c: &mut Criterion) {
     for (name, key) in [("named", &shown), ("API_KEY", &api_key), ("wrong", &wrong), ("mistyped", &typo)] {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", HeaderValue::try_from(key).expect("ASCII"));
-        group.bench_function(name, |b| b.iter(|| access.keys.authorize(&headers, None).is_ok()));
+        group.bench_function(name, |b| {
+            b.iter(|| access.keys.authorize(&headers, None, &mut Verified::default()).is_ok())
+        });
     }
     group.finish();
 }

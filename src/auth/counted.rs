@@ -8,8 +8,10 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Counted {
     ApiKey,
-    /// With its id.
+    /// A named key, by its id.
     Key(Arc<str>),
+    /// The `sub` of tokens.
+    Subject(Arc<str>),
     /// Of IPv6 the network of 64 bits: a client commonly has that many addresses.
     Address(IpAddr),
 }

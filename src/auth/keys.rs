@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 
 use super::key::{Digest, Shown};
 use super::keys_file::{KeyRecord, KeysFile, KeysFileError};
-use super::principal::{Grant, MISSING, Principal};
+use super::principal::{Grant, Holder, MISSING, Principal};
+use super::tokens::Tokens;
 use crate::config::Config;
 use crate::wire::Refusal;
 
@@ -33,8 +34,13 @@ pub struct Keys {
     path: PathBuf,
     /// A request only loads a pointer: the table of all keys is replaced as a whole.
     named: ArcSwap<Named>,
+    tokens: Tokens,
     looks: Mutex<Looks>,
 }
+
+/// The token that a connection has shown last, so that each is verified once a connection.
+#[derive(Debug, Default)]
+pub struct Verified(Option<(Digest, Arc<Grant>)>);
 
 /// The named keys, by their ids.
 type Named = HashMap<Box<str>, Arc<Known>>;
@@ -49,7 +55,8 @@ struct Known {
 
 impl Known {
     fn of(key: &KeyRecord) -> Self {
-        let grant = Grant::new((&key.id, &key.name), key.scopes.clone(), key.pins(), key.space(), key.expires);
+        let holder = Holder::Key { id: key.id.as_str().into(), name: key.name.as_str().into() };
+        let grant = Grant::new(holder, key.scopes.clone(), key.pins(), key.space(), key.expires);
         Self {
             digest: key.sha256,
             grant: Arc::new(grant),
@@ -77,7 +84,7 @@ struct FileState {
 impl Keys {
     /// # Errors
     /// The keys file is named or there, and cannot be used.
-    pub(super) fn new(config: &Config) -> Result<Self, KeysFileError> {
+    pub(super) fn new(config: &Config, tokens: Tokens) -> Result<Self, KeysFileError> {
         let (path, is_named) = (config.keys_path(), config.keys_file.is_some());
         let state = state_of(&path);
         let file = match KeysFile::read(&path) {
@@ -85,7 +92,7 @@ impl Keys {
             Err(KeysFileError::Unreadable(_, error)) if !is_named && error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let is_required = config.require_auth.unwrap_or(file.is_some());
+        let is_required = config.require_auth.unwrap_or(file.is_some() || tokens.are_accepted());
         let keys = file.unwrap_or_default().keys;
         if is_required && !config.api_key.is_empty() && config.api_key.len() < API_KEY_BYTES_MIN {
             let bytes = config.api_key.len();
@@ -96,6 +103,7 @@ impl Keys {
             is_required,
             api_key: (!config.api_key.is_empty()).then(|| Digest::of(config.api_key.as_bytes())),
             path,
+            tokens,
             named: ArcSwap::from_pointee(named),
             looks: Mutex::new(Looks { read: state, seen: state }),
         })
@@ -111,12 +119,18 @@ impl Keys {
         (self.named.load().len(), self.api_key.is_some())
     }
 
-    /// Decides what the client of a request may do. It shows its key in `X-API-Key`, in `Authorization: Bearer`, as the
-    /// subprotocol `key.<key>` of a WebSocket, or, where a client cannot do any of that, in its URL.
+    /// Decides what the client of a request may do. It shows its key or token in `X-API-Key`, in `Authorization: Bearer`, as the
+    /// subprotocol `key.<key>` of a WebSocket, or, where a client cannot do any of that, in its URL. `verified` is for the requests of one
+    /// connection.
     ///
     /// # Errors
     /// `Unauthorized`.
-    pub fn authorize(&self, headers: &HeaderMap, in_url: Option<&str>) -> Result<Principal, Refusal> {
+    pub fn authorize(
+        &self,
+        headers: &HeaderMap,
+        in_url: Option<&str>,
+        verified: &mut Verified,
+    ) -> Result<Principal, Refusal> {
         if !self.is_required {
             return Ok(Principal::Everything);
         }
@@ -130,7 +144,7 @@ impl Keys {
         let mut in_protocols = protocols.filter_map(|protocol| protocol.trim_ascii().strip_prefix(b"key."));
         let mut why = MISSING;
         for text in shown.into_iter().flatten().chain(in_protocols.next()) {
-            match self.principal_of(text) {
+            match self.principal_of(text, verified) {
                 Ok(principal) => return Ok(principal),
                 // A sentence that says more stays.
                 Err(of_this) if of_this != MISSING => why = of_this,
@@ -140,14 +154,26 @@ impl Keys {
         Err(Refusal::Unauthorized(why))
     }
 
-    /// Whom a key stands for, or why for nobody. It takes two hashes at most.
-    fn principal_of(&self, text: &[u8]) -> Result<Principal, &'static str> {
-        if self.api_key.is_some_and(|api_key| api_key.is(&Digest::of(text))) {
+    /// Whom a key or a token stands for, or why for nobody. A key takes two hashes at most.
+    fn principal_of(&self, text: &[u8], verified: &mut Verified) -> Result<Principal, &'static str> {
+        let digest = Digest::of(text);
+        if self.api_key.is_some_and(|api_key| api_key.is(&digest)) {
             return Ok(Principal::Everything);
         }
         let shown = match Shown::read(text) {
             Shown::Named(shown) => shown,
             Shown::Mistyped => return Err(MISTYPED),
+            Shown::Other if self.tokens.are_accepted() && text.iter().filter(|byte| **byte == b'.').count() == 2 => {
+                if let Verified(Some((of, grant))) = verified
+                    && of.is(&digest)
+                    && !grant.has_expired()
+                {
+                    return Ok(Principal::Granted(grant.clone()));
+                }
+                let grant = Arc::new(self.tokens.verify(text)?);
+                *verified = Verified(Some((digest, grant.clone())));
+                return Ok(Principal::Granted(grant));
+            }
             Shown::Other => return Err(MISSING),
         };
         let named = self.named.load();

@@ -1,6 +1,7 @@
 //! Who may do what, from which web pages, how often, and over how many connections.
 
 mod counted;
+mod jwt_crypto;
 mod key;
 mod keys;
 mod keys_file;
@@ -9,6 +10,7 @@ mod principal;
 mod proxies;
 mod rate;
 mod slots;
+mod tokens;
 
 use std::net::IpAddr;
 
@@ -20,13 +22,15 @@ use pages::Pages;
 use proxies::Proxies;
 use rate::Rates;
 use slots::Slots;
+use tokens::Tokens;
 
 pub use counted::Counted;
 pub use key::{NewKey, Shown};
-pub use keys::Keys;
+pub use keys::{Keys, Verified};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
-pub use principal::{Caller, KEY_OVER, Principal, Scope};
+pub use principal::{Caller, Holder, KEY_OVER, Principal, Scope};
 pub use slots::Slot;
+pub use tokens::TokenKeysError;
 
 /// The rules of access that the configuration sets, and what they have counted so far.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ pub struct Access {
 pub enum AccessError {
     #[error(transparent)]
     Keys(#[from] KeysFileError),
+    #[error(transparent)]
+    Tokens(#[from] TokenKeysError),
     #[error(
         "HOST {0} can be reached from other machines, and no client would be asked for a key. Make a key, or allow that:
   event-pipeline keys add NAME --scope publish,subscribe,query
@@ -56,7 +62,7 @@ impl Access {
     /// # Errors
     /// The keys file cannot be used, or other machines could reach the server without a key.
     pub fn new(config: &Config) -> Result<Self, AccessError> {
-        let keys = Keys::new(config)?;
+        let keys = Keys::new(config, Tokens::new(config)?)?;
         if !keys.are_required() && !config.host.to_canonical().is_loopback() && !config.allow_unauthenticated {
             return Err(AccessError::Unauthenticated(config.host));
         }
@@ -79,11 +85,12 @@ impl Access {
         peer: IpAddr,
         headers: &HeaderMap,
         key_in_url: Option<&str>,
+        verified: &mut Verified,
         scope: Scope,
     ) -> Result<Caller, Refusal> {
-        let principal = self.keys.authorize(headers, key_in_url);
+        let principal = self.keys.authorize(headers, key_in_url, verified);
         let counted = match &principal {
-            Ok(Principal::Granted(grant)) => Counted::Key(grant.id.clone()),
+            Ok(Principal::Granted(grant)) => grant.holder.counted(),
             Ok(Principal::Everything) if self.keys.are_required() => Counted::ApiKey,
             _ => Counted::address(self.proxies.client(peer, headers)),
         };

@@ -57,17 +57,33 @@ pub enum Principal {
     Anonymous,
     /// Every event, and every request: the `API_KEY` was shown, or the server asks for no key.
     Everything,
-    /// What a named key grants.
+    /// What a named key or a token grants.
     Granted(Arc<Grant>),
 }
 
-/// The rights of one key.
+/// Whose rights they are.
+#[derive(Debug, Clone)]
+pub enum Holder {
+    /// A named key.
+    Key { id: Arc<str>, name: Box<str> },
+    /// The `sub` of a token.
+    Subject(Arc<str>),
+}
+
+impl Holder {
+    /// Whom limits count.
+    pub fn counted(&self) -> Counted {
+        match self {
+            Self::Key { id, .. } => Counted::Key(id.clone()),
+            Self::Subject(subject) => Counted::Subject(subject.clone()),
+        }
+    }
+}
+
+/// The rights of one key, or of one token.
 #[derive(Debug)]
 pub struct Grant {
-    /// The id of the key.
-    pub id: Arc<str>,
-    /// The name of the key.
-    pub name: Box<str>,
+    pub holder: Holder,
     pub scopes: Vec<Scope>,
     /// Which events there are for this client; `None`: all.
     pub pins: Option<Filter>,
@@ -85,14 +101,14 @@ struct Revocation {
 
 impl Grant {
     pub fn new(
-        (id, name): (&str, &str),
+        holder: Holder,
         scopes: Vec<Scope>,
         pins: Option<Filter>,
         space: &str,
         expires: Option<Timestamp>,
     ) -> Self {
         let revocation = Revocation::default();
-        Self { id: id.into(), name: name.into(), scopes, pins, space: space.into(), expires, revocation }
+        Self { holder, scopes, pins, space: space.into(), expires, revocation }
     }
 
     /// Ends what clients do with it. Its open connections end within moments.
@@ -230,7 +246,13 @@ mod tests {
     use super::*;
 
     fn granted(expires: Option<Timestamp>) -> Principal {
-        Principal::Granted(Arc::new(Grant::new(("id", "name"), vec![Scope::Query], None, "space", expires)))
+        Principal::Granted(Arc::new(Grant::new(
+            Holder::Subject("s".into()),
+            vec![Scope::Query],
+            None,
+            "space",
+            expires,
+        )))
     }
 
     #[test]

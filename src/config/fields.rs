@@ -25,10 +25,18 @@ pub struct Config {
 
     /// The key that allows everything. If it is empty and `require_auth` is on, every client is refused.
     pub api_key: String,
-    /// Whether clients must show a key. `None`: if there is a keys file.
+    /// Whether clients must show a key. `None`: if there is a keys file, or tokens can be verified.
     pub require_auth: Option<bool>,
     /// The named keys; `None` is `keys.toml` in the folder of the database, where it exists.
     pub keys_file: Option<PathBuf>,
+    /// The secret of tokens that are signed by HS256; empty: no such token is accepted.
+    pub jwt_secret: String,
+    /// The public keys of tokens.
+    pub jwt_keys_file: Option<PathBuf>,
+    /// The `iss` that tokens must have; empty: any.
+    pub jwt_issuer: String,
+    /// The `aud` that tokens must have; empty: any.
+    pub jwt_audience: String,
     /// Whether the server may listen on an address that other machines reach without asking for a key.
     pub allow_unauthenticated: bool,
     /// Proxies that are believed when they say whom a request comes from.
@@ -149,6 +157,10 @@ impl Default for Config {
             api_key: String::new(),
             require_auth: None,
             keys_file: None,
+            jwt_secret: String::new(),
+            jwt_keys_file: None,
+            jwt_issuer: String::new(),
+            jwt_audience: String::new(),
             allow_unauthenticated: false,
             trusted_proxies: Networks::default(),
             rate_limit_publish: None,

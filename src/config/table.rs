@@ -4,7 +4,7 @@ use clap::Arg;
 
 use super::fields::Config;
 use super::value::{Allowed, Value, show_bytes};
-use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Words};
+use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Text, Words};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -32,9 +32,18 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Access", "KEYS_FILE", |c| &mut c.keys_file, Words("FILE", "the path of a file"),
         "The file of the named keys, which event-pipeline keys writes; it is read again when it changes")
         .default_by("keys.toml in the folder of the database, where it exists"),
+    Setting::new("Access", "JWT_SECRET", |c| &mut c.jwt_secret, Secret,
+        "Accept tokens (JWT) that are signed with this secret by HS256; set it in the environment, where no process list shows it"),
+    Setting::new("Access", "JWT_KEYS_FILE", |c| &mut c.jwt_keys_file, Words("FILE", "the path of a file"),
+        "Accept tokens (JWT) that are signed by one of the keys in this file: a set of keys (JWKS), or a public key in PEM; \
+         RS256, ES256 or EdDSA").default_by("none"),
+    Setting::new("Access", "JWT_ISSUER", |c| &mut c.jwt_issuer, Text("ISSUER"),
+        "Accept only tokens of this issuer (iss)"),
+    Setting::new("Access", "JWT_AUDIENCE", |c| &mut c.jwt_audience, Text("AUDIENCE"),
+        "Accept only tokens for this audience (aud)"),
     Setting::new("Access", "REQUIRE_AUTH", |c| &mut c.require_auth, SwitchOrAuto,
-        "Authentication: admit only clients that send a key; if there is none, no client is admitted. With auto it is on if \
-         there is a keys file").reloadable(),
+        "Authentication: admit only clients that send a key or a token; if none is known, no client is admitted. With auto it is on if \
+         there is a keys file, or if tokens are accepted").reloadable(),
     Setting::new("Access", "ALLOW_UNAUTHENTICATED", |c| &mut c.allow_unauthenticated, Switch,
         "Listen without authentication on an address that other machines reach: everyone who reaches it may read, publish \
          and delete"),

@@ -107,11 +107,12 @@ impl Value for Option<PathBuf> {
     }
 }
 
-/// The two texts: the key, which must fit into a header, and the log's filter.
+/// Texts: keys and secrets, which must fit into a header or a line, names of others, and the log's filter.
 impl Value for String {
     fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
         let value = match allowed {
             Secret => (!text.contains(char::is_control)).then(|| text.to_owned()),
+            Text(_) => Some(text.to_owned()),
             _ => log_directives(text),
         };
         put(self, value, allowed)
@@ -152,10 +153,12 @@ pub enum Allowed {
     /// A switch that can be left to the program.
     SwitchOrAuto,
     Secret,
+    /// Any text, with the placeholder in the help.
+    Text(&'static str),
     /// The placeholder in the help, and the grammar as a text.
     Words(&'static str, &'static str),
 }
-use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Words};
+use Allowed::{Bytes, Count, Seconds, Secret, Switch, SwitchOrAuto, Text, Words};
 
 impl Allowed {
     /// The placeholder in the help.
@@ -166,7 +169,7 @@ impl Allowed {
             Seconds(..) => "SECONDS",
             Switch | SwitchOrAuto => "BOOL",
             Secret => "KEY",
-            Words(name, _) => name,
+            Text(name) | Words(name, _) => name,
         }
     }
 }
@@ -183,6 +186,7 @@ impl fmt::Display for Allowed {
             Switch => f.write_str("true or false"),
             SwitchOrAuto => f.write_str("true, false or auto"),
             Secret => f.write_str("characters that a header can carry"),
+            Text(_) => f.write_str("any text"),
             Words(_, words) => f.write_str(words),
         }
     }

@@ -21,7 +21,7 @@ use super::request::{Request, host};
 use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
 use super::{event_stream, events, publish, status, subscriptions};
-use crate::auth::{Access, Caller, Counted, Principal, Scope};
+use crate::auth::{Access, Caller, Counted, Principal, Scope, Verified};
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
 use crate::record::Failure;
@@ -35,6 +35,7 @@ pub(super) struct Connection {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) peer: SocketAddr,
     parser: Mutex<Parser>,
+    verified: Mutex<Verified>,
     /// Holds the store open for the requests to come, until the server shuts down.
     producer: Mutex<Option<Producer>>,
     /// The whole head of a request has come.
@@ -49,6 +50,7 @@ impl Connection {
     pub(super) fn new(pipeline: Arc<Pipeline>, peer: SocketAddr, producer: Producer) -> Self {
         Self {
             parser: Mutex::new(pipeline.parser()),
+            verified: Mutex::default(),
             pipeline,
             peer,
             producer: Mutex::new(Some(producer)),
@@ -126,11 +128,11 @@ impl Connection {
         }
         let caller = match target.guard() {
             Guard::Open => Caller { counted: Counted::address(self.peer.ip()), principal: Principal::Anonymous },
-            Guard::AnyKey => access.admit(self.peer.ip(), &parts.headers, None, Scope::Query)?,
+            Guard::AnyKey => self.admit(&parts.headers, None, Scope::Query)?,
             guard @ (Guard::Key(scope) | Guard::KeyInUrl(scope)) => {
                 let parameters = matches!(guard, Guard::KeyInUrl(_)).then(|| Parameters::of(&parts.uri));
                 let in_url = parameters.as_ref().and_then(|parameters| parameters.get("api_key"));
-                let caller = access.admit(self.peer.ip(), &parts.headers, in_url, scope)?;
+                let caller = self.admit(&parts.headers, in_url, scope)?;
                 caller.principal.may(scope)?;
                 caller
             }
@@ -152,6 +154,10 @@ impl Connection {
             deadlines: &self.deadlines,
         };
         self.dispatch(&request, body).await
+    }
+
+    fn admit(&self, headers: &HeaderMap, key_in_url: Option<&str>, scope: Scope) -> Result<Caller, Refusal> {
+        self.pipeline.access.admit(self.peer.ip(), headers, key_in_url, &mut self.verified.lock(), scope)
     }
 
     async fn dispatch(&self, request: &Request<'_>, body: Incoming) -> response::Result {

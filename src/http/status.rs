@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::reading::reading;
 use super::request::Request;
 use super::response::{self, Body, PROBLEM};
-use crate::auth::{Principal, Scope};
+use crate::auth::{Holder, Principal, Scope};
 use crate::event::{Field, Timestamp};
 use crate::pipeline::Pipeline;
 use crate::record::{AckLevel, Failure};
@@ -79,10 +79,16 @@ pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
         let values = principal.pins()?.wanted(field)?;
         Some((field.name().to_owned(), json!(values)))
     });
+    let (key, subject) = match grant.map(|grant| &grant.holder) {
+        None => (Value::Null, None),
+        Some(Holder::Key { id, name }) => (json!({ "id": &**id, "name": &**name }), None),
+        Some(Holder::Subject(subject)) => (Value::Null, Some(&**subject)),
+    };
     response::json(
         json!({
             "authentication": request.pipeline.access.keys.are_required(),
-            "key": grant.map(|grant| json!({ "id": &*grant.id, "name": &*grant.name })),
+            "key": key,
+            "subject": subject,
             "scopes": grant.map_or(&Scope::ALL[..], |grant| &grant.scopes),
             "only_for": only_for.collect::<Map<_, _>>(),
             "space": principal.space(),

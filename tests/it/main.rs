@@ -40,5 +40,6 @@ mod resume;
 mod shutdown;
 mod sse;
 mod subscribe;
+mod tokens;
 mod tutorial;
 mod upgrade;
