@@ -17,6 +17,7 @@ use super::keys_file::{KeyRecord, KeysFile, KeysFileError};
 use super::principal::{Grant, Holder, MISSING, Principal};
 use super::tokens::Tokens;
 use crate::config::Config;
+use crate::event::Timestamp;
 use crate::wire::Refusal;
 
 /// A shorter `API_KEY` is warned about: it can be found by trying, even a random one, and people choose words.
@@ -24,6 +25,7 @@ const API_KEY_BYTES_MIN: usize = 16;
 
 const MISTYPED: &str = "The API key is mistyped or not complete: its checksum does not fit";
 const EXPIRED: &str = "The API key has expired";
+const NO_TOKEN: &str = "Only what was opened with a token can go on with another";
 
 /// Decides who a client is.
 #[derive(Debug)]
@@ -182,6 +184,20 @@ impl Keys {
             true => Err(EXPIRED),
             false => Ok(Principal::Granted(known.grant.clone())),
         }
+    }
+
+    /// Lets the client of an open socket go on with another token, which says the same as the first but for its end.
+    /// Returns when it ends now.
+    ///
+    /// # Errors
+    /// A sentence for the client. Then the former end stands.
+    pub fn renew(&self, principal: &Principal, token: &str) -> Result<Timestamp, &'static str> {
+        let Principal::Granted(grant) = principal else { return Err(NO_TOKEN) };
+        if matches!(grant.holder, Holder::Key { .. }) {
+            return Err(NO_TOKEN);
+        }
+        grant.renew(&self.tokens.verify(token.as_bytes())?)?;
+        Ok(grant.expires().expect("a token ends"))
     }
 
     /// Reads the keys file again, if it has changed and two looks have seen it the same.

@@ -28,7 +28,7 @@ pub use counted::Counted;
 pub use key::{NewKey, Shown};
 pub use keys::{Keys, Verified};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
-pub use principal::{Caller, Holder, KEY_OVER, Principal, Scope};
+pub use principal::{Caller, Holder, KEY_OVER, Notice, Principal, Scope};
 pub use slots::Slot;
 pub use tokens::TokenKeysError;
 

@@ -1,8 +1,9 @@
 //! What a client may see and do.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -62,12 +63,12 @@ pub enum Principal {
 }
 
 /// Whose rights they are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// A named key.
     Key { id: Arc<str>, name: Box<str> },
-    /// The `sub` of a token.
-    Subject(Arc<str>),
+    /// The `sub` of a token, and its `iss` if it has one.
+    Subject { subject: Arc<str>, issuer: Option<Box<str>> },
 }
 
 impl Holder {
@@ -75,7 +76,7 @@ impl Holder {
     pub fn counted(&self) -> Counted {
         match self {
             Self::Key { id, .. } => Counted::Key(id.clone()),
-            Self::Subject(subject) => Counted::Subject(subject.clone()),
+            Self::Subject { subject, .. } => Counted::Subject(subject.clone()),
         }
     }
 }
@@ -89,14 +90,22 @@ pub struct Grant {
     pub pins: Option<Filter>,
     /// Where the names of its subscriptions and its idempotency keys belong.
     pub space: Box<str>,
-    pub expires: Option<Timestamp>,
-    revocation: Revocation,
+    is_revoked: AtomicBool,
+    /// In microseconds; [`NEVER`] if it does not expire.
+    expires: AtomicI64,
+    /// It was revoked or renewed.
+    changed: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Revocation {
-    is_revoked: AtomicBool,
-    revoked: Notify,
+const NEVER: i64 = i64::MAX;
+
+/// What the client of a socket hears of the end of its rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// They end at this time, unless they are renewed.
+    Expires(Timestamp),
+    /// They have ended.
+    Over,
 }
 
 impl Grant {
@@ -107,44 +116,78 @@ impl Grant {
         space: &str,
         expires: Option<Timestamp>,
     ) -> Self {
-        let revocation = Revocation::default();
-        Self { holder, scopes, pins, space: space.into(), expires, revocation }
+        let expires = AtomicI64::new(expires.map_or(NEVER, |expires| expires.0));
+        let (is_revoked, changed) = (AtomicBool::new(false), Notify::new());
+        Self { holder, scopes, pins, space: space.into(), is_revoked, expires, changed }
     }
 
     /// Ends what clients do with it. Its open connections end within moments.
     pub fn revoke(&self) {
-        self.revocation.is_revoked.store(true, Ordering::Release);
-        self.revocation.revoked.notify_waiters();
+        self.is_revoked.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes over when another grant ends, if that is the only thing in which it differs.
+    ///
+    /// # Errors
+    /// A sentence for the client.
+    pub(super) fn renew(&self, with: &Self) -> Result<(), &'static str> {
+        let is_same = self.holder == with.holder
+            && self.scopes == with.scopes
+            && self.pins == with.pins
+            && self.space == with.space;
+        if !is_same {
+            return Err("The token is not the same as before: only its end may be another");
+        }
+        if self.is_over() {
+            return Err("The token has expired");
+        }
+        self.expires.store(with.expires.load(Ordering::Acquire), Ordering::Release);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    pub fn expires(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.expires.load(Ordering::Acquire))).filter(|expires| expires.0 != NEVER)
     }
 
     pub fn has_expired(&self) -> bool {
-        self.expires.is_some_and(|expires| expires <= Timestamp::now())
+        self.expires().is_some_and(|expires| expires <= Timestamp::now())
     }
 
     fn is_over(&self) -> bool {
-        self.revocation.is_revoked.load(Ordering::Acquire) || self.has_expired()
+        self.is_revoked.load(Ordering::Acquire) || self.has_expired()
     }
 
     /// How long to wait before the clock is looked at again: it may be set, or the machine may sleep.
     const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-    /// Resolves once the key is revoked or has expired.
-    async fn over(&self) {
+    /// How long before its end a client hears of it.
+    const NOTICE: Duration = Duration::from_secs(30);
+
+    /// Resolves once the key is revoked or has expired, and once before that: [`Self::NOTICE`] before it expires, unless
+    /// the client was told of that time.
+    async fn notice(&self, told: Option<Timestamp>) -> Notice {
         loop {
-            // Made before the look at the flag, so that no revocation is missed.
-            let revoked = self.revocation.revoked.notified();
+            // Enabled before the look at what it tells of, so that no change is missed.
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
             if self.is_over() {
-                return;
+                return Notice::Over;
             }
-            let looked_again = async {
-                match self.expires.map(|expires| (expires.0 - Timestamp::now().0).max(0) as u64) {
-                    Some(micros) => sleep(Duration::from_micros(micros).min(Self::LOOK_AGAIN)).await,
-                    None => pending().await,
-                }
+            let Some(expires) = self.expires() else {
+                changed.await;
+                continue;
+            };
+            let left = expires.from_now();
+            let wait = match told == Some(expires) {
+                true => left,
+                false if left <= Self::NOTICE => return Notice::Expires(expires),
+                false => left - Self::NOTICE,
             };
             tokio::select! {
-                () = revoked => {}
-                () = looked_again => {}
+                () = changed => {}
+                () = sleep(wait.min(Self::LOOK_AGAIN)) => {}
             }
         }
     }
@@ -223,8 +266,17 @@ impl Principal {
 
     /// Resolves once the key is revoked or has expired. Cancel-safe.
     pub async fn over(&self) {
+        let mut told = None;
+        while let Notice::Expires(at) = self.notice(told).await {
+            told = Some(at);
+        }
+    }
+
+    /// Resolves when there is something to be heard of the end of these rights, 30 s before it and at it. `told`: the time
+    /// of the last notice. Cancel-safe.
+    pub async fn notice(&self, told: Option<Timestamp>) -> Notice {
         match self {
-            Self::Granted(grant) => grant.over().await,
+            Self::Granted(grant) => grant.notice(told).await,
             Self::Anonymous | Self::Everything => pending().await,
         }
     }
@@ -247,7 +299,7 @@ mod tests {
 
     fn granted(expires: Option<Timestamp>) -> Principal {
         Principal::Granted(Arc::new(Grant::new(
-            Holder::Subject("s".into()),
+            Holder::Subject { subject: "s".into(), issuer: None },
             vec![Scope::Query],
             None,
             "space",

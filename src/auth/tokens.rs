@@ -148,6 +148,7 @@ struct Claims {
     // Those that are missing are refused with the name of the claim, once the signature is verified.
     #[serde(default)]
     sub: String,
+    iss: Option<String>,
     #[serde(default)]
     exp: f64,
     #[serde(default)]
@@ -192,7 +193,8 @@ impl Claims {
         let expires = Timestamp(((self.exp + LEEWAY_SECONDS as f64) * 1e6) as i64);
         // A list of OAuth is one text with spaces. Words that are no scopes are for other services.
         let words = self.scopes.list().iter().flat_map(|words| words.split_ascii_whitespace());
-        let scopes = words.filter_map(|word| Scope::ALL.into_iter().find(|scope| scope.name() == word)).collect();
+        let words: Vec<_> = words.collect();
+        let scopes = Scope::ALL.into_iter().filter(|scope| words.contains(&scope.name())).collect();
         let fields = [
             (Field::Type, &self.event_types),
             (Field::Session, &self.session_id),
@@ -205,7 +207,8 @@ impl Claims {
             Some(values) => Some(pins.unwrap_or_default().with(field, values.list().iter().map(String::as_str))),
         };
         let pins = fields.into_iter().fold(None, pinned);
-        Ok(Grant::new(Holder::Subject(self.sub.as_str().into()), scopes, pins, space, Some(expires)))
+        let holder = Holder::Subject { subject: self.sub.as_str().into(), issuer: self.iss.as_deref().map(Into::into) };
+        Ok(Grant::new(holder, scopes, pins, space, Some(expires)))
     }
 }
 

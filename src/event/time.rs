@@ -1,6 +1,7 @@
 //! Points in time: microseconds since 1970 in UTC, spelled in RFC 3339 with all six digits and `Z`.
 
 use std::fmt;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use jiff::civil::{DateTime, date};
@@ -21,6 +22,11 @@ impl Timestamp {
     pub fn now() -> Self {
         let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self(since_1970.as_micros() as i64)
+    }
+
+    /// How long it is from now until this time; nothing if it has passed.
+    pub fn from_now(self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(Self::now().0).max(0) as u64)
     }
 
     /// The last microsecond at or before a time, in any spelling: an exclusive lower bound.

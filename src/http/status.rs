@@ -82,7 +82,7 @@ pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
     let (key, subject) = match grant.map(|grant| &grant.holder) {
         None => (Value::Null, None),
         Some(Holder::Key { id, name }) => (json!({ "id": &**id, "name": &**name }), None),
-        Some(Holder::Subject(subject)) => (Value::Null, Some(&**subject)),
+        Some(Holder::Subject { subject, .. }) => (Value::Null, Some(&**subject)),
     };
     response::json(
         json!({
@@ -92,7 +92,7 @@ pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
             "scopes": grant.map_or(&Scope::ALL[..], |grant| &grant.scopes),
             "only_for": only_for.collect::<Map<_, _>>(),
             "space": principal.space(),
-            "expires": grant.and_then(|grant| grant.expires).map(|expires| expires.to_string()),
+            "expires": grant.and_then(|grant| grant.expires()).map(|expires| expires.to_string()),
         })
         .to_string(),
     )

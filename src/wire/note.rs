@@ -1,5 +1,7 @@
 //! What a subscriber is told besides events.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::filters::Filters;
@@ -93,6 +95,16 @@ impl Note {
 /// The answer to `update_filters`: the events after it pass the new filters.
 pub fn filters_updated(filters: &Filters) -> String {
     serde_json::json!({ "status": "filters_updated", "filters": filters.asked() }).to_string()
+}
+
+/// The client's key or token ends after this time, and its socket with it.
+pub fn auth_expires(after: Duration) -> String {
+    format!(r#"{{"type":"auth_expires","in_ms":{}}}"#, after.as_millis())
+}
+
+/// The answer to `auth`: the client's token ends after this time now.
+pub fn auth_renewed(after: Duration) -> String {
+    format!(r#"{{"type":"auth_renewed","in_ms":{}}}"#, after.as_millis())
 }
 
 pub const PONG: &str = r#"{"type":"pong"}"#;

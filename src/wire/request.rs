@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::filters::{Filters, no_repeats};
@@ -83,6 +85,8 @@ pub enum FromSubscriber {
     UpdateFilters(Result<Filters, String>),
     /// The subscriber has processed everything up to the event with this id.
     Confirm(String),
+    /// A token that ends later than the one with which the socket was opened.
+    Auth(String),
     /// A message without a meaning; it is ignored.
     Other,
 }
@@ -282,7 +286,7 @@ impl FromSubscriber {
     /// Parses a later message; `strict` is that of the subscriber's first message.
     ///
     /// # Errors
-    /// A sentence for the client, when it confirms without an id.
+    /// A sentence for the client, when it confirms without an id, or renews without a token.
     pub fn parse(text: &[u8], strict: bool) -> Result<Self, String> {
         // Unknown keys of new filters are ignored.
         let is_read = |depth: usize, key: &str| match depth {
@@ -297,10 +301,27 @@ impl FromSubscriber {
                 Some(Value::String(id)) => Ok(Self::Confirm(id.clone())),
                 _ => Err("A confirmation needs an 'id': the id of an event, in a string".to_owned()),
             },
+            Some("auth") => match message.members.get("token") {
+                Some(Value::String(token)) => Ok(Self::Auth(token.clone())),
+                _ => Err("'auth' needs a 'token', in a string".to_owned()),
+            },
             Some("update_filters") => Ok(Self::UpdateFilters(Filters::parse_update(message, strict))),
             _ => Ok(Self::Other),
         }
     }
+}
+
+/// The token of a publisher's message that is no event and renews its token: `{"type":"auth","token":…}` without an
+/// `event_type`.
+pub fn renewal(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Auth {
+        r#type: String,
+        token: String,
+        event_type: Option<IgnoredAny>,
+    }
+    let auth: Auth = serde_json::from_str(text).ok()?;
+    (auth.r#type == "auth" && auth.event_type.is_none()).then_some(auth.token)
 }
 
 #[cfg(test)]

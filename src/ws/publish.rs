@@ -10,19 +10,21 @@ use tokio::time::{Instant, sleep};
 use super::close::{linger, send_close};
 use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use crate::auth::{Caller, Principal, Scope};
+use crate::auth::{Caller, Notice, Principal, Scope};
 use crate::doorbell::Wakes;
-use crate::event::{EventTypes, Parser};
+use crate::event::{EventTypes, Parser, Timestamp};
 use crate::outbox::{Outbox, Taken};
 use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Producer};
 use crate::record::{AckLevel, Outcomes};
 use crate::store::Receipt;
 use crate::transport::{Transport, WriteHalf};
 use crate::wire::Batch;
-use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher};
+use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher, error};
 use crate::wire::decoder::{Decoder, Message};
 use crate::wire::frame::{self, OpCode, Role};
+use crate::wire::note;
 use crate::wire::refusal::{Ending, outside_of_key};
+use crate::wire::request::renewal;
 
 /// Bytes of answers that may wait for a publisher that does not read them. `MAX_IN_FLIGHT` bounds almost all of them; this is
 /// for references (`ref`), which can be as long as a message.
@@ -75,7 +77,8 @@ enum Stop {
     End(Ending),
 }
 
-/// Adds the events of one message to the batch, and notes its answer.
+/// Adds the events of one message to the batch, and notes its answer. Returns the token of a message that has no event and
+/// is to renew the client's.
 #[inline]
 fn take_in(
     text: &str,
@@ -84,20 +87,24 @@ fn take_in(
     principal: &Principal,
     batch: &mut Batch,
     answers: &mut Answers,
-) {
+) -> Option<String> {
     let before = batch.len();
     let parsed = parser.parse(text, |event| batch.push(&event, types));
     if parsed.result.is_err() {
         batch.truncate(before);
+        if let Some(token) = renewal(text) {
+            return Some(token);
+        }
     } else if let Some((index, why)) = principal.pins().and_then(|pins| batch.mismatch(before, pins)) {
         let index = parsed.result.as_ref().ok().and_then(|len| len.map(|_| index));
         answers.error(outside_of_key(index, &why), parsed.reference);
         batch.truncate(before);
         batch.end_message(before);
-        return;
+        return None;
     }
     batch.end_message(before);
     answers.note(&parsed);
+    None
 }
 
 struct PublisherSocket<'p> {
@@ -119,7 +126,7 @@ impl PublisherSocket<'_> {
         let mut parser = self.pipeline.parser();
         let shutdown = self.pipeline.shutdown();
         let mut shutting_down = std::pin::pin!(shutdown.begun());
-        let mut over = std::pin::pin!(self.caller.principal.over());
+        let mut notice = std::pin::pin!(self.caller.principal.notice(None));
         let (keepalive, interval) = (Keepalive::new(&self.pipeline.config), self.pipeline.config.keepalive_interval);
         let mut interval_over = std::pin::pin!(sleep(interval));
         loop {
@@ -131,10 +138,12 @@ impl PublisherSocket<'_> {
                         // Only the rest of one read can wait behind it, so the batch does not grow larger than others.
                         let (types, principal) = (self.pipeline.types.clone(), self.caller.principal.clone());
                         let parse = move || {
-                            take_in(&text, &mut parser, &types, &principal, &mut batch, &mut answers);
-                            (parser, batch, answers)
+                            let token = take_in(&text, &mut parser, &types, &principal, &mut batch, &mut answers);
+                            (parser, batch, answers, token)
                         };
-                        (parser, batch, answers) = self.pipeline.parse_beside(parse).await;
+                        let token;
+                        (parser, batch, answers, token) = self.pipeline.parse_beside(parse).await;
+                        self.renew(token);
                     }
                     Stop::End(ending) => break Some(ending),
                 }
@@ -170,7 +179,10 @@ impl PublisherSocket<'_> {
                 tokio::select! {
                     () = self.answered.notified() => {}
                     () = &mut shutting_down => return Ending::GoingAway,
-                    () = &mut over => return Ending::Unauthorized,
+                    heard = &mut notice => match self.pass_on(heard) {
+                        Ok(told) => notice.set(self.caller.principal.notice(Some(told))),
+                        Err(ending) => return ending,
+                    },
                 }
             }
             tokio::select! {
@@ -181,7 +193,10 @@ impl PublisherSocket<'_> {
                     false => return Ending::Gone,
                 },
                 () = &mut shutting_down => return Ending::GoingAway,
-                () = &mut over => return Ending::Unauthorized,
+                heard = &mut notice => match self.pass_on(heard) {
+                    Ok(told) => notice.set(self.caller.principal.notice(Some(told))),
+                    Err(ending) => return ending,
+                },
                 // This runs only while the socket is read: otherwise it is not the peer that is silent.
                 () = &mut interval_over => {
                     match keepalive.interval_over() {
@@ -221,7 +236,7 @@ impl PublisherSocket<'_> {
             match text {
                 Ok(large) if large.len() > PARSED_IN_PLACE_BYTES_MAX => return Stop::Large(large.to_owned()),
                 Ok(text) => {
-                    take_in(text, parser, &self.pipeline.types, &self.caller.principal, batch, answers);
+                    self.renew(take_in(text, parser, &self.pipeline.types, &self.caller.principal, batch, answers));
                 }
                 Err(why) => answers.error(why, None),
             }
@@ -271,6 +286,28 @@ impl PublisherSocket<'_> {
                 }
             }
         }
+    }
+
+    /// Tells the client when its rights end. Returns that time, or that the socket ends because they have ended.
+    fn pass_on(&self, notice: Notice) -> Result<Timestamp, Ending> {
+        match notice {
+            Notice::Expires(at) => {
+                self.push_frame(OpCode::Text, note::auth_expires(at.from_now()).as_bytes());
+                Ok(at)
+            }
+            Notice::Over => Err(Ending::Unauthorized),
+        }
+    }
+
+    /// Goes on with another token, if a message has brought one, and says until when. As with a ping, the answer may come
+    /// before those to events.
+    fn renew(&self, token: Option<String>) {
+        let Some(token) = token else { return };
+        let said = match self.pipeline.access.keys.renew(&self.caller.principal, &token) {
+            Ok(at) => note::auth_renewed(at.from_now()),
+            Err(why) => error(why, None),
+        };
+        self.push_frame(OpCode::Text, said.as_bytes());
     }
 
     /// The frame counts as in flight until it has left: a peer that takes no pongs is not read, so it cannot ask for more.

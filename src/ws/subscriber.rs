@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::keepalive::{Due, Keepalive};
 use super::reader::Reader;
-use crate::auth::{Caller, Scope};
+use crate::auth::{Caller, Notice, Scope};
 use crate::doorbell::Wakes;
 use crate::event::Seq;
 use crate::group::Member;
@@ -137,6 +137,7 @@ impl<'p> SubscriberSocket<'p> {
                         }
                     }
                     Ok(FromSubscriber::Confirm(id)) => self.confirm(id, &confirmed).await,
+                    Ok(FromSubscriber::Auth(token)) => self.renew(&token),
                     Ok(FromSubscriber::Other) => {}
                     Err(why) => self.refuse(&why),
                 }
@@ -164,6 +165,16 @@ impl<'p> SubscriberSocket<'p> {
         }
         self.changing_bytes.fetch_add(filters.bytes(), Ordering::Relaxed);
         self.reply(Reply::Filters(filters, self.pipeline.store.committed()));
+    }
+
+    /// Goes on with another token, and says until when.
+    fn renew(&self, token: &str) {
+        let access = &self.pipeline.access;
+        let renewed = access.rates.check(Scope::Subscribe, &self.caller.counted).map_err(|refusal| refusal.to_string());
+        match renewed.and_then(|()| access.keys.renew(&self.caller.principal, token).map_err(str::to_owned)) {
+            Ok(at) => self.reply(Reply::Frame(text(&note::auth_renewed(at.from_now())))),
+            Err(why) => self.refuse(&why),
+        }
     }
 
     /// Confirms everything up to an event.
@@ -197,13 +208,19 @@ impl<'p> SubscriberSocket<'p> {
             }
         });
         let mut interval_over = std::pin::pin!(sleep_until(Instant::now() + interval));
-        let mut over = std::pin::pin!(self.caller.principal.over());
+        let mut notice = std::pin::pin!(self.caller.principal.notice(None));
         loop {
             tokio::select! {
                 biased;
                 ending = &mut taken_over => return Ok(ending),
                 ending = &mut ended => return Ok(ending.unwrap_or(Ending::Failed)),
-                () = &mut over => return Ok(Ending::Unauthorized),
+                heard = &mut notice => match heard {
+                    Notice::Expires(at) => {
+                        write.write_all(&text(&note::auth_expires(at.from_now()))).await?;
+                        notice.set(self.caller.principal.notice(Some(at)));
+                    }
+                    Notice::Over => return Ok(Ending::Unauthorized),
+                },
                 taken = self.replies.take(&mut replies) => {
                     if taken == Taken::Overflowed {
                         return Err(io::ErrorKind::QuotaExceeded.into());

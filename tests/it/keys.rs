@@ -268,6 +268,7 @@ fn a_revoked_or_expired_key_closes_its_connections_and_others_notice_nothing() {
 
     keys.revoke(&guarded.reader);
     keys.revoke(&guarded.publisher);
+    assert_eq!(expiring.json()["type"], "auth_expires");
     for socket in [&mut revoked, &mut revoked_publisher, &mut idle, &mut expiring] {
         assert_eq!(socket.close_code(), 4001);
     }

@@ -44,6 +44,7 @@ fn a_token_switches_authentication_on_and_does_what_it_says() {
     let mut socket =
         Socket::handshake(server.addr, "/ws/subscribe", &[("Sec-WebSocket-Protocol", &offered)]).ok().expect("in time");
     assert_eq!(socket.ask("{}")["status"], "subscribed");
+    assert_eq!(socket.json()["type"], "auth_expires");
     assert_eq!(socket.close_code(), 4001);
     assert_eq!(call(&server, &short, "GET", "/whoami", "").refusal(401), "The token has expired");
     let at = all.len() - 10;
@@ -52,6 +53,70 @@ fn a_token_switches_authentication_on_and_does_what_it_says() {
     let said = call(&server, &forged, "GET", "/whoami", "").refusal(401);
     assert_eq!(said, "The token is not signed by a key that this server knows");
     assert!(!server.log().join("\n").contains(&all[..40]), "no token is logged");
+}
+
+#[test]
+fn an_open_socket_goes_on_with_another_token_that_says_the_same() {
+    let server = Server::with(&[("JWT_SECRET", SECRET)]);
+    let claims = json!({"scopes": ["publish", "subscribe"], "session_id": "a"});
+    let [soon, later, latest] = [-5, 60, 120].map(|seconds| token(seconds, &claims));
+    let open = |path: &str| {
+        let offered = format!("event-pipeline, key.{soon}");
+        Socket::handshake(server.addr, path, &[("Sec-WebSocket-Protocol", &offered)]).ok().expect("in time")
+    };
+    let auth = |token: &str| json!({"type": "auth", "token": token}).to_string();
+    // It ends 30 s after its `exp`, the leeway, and that is how long before the end a client hears of it.
+    let (mut subscriber, mut publisher) = (open("/ws/subscribe"), open("/ws/publish"));
+    assert_eq!(subscriber.ask("{}")["status"], "subscribed");
+    for socket in [&mut subscriber, &mut publisher] {
+        let said = socket.json();
+        assert!(said["type"] == "auth_expires" && said["in_ms"].as_u64() <= Some(25_000), "{said}");
+        for (other, why) in [
+            (json!({"scopes": ["publish", "subscribe"]}), "The token is not the same as before"),
+            (json!({"scopes": ["publish"], "session_id": "a"}), "The token is not the same as before"),
+            (json!({"scopes": ["publish", "subscribe"], "session_id": "b"}), "The token is not the same as before"),
+            (json!({"scopes": ["publish", "subscribe"], "session_id": "a", "sub": "bob"}), "The token is not the same"),
+            (json!({"scopes": ["publish", "subscribe"], "session_id": "a", "iss": "x"}), "The token is not the same"),
+            (json!({"scopes": ["publish", "subscribe"], "session_id": "a", "space": "x"}), "The token is not the same"),
+            (json!({"scopes": ["publish", "subscribe"], "session_id": "a", "exp": 7}), "The token has expired"),
+        ] {
+            let said = text_of(&socket.ask(&auth(&token(60, &other)))["message"]);
+            assert!(said.starts_with(why), "{other}: {said}");
+        }
+        assert_eq!(socket.ask(&auth("a.b"))["status"], "error");
+        // The order of a list is no difference.
+        let turned = json!({"scopes": "subscribe publish", "session_id": ["a"]});
+        for token in [&later, &token(120, &turned), &later, &latest] {
+            let said = socket.ask(&auth(token));
+            assert!(said["type"] == "auth_renewed" && said["in_ms"].as_u64() > Some(80_000), "{said}");
+        }
+    }
+    assert_eq!(publisher.ask(&tick("a", 1))["status"], "ok");
+    assert_eq!(subscriber.json()["session_id"], "a");
+    // With an event type it is an event.
+    let event = json!({"type": "auth", "token": later, "event_type": "timer_tick", "source": "x", "session_id": "a"});
+    assert_eq!(publisher.ask(&event.to_string())["status"], "ok");
+    assert_eq!(publisher.ask(r#"{"type":"auth"}"#)["status"], "error");
+    assert_eq!(subscriber.json()["id"], id_of(2));
+    assert_eq!(subscriber.ask(r#"{"type":"auth"}"#)["message"], "'auth' needs a 'token', in a string");
+    // A token may end sooner than the one before it.
+    for socket in [&mut subscriber, &mut publisher] {
+        // The notice of the new end may come before the answer.
+        socket.send(&auth(&token(-28, &claims)));
+        let mut said = [(); 2].map(|()| text_of(&socket.json()["type"]));
+        said.sort();
+        assert_eq!(said, ["auth_expires", "auth_renewed"]);
+        assert_eq!(socket.close_code(), 4001);
+    }
+}
+
+#[test]
+fn only_what_was_opened_with_a_token_can_be_renewed() {
+    let server = Server::with(&[("JWT_SECRET", SECRET), ("API_KEY", "0123456789abcdef")]);
+    let mut socket = Socket::handshake(server.addr, "/ws/publish", &[("X-API-Key", "0123456789abcdef")]).ok().unwrap();
+    let token = token(60, &json!({"scopes": "publish"}));
+    let said = socket.ask(&json!({"type": "auth", "token": token}).to_string());
+    assert_eq!(said["message"], "Only what was opened with a token can go on with another");
 }
 
 #[test]

@@ -96,8 +96,12 @@ fn later(data: &[u8]) {
                 echoes(&serde_json::from_str(&filters_updated(&filters)).unwrap(), &filters);
             }
         }
-        Ok(FromSubscriber::Other) => assert!(!matches!(kind, Some("ping" | "ack" | "update_filters"))),
-        Err(_) => assert_eq!(kind, Some("ack")),
+        Ok(FromSubscriber::Auth(token)) => {
+            assert_eq!(kind, Some("auth"));
+            assert_eq!(message.unwrap()["token"], *token);
+        }
+        Ok(FromSubscriber::Other) => assert!(!matches!(kind, Some("ping" | "ack" | "update_filters" | "auth"))),
+        Err(_) => assert!(matches!(kind, Some("ack" | "auth"))),
     }
 }
 
