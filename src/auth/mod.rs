@@ -22,15 +22,14 @@ use pages::Pages;
 use proxies::Proxies;
 use rate::Rates;
 use slots::Slots;
-use tokens::Tokens;
 
 pub use counted::Counted;
 pub use key::{NewKey, Shown};
 pub use keys::{Keys, Verified};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
-pub use principal::{Caller, Holder, KEY_OVER, Notice, Principal, Scope};
+pub use principal::{Caller, Grant, Holder, KEY_OVER, Notice, Principal, Scope};
 pub use slots::Slot;
-pub use tokens::TokenKeysError;
+pub use tokens::{TokenKeysError, Tokens};
 
 /// The rules of access that the configuration sets, and what they have counted so far.
 #[derive(Debug)]

@@ -6,6 +6,8 @@ use std::time::Duration;
 use event_pipeline::config::{Config, LoadedConfig};
 
 const SECRET: &str = "opensesame";
+/// The settings that are shown as `set` or `not set`.
+const SECRETS: [&str; 2] = ["API_KEY", "JWT_SECRET"];
 
 /// The text of a TOML file.
 pub fn config(data: &[u8]) {
@@ -15,14 +17,16 @@ pub fn config(data: &[u8]) {
         let error = error.to_string();
         assert!(!error.contains(['\n', '\r']), "{error}");
         assert!(error.contains("some.toml"), "{error}");
-        assert!(!error.starts_with("api_key in") || error.contains("(not shown)"), "{error}");
+        let is_of_secret = SECRETS.iter().any(|name| error.starts_with(&format!("{} in", name.to_lowercase())));
+        assert!(!is_of_secret || error.contains("(not shown)"), "{error}");
         return;
     }
     let config = loaded.config();
-    if text.matches(SECRET).count() == 1 && config.api_key.contains(SECRET) {
+    if text.matches(SECRET).count() == 1 && (config.api_key.contains(SECRET) || config.jwt_secret.contains(SECRET)) {
         assert!(!format!("{:?} {config:?}", shown(&loaded).collect::<Vec<_>>()).contains(SECRET));
     }
-    let readable = |loaded: &LoadedConfig| shown(loaded).filter(|(name, _)| *name != "API_KEY").collect::<Vec<_>>();
+    let readable =
+        |loaded: &LoadedConfig| shown(loaded).filter(|(name, _)| !SECRETS.contains(name)).collect::<Vec<_>>();
     let spelled = readable(&loaded)
         .iter()
         .map(|(name, value)| format!("{} = {}\n", name.to_lowercase(), toml::Value::from(&**value)))

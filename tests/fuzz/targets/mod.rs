@@ -13,6 +13,7 @@ mod keys;
 mod postings;
 mod subscribe;
 mod time;
+mod token;
 mod url;
 
 pub use body::body;
@@ -24,13 +25,14 @@ pub use keys::keys;
 pub use postings::postings;
 pub use subscribe::subscribe;
 pub use time::time;
+pub use token::token;
 pub use url::url;
 
 /// The name of a target, which its folder of seeds has too, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 11] = [
     ("body", body),
     ("config", config),
     ("event", event),
@@ -40,5 +42,6 @@ pub const ALL: [Target; 10] = [
     ("postings", postings),
     ("subscribe", subscribe),
     ("time", time),
+    ("token", token),
     ("url", url),
 ];
