@@ -25,7 +25,8 @@ fn main() -> ExitCode {
         cli::Invocation::Serve(flags) => serve(&flags),
         cli::Invocation::ShowConfig(show, flags) => with_config(&flags, |loaded| show.run(loaded).map_err(Into::into)),
         cli::Invocation::Keys(keys, flags) => with_config(&flags, |loaded| keys.run(loaded.config())),
-        cli::Invocation::Command(command) => run(command),
+        cli::Invocation::Health(health, flags) => with_config(&flags, |loaded| block_on(health.run(loaded.config()))),
+        cli::Invocation::Command(command) => end(block_on(command.run())),
     }
 }
 
@@ -73,9 +74,8 @@ fn log_to_stderr(config: &Config) {
     }
 }
 
-fn run(command: cli::Command) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    end(runtime.map_err(anyhow::Error::msg).and_then(|runtime| runtime.block_on(command.run())))
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
 /// The exit code of a command that has done its work or failed.

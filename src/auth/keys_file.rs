@@ -181,9 +181,10 @@ impl KeysFile {
             let mode = former.as_ref().map_or(0o600, |former| former.permissions().mode() & 0o777);
             let _ = fs::remove_file(&beside);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-            if let Some(former) = former {
-                // The server may run as another user, to whom the operator has given the file.
-                let _ = std::os::unix::fs::fchown(&file, Some(former.uid()), Some(former.gid()));
+            // The server may run as another user, to whom the file was given, or its folder.
+            let owned = former.or_else(|| fs::metadata(path.parent()?).ok());
+            if let Some(owned) = owned {
+                let _ = std::os::unix::fs::fchown(&file, Some(owned.uid()), Some(owned.gid()));
             }
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
@@ -266,6 +267,16 @@ mod tests {
             let error = parse(&text).unwrap_err();
             assert!(error.contains(expected), "{error}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_file_that_root_makes_belongs_to_the_owner_of_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_root = std::os::unix::fs::chown(folder.path(), Some(4_321), Some(4_321)).is_ok();
+        let path = folder.path().join("keys.toml");
+        KeysFile::change(&path, |_| Ok::<_, KeysFileError>(())).unwrap();
+        let owner = if is_root { 4_321 } else { fs::metadata(folder.path()).unwrap().uid() };
+        assert_eq!(fs::metadata(&path).unwrap().uid(), owner);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 mod arguments;
 mod config;
 mod database;
+mod health;
 mod keys;
+mod packaging;
 mod printer;
 mod publish;
 mod publisher;
@@ -17,7 +19,9 @@ use event_pipeline::config::args as settings;
 
 use config::Config;
 use database::{Check, Repair};
+use health::Health;
 use keys::Keys;
+use packaging::{Completions, Man};
 use publish::Publish;
 use query::Query;
 use replay::Replay;
@@ -39,6 +43,7 @@ pub fn parse() -> Invocation {
         Some(Subcommands::Command(command)) => Invocation::Command(command),
         Some(Subcommands::Config(Config::Show(show))) => Invocation::ShowConfig(show, flags.clone()),
         Some(Subcommands::Keys(keys)) => Invocation::Keys(keys, flags.clone()),
+        Some(Subcommands::Health(health)) => Invocation::Health(health, flags.clone()),
         Some(Subcommands::Serve) | None => Invocation::Serve(flags.clone()),
     }
 }
@@ -50,16 +55,19 @@ pub enum Invocation {
     /// With the same flags.
     ShowConfig(Show, ArgMatches),
     Keys(Keys, ArgMatches),
+    Health(Health, ArgMatches),
     Command(Command),
 }
 
-/// The flags of `serve` come from the table of settings. They are accepted without the command, and by `config show`, too.
+/// The flags of `serve` come from the table of settings. They are accepted without the command, and by `config show` and
+/// `health`, too.
 fn command() -> clap::Command {
     let hidden = || settings().into_iter().map(|arg| arg.hide(true));
     Cli::command()
         .args(hidden())
         .mut_subcommand("serve", |serve| serve.args(settings()))
         .mut_subcommand("config", |config| config.mut_subcommand("show", |show| show.args(hidden())))
+        .mut_subcommand("health", |health| health.args(hidden()))
         .mut_subcommand("keys", |keys| {
             keys.mut_subcommands(|command| {
                 // Of the settings only those that say where the file is mean something.
@@ -120,9 +128,11 @@ Examples:
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
+    Health(Health),
 }
 
-/// The commands besides `serve`: the clients of a running server, and those that work on a database file.
+/// The commands that need no configuration: the clients of a running server, and those that work on a database file or
+/// for a package.
 #[derive(Subcommand)]
 pub enum Command {
     Publish(Publish),
@@ -132,6 +142,8 @@ pub enum Command {
     Replay(Replay),
     Check(Check),
     Repair(Repair),
+    Completions(Completions),
+    Man(Man),
 }
 
 impl Command {
@@ -148,6 +160,8 @@ impl Command {
             Self::Replay(replay) => replay.run().await,
             Self::Check(check) => check.run(),
             Self::Repair(repair) => repair.run(),
+            Self::Completions(completions) => completions.run(command()),
+            Self::Man(man) => man.run(command()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Builds everything, accepts connections, and takes it all down again in order.
 
 mod greeting;
+mod supervisor;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -135,11 +136,13 @@ async fn serve(
     let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
     Greeting::new(&pipeline, address).await.log();
+    supervisor::started();
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
         never = follow_keys(&pipeline, hangup) => match never {},
+        never = supervisor::feed_watchdog(&store) => match never {},
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -149,6 +152,7 @@ async fn serve(
         }),
     }
 
+    supervisor::ending();
     // From here on each stage ends because the stage that feeds it has ended: producers, writer, fan-out, subscribers. Each
     // of the three waits has time of its own, so that a client that hangs in one does not take it from the others. Time
     // that one does not use goes to the next. A client that takes nothing is not waited for beyond the last deadline;

@@ -34,7 +34,7 @@ struct Statement {
     epoch: u32,
     /// The database had at least this many events.
     last_seq: u64,
-    /// The id of the system's start (`boot_id`) in which it was written.
+    /// The id of the system's start (`boot_id`) in which it was written; empty if unknown.
     boot: String,
     /// Whether every acknowledged event was synced.
     is_synced: bool,
@@ -69,7 +69,8 @@ impl Sidecar {
             // When the system goes down, the last marks may be lost, because they are not synced, but never a whole
             // log. If the log is missing, the database was replaced by a copy, which is one file and needs no log.
             let lost_its_log = before.needs_log && !has_log;
-            let went_down = !before.has_ended && before.boot != boot && (!before.is_synced || lost_its_log);
+            let went_down =
+                !before.has_ended && !is_same_boot(&before.boot, &boot) && (!before.is_synced || lost_its_log);
             // A database that forgot its last epoch has lost what was stored in it, too.
             before.epoch != epoch || lost_its_end || went_down
         });
@@ -170,7 +171,8 @@ impl Sidecar {
 /// Whether a broken frame in the middle of the write-ahead log cannot be from a power cut. A power cut tears only what
 /// was not synced. That is nothing if the system has not gone down, and only the last commit if each commit was synced.
 pub(super) fn rules_out_power_cut(file: &File, severed: &Severed) -> bool {
-    statement(file).is_some_and(|before| before.boot == this_boot() || (before.is_synced && severed.commits > 1))
+    statement(file)
+        .is_some_and(|before| is_same_boot(&before.boot, &this_boot()) || (before.is_synced && severed.commits > 1))
 }
 
 /// The last number that a client was told, as the sidecar has it.
@@ -178,6 +180,12 @@ pub(super) fn last_noted(file: &File) -> Seq {
     statement(file).map_or(Seq::ZERO, |before| Seq(before.last_seq))
 }
 
+/// Whether the system has certainly not gone down between two starts of the server.
+fn is_same_boot(one: &str, other: &str) -> bool {
+    !one.is_empty() && one == other
+}
+
+/// Empty where it cannot be read, such as in a sandbox without `/proc/sys`.
 fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
@@ -211,4 +219,16 @@ fn statement(file: &File) -> Option<Statement> {
         }
     }
     Some(statement)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_that_cannot_be_read_is_taken_for_another_one() {
+        assert!(is_same_boot(&this_boot(), &this_boot()));
+        assert!(!is_same_boot("", ""));
+        assert!(!is_same_boot("", &this_boot()));
+    }
 }

@@ -40,6 +40,7 @@ mod resume;
 mod shutdown;
 mod sse;
 mod subscribe;
+mod supervisor;
 mod tokens;
 mod tutorial;
 mod upgrade;

@@ -1,9 +1,10 @@
-//! The generated documents: `docs/configuration.md` comes from the table of settings, `docs/command-line.md` from
-//! `--help`, `docs/errors.md` from the problem types in `docs/openapi.json`.
+//! The generated documents: `docs/configuration.md` and `deploy/event-pipeline.toml` come from the table of settings,
+//! `docs/command-line.md` from `--help`, `docs/errors.md` from the problem types in `docs/openapi.json`.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use event_pipeline::config::{SETTINGS, Setting};
 use serde_json::Value;
@@ -96,6 +97,61 @@ A size is a number of bytes, or a number with `KiB`, `MiB` or `GiB`. Seconds may
         }
     }
     check("docs/configuration.md", &text);
+}
+
+/// A file of settings in which nothing is set.
+fn commented_settings() -> String {
+    let mut text = format!(
+        "# Settings of the event pipeline. Each is shown with its default; take away the # before one to change it. What a
+# value may be: event-pipeline serve --help. What is in effect: event-pipeline config show --config FILE.
+#
+# Generated from the table in src/config/table.rs. To write it again: {RENEW}
+"
+    );
+    for settings in SETTINGS.chunk_by(|a, b| a.heading == b.heading) {
+        write!(text, "\n# ---- {}\n", settings[0].heading).unwrap();
+        for setting in settings {
+            let help = match setting.default_rule {
+                Some(rule) => format!("{}. Default: {rule}.", setting.help),
+                None => format!("{}.", setting.help),
+            };
+            let lines = folded(&help);
+            text.push('\n');
+            lines.lines().for_each(|line| writeln!(text, "# {line}").unwrap());
+            let default = setting.default();
+            let value = match setting.default_rule {
+                None if default.parse::<f64>().is_ok() || default == "true" || default == "false" => default,
+                None if !setting.is_secret() && !default.is_empty() => format!("\"{default}\""),
+                _ => "\u{2026}".to_owned(),
+            };
+            writeln!(text, "#{} = {value}", setting.key()).unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn the_file_of_commented_settings_is_up_to_date_and_sets_the_defaults() {
+    let text = commented_settings();
+    check("deploy/event-pipeline.toml", &text);
+    let folder = tempfile::tempdir().unwrap();
+    let (commented, uncommented) = (folder.path().join("commented.toml"), folder.path().join("uncommented.toml"));
+    std::fs::write(&commented, &text).unwrap();
+    let is_setting =
+        |line: &str| line.starts_with('#') && !line.starts_with("# ") && !line.ends_with('\u{2026}') && line.len() > 1;
+    let set: Vec<_> = text.lines().filter(|line| is_setting(line)).map(|line| &line[1..]).collect();
+    assert!(set.len() > SETTINGS.len() / 2, "{set:?}");
+    std::fs::write(&uncommented, set.join("\n")).unwrap();
+    let shown = |file: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_event-pipeline"));
+        command.env_clear().current_dir(folder.path()).args(["config", "show", "--json", "--config"]).arg(file);
+        let finished = Run::start(&mut command, "").finish();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let shown: Value = serde_json::from_str(&finished.stdout).unwrap();
+        let settings = shown["settings"].as_array().unwrap().clone();
+        settings.into_iter().map(|setting| (setting["name"].clone(), setting["value"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&commented), shown(&uncommented));
 }
 
 /// What a command prints with `--help` when its output is not a terminal, so that the width is always the same.
