@@ -18,7 +18,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use event_pipeline::config::args as settings;
 
 use config::Config;
-use database::{Check, Repair};
+use database::{Backup, Check, Repair, Restore};
 use health::Health;
 use keys::Keys;
 use packaging::{Completions, Man};
@@ -142,6 +142,8 @@ pub enum Command {
     Replay(Replay),
     Check(Check),
     Repair(Repair),
+    Backup(Backup),
+    Restore(Restore),
     Completions(Completions),
     Man(Man),
 }
@@ -160,6 +162,8 @@ impl Command {
             Self::Replay(replay) => replay.run().await,
             Self::Check(check) => check.run(),
             Self::Repair(repair) => repair.run(),
+            Self::Backup(backup) => backup.run(),
+            Self::Restore(restore) => restore.run(),
             Self::Completions(completions) => completions.run(command()),
             Self::Man(man) => man.run(command()),
         }

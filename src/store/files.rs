@@ -16,15 +16,16 @@ pub fn has_content(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
+/// The folder that a file or folder is in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Creates a folder if it is missing. It is there after a power cut, too: the folder around each new one is synced.
 pub fn make_folder(folder: &Path) -> std::io::Result<()> {
-    let parent = |folder: &Path| match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
     let new: Vec<_> = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    new.into_iter().try_for_each(|new| sync_names(&parent(new)))
+    new.into_iter().try_for_each(|new| sync_names(folder_of(new)))
 }
 
 /// Syncs the names in a folder, if that is possible: the folder may belong to another user, or be on a file system that
@@ -40,7 +41,12 @@ pub fn sync_names(folder: &Path) -> std::io::Result<()> {
 /// Locks `<database>.lock` for as long as the returned file is open, so that one server at a time writes. `None` if
 /// another program has the lock.
 pub fn lock(database: &Path) -> std::io::Result<Option<File>> {
-    let path = beside(database, ".lock");
+    lock_file(&beside(database, ".lock"))
+}
+
+/// Locks a file, and makes it if it is missing, for as long as the returned file is open. `None` if another program has
+/// the lock.
+pub fn lock_file(path: &Path) -> std::io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),

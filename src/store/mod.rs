@@ -11,8 +11,10 @@
 //! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share; [`syncs`] times its disk
 //! * [`sidecar`], [`wal`], [`files`] — the files beside the database; [`remains`] — what deleted rows left in the database
 //! * [`check`](mod@check), [`checker`], [`integrity`], [`damage`] — the integrity check, and damage that a read meets
+//! * [`backup`] — copying the whole file, checked, and back
 //! * [`repair`](mod@repair), [`salvage`], [`rebuild`] — saving what is undamaged into a new file
 
+mod backup;
 mod check;
 mod checker;
 mod checksum;
@@ -47,6 +49,7 @@ mod threads;
 mod wal;
 mod write;
 
+pub use backup::{CopyError, copy, restore};
 pub use check::{CheckError, check};
 pub use error::{Error, Result};
 pub use handle::Store;

@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::checker::Checker;
 use super::damage::{ignoring_damage, is_damage, within};
-use super::files::{beside, has_content, lock, make_folder, private_file, sync_names};
+use super::files::{beside, folder_of, has_content, lock, make_folder, private_file, sync_names};
 use super::integrity::Integrity;
 use super::migrate::{self, python};
 use super::queue::Queue;
@@ -77,7 +77,7 @@ impl Store {
     /// Opens without starting the threads.
     pub(crate) fn open_parts(config: &Config) -> Result<(Store, Parts), OpenError> {
         let path = &config.database_path;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let folder = folder_of(path).to_owned();
         let database = |error: rusqlite::Error| match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy) => OpenError::Locked(path.clone()),
             _ if is_damage(&error) => OpenError::Damaged(path.clone(), error),

@@ -116,15 +116,24 @@ impl Disk {
 
     /// A server on this disk, not yet started.
     pub fn server(&self, folder: TempDir, settings: &[(&str, &str)]) -> Server {
-        let in_state = |name: &str| self.state.path().join(name).display().to_string();
-        let (root, shim) = (folder.path().display().to_string(), SHIM.display().to_string());
-        let (injection, boot, carried) = (in_state("injection"), in_state("boot_id"), in_state("carried"));
-        let mut all = vec![("LD_PRELOAD", &*shim), ("DISK_ROOT", &root), ("DISK_INJECTION", &injection)];
-        if self.remembers {
-            all.extend([("DISK_CARRIED", &*carried), ("DISK_BOOT_ID", &boot)]);
-        }
-        all.extend_from_slice(settings);
+        let mut all = self.environment(folder.path());
+        all.extend(settings.iter().map(|(name, value)| (*name, value.to_string())));
+        let all: Vec<_> = all.iter().map(|(name, value)| (*name, &**value)).collect();
         Server::not_started(folder, &all)
+    }
+
+    /// What puts a process on this disk, with the files of a folder.
+    pub fn environment(&self, folder: &Path) -> Vec<(&'static str, String)> {
+        let in_state = |name: &str| self.state.path().join(name).display().to_string();
+        let mut all = vec![
+            ("LD_PRELOAD", SHIM.display().to_string()),
+            ("DISK_ROOT", folder.display().to_string()),
+            ("DISK_INJECTION", in_state("injection")),
+        ];
+        if self.remembers {
+            all.extend([("DISK_CARRIED", in_state("carried")), ("DISK_BOOT_ID", in_state("boot_id"))]);
+        }
+        all
     }
 
     /// Sets the boot id that the server reads: the kernel's own does not change with a simulated power cut.
