@@ -20,7 +20,7 @@ use super::parameters::Parameters;
 use super::request::{Request, host};
 use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
-use super::{event_stream, events, publish, status, subscriptions};
+use super::{event_stream, events, publish, series, status, subscriptions};
 use crate::auth::{Access, Caller, Counted, Principal, Scope, Verified};
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
@@ -181,6 +181,7 @@ impl Connection {
             Endpoint::Explain => subscriptions::explain(request).await,
             Endpoint::DeleteSubscription => subscriptions::delete(request).await,
             Endpoint::Stats => status::stats(request).await,
+            Endpoint::Series => series::series(request).await,
             Endpoint::WhoAmI => Ok(status::who_am_i(request)),
             Endpoint::EventTypes => status::event_types(pipeline),
             Endpoint::Home => files::home(request),

@@ -31,6 +31,7 @@ mod reading;
 mod request;
 mod response;
 mod route;
+mod series;
 mod status;
 mod subscriptions;
 

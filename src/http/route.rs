@@ -37,6 +37,7 @@ pub enum Endpoint {
     Explain,
     DeleteSubscription,
     Stats,
+    Series,
     WhoAmI,
     EventTypes,
     Health,
@@ -85,6 +86,7 @@ pub(super) const STREAM_OPTIONS_IN_URLS: &[&str] = &["interval_ms", "skipped", "
 pub(super) const STREAM: ParameterGroups = &[FILTER, &STREAM_OPTIONS, STREAM_OPTIONS_IN_URLS, KEY];
 const LIST: ParameterGroups = &[FILTER, &["since", "until", "before_id", "after_id", "epoch", "limit", "wait"]];
 const DELETE: ParameterGroups = &[FILTER, &["before"]];
+const SERIES: ParameterGroups = &[&["since", "until", "interval", "event_type", "group_by"]];
 const ACK: &[&str] = &["ack"];
 const KEY: &[&str] = &["api_key"];
 
@@ -101,7 +103,7 @@ const SSE: &[&str] = &["text/event-stream"];
 
 /// If two rows match a request, the first one counts. So a fixed segment stands before a variable one.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 23] = [
+pub static ROUTES: [Route; 24] = [
     row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
     row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
     row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
@@ -111,6 +113,7 @@ pub static ROUTES: [Route; 23] = [
     row(Method::GET, "/subscriptions/explain", Endpoint::Explain, QUERY, &[&["event_id"]], 200, JSON),
     row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[&["space"]], 204, &[]),
     row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[], 200, JSON),
+    row(Method::GET, "/stats/series", Endpoint::Series, QUERY, SERIES, 200, JSON),
     row(Method::GET, "/whoami", Endpoint::WhoAmI, Guard::AnyKey, &[], 200, JSON),
     row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[], 200, JSON),

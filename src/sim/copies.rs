@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -17,7 +18,7 @@ use crate::config::{Config, Durability};
 use crate::event::{Seq, Timestamp, TimestampText};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::ordered::{Append, Changed, Deleted, Deletion, Ordered};
-use crate::store::{Parts, Query, Receipt, Stats, Store, Stored, StoredSubscription, check};
+use crate::store::{Intervals, Parts, Query, Receipt, Series, Stats, Store, Stored, StoredSubscription, check};
 use crate::wire::Batch;
 
 /// Histories of an ordinary run of the tests: some 2 seconds.
@@ -25,6 +26,8 @@ const SEEDS: u64 = 60;
 /// The databases are compared after each round of commands.
 const ROUNDS: usize = 12;
 const COMMANDS_PER_ROUND: u64 = 12;
+/// All minutes of a history. In tests they are shorter.
+const MINUTES: Intervals = Intervals { start: Timestamp(0), length: Duration::from_millis(1), number: 1_000 };
 
 #[test]
 fn applying_one_history_twice_makes_two_equal_databases() {
@@ -52,6 +55,7 @@ fn applying_one_history_twice_makes_two_equal_databases() {
             }
             let (one, other) = (one.contents(), other.contents());
             assert_eq!((one.retained, one.stats), (other.retained, other.stats), "{what}");
+            assert_eq!(one.series, other.series, "{what}");
             assert_eq!((one.keys, one.subscriptions), (other.keys, other.subscriptions), "{what}");
             assert_eq!(one.events, other.events, "{what}");
         }
@@ -156,6 +160,7 @@ enum Answer {
 struct Contents {
     events: Vec<String>,
     stats: Stats,
+    series: Series,
     subscriptions: Vec<StoredSubscription>,
     retained: (Seq, Seq),
     keys: Vec<(String, u64, u64)>,
@@ -292,6 +297,7 @@ impl Database {
         Contents {
             events,
             stats: reader.stats(Timestamp(0)).expect("read"),
+            series: reader.series(&MINUTES, None).expect("read").expect("a new file has all counts"),
             subscriptions: reader.durable_subscriptions().expect("read"),
             retained: (retained.oldest, retained.newest),
             keys: self.parts.keys(),

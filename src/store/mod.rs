@@ -6,7 +6,8 @@
 //! * [`handle`] — `Store`, through which everything outside uses it; [`queue`] and [`receipt`] are what an append needs
 //! * [`write`](mod@write) — the writer: order, apply, housekeeping
 //! * [`reader`] — reading the record, on the connections of [`read`](mod@read); [`lag`] counts, [`reading`] can be cancelled
-//! * [`segments`], [`holes`], [`keys`], [`subscription`] — what the tables beside `events` hold
+//! * [`segments`], [`holes`], [`keys`], [`rollups`], [`subscription`] — what the tables beside `events` hold; [`counts`] counts by
+//!   posting lists
 //! * [`schema`], [`migrate`], [`checksum`] — the format of the file, and the way to it from earlier ones
 //! * [`open`], [`threads`], [`shared`] — an open store: its start, its threads, what they share; [`syncs`] times its disk
 //! * [`sidecar`], [`wal`], [`files`] — the files beside the database; [`remains`] — what deleted rows left in the database
@@ -18,6 +19,7 @@ mod backup;
 mod check;
 mod checker;
 mod checksum;
+mod counts;
 mod damage;
 mod error;
 mod files;
@@ -38,9 +40,11 @@ mod rebuild;
 mod receipt;
 mod remains;
 mod repair;
+mod rollups;
 mod salvage;
 mod schema;
 pub mod segments;
+mod series;
 mod shared;
 mod sidecar;
 mod subscription;
@@ -61,6 +65,7 @@ pub use reader::Reader;
 pub use reading::Reading;
 pub use receipt::{Receipt, Stored};
 pub use repair::{RepairError, Repaired, repair};
+pub use series::{Intervals, Series};
 pub use shared::Counts;
 pub use subscription::StoredSubscription;
 pub use syncs::{SyncOf, Syncs};

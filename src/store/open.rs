@@ -19,8 +19,8 @@ use super::shared::{Counts, Shared};
 use super::sidecar::{self, Sidecar};
 use super::syncs::Syncs;
 use super::threads::{Checkpointer, Parts, Running, Sealer, Sweeper};
-use super::write::{Applier, Arrivals, Position, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
-use super::{Store, read, schema, segments, wal};
+use super::write::{Applier, Arrivals, Position, RollingUp, Space, Syncing, Tidying, Wal, WalUpkeep, Work, Writer};
+use super::{Store, read, rollups, schema, segments, wal};
 use crate::audience::Audience;
 use crate::config::{Config, Durability};
 use crate::event::{Columns, Seq, Timestamp};
@@ -169,6 +169,7 @@ struct State {
     has_legacy_ids: bool,
     unchecked_through: Seq,
     tidying: Tidying,
+    rolling_up: RollingUp,
     /// What was found damaged meanwhile, by name.
     damage: Vec<String>,
 }
@@ -207,7 +208,8 @@ impl State {
         )?;
         // With a damaged page of the oldest rows, these rows stay in the file, and everything else works.
         let tidying = ignoring_damage(Tidying::after_start(connection, deleted_through))?.unwrap_or_else(Tidying::none);
-        Ok(State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage })
+        let rolling_up = RollingUp::new(rollups::missing(connection)?);
+        Ok(State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, rolling_up, damage })
     }
 }
 
@@ -274,7 +276,8 @@ fn assemble(
     lock: File,
     may_have_remains: bool,
 ) -> rusqlite::Result<(Store, Parts)> {
-    let State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, damage } = state;
+    let State { position, is_last_largest, recent, has_legacy_ids, unchecked_through, tidying, rolling_up, damage } =
+        state;
     let (full_sender, full) = crossbeam_channel::unbounded();
     for segment in &recent.full {
         full_sender.send(segment.clone()).expect("its receiver is in this scope");
@@ -323,7 +326,7 @@ fn assemble(
         wal: WalUpkeep::new(due_sender, search_sender, may_have_remains),
         arrivals: Arrivals::new(Duration::from_micros(config.writer_spin_micros)),
         applier: Applier::new(is_last_largest),
-        work: Work::new(tidying),
+        work: Work::new(tidying, rolling_up),
     };
     let sealer = Sealer { full, commands: commands.clone(), shared: shared.clone() };
     let connection = schema::open_writer(&config.database_path)?;

@@ -6,6 +6,7 @@ use rusqlite::{Connection, Statement};
 
 use super::checksum;
 use super::holes::Holes;
+use super::rollups;
 use super::schema::{Text, meta};
 use super::segments::{self, Segment};
 use crate::event::{Columns, Seq, Timestamp};
@@ -20,6 +21,8 @@ pub(super) struct Rebuild<'c> {
     /// A segment, and the holes that were found in it until now.
     holes: (u64, Vec<u16>),
     by_type: HashMap<Box<[u8]>, (i64, Timestamp)>,
+    /// A minute, and its events by type until now.
+    minute: (i64, HashMap<Box<[u8]>, u64>),
     last: Option<(Seq, Timestamp)>,
 }
 
@@ -30,7 +33,8 @@ impl<'c> Rebuild<'c> {
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
         let (scratch, segment, holes, by_type) = (Vec::new(), Segment::new(0), (0, Vec::new()), HashMap::new());
-        Ok(Self { connection, insert, scratch, segment, holes, by_type, last: None })
+        let minute = (i64::MIN, HashMap::new());
+        Ok(Self { connection, insert, scratch, segment, holes, by_type, minute, last: None })
     }
 
     /// Stores the next event: with a larger number and a later time than the one before it. The numbers between the two
@@ -67,6 +71,15 @@ impl<'c> Rebuild<'c> {
             Some((count, last_seen)) => (*count, *last_seen) = (*count + 1, time),
             None => drop(self.by_type.insert(event_type.into(), (1, time))),
         }
+        let minute = rollups::minute_of(time);
+        if minute != self.minute.0 {
+            self.store_minute()?;
+            self.minute.0 = minute;
+        }
+        match self.minute.1.get_mut(event_type) {
+            Some(count) => *count += 1,
+            None => drop(self.minute.1.insert(event_type.into(), 1)),
+        }
         self.last = Some((seq, time));
         Ok(())
     }
@@ -92,9 +105,15 @@ impl<'c> Rebuild<'c> {
         }
     }
 
+    fn store_minute(&mut self) -> rusqlite::Result<()> {
+        let (minute, by_type) = &mut self.minute;
+        by_type.drain().try_for_each(|(event_type, count)| rollups::add(self.connection, *minute, &event_type, count))
+    }
+
     /// Stores statistics and marks, after the last event. The last segment stays open, full or not.
     pub fn finish(&mut self) -> rusqlite::Result<()> {
         self.store_holes()?;
+        self.store_minute()?;
         for (event_type, (count, last_seen)) in &self.by_type {
             const SQL: &str = "INSERT INTO event_stats (event_type, count, last_seen) VALUES (?1, ?2, ?3)";
             self.connection.execute(SQL, (Text(Some(event_type)), count, last_seen.to_string()))?;

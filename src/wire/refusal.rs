@@ -65,6 +65,8 @@ pub enum Refusal {
         "This takes too long to read: ask for less, with a later start or with a filter on type, source, session or user"
     )]
     TooMuchToRead,
+    #[error("The older events are still being counted, try again")]
+    NotRolledUp,
     #[error("Server at subscriber capacity")]
     TooManySubscribers,
 }
@@ -159,6 +161,7 @@ impl Refusal {
             | Self::TooManyBodies
             | Self::TooManyPages
             | Self::TooMuchToRead
+            | Self::NotRolledUp
             | Self::TooManySubscribers => 503,
         }
     }
@@ -192,6 +195,7 @@ impl Refusal {
             Self::TooManyBodies => "too-many-bodies",
             Self::TooManyPages => "too-many-pages",
             Self::TooMuchToRead => "too-much-to-read",
+            Self::NotRolledUp => "not-counted-yet",
             Self::TooManySubscribers => "too-many-subscribers",
         }
     }
@@ -401,6 +405,7 @@ mod tests {
             Refusal::TooManyBodies,
             Refusal::TooManyPages,
             Refusal::TooMuchToRead,
+            Refusal::NotRolledUp,
             Refusal::TooManySubscribers,
         ];
         let types = refusals.iter().map(|refusal| (refusal.slug().to_owned(), u64::from(refusal.status())));

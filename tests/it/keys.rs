@@ -219,8 +219,7 @@ fn a_key_is_shown_in_every_way_and_a_typo_is_told_apart() {
     wire.send(request("GET", "/ws/subscribe", &upgrade, b""));
     let opened = wire.response_head().expect("an answer");
     assert_eq!((opened.status, opened.header("sec-websocket-protocol")), (101, Some("event-pipeline")));
-    let last = if key.ends_with('x') { "y" } else { "x" };
-    let wrong = format!("{}{last}", &key[..key.len() - 1]);
+    let wrong = mistyped(key);
     let protocol = format!("key.{wrong}");
     assert_eq!(
         Socket::handshake(server.addr, "/ws/subscribe", &[("Sec-WebSocket-Protocol", &protocol)]).err().unwrap().status,
@@ -503,11 +502,17 @@ fn names_and_idempotency_keys_belong_to_a_space() {
     assert!(list.as_array().unwrap().iter().all(|shown| shown["space"] == "one"), "{list}");
 }
 
+/// Another key, of which the last character differs.
+fn mistyped(key: &str) -> String {
+    let last = if key.ends_with('x') { "y" } else { "x" };
+    format!("{}{last}", &key[..key.len() - 1])
+}
+
 /// Wrong keys of every kind, as fast as four connections send them, beside a producer with the right one.
 #[test]
 fn a_flood_of_wrong_keys_takes_nothing_from_a_producer() {
     let guarded = Guarded::start();
-    let typo = format!("{}x", &guarded.publisher[..guarded.publisher.len() - 1]);
+    let typo = mistyped(&guarded.publisher);
     let unknown = Guarded::start().publisher;
     let request = |key: &str| request("POST", "/events", &[("X-API-Key", key), JSON], tick("s", 0).as_bytes());
     let flood = [request("guess"), request(&typo), request(&unknown), request(&"k".repeat(8_000))];

@@ -37,6 +37,7 @@ mod query;
 mod reference;
 mod rest_cursor;
 mod resume;
+mod series;
 mod shutdown;
 mod sse;
 mod subscribe;

@@ -17,6 +17,8 @@ pub struct Facts {
     pub unchecked_through: Seq,
     /// The file is of a format whose keys and holes have no checksums.
     pub is_former: bool,
+    /// The file is of a format that has rollups.
+    pub has_rollups: bool,
     /// What was deleted when the check began.
     pub deletions: Deletions,
 }
@@ -41,8 +43,9 @@ impl Facts {
         if let Err(error) = chosen(connection) {
             found(name_of_damage(error)?);
         }
-        let is_former = schema::version(connection)? < schema::HOLES_CHECKED_SINCE;
-        Ok(Self { unchecked_through, is_former, deletions: deletions(connection)? })
+        let version = schema::version(connection)?;
+        let (is_former, has_rollups) = (version < schema::HOLES_CHECKED_SINCE, version >= schema::ROLLUPS_SINCE);
+        Ok(Self { unchecked_through, is_former, has_rollups, deletions: deletions(connection)? })
     }
 }
 

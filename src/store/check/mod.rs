@@ -5,6 +5,7 @@
 //! runs on the file: a long transaction would keep the write-ahead log from starting over.
 
 mod facts;
+mod minutes;
 mod pages;
 mod rows;
 mod segment;

@@ -7,11 +7,13 @@ use std::time::Instant;
 use rusqlite::Connection;
 
 use super::facts::{self, Deletions, Facts, name_of_damage};
+use super::minutes::Minutes;
 use crate::event::{Seq, Timestamp};
 use crate::store::damage::{damaged, ignoring_damage, within};
 use crate::store::holes::Holes;
 use crate::store::keys::{self, select_keys};
 use crate::store::read::{self, EVENTS_PER_LOOK_AT_CLOCK, TRANSACTION_TIME};
+use crate::store::rollups;
 use crate::store::schema::{Text, meta};
 use crate::store::segments::{self, SEGMENT_EVENTS, Segment};
 use crate::wire::StoredEvent;
@@ -73,6 +75,7 @@ pub struct Tally {
     pub events: u64,
     by_type: HashMap<String, (u64, Timestamp)>,
     last: Option<(Seq, Timestamp)>,
+    minutes: Minutes,
     /// Some events could not be read, so the counts are too small.
     has_gaps: bool,
 }
@@ -81,6 +84,7 @@ impl Tally {
     fn note(&mut self, event: &StoredEvent<'_>) {
         self.last = Some((event.seq, event.time));
         self.events += 1;
+        self.minutes.note(event.event_type, event.time);
         match self.by_type.get_mut(event.event_type) {
             Some(of_type) => *of_type = (of_type.0 + 1, event.time),
             None => drop(self.by_type.insert(event.event_type.to_owned(), (1, event.time))),
@@ -115,6 +119,7 @@ impl SegmentCheck {
     pub fn go_on(&mut self, connection: &Connection, may_begin_again: bool) -> rusqlite::Result<Reached> {
         let Some(stored) = facts::stored(connection)? else {
             self.is_last = true;
+            self.minutes(connection, true)?;
             self.statistics(connection)?;
             return Ok(Reached::End);
         };
@@ -189,12 +194,14 @@ impl SegmentCheck {
             if seq >= from && numbers.contains(&seq) {
                 from = seq.next();
                 if deadline.is_over() {
+                    self.minutes(connection, false)?;
                     self.next = Next::Rows(from);
                     return Ok(Reached::Part);
                 }
             }
         }
 
+        self.minutes(connection, self.is_last)?;
         if self.is_last {
             self.statistics(connection)?;
         }
@@ -327,14 +334,36 @@ impl SegmentCheck {
         Ok(Reached::End)
     }
 
+    /// Compares the rollups of the minutes that were read to their end with their events, if none was deleted since the check of
+    /// the file began, and all events are in the rollups.
+    fn minutes(&mut self, connection: &Connection, is_end: bool) -> rusqlite::Result<()> {
+        if !is_end && !self.tally.minutes.has_whole() {
+            return Ok(());
+        }
+        let may_compare = self.facts.has_rollups && !self.tally.has_gaps && !self.were_events_deleted(connection)?;
+        let missing = self.note_damage_in(rollups::missing(connection))?;
+        if !may_compare || missing != Some(Seq::ZERO) {
+            self.tally.minutes.give_up();
+            return Ok(());
+        }
+        let compared = self.tally.minutes.compare(connection, is_end).map_err(|error| within("rollups", error));
+        if let Some(Some(wrong)) = self.note_damage_in(compared)? {
+            self.damage
+                .push(format!("rollups: the counts are not those of the events, first in the minute of {wrong}"));
+        }
+        Ok(())
+    }
+
+    /// Whether any event was deleted since the check of the file began, or that is not known.
+    fn were_events_deleted(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        Ok(self.facts.deletions.1.is_none() || facts::deletions(connection)? != self.facts.deletions)
+    }
+
     /// Compares the statistics with all events, if none was deleted since the check of the file began.
     fn statistics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let stored = stored_statistics(connection).map_err(|error| within("event_stats", error));
         let Some(stored) = self.note_damage_in(stored)? else { return Ok(()) };
-        if self.tally.has_gaps
-            || self.facts.deletions.1.is_none()
-            || facts::deletions(connection)? != self.facts.deletions
-        {
+        if self.tally.has_gaps || self.were_events_deleted(connection)? {
             return Ok(());
         }
         let counted = self.tally.by_type.iter().map(|(of, (count, last))| (of.clone(), (*count, last.to_string())));

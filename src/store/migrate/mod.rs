@@ -11,6 +11,7 @@ mod to_2;
 mod to_3;
 mod to_4;
 mod to_5;
+mod to_6;
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -21,10 +22,11 @@ use super::schema::{APPLICATION_ID, TABLES, VERSION, version};
 type Step = fn(&Connection) -> rusqlite::Result<()>;
 
 /// The first leads from format 1 to format 2, the last to [`VERSION`].
-const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run, to_5::run];
+const STEPS: [Step; VERSION as usize - 1] = [to_2::run, to_3::run, to_4::run, to_5::run, to_6::run];
 
-/// The last step where a page of the oldest events is damaged.
-const LAST_STEP_BESIDE_DAMAGE: Step = to_5::run_beside_damage;
+/// The step to format 5, and the one instead of it where a page of the oldest events is damaged.
+const TO_5: usize = 3;
+const TO_5_BESIDE_DAMAGE: Step = to_5::run_beside_damage;
 
 /// Brings a file to the newest format, and creates the tables that are missing; in a new file these are all. It does so
 /// in one transaction: after a crash the file is either as before or of the newest format.
@@ -33,7 +35,7 @@ pub fn to_newest(connection: &mut Connection) -> rusqlite::Result<()> {
         // SQLite goes on with no transaction that has met damage.
         Err(error) if is_damage(&error) => {
             let mut steps = STEPS;
-            steps[STEPS.len() - 1] = LAST_STEP_BESIDE_DAMAGE;
+            steps[TO_5] = TO_5_BESIDE_DAMAGE;
             upgrade(connection, &steps)
         }
         upgraded => upgraded,

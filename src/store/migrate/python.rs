@@ -328,7 +328,16 @@ mod tests {
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"),
-                ["event_index", "event_stats", "events", "holes", "idempotency_keys", "meta", "subscriptions"]
+                [
+                    "event_index",
+                    "event_stats",
+                    "events",
+                    "holes",
+                    "idempotency_keys",
+                    "meta",
+                    "rollups",
+                    "subscriptions"
+                ]
             );
             assert_eq!(
                 rows(&connection, "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"),

@@ -101,8 +101,10 @@ mod tests {
     /// A file as format 4 left it: without a mark.
     fn as_format_4(config: &Config, also: &str) {
         let file = schema::open_writer(&config.database_path).expect("undamaged");
-        file.execute_batch("DELETE FROM meta WHERE key = 'deleted_through'; PRAGMA user_version = 4;")
-            .expect("written");
+        file.execute_batch(
+            "DELETE FROM meta WHERE key = 'deleted_through'; DROP TABLE rollups; PRAGMA user_version = 4;",
+        )
+        .expect("written");
         file.execute_batch(also).expect("written");
     }
 

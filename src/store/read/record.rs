@@ -108,7 +108,7 @@ impl Record<'_> {
 
     /// The first undamaged event from a number on, because the event of that number may be deleted or damaged. If a
     /// page cannot be read, it is the first event after that page, or `None` if that is not before `end`.
-    fn readable_from(self, number: u64, end: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
+    pub fn readable_from(self, number: u64, end: u64) -> rusqlite::Result<Option<(Seq, Timestamp)>> {
         let error = match self.whole_from(number) {
             Err(error) if is_damage(&error) => error,
             found => return found,

@@ -18,6 +18,8 @@ pub const EPOCH: &str = "epoch";
 pub const INODE: &str = "inode";
 /// Segments before this one have all their rows in `event_index`.
 pub const SEALED_BEFORE: &str = "sealed_before";
+/// Events up to this one are not in the rollups yet.
+pub const NOT_ROLLED_UP: &str = "not_rolled_up";
 /// Events up to this one were stored before rows had checksums.
 pub const UNCHECKED_THROUGH: &str = "unchecked_through";
 

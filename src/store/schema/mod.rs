@@ -12,4 +12,4 @@ pub use sql::{Text, each};
 pub use tables::{
     APPLICATION_ID, LEGACY_INDEX, PAGE_BYTES, TABLES, VERSION, is_empty, is_foreign, is_of, is_ours, version,
 };
-pub use verify::{DELETED_THROUGH_SINCE, HOLES_CHECKED_SINCE, VERIFIED, redefine, verify};
+pub use verify::{DELETED_THROUGH_SINCE, HOLES_CHECKED_SINCE, ROLLUPS_SINCE, VERIFIED, redefine, verify};

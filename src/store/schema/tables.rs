@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 
 /// Written into `PRAGMA user_version`; a file with a larger one was made by a newer server.
-pub const VERSION: i64 = 5;
+pub const VERSION: i64 = 6;
 
 /// Bytes of a page. 4,096 is SQLite's default; with larger pages each small commit writes more bytes.
 pub const PAGE_BYTES: u64 = 4_096;
@@ -23,7 +23,7 @@ pub const APPLICATION_ID: i64 = 0x4576_506c;
 /// have it (`segments.rs` describes the blob); `kind` is 0 type, 1 session, 2 user, 3 source. A list does not change,
 /// and is removed with its last event. `holes` has the number of holes of each segment, and their offsets, encoded like
 /// those of a list. `idempotency_keys` has, for each key, the first of the `count` events that were stored under it,
-/// and a digest of them.
+/// and a digest of them. `rollups` counts the events of each minute (since 1970) and type, `event_stats` those of each type.
 ///
 /// `checksum` is over all other columns of a row (`checksum.rs`). It is the last column because it was added to
 /// existing files. Rows from before that have none; keys and holes from before format 4 have no digest and no offsets
@@ -72,6 +72,12 @@ CREATE TABLE IF NOT EXISTS event_stats (
     event_type TEXT PRIMARY KEY,
     count INTEGER NOT NULL,
     last_seen TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollups (
+    minute INTEGER NOT NULL,
+    event_type TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (minute, event_type)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS subscriptions (
     name TEXT PRIMARY KEY,

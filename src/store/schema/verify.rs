@@ -17,8 +17,19 @@ pub const HOLES_CHECKED_SINCE: i64 = 4;
 /// The first format that has a mark up to which event everything is deleted.
 pub const DELETED_THROUGH_SINCE: i64 = 5;
 
-/// The columns that came with format 4.
-const SINCE_4: [&str; 4] = ["idempotency_keys.digest", "idempotency_keys.checksum", "holes.offsets", "holes.checksum"];
+/// The first format that has the rollups.
+pub const ROLLUPS_SINCE: i64 = 6;
+
+/// Columns that came later, with their format.
+const ADDED: [(i64, &str); 7] = [
+    (4, "idempotency_keys.digest"),
+    (4, "idempotency_keys.checksum"),
+    (4, "holes.offsets"),
+    (4, "holes.checksum"),
+    (6, "rollups.minute"),
+    (6, "rollups.event_type"),
+    (6, "rollups.count"),
+];
 
 /// An empty database with our tables.
 fn ours() -> rusqlite::Result<Connection> {
@@ -36,8 +47,8 @@ fn ours() -> rusqlite::Result<Connection> {
 /// What is damaged.
 pub fn verify(connection: &Connection) -> rusqlite::Result<()> {
     let expected = columns(&ours()?)?;
-    let (found, is_former) = (columns(connection)?, version(connection)? < HOLES_CHECKED_SINCE);
-    let is_expected = |name: &str| !(is_former && SINCE_4.contains(&name));
+    let (found, version) = (columns(connection)?, version(connection)?);
+    let is_expected = |name: &str| !ADDED.iter().any(|(since, added)| version < *since && *added == name);
     if let Some((name, _)) = expected.into_iter().find(|column| is_expected(&column.0) && !found.contains(column)) {
         return Err(damaged(format!("tables: {name} is damaged")));
     }

@@ -7,10 +7,11 @@ use rusqlite::Connection;
 
 use super::deletion;
 use super::housekeeping::LeftOut;
-use super::insert::{Inserter, OfType};
+use super::insert::{Inserter, OfMinute, OfType};
 use super::order::{Deleted, Ordered};
 use super::position::Position;
 use super::subscriptions::Changed;
+use crate::store::rollups;
 use crate::store::schema::{Text, meta};
 use crate::store::shared::Shared;
 
@@ -62,7 +63,15 @@ impl Applier {
         for OfType { name, events, last_seen, .. } in &inserted.by_type {
             count.execute((Text(Some(name)), *events as i64, last_seen.to_string()))?;
         }
+        for OfMinute { minute, of, events } in &inserted.by_minute {
+            rollups::add(connection, *minute, &inserted.by_type[*of].name, *events)?;
+        }
         if let Some(deletion) = ordered.deletion.as_ref().filter(|_| !left_out.deletion) {
+            if let (Deleted::Through(through), false) = (&deletion.what, left_out.rollups) {
+                let record = shared.record_at(connection, position.deleted_through);
+                let rolled_up = rollups::delete_through(record, &shared.recent, *through);
+                left_out.note_damage_of(shared, |left_out| &mut left_out.rollups, rolled_up)?;
+            }
             let deleted = delete(connection, shared, &mut applied.position, &deletion.what);
             // The events of the same transaction do not depend on it.
             applied.deleted = Some(left_out.note_damage_of(shared, |left_out| &mut left_out.deletion, deleted)?);
@@ -90,5 +99,7 @@ fn delete(connection: &Connection, shared: &Shared, position: &mut Position, wha
     // any event is left is read at the end of the table, because its beginning may be damaged.
     const EMPTY: &str = "DELETE FROM event_stats WHERE count <= 0 OR coalesce((SELECT max(seq) FROM events), 0) <= ?1";
     connection.prepare_cached(EMPTY)?.execute([position.deleted_through.0 as i64])?;
+    const ROLLUPS: &str = "DELETE FROM rollups WHERE coalesce((SELECT max(seq) FROM events), 0) <= ?1";
+    connection.prepare_cached(ROLLUPS)?.execute([position.deleted_through.0 as i64])?;
     Ok(deleted)
 }

@@ -3,19 +3,19 @@
 //! events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension};
 
 use super::position::Position;
 use crate::event::{Field, Seq, Timestamp};
-use crate::store::damage::{damaged, is_damage};
+use crate::store::counts;
+use crate::store::damage::is_damage;
 use crate::store::holes::{self, Holes};
 use crate::store::keys::KeyOfDeleted;
-use crate::store::read;
-use crate::store::read::Record;
+use crate::store::read::{self, Record};
+use crate::store::rollups::{self, ByMinute};
 use crate::store::schema::{self, meta};
-use crate::store::segments::{self, Recent};
+use crate::store::segments;
 use crate::store::shared::Shared;
 
 /// One command names at most this many chosen events (`Reader::choose`). 512: at worst each touches a page of its own.
@@ -28,8 +28,7 @@ pub const CHOSEN_BYTES_PER_COMMIT: usize = if cfg!(test) { 2_048 } else { 512 <<
 
 /// Deletes everything up to an event, and returns how many events were deleted. It changes a
 /// mark, the counts and the key of the last event; `tidying` removes the rows later. A deletion of everything takes the sum
-/// of the statistics. Otherwise posting lists are counted, in about 10 µs for a segment
-/// if they are in the system's cache, else 1 ms.
+/// of the statistics. Otherwise posting lists are counted.
 ///
 /// # Errors
 /// What SQLite reports, and damage of the statistics or of the lists' pages. A single damaged list costs a look at the
@@ -55,7 +54,7 @@ pub fn through(
             all.max(0) as u64
         }
         false => {
-            let counts = count_by_type(record, shared, numbers)?;
+            let counts = counts::by_type(record, Some(&shared.recent), numbers)?;
             const COUNT: &str = "UPDATE event_stats SET count = count - ?2 WHERE event_type = ?1";
             let mut count = connection.prepare_cached(COUNT)?;
             for (event_type, events) in &counts {
@@ -68,105 +67,6 @@ pub fn through(
     position.deleted_through = through;
     key.map(|key| key.remove_if_last(shared.record_at(connection, through))).transpose()?;
     Ok(deleted)
-}
-
-type Counts = BTreeMap<Box<[u8]>, u64>;
-
-/// How many events there are of each type, among these numbers.
-fn count_by_type(record: Record<'_>, shared: &Shared, numbers: RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
-    // No list has the events of this transaction yet. Here nobody orders a deletion of them: a log may.
-    let (first, last) = numbers.into_inner();
-    let (listed, new) = (last.min(record.last), first.max(record.last.next()));
-    let mut counts = count_in_rows(record.connection, &(new..=last))?;
-    let (numbers, recent) = (first..=listed, shared.recent.read());
-    if numbers.is_empty() {
-        return Ok(counts);
-    }
-    for segment in segments::segment_of(*numbers.start())..=segments::segment_of(*numbers.end()) {
-        let (first, last) = (segments::first_of(segment), segments::first_of(segment + 1).prev());
-        let numbers = first.max(*numbers.start())..=last.min(*numbers.end());
-        let counted = match count_by_lists(record, &recent, segment, &numbers) {
-            Err(error) if is_damage(&error) => {
-                shared.note_damage(&error);
-                None
-            }
-            counted => counted?,
-        };
-        let counted = match counted {
-            Some(counted) => counted,
-            None => count_in_rows(record.connection, &numbers)?,
-        };
-        for (event_type, events) in counted {
-            *counts.entry(event_type).or_default() += events;
-        }
-    }
-    Ok(counts)
-}
-
-/// Counts by the posting lists of a segment; `None`: the rows have to be counted instead.
-fn count_by_lists(
-    record: Record<'_>,
-    recent: &Recent,
-    segment: u64,
-    numbers: &RangeInclusive<Seq>,
-) -> rusqlite::Result<Option<Counts>> {
-    let holes = match Holes::of(record.connection, segment)? {
-        // It is not known yet where the holes are.
-        Some(Holes { offsets: None, .. }) => return Ok(None),
-        holes => holes.and_then(|holes| holes.offsets).unwrap_or_default(),
-    };
-    let offsets = segments::offset_of(*numbers.start())..=segments::offset_of(*numbers.end());
-    let in_memory = recent.segment(segment);
-    let counts: Counts = match in_memory {
-        Some(segment) => {
-            let lists = segment.lists_of(Field::Type);
-            lists.map(|(key, list)| (key.into(), segments::count_in(list, &offsets, &holes))).collect()
-        }
-        None => count_in_sealed(record.connection, segment, &offsets, &holes)?,
-    };
-    // An event has one type, so all numbers but the holes are counted once.
-    let holes = holes.iter().filter(|hole| offsets.contains(hole)).count() as u64;
-    let are_all = counts.values().sum::<u64>() == numbers.end().0 + 1 - numbers.start().0 - holes;
-    match are_all {
-        true => Ok(Some(counts)),
-        false if in_memory.is_some() => Ok(None),
-        false => Err(damaged(format!("event_index: the lists of segment {segment} have not all of its events"))),
-    }
-}
-
-/// Counts by the posting lists of a sealed segment.
-fn count_in_sealed(
-    connection: &Connection,
-    segment: u64,
-    offsets: &RangeInclusive<u16>,
-    holes: &[u16],
-) -> rusqlite::Result<Counts> {
-    const SQL: &str = "SELECT key, offsets, checksum FROM event_index WHERE segment = ?1 AND kind = ?2";
-    let mut statement = connection.prepare_cached(SQL)?;
-    let mut rows = statement.query((segment as i64, Field::Type as i64))?;
-    let mut counts = Counts::new();
-    while let Some(row) = rows.next()? {
-        let key = row.get_ref(0)?.as_bytes()?;
-        let list = read::whole_list(row, 1, segment, Field::Type, key)?;
-        let events = segments::count(list, offsets, holes).ok_or_else(|| read::damaged_list(segment))?;
-        counts.insert(key.into(), events);
-    }
-    Ok(counts)
-}
-
-/// Counts the rows, in about 20 ms for a whole segment.
-fn count_in_rows(connection: &Connection, numbers: &RangeInclusive<Seq>) -> rusqlite::Result<Counts> {
-    if numbers.is_empty() {
-        return Ok(Counts::new());
-    }
-    const SQL: &str = "SELECT event_type, count(*) FROM events WHERE seq BETWEEN ?1 AND ?2 GROUP BY event_type";
-    let mut statement = connection.prepare_cached(SQL)?;
-    let mut rows = statement.query([numbers.start().0 as i64, numbers.end().0 as i64])?;
-    let mut counts = Counts::new();
-    while let Some(row) = rows.next()? {
-        counts.insert(row.get_ref(0)?.as_bytes()?.into(), row.get::<_, i64>(1)? as u64);
-    }
-    Ok(counts)
 }
 
 /// Like [`KeyOfDeleted::find`], but a damaged key is noted and stays. The integrity check reports it, too.
@@ -196,6 +96,7 @@ fn delete_chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: 
     let mut find = connection.prepare_cached(FIND)?;
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
     let mut by_type = BTreeMap::<String, (u64, Timestamp)>::new();
+    let (mut rolled_up, not_rolled_up) = (ByMinute::new(), rollups::missing(connection)?);
     let mut lists = BTreeSet::<(u64, Field, String)>::new();
     let mut deleted = Vec::with_capacity(chosen.len());
     for seq in chosen.iter().filter(|seq| **seq >= oldest) {
@@ -208,6 +109,11 @@ fn delete_chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: 
         key.map(|key| key.remove_if_last(record)).transpose()?;
         let of_type = by_type.entry(values[0].clone().unwrap_or_default()).or_default();
         *of_type = (of_type.0 + 1, of_type.1.max(Timestamp(time)));
+        if *seq > not_rolled_up {
+            let of_minute =
+                (rollups::minute_of(Timestamp(time)), values[0].as_deref().unwrap_or_default().as_bytes().into());
+            *rolled_up.entry(of_minute).or_default() += 1;
+        }
         let of_fields = Field::ALL.into_iter().zip(values);
         lists.extend(of_fields.filter_map(|(field, value)| Some((segments::segment_of(*seq), field, value?))));
         deleted.push(*seq);
@@ -219,6 +125,7 @@ fn delete_chosen(connection: &Connection, shared: &Shared, oldest: Seq, chosen: 
             drop_if_emptied(connection, (&holes, oldest), segment, *field, key)?;
         }
     }
+    rollups::subtract(connection, &rolled_up)?;
     for (event_type, (deleted, last_deleted)) in by_type {
         const COUNT: &str =
             "UPDATE event_stats SET count = count - ?2 WHERE event_type = ?1 RETURNING count, last_seen";

@@ -50,6 +50,8 @@ pub struct LeftOut {
     pub holes: bool,
     /// Removing the rows of deleted events, until the next deletion or start.
     pub tidying: bool,
+    /// Rolling up older events, until the next start; and taking deleted ones out of the rollups.
+    pub rollups: bool,
 }
 
 impl LeftOut {

@@ -12,6 +12,7 @@ use crate::event::{Columns, Field, Seq, Timestamp, TimestampText, ValueHash};
 use crate::record::Outcome;
 use crate::store::checksum;
 use crate::store::keys::{self, Judgement, Seen};
+use crate::store::rollups;
 use crate::store::schema::Text;
 use crate::store::shared::Shared;
 use crate::wire::batch::{Batch, Keyed};
@@ -46,6 +47,18 @@ pub struct Inserted {
     pub last_time: Timestamp,
     /// In the order in which they first occur. They are few, so they are searched one after the other.
     pub by_type: Vec<OfType>,
+    /// Complete after [`Inserted::end_minute`].
+    pub by_minute: Vec<OfMinute>,
+    /// Events from this time on are of a later minute than those before.
+    minute_end: Timestamp,
+}
+
+/// The new events of one type and one minute.
+pub struct OfMinute {
+    pub minute: i64,
+    /// The index of the type in [`Inserted::by_type`].
+    pub of: usize,
+    pub events: u64,
 }
 
 /// The new events of one type.
@@ -54,6 +67,8 @@ pub struct OfType {
     hash: ValueHash,
     pub events: u64,
     pub last_seen: Timestamp,
+    /// How many of them are in [`Inserted::by_minute`].
+    by_minute: u64,
 }
 
 impl Inserter {
@@ -70,7 +85,7 @@ impl Inserter {
         appends: &mut [Append],
         left_out: &mut LeftOut,
     ) -> rusqlite::Result<Inserted> {
-        let inserted = Inserted { last: position.seq, last_time: position.time, by_type: Vec::new() };
+        let inserted = Inserted::after(position);
         let mut inserting = Inserting { inserter: self, connection, shared, position, left_out, inserted };
         for appends in appends.chunk_by_mut(|one, other| !one.has_keys() && !other.has_keys()) {
             match appends {
@@ -82,7 +97,9 @@ impl Inserter {
                 }
             }
         }
-        Ok(inserting.inserted)
+        let mut inserted = inserting.inserted;
+        inserted.end_minute();
+        Ok(inserted)
     }
 }
 
@@ -227,14 +244,34 @@ impl Inserting<'_> {
 }
 
 impl Inserted {
+    fn after(position: Position) -> Self {
+        let (by_type, by_minute, minute_end) = (Vec::new(), Vec::new(), Timestamp(i64::MIN));
+        Self { last: position.seq, last_time: position.time, by_type, by_minute, minute_end }
+    }
+
     #[inline]
     fn count(&mut self, event_type: &[u8], hash: ValueHash, time: Timestamp) {
+        if time >= self.minute_end {
+            self.end_minute();
+            self.minute_end = rollups::start_of(rollups::minute_of(time) + 1);
+        }
         match self.by_type.iter_mut().find(|of| of.hash == hash && *of.name == *event_type) {
             Some(of) => {
                 of.events += 1;
                 of.last_seen = time;
             }
-            None => self.by_type.push(OfType { name: event_type.into(), hash, events: 1, last_seen: time }),
+            None => {
+                self.by_type.push(OfType { name: event_type.into(), hash, events: 1, last_seen: time, by_minute: 0 })
+            }
+        }
+    }
+
+    /// Takes down the events of the minute until now.
+    fn end_minute(&mut self) {
+        for (of, each) in self.by_type.iter_mut().enumerate().filter(|(_, each)| each.events > each.by_minute) {
+            let (minute, events) = (rollups::minute_of(each.last_seen), each.events - each.by_minute);
+            self.by_minute.push(OfMinute { minute, of, events });
+            each.by_minute = each.events;
         }
     }
 }

@@ -7,7 +7,7 @@
 //! * [`apply`] — changing the database as ordered commands say, from one [`position`] to the next; [`insert`] and [`deletion`]
 //!   are its parts
 //! * [`subscriptions`] — changes of durable subscriptions that wait to be stored
-//! * [`housekeeping`] — what a transaction does besides: [`sealing`], [`tidying`], [`hole_notes`]
+//! * [`housekeeping`] — what a transaction does besides: [`sealing`], [`tidying`], [`hole_notes`], [`rolling_up`]
 //! * [`durability`] — which commits are synced, and what the sidecar says of them
 //! * [`space`] — whether the disk has space for more events
 //! * [`wal_upkeep`], [`checkpoint`] — getting pages out of the write-ahead log; [`sweep`] — and deleted bytes out of the
@@ -24,6 +24,7 @@ mod housekeeping;
 mod insert;
 mod order;
 mod position;
+mod rolling_up;
 mod sealing;
 mod space;
 mod subscriptions;
@@ -39,6 +40,7 @@ pub use command::{Append, Command};
 pub use deletion::{CHOSEN_BYTES_PER_COMMIT, CHOSEN_EVENTS_PER_COMMIT};
 pub use durability::Syncing;
 pub use position::Position;
+pub use rolling_up::RollingUp;
 pub use space::Space;
 pub use tidying::Tidying;
 pub use wal_upkeep::WalUpkeep;

@@ -15,6 +15,7 @@ use super::hole_notes::HoleNotes;
 use super::housekeeping::{Housekeeping, LeftOut, Turn};
 use super::order::{Clock, Deleted, Deletion, Ordered};
 use super::position::Position;
+use super::rolling_up::RollingUp;
 use super::sealing::Sealing;
 use super::space::Space;
 use super::subscriptions::Changes;
@@ -54,6 +55,7 @@ pub struct Work {
     sealing: Sealing,
     hole_notes: HoleNotes,
     tidying: Tidying,
+    rolling_up: RollingUp,
     /// Probes that are not answered yet.
     probes: Vec<Reply<()>>,
     clock: Clock,
@@ -61,21 +63,22 @@ pub struct Work {
 }
 
 impl Work {
-    /// At a start only rows of deleted events may wait.
-    pub fn new(tidying: Tidying) -> Self {
+    /// At a start only rows of deleted events may wait, and events to be rolled up.
+    pub fn new(tidying: Tidying, rolling_up: RollingUp) -> Self {
         Self {
             subscriptions: Changes::default(),
             sealing: Sealing::default(),
             hole_notes: HoleNotes::default(),
             tidying,
+            rolling_up,
             probes: Vec::new(),
             clock: Clock::default(),
             wakes: Wakes::default(),
         }
     }
 
-    fn housekeeping(&mut self) -> [&mut dyn Housekeeping; 3] {
-        [&mut self.sealing, &mut self.hole_notes, &mut self.tidying]
+    fn housekeeping(&mut self) -> [&mut dyn Housekeeping; 4] {
+        [&mut self.sealing, &mut self.hole_notes, &mut self.tidying, &mut self.rolling_up]
     }
 }
 
@@ -218,8 +221,8 @@ impl Writer {
 
     /// Whether something is to be done although no command waits.
     pub fn has_housekeeping(&self) -> bool {
-        // On a full disk only the removal of rows goes on. Posting lists and notes of holes wait.
-        let index = self.work.sealing.is_due() || self.work.hole_notes.is_due();
+        // On a full disk only the removal of rows goes on.
+        let index = self.work.sealing.is_due() || self.work.hole_notes.is_due() || self.work.rolling_up.is_due();
         self.work.tidying.is_due() || self.work.subscriptions.is_due() || (!self.space.is_full && index)
     }
 
