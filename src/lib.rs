@@ -15,6 +15,8 @@
 //! * [`http`]: routes, request bodies, answers, event streams, the handshake of WebSockets
 //! * [`ws`]: one WebSocket, which publishes or subscribes
 //! * [`transport`]: the byte stream under HTTP and WebSocket
+//! * [`tls`]: the certificate that the server shows, read again when it changes
+//! * [`watch`]: whether files have changed
 //! * [`auth`]: API keys, principals, origins, rates, connection slots
 //! * [`budget`]: memory and other amounts that all clients share
 //! * [`pipeline`]: the state that all connections share
@@ -51,7 +53,9 @@ pub mod store;
 pub mod stream;
 pub mod subscriptions;
 mod sync;
+pub mod tls;
 pub mod transport;
+pub mod watch;
 pub mod web;
 pub mod wire;
 pub mod ws;

@@ -46,7 +46,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
             eprintln!("event-pipeline: {error}");
             ExitCode::from(USAGE)
         }
-        Err(error @ server::Error::Access(_)) => fail(USAGE, error),
+        Err(error @ (server::Error::Access(_) | server::Error::Tls(_))) => fail(USAGE, error),
         Err(error) => fail(FAILURE, anyhow::Error::new(error)),
     }
 }

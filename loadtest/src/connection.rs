@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
+use event_pipeline::client::Stream;
 use event_pipeline::wire::frame::{self, OpCode};
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::dial::Dial;
@@ -37,7 +37,7 @@ impl Default for Scratch {
 
 /// A connection. It writes and reads only while [`exchange`](Self::exchange) is awaited.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     scratch: Scratch,
     /// The bytes to send, of which `written` are sent.
     out: Vec<u8>,
@@ -49,22 +49,22 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection to `host:port`.
-    pub async fn open(authority: &str, scratch: &Scratch) -> anyhow::Result<Self> {
-        Self::dial(authority, Dial::default(), scratch).await
+    /// A connection to a server.
+    pub async fn open(target: &Target, scratch: &Scratch) -> anyhow::Result<Self> {
+        Self::dial(target, Dial::default(), scratch).await
     }
 
     /// The same with options.
-    pub async fn dial(authority: &str, dial: Dial, scratch: &Scratch) -> anyhow::Result<Self> {
-        let stream = dial.connect(authority).await.with_context(|| format!("connect to {authority}"))?;
-        // The load test makes its own batches, so each write is to leave at once.
-        stream.set_nodelay(true)?;
+    pub async fn dial(target: &Target, dial: Dial, scratch: &Scratch) -> anyhow::Result<Self> {
+        let Target { authority, security, .. } = target;
+        let connect = async { security.over(dial.connect(authority).await?).await };
+        let stream = connect.await.with_context(|| format!("connect to {authority}"))?;
         Ok(Self { stream, scratch: scratch.clone(), out: Vec::new(), written: 0, rest: Vec::new(), left_over: false })
     }
 
     /// A WebSocket, after its handshake.
     pub async fn web_socket(target: &Target, path: &str, scratch: &Scratch) -> anyhow::Result<Self> {
-        Self::open(&target.authority, scratch).await?.upgrade(target, path).await
+        Self::open(target, scratch).await?.upgrade(target, path).await
     }
 
     /// Makes the handshake that turns it into a WebSocket.
@@ -242,7 +242,7 @@ impl Connection {
 
     /// Disconnects with a reset: the server's system learns that the peer is gone, and no close frame is sent.
     pub fn vanish(self) -> anyhow::Result<()> {
-        self.stream.set_zero_linger().context("vanish")
+        self.stream.tcp().set_zero_linger().context("vanish")
     }
 
     /// Writes what the server takes now. The task is woken when it takes more.
@@ -252,6 +252,11 @@ impl Connection {
                 Poll::Ready(count) => self.written += count.context("write")?,
                 Poll::Pending => return Ok(()),
             }
+        }
+        // TLS may hold records that did not leave yet.
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed.context("write")?,
+            Poll::Pending => return Ok(()),
         }
         self.out.clear();
         self.written = 0;

@@ -131,7 +131,7 @@ pub async fn subscribe(
     dial: Dial,
     scratch: &Scratch,
 ) -> anyhow::Result<Connection> {
-    let connection = Connection::dial(&target.authority, dial, scratch).await?;
+    let connection = Connection::dial(target, dial, scratch).await?;
     let mut connection = connection.upgrade(target, "/ws/subscribe").await?;
     let answer = connection.message(first_message).await?;
     let answer: Value = serde_json::from_slice(&answer).context("the server's first answer")?;
@@ -282,5 +282,5 @@ async fn open_stream(target: &Target, filters: &Value, dial: Dial, scratch: &Scr
         format!("{name}={}", text(value))
     });
     let query = filters.collect::<Vec<_>>().join("&");
-    Connection::dial(&target.authority, dial, scratch).await?.stream(target, &format!("/events/stream?{query}")).await
+    Connection::dial(target, dial, scratch).await?.stream(target, &format!("/events/stream?{query}")).await
 }

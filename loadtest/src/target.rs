@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use event_pipeline::client::Client;
+use event_pipeline::client::{Address, Client, Security, Trust};
 use event_pipeline::config::Config;
 use serde_json::Value;
 
@@ -28,6 +28,12 @@ pub struct TargetArgs {
     /// Key to show to a running server
     #[arg(long, global = true, value_name = "KEY", requires = "url")]
     api_key: Option<String>,
+    /// Certificates in PEM that vouch for a running server, instead of those that this machine trusts
+    #[arg(long, global = true, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
+    /// Accept every certificate of a running server
+    #[arg(long, global = true, requires = "url", conflicts_with = "ca")]
+    insecure: bool,
     /// Process number of a running server, to measure its CPU time, memory and writes [default: the process on this
     /// machine that listens there, if we may look into it]
     #[arg(long, global = true, value_name = "PID", requires = "url")]
@@ -60,7 +66,11 @@ pub struct Target {
     pub subject: Subject,
     /// `host:port`
     pub authority: String,
+    pub security: Security,
     pub heads: Heads,
+    /// The same as one URL, with what is trusted.
+    url: String,
+    trust: Trust,
     api_key: Option<String>,
     /// The process to measure, if it is on this machine and known.
     pub watched: Option<Watched>,
@@ -115,7 +125,10 @@ impl Target {
     pub fn of_process(authority: String, subject: Subject, process: Process) -> Self {
         Self {
             subject,
+            security: Security::default(),
             heads: Heads::new(&authority, "", None),
+            url: format!("http://{authority}"),
+            trust: Trust::System,
             authority,
             api_key: None,
             watched: Some(Watched { pid: process.pid(), disk: Disk::of(process.folder()) }),
@@ -149,10 +162,11 @@ impl Target {
             .env("LOG_FORMAT", "json")
             .envs(args.set.iter().cloned());
         let process = Process::start(&mut command, folder)?;
-        let authority = process.wait_for(|line| {
+        let (authority, is_tls) = process.wait_for(|line| {
             let entry: Value = serde_json::from_str(line).ok()?;
             let fields = entry.get("fields").filter(|fields| fields["message"] == "listening")?;
-            fields["address"].as_str().map(str::to_owned)
+            let is_tls = fields["url"].as_str()?.starts_with("https:");
+            Some((fields["address"].as_str()?.to_owned(), is_tls))
         })?;
         let acknowledged_means = match args.set.iter().rev().find(|(name, _)| name == "DURABILITY") {
             Some((_, level)) if !level.eq_ignore_ascii_case("full") => format!("committed, at the durability {level}"),
@@ -160,21 +174,31 @@ impl Target {
         };
         let mut target = Self::of_process(authority, Subject { name: String::new(), acknowledged_means }, process);
         (target.ends_well, target.has_pages) = (true, true);
+        if is_tls {
+            // It was started here, so nobody is in between.
+            (target.url, target.trust) = (format!("https://{}", target.authority), Trust::Anything);
+            target.security = Security::new(&Address::parse(&target.url)?, &target.trust)?;
+        }
         target.settings = args.set.iter().cloned().collect();
         target.subject.name = target.name().await?;
         Ok(target)
     }
 
     async fn running(url: &str, args: &TargetArgs) -> anyhow::Result<Self> {
-        let rest = url.strip_prefix("http://").with_context(|| format!("{url:?} does not begin with http://"))?;
-        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let port = if host.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':') { "" } else { ":80" };
+        let address = Address::parse(url)?;
+        let trust = match &args.ca {
+            _ if args.insecure => Trust::Anything,
+            Some(file) => Trust::File(file.clone()),
+            None => Trust::System,
+        };
         let acknowledged_means = "what its settings say; synced to disk by default".to_owned();
-        let authority = format!("{host}{port}");
         let mut target = Self {
             subject: Subject { name: String::new(), acknowledged_means },
-            heads: Heads::new(&authority, path.trim_end_matches('/'), args.api_key.as_deref()),
-            authority,
+            security: Security::new(&address, &trust)?,
+            heads: Heads::new(&address.authority, &address.prefix, args.api_key.as_deref()),
+            url: url.to_owned(),
+            trust,
+            authority: address.authority,
             api_key: args.api_key.clone(),
             watched: None,
             process: None,
@@ -243,8 +267,8 @@ impl Target {
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("http://{}{}", self.authority, self.heads.prefix);
-        Ok(serde_json::from_slice(&Client::new(&url, self.api_key.as_deref())?.get(path).await?)?)
+        let client = Client::new(&self.url, self.api_key.as_deref(), &self.trust)?;
+        Ok(serde_json::from_slice(&client.get(path).await?)?)
     }
 
     /// Ends a server that was started here.

@@ -164,7 +164,7 @@ impl Site {
 
     /// A connection for requests over HTTP.
     pub async fn open(&self) -> anyhow::Result<Connection> {
-        Connection::open(&self.target.authority, &self.scratch).await
+        Connection::open(&self.target, &self.scratch).await
     }
 
     /// Connects the subscribers of such audiences.

@@ -1,16 +1,13 @@
 //! The keys that the server knows: `API_KEY`, and the named ones of the keys file.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use parking_lot::Mutex;
 
 use super::key::{Digest, Shown};
 use super::keys_file::{KeyRecord, KeysFile, KeysFileError};
@@ -18,6 +15,7 @@ use super::principal::{Grant, Holder, MISSING, Principal};
 use super::tokens::Tokens;
 use crate::config::Config;
 use crate::event::Timestamp;
+use crate::watch::Watch;
 use crate::wire::Refusal;
 
 /// A shorter `API_KEY` is warned about: it can be found by trying, even a random one, and people choose words.
@@ -37,7 +35,7 @@ pub struct Keys {
     /// A request only loads a pointer: the table of all keys is replaced as a whole.
     named: ArcSwap<Named>,
     tokens: Tokens,
-    looks: Mutex<Looks>,
+    watch: Watch,
 }
 
 /// The token that a connection has shown last, so that each is verified once a connection.
@@ -67,28 +65,12 @@ impl Known {
     }
 }
 
-/// The states in which the file was seen.
-#[derive(Debug)]
-struct Looks {
-    read: Option<FileState>,
-    /// By the last look. A state is read once two looks have seen it, because a program may be writing the file.
-    seen: Option<FileState>,
-}
-
-/// Tells one state of a file from the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileState {
-    inode: u64,
-    changed: (i64, i64),
-    bytes: u64,
-}
-
 impl Keys {
     /// # Errors
     /// The keys file is named or there, and cannot be used.
     pub(super) fn new(config: &Config, tokens: Tokens) -> Result<Self, KeysFileError> {
         let (path, is_named) = (config.keys_path(), config.keys_file.is_some());
-        let state = state_of(&path);
+        let watch = Watch::new([path.clone()]);
         let file = match KeysFile::read(&path) {
             Ok(file) => Some(file),
             Err(KeysFileError::Unreadable(_, error)) if !is_named && error.kind() == io::ErrorKind::NotFound => None,
@@ -107,7 +89,7 @@ impl Keys {
             path,
             tokens,
             named: ArcSwap::from_pointee(named),
-            looks: Mutex::new(Looks { read: state, seen: state }),
+            watch,
         })
     }
 
@@ -200,19 +182,23 @@ impl Keys {
         Ok(grant.expires().expect("a token ends"))
     }
 
-    /// Reads the keys file again, if it has changed and two looks have seen it the same.
+    /// Reads the files of keys and of the keys of tokens again, if they have changed.
     pub fn look(&self) {
-        let (mut looks, now) = (self.looks.lock(), state_of(&self.path));
-        let is_settled = std::mem::replace(&mut looks.seen, now) == now;
-        if is_settled && looks.read != now {
-            looks.read = now;
-            self.read_again();
+        if self.watch.has_changed() {
+            self.read_keys();
         }
+        self.tokens.look();
     }
 
-    /// Reads the keys file again. A key that is no longer there, or whose block has changed, is revoked: the connections
-    /// that showed it end. A bad file changes nothing.
+    /// Reads both files again. A bad file changes nothing.
     pub fn read_again(&self) {
+        self.read_keys();
+        self.tokens.read_again();
+    }
+
+    /// A key that is no longer there, or whose block has changed, is revoked: the connections
+    /// that showed it end.
+    fn read_keys(&self) {
         match KeysFile::read(&self.path) {
             Ok(_) if !self.is_required => {
                 tracing::warn!("there is a keys file, and the server asks for no key until it is started again");
@@ -238,11 +224,6 @@ impl Keys {
         let ids = ended.iter().map(|(id, _)| &***id).collect::<Vec<_>>().join(" ");
         tracing::info!(keys = named.len(), changed_or_revoked = ids, "read the keys file again");
     }
-}
-
-fn state_of(path: &Path) -> Option<FileState> {
-    let file = fs::metadata(path).ok()?;
-    Some(FileState { inode: file.ino(), changed: (file.ctime(), file.ctime_nsec()), bytes: file.len() })
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {

@@ -17,6 +17,9 @@ pub struct Pages {
     origins: Origins,
     /// `None`: every name, because clients need a key, which no foreign page has.
     hosts: Option<Hosts>,
+    /// What the server's own pages are served over, where it is known: in front of a server without TLS there may be a proxy
+    /// with it.
+    is_tls: bool,
 }
 
 /// The origins whose pages may use the server, besides its own.
@@ -37,6 +40,7 @@ impl Pages {
                 CorsOrigins::Auto | CorsOrigins::Any => Origins::Any,
             },
             hosts: (!is_authenticated).then(|| config.allowed_hosts.clone()),
+            is_tls: config.serves_tls(),
         }
     }
 
@@ -72,7 +76,8 @@ impl Pages {
             }),
             Origins::List(list) => list.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin)),
         };
-        let is_own = authority_of(origin).zip(host).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host));
+        let own = if self.is_tls { origin.strip_prefix(b"https://") } else { authority_of(origin) };
+        let is_own = own.zip(host).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host));
         is_own || listed()
     }
 }
@@ -172,6 +177,10 @@ mod tests {
         check(&listed, "http://localhost", "pipeline:8001", false);
         check(&listed, "null", "pipeline", false);
         assert!(listed.allows(None, None), "no web page");
+        let tls = Config { tls_self_signed: true, cors_origins: CorsOrigins::List(Vec::new()), ..Config::default() };
+        let tls = Pages::new(&tls, true);
+        check(&tls, "https://pipeline:8001", "pipeline:8001", true);
+        check(&tls, "http://pipeline:8001", "pipeline:8001", false);
         let open = pages(CorsOrigins::Auto, &[], false);
         for own in ["http://localhost:3000", "https://app.localhost", "http://127.0.0.1:1", "http://[::1]:3000"] {
             check(&open, own, "localhost:8001", true);

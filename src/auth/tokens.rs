@@ -4,8 +4,10 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
@@ -15,6 +17,7 @@ use super::jwt_crypto;
 use super::principal::{Grant, Holder, Scope};
 use crate::config::Config;
 use crate::event::{Field, Filter, Timestamp};
+use crate::watch::Watch;
 
 /// How much the clocks of an issuer and of this machine may differ. A token is accepted this much longer and earlier than
 /// it says.
@@ -24,8 +27,20 @@ const LEEWAY_SECONDS: u64 = 30;
 const SECRET_BYTES_MIN: usize = 32;
 
 /// Verifies tokens.
-#[derive(Default)]
-pub struct Tokens(Vec<Verifier>);
+pub struct Tokens {
+    /// By `JWT_SECRET`.
+    of_secret: Option<Verifier>,
+    /// By the keys of the file, replaced as a whole.
+    of_file: ArcSwap<Vec<Verifier>>,
+    file: Option<(PathBuf, Watch)>,
+    rules: Rules,
+}
+
+/// What every token must say.
+struct Rules {
+    audience: String,
+    issuer: String,
+}
 
 struct Verifier {
     /// The `kid` of the tokens that it verifies, if it has one.
@@ -37,7 +52,7 @@ struct Verifier {
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Tokens").field(&self.0.len()).finish()
+        f.debug_struct("Tokens").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
@@ -54,46 +69,48 @@ impl Tokens {
     /// # Errors
     /// The file of keys cannot be used.
     pub fn new(config: &Config) -> Result<Self, TokenKeysError> {
-        let mut keys = Vec::new();
-        if !config.jwt_secret.is_empty() {
-            let bytes = config.jwt_secret.len();
-            if bytes < SECRET_BYTES_MIN {
-                tracing::warn!(
-                    bytes,
-                    "JWT_SECRET is short, so it can be found by trying: take 32 random bytes or more"
-                );
-            }
-            keys.push((None, Algorithm::HS256, DecodingKey::from_secret(config.jwt_secret.as_bytes())));
+        jwt_crypto::install();
+        let (issuer, audience) = (config.jwt_issuer.clone(), config.jwt_audience.clone());
+        let rules = Rules { audience, issuer };
+        let secret = config.jwt_secret.as_bytes();
+        if (1..SECRET_BYTES_MIN).contains(&secret.len()) {
+            tracing::warn!(
+                bytes = secret.len(),
+                "JWT_SECRET is short, so it can be found by trying: take 32 random bytes or more"
+            );
         }
-        if let Some(path) = &config.jwt_keys_file {
-            keys.extend(read(path)?);
+        let of_secret =
+            (!secret.is_empty()).then(|| rules.verifier((None, Algorithm::HS256, DecodingKey::from_secret(secret))));
+        let file = config.jwt_keys_file.clone().map(|path| (path.clone(), Watch::new([path])));
+        let keys = file.as_ref().map_or(Ok(Vec::new()), |(path, _)| read(path))?;
+        let of_file = ArcSwap::from_pointee(keys.into_iter().map(|key| rules.verifier(key)).collect());
+        Ok(Self { of_secret, of_file, file, rules })
+    }
+
+    /// Reads the file of keys again, if it has changed.
+    pub fn look(&self) {
+        if self.file.as_ref().is_some_and(|(_, watch)| watch.has_changed()) {
+            self.read_again();
         }
-        if !keys.is_empty() {
-            jwt_crypto::install();
+    }
+
+    /// Reads the file of keys again. A connection that has shown a token keeps it until that ends. A bad file changes
+    /// nothing.
+    pub fn read_again(&self) {
+        let Some((path, _)) = &self.file else { return };
+        match read(path) {
+            Ok(keys) => {
+                let verifiers: Vec<_> = keys.into_iter().map(|key| self.rules.verifier(key)).collect();
+                tracing::info!(keys = verifiers.len(), "read the keys of tokens again");
+                self.of_file.store(Arc::new(verifiers));
+            }
+            Err(error) => tracing::error!(%error, "the keys of tokens are as before"),
         }
-        let verifiers = keys.into_iter().map(|(id, algorithm, key)| {
-            let mut validation = Validation::new(algorithm);
-            let mut required = vec!["exp", "sub"];
-            validation.leeway = LEEWAY_SECONDS;
-            validation.validate_nbf = true;
-            validation.validate_aud = !config.jwt_audience.is_empty();
-            if !config.jwt_audience.is_empty() {
-                validation.set_audience(&[&config.jwt_audience]);
-                required.push("aud");
-            }
-            if !config.jwt_issuer.is_empty() {
-                validation.set_issuer(&[&config.jwt_issuer]);
-                required.push("iss");
-            }
-            validation.set_required_spec_claims(&required);
-            Verifier { id, key, validation }
-        });
-        Ok(Self(verifiers.collect()))
     }
 
     /// Whether any token can be verified.
     pub fn are_accepted(&self) -> bool {
-        !self.0.is_empty()
+        self.of_secret.is_some() || self.file.is_some()
     }
 
     /// What a token grants.
@@ -102,9 +119,11 @@ impl Tokens {
     /// A sentence for the client.
     pub fn verify(&self, token: &[u8]) -> Result<Grant, &'static str> {
         let header = decode_header(token).map_err(|_| NOT_UNDERSTOOD)?;
-        let named = self.0.iter().any(|verifier| verifier.id.is_some() && verifier.id == header.kid);
+        let of_file = self.of_file.load();
+        let verifiers = || self.of_secret.iter().chain(of_file.iter());
+        let named = verifiers().any(|verifier| verifier.id.is_some() && verifier.id == header.kid);
         let mut why = UNKNOWN_KEY;
-        for verifier in self.0.iter().filter(|verifier| match named {
+        for verifier in verifiers().filter(|verifier| match named {
             true => verifier.id == header.kid,
             // Without a name any key may be meant, but a name that nobody has means none of those that have names.
             false => header.kid.is_none() || verifier.id.is_none(),
@@ -120,6 +139,26 @@ impl Tokens {
             }
         }
         Err(why)
+    }
+}
+
+impl Rules {
+    fn verifier(&self, (id, algorithm, key): Key) -> Verifier {
+        let mut validation = Validation::new(algorithm);
+        let mut required = vec!["exp", "sub"];
+        validation.leeway = LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        validation.validate_aud = !self.audience.is_empty();
+        if !self.audience.is_empty() {
+            validation.set_audience(&[&self.audience]);
+            required.push("aud");
+        }
+        if !self.issuer.is_empty() {
+            validation.set_issuer(&[&self.issuer]);
+            required.push("iss");
+        }
+        validation.set_required_spec_claims(&required);
+        Verifier { id, key, validation }
     }
 }
 

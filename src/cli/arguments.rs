@@ -1,7 +1,9 @@
 //! Arguments that several commands share.
 
+use std::path::PathBuf;
+
 use clap::Args;
-use event_pipeline::client::Client;
+use event_pipeline::client::{Address, Client, Trust};
 use event_pipeline::event::Timestamp;
 
 /// The heading of the help under which flags that select events stand.
@@ -17,11 +19,22 @@ pub struct Server {
     /// API key, if the server requires one
     #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
+    /// Certificates in PEM that vouch for the server, instead of those that this machine trusts
+    #[arg(long, env = "EVENT_PIPELINE_CA", hide_env_values = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Accept every certificate: whoever is in between can read and change everything
+    #[arg(long, conflicts_with = "ca")]
+    insecure: bool,
 }
 
 impl Server {
     pub fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.url, self.api_key.as_deref().filter(|key| !key.is_empty()))
+        let trust = match &self.ca {
+            _ if self.insecure => Trust::Anything,
+            Some(file) => Trust::File(file.clone()),
+            None => Trust::System,
+        };
+        Client::new(&self.url, self.api_key.as_deref().filter(|key| !key.is_empty()), &trust)
     }
 }
 
@@ -58,7 +71,7 @@ fn filter(text: &str) -> Result<String, String> {
 }
 
 fn url(text: &str) -> Result<String, String> {
-    Client::new(text, None).map(|_| text.to_owned()).map_err(|error| format!("{error:#}"))
+    Address::parse(text).map(|_| text.to_owned()).map_err(|error| format!("{error:#}"))
 }
 
 /// A time in RFC 3339 is returned unchanged. An age such as `10m` becomes the time 10 minutes ago.

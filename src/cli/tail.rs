@@ -203,13 +203,15 @@ fn is_final(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use event_pipeline::client::Trust;
+
     use super::*;
 
     #[tokio::test]
     async fn a_server_that_accepts_and_does_not_answer_counts_as_lost() {
         let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", mute.local_addr().expect("an address"));
-        let client = Client::new(&url, None).expect("a client");
+        let client = Client::new(&url, None, &Trust::System).expect("a client");
         let Err(error) = subscribed(&client, "{}", Duration::from_millis(1)).await else { panic!("nobody answered") };
         assert_eq!(error.to_string(), Disconnected::Lost(SILENT.into()).to_string());
         assert!(!is_final(&error), "another try may find it");

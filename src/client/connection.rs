@@ -1,4 +1,4 @@
-//! The TCP connection of one HTTP request.
+//! The connection of one HTTP request.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,20 +13,20 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::stream::{Security, Stream};
+
 /// A connection for one request. It makes progress only inside [`Connection::drive`]: no task runs beside it.
 pub(super) struct Connection {
     requests: http1::SendRequest<Empty<Bytes>>,
-    exchange: http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>,
+    exchange: http1::Connection<TokioIo<Stream>, Empty<Bytes>>,
     /// The exchange must not be polled again after it has ended.
     has_ended: bool,
 }
 
 impl Connection {
-    pub(super) async fn open(authority: &str) -> anyhow::Result<Self> {
+    pub(super) async fn open(authority: &str, security: &Security) -> anyhow::Result<Self> {
         let open = async {
-            let stream = TcpStream::connect(authority).await?;
-            // The client collects messages itself, so what it writes should leave at once.
-            stream.set_nodelay(true)?;
+            let stream = security.over(TcpStream::connect(authority).await?).await?;
             let (requests, exchange) = http1::handshake(TokioIo::new(stream)).await?;
             anyhow::Ok(Self { requests, exchange, has_ended: false })
         };
@@ -49,9 +49,9 @@ impl Connection {
         .await
     }
 
-    /// The bare TCP stream and the bytes that were read behind the response, after the server has switched to another
+    /// The stream and the bytes that were read behind the response, after the server has switched to another
     /// protocol.
-    pub(super) async fn into_stream(mut self) -> hyper::Result<(TcpStream, Bytes)> {
+    pub(super) async fn into_stream(mut self) -> hyper::Result<(Stream, Bytes)> {
         poll_fn(|context| self.poll_exchange(context)).await?;
         let parts = self.exchange.into_parts();
         Ok((parts.io.into_inner(), parts.read_buf))

@@ -5,10 +5,9 @@ use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
+use super::stream::Stream;
 use crate::wire::decoder::{Decoder, Message};
 use crate::wire::frame::{self, MESSAGE_BYTES_MAX, OpCode, Role, Violation};
 use crate::wire::refusal::Again;
@@ -22,8 +21,8 @@ pub struct Socket {
 
 impl Socket {
     /// `received` is what was read behind the response to the handshake.
-    pub(super) fn new(stream: TcpStream, received: &[u8]) -> Self {
-        let (read, write) = stream.into_split();
+    pub(super) fn new(stream: Stream, received: &[u8]) -> Self {
+        let (read, write) = tokio::io::split(stream);
         let owed = OwedFrame::default();
         let decoder = Decoder::new(Role::Client, MESSAGE_BYTES_MAX).with_received(received);
         Self {
@@ -86,7 +85,7 @@ impl Socket {
 /// The writing direction of a [`Socket`]. [`queue`](Self::queue) collects messages, without an allocation for each, until
 /// [`flush`](Self::flush) writes them together.
 pub struct Sender {
-    write: OwnedWriteHalf,
+    write: WriteHalf<Stream>,
     /// Whole frames, of which the first `written` bytes have left.
     out: Vec<u8>,
     written: usize,
@@ -116,6 +115,8 @@ impl Sender {
                 count => self.written += count,
             }
         }
+        // TLS may hold records that did not leave yet.
+        self.write.flush().await?;
         self.out.clear();
         self.written = 0;
         Ok(())
@@ -135,7 +136,7 @@ impl Sender {
 
 /// The reading direction of a [`Socket`].
 pub struct Receiver {
-    read: OwnedReadHalf,
+    read: ReadHalf<Stream>,
     decoder: Decoder,
     /// How the connection ended, once it has.
     end: Option<Disconnected>,

@@ -19,6 +19,12 @@ pub struct Config {
     pub cors_origins: CorsOrigins,
     /// Names under which the server may be addressed while it asks for no key.
     pub allowed_hosts: Hosts,
+    /// The certificate to show, and those that vouch for it, in PEM. With it every connection is TLS.
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Whether a certificate is made at the start instead, for this machine's own names.
+    pub tls_self_signed: bool,
     /// Threads that serve sockets, beside the writer's. Half of the cores by default: on a machine with
     /// two cores, one thread carries as much as two, because the writer, the fan-out and the clients need the other core.
     pub network_threads: usize,
@@ -129,6 +135,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether clients speak TLS with the server.
+    pub fn serves_tls(&self) -> bool {
+        self.tls_cert.is_some() || self.tls_self_signed
+    }
+
     /// Where the named keys are, whether the file exists or not.
     pub fn keys_path(&self) -> PathBuf {
         self.keys_file.clone().unwrap_or_else(|| self.database_path.with_file_name("keys.toml"))
@@ -153,6 +164,9 @@ impl Default for Config {
             port: 8001,
             cors_origins: CorsOrigins::Auto,
             allowed_hosts: Hosts::default(),
+            tls_cert: None,
+            tls_key: None,
+            tls_self_signed: false,
             network_threads: (cores / 2).max(1),
             api_key: String::new(),
             require_auth: None,

@@ -24,6 +24,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Listening", "ALLOWED_HOSTS", |c| &mut c.allowed_hosts, HOSTS,
         "Names, besides localhost, under which clients may address the server while it asks for no key; a request that \
          names another host is refused (421), so that no web page reaches the server by a name of its own").reloadable(),
+    Setting::new("Listening", "TLS_CERT", |c| &mut c.tls_cert, Words("FILE", "the path of a file"),
+        "Speak TLS (https, wss) and show the certificate in this file, in PEM, followed by those that vouch for it; it is read \
+         again, with its key, when one of the two changes").default_by("none"),
+    Setting::new("Listening", "TLS_KEY", |c| &mut c.tls_key, Words("FILE", "the path of a file"),
+        "The private key of the certificate, in PEM and without a password").default_by("none"),
+    Setting::new("Listening", "TLS_SELF_SIGNED", |c| &mut c.tls_self_signed, Switch,
+        "Speak TLS with a certificate for localhost that is made at each start, for a trial; the log shows its fingerprint"),
     Setting::new("Listening", "NETWORK_THREADS", |c| &mut c.network_threads, Count(1, 256),
         "Threads that serve connections").default_by("half of the processors, at least 1"),
 
@@ -36,7 +43,7 @@ pub const SETTINGS: &[Setting] = &[
         "Accept tokens (JWT) that are signed with this secret by HS256; set it in the environment, where no process list shows it"),
     Setting::new("Access", "JWT_KEYS_FILE", |c| &mut c.jwt_keys_file, Words("FILE", "the path of a file"),
         "Accept tokens (JWT) that are signed by one of the keys in this file: a set of keys (JWKS), or a public key in PEM; \
-         RS256, ES256 or EdDSA").default_by("none"),
+         RS256, ES256 or EdDSA; it is read again when it changes").default_by("none"),
     Setting::new("Access", "JWT_ISSUER", |c| &mut c.jwt_issuer, Text("ISSUER"),
         "Accept only tokens of this issuer (iss)"),
     Setting::new("Access", "JWT_AUDIENCE", |c| &mut c.jwt_audience, Text("AUDIENCE"),

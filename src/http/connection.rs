@@ -31,9 +31,14 @@ use crate::wire::Refusal;
 /// connection keeps less; ten thousand connections of the worst kind cost 640 MiB.
 pub(super) const BUFFER_BYTES_MAX: usize = 64 << 10;
 
+/// A year. Other names of the domain are not the server's to decide for.
+const ONLY_TLS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+
 pub(super) struct Connection {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) peer: SocketAddr,
+    /// Whether it is TLS.
+    is_tls: bool,
     parser: Mutex<Parser>,
     verified: Mutex<Verified>,
     /// Holds the store open for the requests to come, until the server shuts down.
@@ -47,12 +52,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(pipeline: Arc<Pipeline>, peer: SocketAddr, producer: Producer) -> Self {
+    pub(super) fn new(pipeline: Arc<Pipeline>, peer: SocketAddr, is_tls: bool, producer: Producer) -> Self {
         Self {
             parser: Mutex::new(pipeline.parser()),
             verified: Mutex::default(),
             pipeline,
             peer,
+            is_tls,
             producer: Mutex::new(Some(producer)),
             has_request: AtomicBool::new(false),
             handshake: Mutex::new(None),
@@ -72,6 +78,10 @@ impl Connection {
         };
         let mut response = answered.unwrap_or_else(|refusal| response::refused(&refusal));
         response::show_to(response.headers_mut(), readers);
+        // Not with a certificate for localhost: it would cut browsers off from all other servers there, too.
+        if self.is_tls && !self.pipeline.config.tls_self_signed {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, ONLY_TLS);
+        }
         Ok(response)
     }
 
@@ -200,8 +210,13 @@ impl Connection {
 
 /// The 503 for a client that connects when the server is full, as bytes: nothing of its request is read.
 pub fn no_slots_left(access: &Access) -> Vec<u8> {
+    refused_unread(&Refusal::TooManyConnections, access)
+}
+
+/// A refusal as bytes, for a client whose request is not read.
+pub(super) fn refused_unread(refusal: &Refusal, access: &Access) -> Vec<u8> {
     let readers = if access.pages.are_any() { Readers::All } else { Readers::None };
-    response::refused_unread(&Refusal::TooManyConnections, readers)
+    response::refused_unread(refusal, readers)
 }
 
 /// What a request gets whose path does not exist or has no such method.

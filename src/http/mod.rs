@@ -38,10 +38,13 @@ mod subscriptions;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 use crate::pipeline::{Pipeline, Producer};
-use crate::transport::Transport;
+use crate::transport::{HandshakeError, Transport};
+use crate::wire::Refusal;
 use connection::Connection;
 
 pub use connection::no_slots_left;
@@ -56,20 +59,54 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// would return at once, again and again. Clients send the preface whole; one in pieces waits this much longer.
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves one connection until it ends.
-pub async fn serve(transport: Transport, pipeline: Arc<Pipeline>, producer: Producer) {
-    let shutdown = pipeline.shutdown();
-    let is_http2 = tokio::select! {
+/// How much of what a client sends without TLS is dropped before its connection is closed: more than any head.
+const PLAIN_BYTES_MAX: usize = 1 << 20;
+
+/// Serves one connection until it ends. With a configuration of TLS, client and server agree on that first.
+pub async fn serve(transport: Transport, tls: Option<Arc<ServerConfig>>, pipeline: Arc<Pipeline>, producer: Producer) {
+    let (shutdown, is_tls) = (pipeline.shutdown(), tls.is_some());
+    let began = tokio::select! {
         biased;
-        is_http2 = timeout(pipeline.config.header_timeout, is_http2(&transport)) => is_http2.ok().flatten(),
+        began = timeout(pipeline.config.header_timeout, begin(transport, tls)) => began,
         () = shutdown.begun() => return,
     };
-    let connection = Connection::new(pipeline, transport.peer(), producer);
+    let (transport, is_http2) = match began {
+        Ok(Ok(began)) => began,
+        Ok(Err(HandshakeError::NotTls(transport))) => return tell_of_tls(*transport, &pipeline).await,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "connection ended before its first request");
+            return;
+        }
+        Err(_) => return,
+    };
+    let connection = Connection::new(pipeline, transport.peer(), is_tls, producer);
     match is_http2 {
         // Boxed, so that the tasks of all other connections do not carry the memory of its future.
-        Some(true) => Box::pin(h2::serve(transport, connection)).await,
-        Some(false) => h1::serve(transport, connection).await,
-        None => {}
+        true => Box::pin(h2::serve(transport, connection)).await,
+        false => h1::serve(transport, connection).await,
+    }
+}
+
+/// Agrees on TLS, if there is a configuration of it, and finds out whether the connection is HTTP/2.
+async fn begin(transport: Transport, tls: Option<Arc<ServerConfig>>) -> Result<(Transport, bool), HandshakeError> {
+    let Some(tls) = tls else {
+        let is_http2 = is_http2(&transport).await.ok_or(HandshakeError::Gone)?;
+        return Ok((transport, is_http2));
+    };
+    // Boxed, for the same reason.
+    let mut transport = Box::pin(transport.secured(tls)).await?;
+    let is_http2 = transport.agreed_on_http2();
+    Ok((transport, is_http2))
+}
+
+/// Answers a client that does not speak TLS, in the only way that it may understand.
+async fn tell_of_tls(mut transport: Transport, pipeline: &Pipeline) {
+    let refusal = Refusal::BadRequest("This port speaks TLS: use https:// or wss://".to_owned());
+    let answer = connection::refused_unread(&refusal, &pipeline.access);
+    if transport.write_all(&answer).await.is_ok() {
+        transport.linger_for_bytes(PLAIN_BYTES_MAX);
+        // The connection is over whether this fails or not.
+        let _ = transport.shutdown().await;
     }
 }
 

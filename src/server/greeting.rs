@@ -18,6 +18,8 @@ const TARGET: &str = "event_pipeline::server";
 pub struct Greeting<'a> {
     config: &'a Config,
     rules: &'a Rules,
+    /// Of a certificate that the server has made itself.
+    fingerprint: Option<&'a str>,
     /// With the port that the system chose, if the setting is 0.
     address: SocketAddr,
     database: PathBuf,
@@ -28,13 +30,14 @@ pub struct Greeting<'a> {
 
 impl<'a> Greeting<'a> {
     /// Counts the stored events. The cost does not depend on their number.
-    pub async fn new(pipeline: &'a Pipeline, address: SocketAddr) -> Self {
+    pub async fn new(pipeline: &'a Pipeline, fingerprint: Option<&'a str>, address: SocketAddr) -> Self {
         let Pipeline { config, access: rules, store, .. } = pipeline;
         let stats = store.reading(|reader| reader.stats(Timestamp::now())).await;
         let events = stats.inspect_err(|error| tracing::warn!(%error, "count the stored events")).ok();
         Self {
             config,
             rules,
+            fingerprint,
             // An IPv4 address in the form of an IPv6 one means the same.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
             // Absolute, because a reader of the log may not know the working directory. If that directory has been
@@ -58,6 +61,7 @@ impl<'a> Greeting<'a> {
                 tracing::info!(
                     target: TARGET,
                     %address, version, url, docs = format!("{url}docs"), %database, events, %last_event, access, origins,
+                    fingerprint = self.fingerprint,
                     "listening"
                 );
             }
@@ -66,11 +70,12 @@ impl<'a> Greeting<'a> {
 
     /// An address that a browser on this machine can open.
     fn url(&self) -> String {
+        let scheme = if self.config.serves_tls() { "https" } else { "http" };
         match self.address.ip() {
             ip if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => {
-                format!("http://localhost:{}/", self.address.port())
+                format!("{scheme}://localhost:{}/", self.address.port())
             }
-            _ => format!("http://{}/", self.address),
+            _ => format!("{scheme}://{}/", self.address),
         }
     }
 
@@ -126,6 +131,9 @@ impl fmt::Display for Greeting<'_> {
             (true, true) => writeln!(f, ", all IPv4 addresses of this machine")?,
             (true, false) => writeln!(f, ", all addresses of this machine")?,
             (false, _) => writeln!(f)?,
+        }
+        if let Some(fingerprint) = self.fingerprint {
+            writeln!(f, "  tls     a certificate of its own; SHA-256 {fingerprint}")?;
         }
         let database = plain(&self.database.display().to_string());
         write!(f, "  data    {database}: ")?;
@@ -187,8 +195,10 @@ mod tests {
             let database = "/events.db".into();
             config.allow_unauthenticated = true;
             let rules = &Rules::new(&config).expect("no keys file");
+            let (events, last_event) = (Some(0), Seq(5));
+            let fingerprint = config.tls_self_signed.then_some("AB:CD");
             let greeting =
-                Greeting { config: &config, rules, address, database, events: Some(0), last_event: Seq(5) }.to_string();
+                Greeting { config: &config, rules, fingerprint, address, database, events, last_event }.to_string();
             for expected in expected {
                 assert!(greeting.contains(expected), "{greeting}\nlacks {expected}");
             }
@@ -210,6 +220,11 @@ mod tests {
                 "listen  [2001:db8::7]:80\n",
                 "access  nobody: authentication is on and there is no key",
             ],
+        );
+        check(
+            "127.0.0.1:8001",
+            |config| config.tls_self_signed = true,
+            ["open    https://localhost:8001/ and https://localhost:8001/docs\n", "SHA-256 AB:CD\n", ""],
         );
         check(
             "10.0.0.7:80",

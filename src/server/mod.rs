@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::auth::{Access, AccessError, Keys};
+use crate::auth::{Access, AccessError};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::group::{self, Dispatcher};
@@ -28,6 +28,7 @@ use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
 use crate::store::{self, OpenError, Running, Store};
 use crate::subscriptions::Subscriptions;
+use crate::tls::{Tls, TlsError};
 use crate::transport::{Accepted, Listener};
 use greeting::Greeting;
 
@@ -36,6 +37,8 @@ use greeting::Greeting;
 pub enum Error {
     #[error(transparent)]
     Access(#[from] AccessError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
     #[error(transparent)]
@@ -57,9 +60,9 @@ pub enum Error {
 const RESERVED_FILES: usize = 64;
 const RESERVED_FILES_PER_THREAD: usize = 16;
 
-/// How often the server looks whether the keys file has changed. A look costs a few microseconds, and a revoked key may be
-/// used for two of them. A file on a network, or one that is swapped in through a link, tells nobody that it has changed.
-const KEYS_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the server looks whether the files of keys and certificates have changed. A look costs a few microseconds, and a
+/// revoked key may be used for two of them.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Threads for blocking reads, for each network thread.
 const BLOCKING_THREADS_MAX: usize = 4;
@@ -75,7 +78,7 @@ const PARSING_THREADS: usize = 2;
 /// When it cannot start, when the store fails, or when it cannot end in time.
 pub fn run(config: Config) -> Result<(), Error> {
     let address = SocketAddr::new(config.host, config.port);
-    let access = Access::new(&config)?;
+    let (access, tls) = (Access::new(&config)?, Tls::new(&config)?.map(Arc::new));
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(config.network_threads.saturating_mul(PARSING_THREADS))
@@ -86,7 +89,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         Listener::bind(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?
     };
     let (store, running) = Store::open(&config)?;
-    control.block_on(serve(config, access, listener, store, running))
+    control.block_on(serve(config, access, tls, listener, store, running))
 }
 
 /// How many clients may be connected at one time. Each is an open file, and the system limits those.
@@ -110,13 +113,15 @@ fn connection_slots(config: &Config) -> usize {
 async fn serve(
     config: Config,
     access: Access,
+    tls: Option<Arc<Tls>>,
     listener: Listener,
     store: Store,
     running: Running,
 ) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
-    // Without authentication a SIGHUP, such as the end of its terminal, ends the server.
-    let hangup = access.keys.are_required().then(|| signal(SignalKind::hangup()));
+    // Where there is nothing to read again, a SIGHUP, such as the end of its terminal, ends the server.
+    let reads_again = access.keys.are_required() || tls.is_some();
+    let hangup = reads_again.then(|| signal(SignalKind::hangup()));
     let hangup = hangup.transpose().map_err(Error::Start)?;
     let address = listener.address().map_err(Error::Start)?;
     let Running { commits, mut writer, threads } = running;
@@ -132,16 +137,16 @@ async fn serve(
         hub.run(&commits);
         let _ = fan_out.send(());
     })?;
-    let network = Network::start(&pipeline)?;
+    let network = Network::start(&pipeline, tls.as_ref())?;
     let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
-    Greeting::new(&pipeline, address).await.log();
+    Greeting::new(&pipeline, tls.as_deref().and_then(Tls::fingerprint), address).await.log();
     supervisor::started();
 
     tokio::select! {
         () = network.accept(listener, &pipeline, slots) => {}
         () = network.died() => return Err(Error::Panicked("network")),
-        never = follow_keys(&pipeline, hangup) => match never {},
+        never = follow_files(&pipeline, tls.as_ref(), hangup) => match never {},
         never = supervisor::feed_watchdog(&store) => match never {},
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
@@ -186,8 +191,8 @@ async fn serve(
     Ok(())
 }
 
-/// Reads the keys file again when it changes, and at a SIGHUP. Cancel-safe.
-async fn follow_keys(pipeline: &Arc<Pipeline>, mut hangup: Option<Signal>) -> Infallible {
+/// Reads keys and certificates again when their files change, and at a SIGHUP. Cancel-safe.
+async fn follow_files(pipeline: &Arc<Pipeline>, tls: Option<&Arc<Tls>>, mut hangup: Option<Signal>) -> Infallible {
     loop {
         let hung_up = async {
             match &mut hangup {
@@ -195,13 +200,23 @@ async fn follow_keys(pipeline: &Arc<Pipeline>, mut hangup: Option<Signal>) -> In
                 None => std::future::pending().await,
             }
         };
-        let read: fn(&Keys) = tokio::select! {
-            () = sleep(KEYS_LOOK_INTERVAL) => Keys::look,
-            _ = hung_up => Keys::read_again,
+        let is_asked = tokio::select! {
+            () = sleep(LOOK_INTERVAL) => false,
+            _ = hung_up => true,
         };
-        // The file may be on a network that hangs.
-        let pipeline = pipeline.clone();
-        let _ = tokio::task::spawn_blocking(move || read(&pipeline.access.keys)).await;
+        // A file may be on a network that hangs.
+        let (pipeline, tls) = (pipeline.clone(), tls.cloned());
+        let read = move || {
+            let (keys, tls) = (&pipeline.access.keys, tls.as_deref());
+            if is_asked {
+                keys.read_again();
+                tls.inspect(|tls| tls.read_again());
+            } else {
+                keys.look();
+                tls.inspect(|tls| tls.look());
+            }
+        };
+        let _ = tokio::task::spawn_blocking(read).await;
     }
 }
 
@@ -263,15 +278,18 @@ struct NetworkThread {
 }
 
 impl Network {
-    fn start(pipeline: &Arc<Pipeline>) -> Result<Self, Error> {
-        let threads = (0..pipeline.config.network_threads).map(|_| NetworkThread::start(pipeline.clone()));
+    fn start(pipeline: &Arc<Pipeline>, tls: Option<&Arc<Tls>>) -> Result<Self, Error> {
+        let threads = 0..pipeline.config.network_threads;
+        let threads = threads.map(|_| NetworkThread::start(pipeline.clone(), tls.cloned()));
         Ok(Self { threads: threads.collect::<Result<_, _>>()? })
     }
 
     /// Accepts connections and deals them out in turn, without end. Cancel-safe but for a connection just accepted, which is
     /// dropped.
     async fn accept(&self, listener: Listener, pipeline: &Pipeline, slots: Arc<Semaphore>) {
-        let no_slots_left = http::no_slots_left(&pipeline.access);
+        // There is no answer without a handshake, which is what there is no slot for.
+        let is_tls = pipeline.config.serves_tls();
+        let no_slots_left = if is_tls { Vec::new() } else { http::no_slots_left(&pipeline.access) };
         for thread in self.threads.iter().cycle() {
             let accepted = listener.accept().await;
             let Ok(slot) = slots.clone().try_acquire_owned() else {
@@ -306,7 +324,7 @@ impl Network {
 }
 
 impl NetworkThread {
-    fn start(pipeline: Arc<Pipeline>) -> Result<Self, Error> {
+    fn start(pipeline: Arc<Pipeline>, tls: Option<Arc<Tls>>) -> Result<Self, Error> {
         let (connections, dealt) = mpsc::unbounded_channel();
         let (done, ended) = oneshot::channel();
         let runtime = runtime::Builder::new_current_thread()
@@ -319,7 +337,7 @@ impl NetworkThread {
                 tokio::select! {
                     biased;
                     () = Doorbell::answer() => {}
-                    () = serve_connections(dealt, pipeline) => {}
+                    () = serve_connections(dealt, pipeline, tls) => {}
                 }
             });
             // Waits for the reads under way, so that joining the thread waits for nothing.
@@ -331,15 +349,15 @@ impl NetworkThread {
 }
 
 /// Serves the connections that come in, until no more can come and all have ended.
-async fn serve_connections(mut dealt: mpsc::UnboundedReceiver<Dealt>, pipeline: Arc<Pipeline>) {
+async fn serve_connections(mut dealt: mpsc::UnboundedReceiver<Dealt>, pipeline: Arc<Pipeline>, tls: Option<Arc<Tls>>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(Dealt { accepted, producer, slot }) = dealt.recv() => {
-                let pipeline = pipeline.clone();
+                let (pipeline, tls) = (pipeline.clone(), tls.as_ref().map(|tls| tls.config()));
                 connections.spawn(async move {
                     match accepted.into_transport() {
-                        Ok(transport) => http::serve(transport, pipeline, producer).await,
+                        Ok(transport) => http::serve(transport, tls, pipeline, producer).await,
                         Err(error) => tracing::warn!(%error, "register connection"),
                     }
                     drop(slot);

@@ -3,15 +3,20 @@
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::TlsAcceptor;
 
-use super::halves::{ReadHalf, WriteHalf};
+use super::halves::{ReadHalf, Reading, Tls, WriteHalf, Writing, or_end};
 use super::patience::Patience;
+use super::socket::Socket;
 
 /// How long a connection that the server ends is still read. A client may be in the middle of a body that was refused,
 /// or of messages: closing with unread bytes would reset the connection, and could take the last answer from the client.
@@ -24,9 +29,8 @@ const AHEAD_BYTES_MAX: usize = 4 << 10;
 /// that nothing more follows, and then reads and drops what the peer still sends for [`LINGER`].
 #[derive(Debug)]
 pub struct Transport {
-    tcp: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
-    patience: Patience,
     lingering: Option<Pin<Box<Sleep>>>,
     /// How many more bytes are read while lingering.
     linger_bytes_left: usize,
@@ -35,6 +39,30 @@ pub struct Transport {
     /// The peer has ended its side, and this was found behind `ahead`.
     peer_ended: bool,
 }
+
+/// An enum, so that no read and no write goes through a table of functions.
+#[derive(Debug)]
+enum Stream {
+    Plain(Socket),
+    /// Boxed, so that plain connections do not carry its memory. The lock is for the two halves. They are in one task, so nobody
+    /// waits for it.
+    Tls(Box<Mutex<Tls>>),
+}
+
+/// Why no TLS was agreed on.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// What the client sends is no TLS. It can be answered.
+    #[error("the client does not speak TLS")]
+    NotTls(Box<Transport>),
+    #[error("the client has left")]
+    Gone,
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+}
+
+/// The first byte of every TLS connection: a record with a handshake (RFC 8446, 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
 
 /// What reading ahead has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,18 +76,60 @@ pub enum Ahead {
 impl Transport {
     /// Belongs to the runtime of the thread that calls this.
     pub(super) fn new(stream: StdStream, peer: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
-        let (tcp, patience) = (TcpStream::from_std(stream)?, Patience::new(write_timeout));
-        let (lingering, linger_bytes_left) = (None, usize::MAX);
-        Ok(Self { tcp, peer, patience, lingering, linger_bytes_left, ahead: Vec::new(), peer_ended: false })
+        let socket = Socket { tcp: TcpStream::from_std(stream)?, patience: Patience::new(write_timeout) };
+        let (stream, lingering, linger_bytes_left) = (Stream::Plain(socket), None, usize::MAX);
+        Ok(Self { stream, peer, lingering, linger_bytes_left, ahead: Vec::new(), peer_ended: false })
+    }
+
+    /// Agrees with the client on TLS. Nothing was read yet.
+    ///
+    /// # Errors
+    /// The client speaks something else, leaves, or accepts nothing that the server does.
+    pub async fn secured(self, config: Arc<ServerConfig>) -> Result<Self, HandshakeError> {
+        let mut first = [0];
+        match self.peek(&mut first).await? {
+            0 => return Err(HandshakeError::Gone),
+            _ if first[0] != HANDSHAKE_RECORD => return Err(HandshakeError::NotTls(Box::new(self))),
+            _ => {}
+        }
+        let Stream::Plain(socket) = self.stream else { unreachable!("it is secured once") };
+        let tls = TlsAcceptor::from(config).accept(socket).await?;
+        Ok(Self { stream: Stream::Tls(Box::new(Mutex::new(tls))), ..self })
+    }
+
+    /// Whether client and server have agreed on HTTP/2 by TLS. A plain connection agrees on nothing.
+    pub fn agreed_on_http2(&mut self) -> bool {
+        match &mut self.stream {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.get_mut().get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
     }
 
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// The first bytes, which stay to be read; none when the peer has ended its side. Cancel-safe.
+    /// The first bytes of a plain connection, which stay to be read; none when the peer has ended its side. Cancel-safe.
     pub async fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.tcp.peek(bytes).await
+        match &self.stream {
+            Stream::Plain(socket) => socket.tcp.peek(bytes).await,
+            Stream::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn poll_read_stream(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Stream::Tls(tls) => or_end(Pin::new(tls.get_mut()).poll_read(cx, buffer)),
+        }
+    }
+
+    /// The bytes as they come over the network, to be dropped.
+    fn socket(&mut self) -> &mut Socket {
+        match &mut self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_mut().get_mut().0,
+        }
     }
 
     /// Reads ahead until the peer is found to have ended its side, or until it cannot be found. Pending while nothing
@@ -71,7 +141,7 @@ impl Transport {
             }
             let mut piece = [0; AHEAD_BYTES_MAX];
             let mut piece = ReadBuf::new(&mut piece[self.ahead.len()..]);
-            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut piece))?;
+            ready!(self.poll_read_stream(cx, &mut piece))?;
             self.peer_ended = piece.filled().is_empty();
             self.ahead.extend_from_slice(piece.filled());
         }
@@ -89,8 +159,13 @@ impl Transport {
     }
 
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
-        let (read, write) = self.tcp.split();
-        (ReadHalf { tcp: read }, WriteHalf { tcp: write, patience: &mut self.patience })
+        match &mut self.stream {
+            Stream::Plain(Socket { tcp, patience }) => {
+                let (read, write) = tcp.split();
+                (ReadHalf(Reading::Plain(read)), WriteHalf(Writing::Plain(write, patience)))
+            }
+            Stream::Tls(tls) => (ReadHalf(Reading::Tls(tls)), WriteHalf(Writing::Tls(tls))),
+        }
     }
 }
 
@@ -105,14 +180,16 @@ impl AsyncRead for Transport {
         if self.peer_ended {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buffer)
+        self.poll_read_stream(cx, buffer)
     }
 }
 
 impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write(cx, bytes);
-        self.patience.limit(cx, written)
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Stream::Tls(tls) => Pin::new(tls.get_mut()).poll_write(cx, bytes),
+        }
     }
 
     fn poll_write_vectored(
@@ -120,16 +197,21 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, slices);
-        self.patience.limit(cx, written)
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Stream::Tls(tls) => Pin::new(tls.get_mut()).poll_write_vectored(cx, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls.get_mut()).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -137,7 +219,11 @@ impl AsyncWrite for Transport {
         let over = match &mut this.lingering {
             Some(over) => over,
             None => {
-                ready!(Pin::new(&mut this.tcp).poll_shutdown(cx))?;
+                ready!(match &mut this.stream {
+                    Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+                    // Says so within TLS first (`close_notify`).
+                    Stream::Tls(tls) => Pin::new(tls.get_mut()).poll_shutdown(cx),
+                })?;
                 this.lingering.insert(Box::pin(sleep(LINGER)))
             }
         };
@@ -148,7 +234,7 @@ impl AsyncWrite for Transport {
         while this.linger_bytes_left > 0 {
             let mut waste = [0; 8 << 10];
             let mut waste = ReadBuf::new(&mut waste);
-            match ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut waste)) {
+            match ready!(Pin::new(this.socket()).poll_read(cx, &mut waste)) {
                 Ok(()) if !waste.filled().is_empty() => {
                     this.linger_bytes_left = this.linger_bytes_left.saturating_sub(waste.filled().len());
                 }

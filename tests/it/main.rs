@@ -42,6 +42,7 @@ mod shutdown;
 mod sse;
 mod subscribe;
 mod supervisor;
+mod tls;
 mod tokens;
 mod tutorial;
 mod upgrade;

@@ -75,7 +75,11 @@ impl Block {
 impl EventStream {
     /// Opens `/events/stream?…`, without reading the first block.
     pub fn ask(addr: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<EventStream, Response> {
-        let mut wire = Wire::connect(addr);
+        EventStream::over(Wire::connect(addr), target, headers)
+    }
+
+    /// The same over an open connection.
+    pub fn over(mut wire: Wire, target: &str, headers: &[(&str, &str)]) -> Result<EventStream, Response> {
         wire.send(request("GET", target, headers, b""));
         let mut head = wire.response_head().expect("an answer");
         if head.status == 200 {

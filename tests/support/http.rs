@@ -4,8 +4,11 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 
 use super::DEADLINE;
@@ -15,9 +18,38 @@ pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
 pub const ACCEPT_NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
-/// A TCP connection, with the bytes that were read and not yet taken.
+/// What bytes go through.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => &tls.sock,
+        }
+    }
+
+    fn read(&mut self, chunk: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => tcp.read(chunk),
+            Stream::Tls(tls) => tls.read(chunk),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Stream::Plain(tcp) => tcp.write_all(bytes),
+            Stream::Tls(tls) => tls.write_all(bytes).and_then(|()| tls.flush()),
+        }
+    }
+}
+
+/// A connection, with the bytes that were read and not yet taken.
 pub struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     read: Vec<u8>,
     /// How many bytes of `read` were taken.
     taken: usize,
@@ -37,7 +69,32 @@ impl Wire {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        let stream = Stream::Plain(stream);
         Wire { stream, read: Vec::new(), taken: 0, asked: VecDeque::new(), is_checked: true }
+    }
+
+    /// Agrees on TLS with a server that calls itself localhost. What goes wrong in the handshake is met by the first read.
+    pub fn secured(addr: SocketAddr, config: &Arc<ClientConfig>) -> Wire {
+        let wire = Wire::connect(addr);
+        let Stream::Plain(tcp) = wire.stream else { unreachable!("it is secured once") };
+        let name = ServerName::try_from("localhost").unwrap();
+        let tls = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), tcp);
+        Wire { stream: Stream::Tls(Box::new(tls)), ..wire }
+    }
+
+    /// What TLS has agreed on.
+    pub fn tls(&mut self) -> &mut ClientConnection {
+        match &mut self.stream {
+            Stream::Tls(tls) => &mut tls.conn,
+            Stream::Plain(_) => panic!("it is not TLS"),
+        }
+    }
+
+    /// Ends the writing half within TLS, and leaves TCP as it is.
+    pub fn finish_tls(&mut self) {
+        self.tls().send_close_notify();
+        let Stream::Tls(tls) = &mut self.stream else { unreachable!() };
+        tls.flush().unwrap();
     }
 
     /// For a peer that is another server than ours: what it sends is not checked.
@@ -57,16 +114,16 @@ impl Wire {
 
     /// Ends the writing half.
     pub fn finish(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.tcp().shutdown(std::net::Shutdown::Write);
     }
 
     /// Ends the connection with a TCP reset.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.tcp()
     }
 
     /// Reads more. Returns false when the peer has closed.

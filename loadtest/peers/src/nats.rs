@@ -149,7 +149,7 @@ impl Driver for Nats {
 
 /// A connection that has subscribed and got an answer to its first ping.
 async fn connect(target: &Target, subject: Option<&str>, scratch: &Scratch) -> anyhow::Result<Connection> {
-    let mut connection = Connection::open(&target.authority, scratch).await?;
+    let mut connection = Connection::open(target, scratch).await?;
     connection.out().extend_from_slice(wire::CONNECT);
     if let Some(subject) = subject {
         wire::subscribe(connection.out(), subject);

@@ -115,11 +115,11 @@ impl Driver for Redis {
     }
 
     async fn producer(&self, target: &Target, _: usize, scratch: &Scratch) -> anyhow::Result<Connection> {
-        Connection::open(&target.authority, scratch).await
+        Connection::open(target, scratch).await
     }
 
     async fn subscriber(&self, target: &Target, scratch: &Scratch) -> anyhow::Result<Connection> {
-        let mut connection = Connection::open(&target.authority, scratch).await?;
+        let mut connection = Connection::open(target, scratch).await?;
         match self.mode {
             // From the beginning of what is still empty: whenever it arrives, it misses nothing.
             Mode::Streams(_) => read_after(connection.out(), 0),
@@ -162,7 +162,7 @@ impl Driver for Redis {
         if self.mode == Mode::PubSub {
             return Ok(None);
         }
-        let mut connection = Connection::open(&target.authority, &Scratch::default()).await?;
+        let mut connection = Connection::open(target, &Scratch::default()).await?;
         command(connection.out(), &[b"XLEN", NAME]);
         let length = connection.ask(|bytes, _, answer| {
             replies(bytes, |reader| {

@@ -147,7 +147,7 @@ impl ChurnStep {
                 subscribe(target, r#"{"session_id":"storm"}"#, dial, scratch).await?
             }
             Self::Request | Self::RequestAndVanish => {
-                let mut connection = Connection::dial(&target.authority, dial, scratch).await?;
+                let mut connection = Connection::dial(target, dial, scratch).await?;
                 request(&mut connection, target).await?;
                 connection
             }
