@@ -204,6 +204,9 @@ impl Keys {
                 tracing::warn!("there is a keys file, and the server asks for no key until it is started again");
             }
             Ok(file) => self.replace(&file),
+            // Nobody has asked for one.
+            Err(KeysFileError::Unreadable(_, error))
+                if !self.is_required && error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::error!(%error, "the keys are as before"),
         }
     }

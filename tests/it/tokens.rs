@@ -144,3 +144,27 @@ fn keys_of_tokens_that_cannot_be_used_end_the_start() {
         assert!(run.code == Some(2) && run.stderr.contains(said), "{}", run.stderr);
     }
 }
+
+#[test]
+fn the_keys_of_tokens_are_read_again_when_their_file_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    let write = |text: &str| {
+        std::fs::write(file.with_extension("new"), text).unwrap();
+        std::fs::rename(file.with_extension("new"), &file).unwrap();
+    };
+    let set = |secret: &str| {
+        let key = json!({"kty": "oct", "alg": "HS256", "k": BASE64_URL_SAFE_NO_PAD.encode(secret)});
+        json!({"keys": [key]}).to_string()
+    };
+    write(&set("another secret, which has signed nothing"));
+    let mut server = Server::with(&[("JWT_KEYS_FILE", file.to_str().unwrap())]);
+    let shown = token(60, &json!({"scopes": "query"}));
+    call(&server, &shown, "GET", "/whoami", "").refusal(401);
+    write(&set(SECRET));
+    await_true("the new keys", || call(&server, &shown, "GET", "/whoami", "").status == 200);
+    server.allow_noise();
+    write("nonsense");
+    server.await_log("the keys of tokens are as before");
+    assert_eq!(call(&server, &shown, "GET", "/whoami", "").status, 200);
+}
