@@ -1,8 +1,8 @@
 //! Runs as one self-contained page, which a browser draws from the runs that it carries. It loads nothing.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use ring::digest::{SHA256, digest as hash};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::compare::Comparison;
 use crate::fail_if::Judgement;
@@ -23,7 +23,7 @@ pub fn page(sources: &[Source], judgements: &[Judgement]) -> String {
     let content = json!({ "sections": sections.collect::<Vec<_>>(), "judgements": judgements, "changes": CHANGES });
     // Only a `<` can end the element that the runs stand in.
     let runs = content.to_string().replace('<', "\\u003c");
-    let digest = |text: &str| BASE64_STANDARD.encode(Sha256::digest(text));
+    let digest = |text: &str| BASE64_STANDARD.encode(hash(&SHA256, text.as_bytes()));
     let page = PAGE.replace("{STYLE DIGEST}", &digest(STYLE)).replace("{SCRIPT DIGEST}", &digest(SCRIPT));
     // The runs last: nothing is looked for in their text.
     page.replace("{STYLE}", STYLE).replace("{SCRIPT}", SCRIPT).replace("{RUNS}", &runs)

@@ -8,9 +8,9 @@
 use std::fmt;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use ring::digest::{SHA256, digest};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 const PREFIX: &str = "ep_";
@@ -117,7 +117,7 @@ pub struct Digest([u8; 32]);
 
 impl Digest {
     pub fn of(secret: &[u8]) -> Self {
-        Self(Sha256::digest(secret).into())
+        Self(digest(&SHA256, secret).as_ref().try_into().expect("a SHA-256 has 32 bytes"))
     }
 
     /// The one comparison of secrets. The time that it takes depends on neither of them.

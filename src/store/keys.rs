@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
+use ring::digest::{Context, SHA256};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row};
-use sha2::{Digest as _, Sha256};
 
 use super::damage::{damaged, is_damage};
 use super::read::Record;
@@ -194,7 +194,7 @@ impl StoredKey {
         if self.digest.is_some() {
             return Ok(self.digest);
         }
-        let mut hash = Sha256::new();
+        let mut hash = Context::new(&SHA256);
         for n in 0..self.count as usize {
             let mut is_there = false;
             record.event(self.first.plus(n), |stored| {
@@ -229,23 +229,23 @@ pub(super) struct Digest(pub [u8; 16]);
 
 impl Digest {
     fn of<'b>(events: impl Iterator<Item = Columns<'b>>) -> Self {
-        let mut hash = Sha256::new();
+        let mut hash = Context::new(&SHA256);
         events.for_each(|event| Self::add(&mut hash, &event));
         Self::finish(hash)
     }
 
     /// Adds each text with its length, so that different events are different bytes.
-    fn add(hash: &mut Sha256, event: &Columns<'_>) {
+    fn add(hash: &mut Context, event: &Columns<'_>) {
         let Columns { event_type, source, session_id, user_id, payload } = *event;
         for text in [Some(event_type), Some(source), session_id, user_id, Some(payload)] {
-            hash.update(text.map_or(u32::MAX, |text| text.len() as u32).to_le_bytes());
+            hash.update(&text.map_or(u32::MAX, |text| text.len() as u32).to_le_bytes());
             hash.update(text.unwrap_or_default());
         }
     }
 
-    fn finish(hash: Sha256) -> Self {
-        let hash: [u8; 32] = hash.finalize().into();
-        Self(std::array::from_fn(|byte| hash[byte]))
+    fn finish(hash: Context) -> Self {
+        let hash = hash.finish();
+        Self(std::array::from_fn(|byte| hash.as_ref()[byte]))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use sha2::{Digest as _, Sha256};
+use ring::digest::{SHA256, digest};
 
 /// A file that is sent as it is.
 #[derive(Debug)]
@@ -89,7 +89,8 @@ impl File {
 
     fn encodings(&'static self) -> &'static Encodings {
         self.encodings.get_or_init(|| {
-            let digest: String = Sha256::digest(self.bytes)[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest = digest(&SHA256, self.bytes);
+            let digest: String = digest.as_ref()[..12].iter().map(|byte| format!("{byte:02x}")).collect();
             let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(self.bytes).expect("a vector takes all");
             let gzip = encoder.finish().expect("a vector takes all").into();
