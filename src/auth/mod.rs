@@ -1,5 +1,6 @@
 //! Who may do what, from which web pages, how often, and over how many connections.
 
+mod clients;
 mod counted;
 mod jwt_crypto;
 mod key;

@@ -6,9 +6,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use governor::clock::Clock;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::clock::{Clock, DefaultClock};
+use governor::{Quota, RateLimiter};
 
+use super::clients::Clients;
 use super::counted::Counted;
 use super::principal::Scope;
 use crate::config::{Config, Rate};
@@ -56,12 +57,11 @@ impl fmt::Debug for Rates {
 
 struct Limiter {
     allowed: Rate,
-    rate: DefaultKeyedRateLimiter<Counted>,
+    rate: RateLimiter<Counted, Clients, DefaultClock>,
     checks: AtomicUsize,
 }
 
-/// After this many requests, clients whose rate is whole again are forgotten. So a limiter has in memory at most this many
-/// clients beside those that have sent a request within one period of its rate.
+/// After this many requests, clients whose rate is whole again are forgotten.
 const CHECKS_PER_SWEEP: usize = 4096;
 
 impl Limiter {
@@ -69,7 +69,8 @@ impl Limiter {
     fn new(allowed @ Rate { count, per }: Rate) -> Self {
         let one_per = (per / count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(one_per).expect("a period above zero").allow_burst(count);
-        Self { allowed, rate: RateLimiter::keyed(quota), checks: AtomicUsize::new(0) }
+        let rate = RateLimiter::new(quota, Clients::default(), DefaultClock::default());
+        Self { allowed, rate, checks: AtomicUsize::new(0) }
     }
 
     fn check(&self, client: &Counted) -> Result<(), Refusal> {
@@ -117,5 +118,20 @@ mod tests {
             assert_eq!(limiter.check(&Counted::address(Ipv6Addr::from_bits((n as u128) << 64).into())), Ok(()));
         }
         assert!(limiter.rate.len() <= CHECKS_PER_SWEEP, "{} are kept", limiter.rate.len());
+    }
+
+    #[test]
+    fn a_flood_of_addresses_fills_no_memory_and_takes_nothing_from_those_that_are_known() {
+        let limiter = Limiter::new(Rate { count: 2.try_into().unwrap(), per: Duration::from_secs(3600) });
+        let address = |n: u32| Counted::Address(std::net::Ipv4Addr::from(n).into());
+        assert_eq!(limiter.check(&address(0)), Ok(()));
+        let admitted = (1..200_000).filter(|n| limiter.check(&address(*n)).is_ok()).count();
+        assert!((65_535..65_535 + 2 * 4096 + 1).contains(&admitted), "{admitted}");
+        assert!(limiter.rate.len() <= 65_536 + 4096, "{} are kept", limiter.rate.len());
+        assert_eq!(limiter.check(&address(0)), Ok(()), "its own rate");
+        assert!(limiter.check(&address(0)).is_err() && limiter.check(&address(300_000)).is_err());
+        for subject in 0..10 {
+            assert_eq!(limiter.check(&Counted::Subject(subject.to_string().into())), Ok(()), "it has a token");
+        }
     }
 }
