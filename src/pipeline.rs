@@ -1,15 +1,16 @@
 //! What all connections share: the configuration, the record, the hub, the limits, and the subscribers.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::unconstrained;
+use tokio::task::{JoinSet, unconstrained};
 
 use crate::auth::Access;
 use crate::budget::Budget;
@@ -44,6 +45,8 @@ pub struct Pipeline {
     /// The runtime whose blocking threads parse large texts. The database is not read on them, so long searches delay no
     /// producer.
     parsing: Handle,
+    /// What goes on when its client has left.
+    deletions: Mutex<JoinSet<()>>,
     /// True once the server shuts down.
     shutting_down: watch::Sender<bool>,
     /// The receiver that connections clone. It never looks at the value, so the change is new to every clone.
@@ -91,6 +94,7 @@ impl Pipeline {
             pages: Budget::of_bytes(config.max_pages_bytes),
             searches: Semaphore::new(config.network_threads),
             parsing,
+            deletions: Mutex::default(),
             config,
             store,
             hub,
@@ -113,6 +117,14 @@ impl Pipeline {
     pub async fn parse_beside<T: Send + 'static>(&self, parse: impl FnOnce() -> T + Send + 'static) -> T {
         let parsed = self.parsing.spawn_blocking(parse);
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
+    }
+
+    /// Runs a deletion to its end, on the thread that calls this, whether its client waits for it or not. It ends before that
+    /// only with the server.
+    pub fn go_on(&self, deletion: impl Future<Output = ()> + Send + 'static) {
+        let mut deletions = self.deletions.lock();
+        while deletions.try_join_next().is_some() {}
+        deletions.spawn(deletion);
     }
 
     /// How many subscribers are present.

@@ -81,12 +81,7 @@ impl NewKey {
     /// # Errors
     /// The system has none to give.
     pub fn random() -> std::io::Result<Self> {
-        let mut random = [0; 37];
-        let mut filled = 0;
-        while filled < random.len() {
-            filled += rustix::rand::getrandom(&mut random[filled..], rustix::rand::GetRandomFlags::empty())?;
-        }
-        Ok(Self::of(&random))
+        Ok(Self::of(&random()?))
     }
 
     fn of(random: &[u8; 37]) -> Self {
@@ -100,6 +95,16 @@ impl NewKey {
         let text = format!("{checked}{}", checksum(&checked));
         Self { id, text, digest: Digest::of(secret.as_bytes()) }
     }
+}
+
+/// Bytes that nobody can foresee.
+pub(super) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut random = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        filled += rustix::rand::getrandom(&mut random[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(random)
 }
 
 /// The CRC-32 of a text, in base 62.

@@ -9,9 +9,10 @@ use arc_swap::ArcSwap;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 
+use super::audit::Audit;
 use super::key::{Digest, Shown};
 use super::keys_file::{KeyRecord, KeysFile, KeysFileError};
-use super::principal::{Grant, Holder, MISSING, Principal};
+use super::principal::{Caller, Grant, Holder, MISSING, Principal};
 use super::tokens::Tokens;
 use crate::config::Config;
 use crate::event::Timestamp;
@@ -19,7 +20,7 @@ use crate::watch::Watch;
 use crate::wire::Refusal;
 
 /// A shorter `API_KEY` is warned about: it can be found by trying, even a random one, and people choose words.
-const API_KEY_BYTES_MIN: usize = 16;
+pub const API_KEY_BYTES_MIN: usize = 16;
 
 const MISTYPED: &str = "The API key is mistyped or not complete: its checksum does not fit";
 const EXPIRED: &str = "The API key has expired";
@@ -36,6 +37,7 @@ pub struct Keys {
     named: ArcSwap<Named>,
     tokens: Tokens,
     watch: Watch,
+    audit: Audit,
 }
 
 /// The token that a connection has shown last, so that each is verified once a connection.
@@ -68,7 +70,7 @@ impl Known {
 impl Keys {
     /// # Errors
     /// The keys file is named or there, and cannot be used.
-    pub(super) fn new(config: &Config, tokens: Tokens) -> Result<Self, KeysFileError> {
+    pub(super) fn new(config: &Config, tokens: Tokens, audit: Audit) -> Result<Self, KeysFileError> {
         let (path, is_named) = (config.keys_path(), config.keys_file.is_some());
         let watch = Watch::new([path.clone()]);
         let file = match KeysFile::read(&path) {
@@ -82,6 +84,7 @@ impl Keys {
             let bytes = config.api_key.len();
             tracing::warn!(bytes, "API_KEY is short, so it can be guessed: take 32 random characters, or a named key");
         }
+        audit.started(is_required, keys.iter().map(|key| &*key.id));
         let named = keys.iter().map(|key| (key.id.as_str().into(), Arc::new(Known::of(key)))).collect();
         Ok(Self {
             is_required,
@@ -90,6 +93,7 @@ impl Keys {
             tokens,
             named: ArcSwap::from_pointee(named),
             watch,
+            audit,
         })
     }
 
@@ -173,7 +177,11 @@ impl Keys {
     ///
     /// # Errors
     /// A sentence for the client. Then the former end stands.
-    pub fn renew(&self, principal: &Principal, token: &str) -> Result<Timestamp, &'static str> {
+    pub fn renew(&self, caller: &Caller, token: &str) -> Result<Timestamp, &'static str> {
+        self.renew_principal(&caller.principal, token).inspect_err(|why| self.audit.renewal_refused(caller, why))
+    }
+
+    fn renew_principal(&self, principal: &Principal, token: &str) -> Result<Timestamp, &'static str> {
         let Principal::Granted(grant) = principal else { return Err(NO_TOKEN) };
         if matches!(grant.holder, Holder::Key { .. }) {
             return Err(NO_TOKEN);
@@ -204,10 +212,13 @@ impl Keys {
                 tracing::warn!("there is a keys file, and the server asks for no key until it is started again");
             }
             Ok(file) => self.replace(&file),
-            // Nobody has asked for one.
+            // A SIGHUP may be for something else.
             Err(KeysFileError::Unreadable(_, error))
-                if !self.is_required && error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::error!(%error, "the keys are as before"),
+                if error.kind() == io::ErrorKind::NotFound && self.named.load().is_empty() => {}
+            Err(error) => {
+                tracing::error!(%error, "the keys are as before");
+                self.audit.keys_failed(&error.to_string());
+            }
         }
     }
 
@@ -221,11 +232,21 @@ impl Keys {
         let named = named.collect();
         self.named.store(Arc::new(named));
         let named = self.named.load();
-        let is_left = |id: &str, key: &Arc<Known>| named.get(id).is_some_and(|now| Arc::ptr_eq(now, key));
-        let ended: Vec<_> = former.iter().filter(|(id, key)| !is_left(id, key)).collect();
-        ended.iter().for_each(|(_, key)| key.grant.revoke());
-        let ids = ended.iter().map(|(id, _)| &***id).collect::<Vec<_>>().join(" ");
-        tracing::info!(keys = named.len(), changed_or_revoked = ids, "read the keys file again");
+        let (mut changed, mut revoked) = (Vec::new(), Vec::new());
+        for (id, key) in former.iter() {
+            match named.get(id) {
+                Some(now) if Arc::ptr_eq(now, key) => continue,
+                Some(_) => changed.push(&**id),
+                None => revoked.push(&**id),
+            }
+            key.grant.revoke();
+        }
+        let added: Vec<_> = named.keys().filter(|id| !former.contains_key(*id)).map(|id| &**id).collect();
+        let changed_or_revoked = [&*changed, &*revoked].concat().join(" ");
+        tracing::info!(keys = named.len(), changed_or_revoked, "read the keys file again");
+        if !(added.is_empty() && changed.is_empty() && revoked.is_empty()) {
+            self.audit.keys_changed(&added, &changed, &revoked);
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who may do what, from which web pages, how often, and over how many connections.
 
+mod audit;
+mod audit_file;
 mod clients;
 mod counted;
 mod jwt_crypto;
@@ -10,6 +12,7 @@ mod pages;
 mod principal;
 mod proxies;
 mod rate;
+mod repeats;
 mod slots;
 mod tokens;
 
@@ -24,17 +27,20 @@ use proxies::Proxies;
 use rate::Rates;
 use slots::Slots;
 
+pub use audit::{Action, Audit};
+pub use audit_file::AuditError;
 pub use counted::Counted;
 pub use key::{NewKey, Shown};
-pub use keys::{Keys, Verified};
+pub use keys::{API_KEY_BYTES_MIN, Keys, Verified};
 pub use keys_file::{KeyRecord, KeysFile, KeysFileError};
 pub use principal::{Caller, Grant, Holder, KEY_OVER, Notice, Principal, Scope};
 pub use slots::Slot;
-pub use tokens::{TokenKeysError, Tokens};
+pub use tokens::{JWT_SECRET_BYTES_MIN, TokenKeysError, Tokens};
 
 /// The rules of access that the configuration sets, and what they have counted so far.
 #[derive(Debug)]
 pub struct Access {
+    pub audit: Audit,
     pub keys: Keys,
     pub pages: Pages,
     pub proxies: Proxies,
@@ -50,6 +56,8 @@ pub enum AccessError {
     Keys(#[from] KeysFileError),
     #[error(transparent)]
     Tokens(#[from] TokenKeysError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error(
         "HOST {0} can be reached from other machines, and no client would be asked for a key. Make a key, or allow that:
   event-pipeline keys add NAME --scope publish,subscribe,query
@@ -60,15 +68,17 @@ pub enum AccessError {
 
 impl Access {
     /// # Errors
-    /// The keys file cannot be used, or other machines could reach the server without a key.
+    /// The keys file or the file of the audit cannot be used, or other machines could reach the server without a key.
     pub fn new(config: &Config) -> Result<Self, AccessError> {
-        let keys = Keys::new(config, Tokens::new(config)?)?;
+        let audit = Audit::new(config)?;
+        let keys = Keys::new(config, Tokens::new(config)?, audit.clone())?;
         if !keys.are_required() && !config.host.to_canonical().is_loopback() && !config.allow_unauthenticated {
             return Err(AccessError::Unauthenticated(config.host));
         }
         Ok(Self {
             pages: Pages::new(config, keys.are_required()),
             keys,
+            audit,
             proxies: Proxies::new(config.trusted_proxies.clone()),
             rates: Rates::new(config),
             slots: Slots::new(config.max_ws_connections_per_ip),
@@ -89,12 +99,27 @@ impl Access {
         scope: Scope,
     ) -> Result<Caller, Refusal> {
         let principal = self.keys.authorize(headers, key_in_url, verified);
+        let (from, is_ignored) = self.proxies.client(peer, headers);
         let counted = match &principal {
             Ok(Principal::Granted(grant)) => grant.holder.counted(),
             Ok(Principal::Everything) if self.keys.are_required() => Counted::ApiKey,
-            _ => Counted::address(self.proxies.client(peer, headers)),
+            _ => {
+                self.proxies.count(is_ignored);
+                Counted::address(from)
+            }
         };
+        if let Err(Refusal::Unauthorized(why)) = &principal {
+            self.audit.login_refused(from, why);
+        }
         self.rates.check(scope, &counted)?;
-        Ok(Caller { counted, principal: principal? })
+        Ok(Caller { counted, from, principal: principal? })
+    }
+
+    /// Whether a client may make a request, which `route` names.
+    ///
+    /// # Errors
+    /// `ScopeMissing`.
+    pub fn may(&self, caller: &Caller, scope: Scope, route: impl FnOnce() -> String) -> Result<(), Refusal> {
+        caller.principal.may(scope).inspect_err(|_| self.audit.scope_refused(caller, scope.name(), &route()))
     }
 }

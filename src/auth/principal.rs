@@ -1,6 +1,7 @@
 //! What a client may see and do.
 
 use std::future::pending;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -286,6 +287,8 @@ impl Principal {
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub counted: Counted,
+    /// Its address, as far as trusted proxies say it.
+    pub from: IpAddr,
     pub principal: Principal,
 }
 

@@ -26,33 +26,34 @@ impl Proxies {
         self.ignored.load(Ordering::Relaxed)
     }
 
+    /// Counts a request whose headers were ignored.
+    pub(super) fn count(&self, is_ignored: bool) {
+        self.ignored.fetch_add(u64::from(is_ignored), Ordering::Relaxed);
+    }
+
     /// The address of the client: that of the connection or, behind trusted proxies, the last one in `Forwarded` (RFC 7239)
     /// or `X-Forwarded-For` that is not such a proxy's. Each proxy adds at the end whom it has the request from. So
-    /// everything before the first address that is not trusted may be made up.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// everything before the first address that is not trusted may be made up. And whether headers that say another address
+    /// were ignored.
+    pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let forwarded = headers.contains_key(FORWARDED);
         let x_forwarded_for = headers.contains_key(&X_FORWARDED_FOR);
         if !forwarded && !x_forwarded_for {
-            return peer;
+            return (peer, false);
         }
         if !self.trusted.contains(peer) {
-            self.ignored.fetch_add(1, Ordering::Relaxed);
-            return peer;
+            return (peer, true);
         }
         let by_forwarded = || self.last_untrusted(peer, words(headers, &FORWARDED).rev().map(node_of_forwarded));
         let by_x_forwarded_for = || self.last_untrusted(peer, words(headers, &X_FORWARDED_FOR).rev().map(node));
         match (forwarded, x_forwarded_for) {
-            (true, false) => by_forwarded(),
-            (false, true) => by_x_forwarded_for(),
+            (true, false) => (by_forwarded(), false),
+            (false, true) => (by_x_forwarded_for(), false),
             // A proxy sets one of them, and hands on the other as the client has made it up.
-            _ => {
-                let (one, other) = (by_forwarded(), by_x_forwarded_for());
-                if one == other {
-                    return one;
-                }
-                self.ignored.fetch_add(1, Ordering::Relaxed);
-                peer
-            }
+            _ => match (by_forwarded(), by_x_forwarded_for()) {
+                (one, other) if one == other => (one, false),
+                _ => (peer, true),
+            },
         }
     }
 
@@ -100,38 +101,34 @@ fn node(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn check(peer: &str, headers: &[(&'static str, &'static str)], expected: &str, ignored: u64) {
+    fn check(peer: &str, headers: &[(&'static str, &'static str)], expected: &str, ignored: bool) {
         let trusted = Networks::parse("10.0.0.0/8, 192.0.2.7, 2001:db8::/32").unwrap();
         let proxies = Proxies::new(trusted);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        assert_eq!(
-            proxies.client(peer.parse().unwrap(), &map),
-            expected.parse::<IpAddr>().unwrap(),
-            "{peer} {headers:?}"
-        );
-        assert_eq!(proxies.ignored(), ignored, "{peer} {headers:?}");
+        let (client, is_ignored) = proxies.client(peer.parse().unwrap(), &map);
+        assert_eq!((client, is_ignored), (expected.parse::<IpAddr>().unwrap(), ignored), "{peer} {headers:?}");
     }
 
     #[test]
     fn the_client_is_the_last_address_that_is_no_trusted_proxy() {
         let (xff, forwarded) = ("x-forwarded-for", "forwarded");
-        check("10.0.0.1", &[], "10.0.0.1", 0);
-        check("198.51.100.1", &[(xff, "203.0.113.5")], "198.51.100.1", 1);
-        check("10.0.0.1", &[(xff, "203.0.113.5")], "203.0.113.5", 0);
-        check("::ffff:10.0.0.1", &[(xff, "203.0.113.5:4711")], "203.0.113.5", 0);
-        check("10.0.0.1", &[(xff, "1.1.1.1, 203.0.113.5, 10.9.9.9,192.0.2.7")], "203.0.113.5", 0);
-        check("10.0.0.1", &[(xff, "1.1.1.1"), (xff, "203.0.113.5")], "203.0.113.5", 0);
-        check("10.0.0.1", &[(xff, "10.0.0.2, 10.0.0.3")], "10.0.0.2", 0);
-        check("10.0.0.1", &[(xff, "203.0.113.5, unknown")], "10.0.0.1", 0);
-        check("10.0.0.1", &[(xff, "203.0.113.5, made up, 10.0.0.2")], "10.0.0.2", 0);
-        check("10.0.0.1", &[(forwarded, "for=203.0.113.5;proto=https")], "203.0.113.5", 0);
-        check("10.0.0.1", &[(forwarded, r#"For="[2001:db9::1]:80", by=x;for=10.0.0.2"#)], "2001:db9::1", 0);
-        check("10.0.0.1", &[(forwarded, "for=_hidden")], "10.0.0.1", 0);
-        check("2001:db8::1", &[(forwarded, "proto=https")], "2001:db8::1", 0);
-        check("10.0.0.1", &[(forwarded, "for=203.0.113.5"), (xff, "203.0.113.5")], "203.0.113.5", 0);
-        check("10.0.0.1", &[(forwarded, "for=1.1.1.1"), (xff, "203.0.113.5")], "10.0.0.1", 1);
+        check("10.0.0.1", &[], "10.0.0.1", false);
+        check("198.51.100.1", &[(xff, "203.0.113.5")], "198.51.100.1", true);
+        check("10.0.0.1", &[(xff, "203.0.113.5")], "203.0.113.5", false);
+        check("::ffff:10.0.0.1", &[(xff, "203.0.113.5:4711")], "203.0.113.5", false);
+        check("10.0.0.1", &[(xff, "1.1.1.1, 203.0.113.5, 10.9.9.9,192.0.2.7")], "203.0.113.5", false);
+        check("10.0.0.1", &[(xff, "1.1.1.1"), (xff, "203.0.113.5")], "203.0.113.5", false);
+        check("10.0.0.1", &[(xff, "10.0.0.2, 10.0.0.3")], "10.0.0.2", false);
+        check("10.0.0.1", &[(xff, "203.0.113.5, unknown")], "10.0.0.1", false);
+        check("10.0.0.1", &[(xff, "203.0.113.5, made up, 10.0.0.2")], "10.0.0.2", false);
+        check("10.0.0.1", &[(forwarded, "for=203.0.113.5;proto=https")], "203.0.113.5", false);
+        check("10.0.0.1", &[(forwarded, r#"For="[2001:db9::1]:80", by=x;for=10.0.0.2"#)], "2001:db9::1", false);
+        check("10.0.0.1", &[(forwarded, "for=_hidden")], "10.0.0.1", false);
+        check("2001:db8::1", &[(forwarded, "proto=https")], "2001:db8::1", false);
+        check("10.0.0.1", &[(forwarded, "for=203.0.113.5"), (xff, "203.0.113.5")], "203.0.113.5", false);
+        check("10.0.0.1", &[(forwarded, "for=1.1.1.1"), (xff, "203.0.113.5")], "10.0.0.1", true);
     }
 }

@@ -24,7 +24,7 @@ use crate::watch::Watch;
 const LEEWAY_SECONDS: u64 = 30;
 
 /// A shorter secret can be found by trying (RFC 7518, 3.2).
-const SECRET_BYTES_MIN: usize = 32;
+pub const JWT_SECRET_BYTES_MIN: usize = 32;
 
 /// Verifies tokens.
 pub struct Tokens {
@@ -73,7 +73,7 @@ impl Tokens {
         let (issuer, audience) = (config.jwt_issuer.clone(), config.jwt_audience.clone());
         let rules = Rules { audience, issuer };
         let secret = config.jwt_secret.as_bytes();
-        if (1..SECRET_BYTES_MIN).contains(&secret.len()) {
+        if (1..JWT_SECRET_BYTES_MIN).contains(&secret.len()) {
             tracing::warn!(
                 bytes = secret.len(),
                 "JWT_SECRET is short, so it can be found by trying: take 32 random bytes or more"

@@ -45,6 +45,8 @@ pub struct Config {
     pub jwt_audience: String,
     /// Whether the server may listen on an address that other machines reach without asking for a key.
     pub allow_unauthenticated: bool,
+    /// Where deletions, refusals and changes of keys are written down; `None`: nowhere.
+    pub audit_file: Option<PathBuf>,
     /// Proxies that are believed when they say whom a request comes from.
     pub trusted_proxies: Networks,
     /// Most requests that publish, per key or, without one, per client address.
@@ -144,6 +146,11 @@ impl Config {
     pub fn keys_path(&self) -> PathBuf {
         self.keys_file.clone().unwrap_or_else(|| self.database_path.with_file_name("keys.toml"))
     }
+
+    /// Where the key of the hashes in the audit is: beside the audit.
+    pub fn audit_key_path(&self) -> Option<PathBuf> {
+        self.audit_file.as_ref().map(|path| path.with_added_extension("key"))
+    }
 }
 
 #[cfg(test)]
@@ -176,6 +183,7 @@ impl Default for Config {
             jwt_issuer: String::new(),
             jwt_audience: String::new(),
             allow_unauthenticated: false,
+            audit_file: None,
             trusted_proxies: Networks::default(),
             rate_limit_publish: None,
             rate_limit_query: None,

@@ -54,6 +54,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("Access", "ALLOW_UNAUTHENTICATED", |c| &mut c.allow_unauthenticated, Switch,
         "Listen without authentication on an address that other machines reach: everyone who reaches it may read, publish \
          and delete"),
+    Setting::new("Access", "AUDIT_FILE", |c| &mut c.audit_file, Words("FILE", "the path of a file"),
+        "The file to which is added, one JSON object a line, who has deleted what, who was refused, and how the keys have \
+         changed; a SIGHUP opens it again").default_by("none"),
     Setting::new("Access", "TRUSTED_PROXIES", |c| &mut c.trusted_proxies, NETWORKS,
         "Proxies that are believed when they say, in Forwarded or X-Forwarded-For, which address a request comes from"),
     Setting::new("Access", "RATE_LIMIT_PUBLISH", |c| &mut c.rate_limit_publish, RATE,

@@ -137,13 +137,16 @@ impl Connection {
             pages.check_host(host)?;
         }
         let caller = match target.guard() {
-            Guard::Open => Caller { counted: Counted::address(self.peer.ip()), principal: Principal::Anonymous },
+            Guard::Open => {
+                let from = self.peer.ip();
+                Caller { counted: Counted::address(from), from, principal: Principal::Anonymous }
+            }
             Guard::AnyKey => self.admit(&parts.headers, None, Scope::Query)?,
             guard @ (Guard::Key(scope) | Guard::KeyInUrl(scope)) => {
                 let parameters = matches!(guard, Guard::KeyInUrl(_)).then(|| Parameters::of(&parts.uri));
                 let in_url = parameters.as_ref().and_then(|parameters| parameters.get("api_key"));
                 let caller = self.admit(&parts.headers, in_url, scope)?;
-                caller.principal.may(scope)?;
+                access.may(&caller, scope, || target.name())?;
                 caller
             }
         };

@@ -3,6 +3,7 @@
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 
+use super::audited::audited;
 use super::export::{Export, first_lines};
 use super::half_close::HalfCloseGuard;
 use super::listing::{Listing, add_gap};
@@ -92,6 +93,10 @@ pub(super) async fn delete(request: &Request<'_>) -> response::Result {
         return refused("'filter' lets every event through: say which events are meant".to_owned());
     }
     let filter = request.caller.principal.narrow(filter)?;
-    let deleted = request.pipeline.store.delete(before, filter).await?;
+    let action = request.pipeline.access.audit.deletion(&request.caller, &asked, before);
+    let store = request.pipeline.store.clone();
+    let deleted =
+        audited(request.pipeline, action, async move { store.delete(before, filter).await }, |deleted| *deleted)
+            .await?;
     Ok(response::json(format!(r#"{{"deleted":{deleted}}}"#)))
 }

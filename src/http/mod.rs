@@ -9,6 +9,7 @@
 //! From the top: [`serve`] → `h1`, `h2` → `connection` (checks and dispatch) → an endpoint (`events`, `publish`,
 //! `event_stream`, `subscriptions`, `status`, `files`, `handshake`) → `request`, `response` and what they are made of.
 
+mod audited;
 mod body;
 mod connection;
 mod event_stream;

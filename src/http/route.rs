@@ -188,6 +188,11 @@ impl<'p> Target<'p> {
         }
     }
 
+    /// Its method and its path in the table, without what a client has put into it.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.method, self.route.map_or("", |(route, _)| route.template))
+    }
+
     /// Whether it is a health check, such as a load balancer sends.
     pub(super) fn is_probe(&self) -> bool {
         self.route.is_some_and(|(route, _)| matches!(route.endpoint, Endpoint::Health | Endpoint::Readiness))

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
+use super::audited::audited;
 use super::large_page::within_memory;
 use super::reading::reading;
 use super::request::Request;
@@ -84,9 +85,16 @@ pub(super) async fn delete(request: &Request<'_>) -> response::Result {
     let name = Name { space, name: &request.variable };
     // No name has a slash; one here would lead into another space.
     let is_name = !request.variable.contains('/');
-    match is_name && is_shown(principal, space) && request.pipeline.subscriptions.delete(&name.stored()).await? {
+    let not_found = Err(Refusal::NotFound("Subscription not found"));
+    if !is_name || !is_shown(principal, space) {
+        return not_found;
+    }
+    let action = request.pipeline.access.audit.subscription_deletion(&request.caller, space, &request.variable);
+    let (pipeline, stored) = (request.pipeline.clone(), name.stored());
+    let delete = async move { pipeline.subscriptions.delete(&stored).await };
+    match audited(request.pipeline, action, delete, |was_there| u64::from(*was_there)).await? {
         true => Ok(response::empty(StatusCode::NO_CONTENT)),
-        false => Err(Refusal::NotFound("Subscription not found")),
+        false => not_found,
     }
 }
 

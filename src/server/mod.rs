@@ -119,8 +119,8 @@ async fn serve(
     running: Running,
 ) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
-    // Where there is nothing to read again, a SIGHUP, such as the end of its terminal, ends the server.
-    let reads_again = access.keys.are_required() || tls.is_some();
+    // Where there is nothing to read or open again, a SIGHUP, such as the end of its terminal, ends the server.
+    let reads_again = access.keys.are_required() || access.audit.is_on() || tls.is_some();
     let hangup = reads_again.then(|| signal(SignalKind::hangup()));
     let hangup = hangup.transpose().map_err(Error::Start)?;
     let address = listener.address().map_err(Error::Start)?;
@@ -187,6 +187,7 @@ async fn serve(
     for thread in threads.into_iter().chain([fan_out_thread, groups_thread]) {
         thread.join().map_err(|_| Error::Panicked("helper"))?;
     }
+    pipeline.access.audit.close();
     tracing::info!(last_event = %store.committed().id(), "stopped");
     Ok(())
 }
@@ -209,6 +210,7 @@ async fn follow_files(pipeline: &Arc<Pipeline>, tls: Option<&Arc<Tls>>, mut hang
         let read = move || {
             let (keys, tls) = (&pipeline.access.keys, tls.as_deref());
             if is_asked {
+                pipeline.access.audit.reopen();
                 keys.read_again();
                 tls.inspect(|tls| tls.read_again());
             } else {

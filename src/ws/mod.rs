@@ -13,7 +13,7 @@ pub use subscribe::subscribe;
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
@@ -37,7 +37,8 @@ mod tests {
     use crate::wire::frame::{self, OpCode, Role};
     use crate::wire::refusal::Ending;
 
-    const CALLER: Caller = Caller { counted: Counted::ApiKey, principal: Principal::Everything };
+    const CALLER: Caller =
+        Caller { counted: Counted::ApiKey, from: IpAddr::V4(Ipv4Addr::LOCALHOST), principal: Principal::Everything };
 
     struct Client {
         stream: TcpStream,

@@ -303,7 +303,7 @@ impl PublisherSocket<'_> {
     /// before those to events.
     fn renew(&self, token: Option<String>) {
         let Some(token) = token else { return };
-        let said = match self.pipeline.access.keys.renew(&self.caller.principal, &token) {
+        let said = match self.pipeline.access.keys.renew(&self.caller, &token) {
             Ok(at) => note::auth_renewed(at.from_now()),
             Err(why) => error(why, None),
         };

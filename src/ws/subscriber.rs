@@ -171,7 +171,7 @@ impl<'p> SubscriberSocket<'p> {
     fn renew(&self, token: &str) {
         let access = &self.pipeline.access;
         let renewed = access.rates.check(Scope::Subscribe, &self.caller.counted).map_err(|refusal| refusal.to_string());
-        match renewed.and_then(|()| access.keys.renew(&self.caller.principal, token).map_err(str::to_owned)) {
+        match renewed.and_then(|()| access.keys.renew(self.caller, token).map_err(str::to_owned)) {
             Ok(at) => self.reply(Reply::Frame(text(&note::auth_renewed(at.from_now())))),
             Err(why) => self.refuse(&why),
         }

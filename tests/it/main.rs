@@ -10,6 +10,7 @@ mod support;
 
 mod access;
 mod ack;
+mod audit;
 mod browser;
 mod claims;
 mod class;

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// A token with these claims that ends in so many seconds.
-fn token(seconds: i64, claims: &Value) -> String {
+pub fn token(seconds: i64, claims: &Value) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
     let mut all = json!({"sub": "ada", "exp": now + seconds});
     all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
