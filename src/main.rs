@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 use event_pipeline::auth::AccessError;
+use event_pipeline::client::Refused;
 use event_pipeline::config::{Config, LoadedConfig, LogFormat};
 use event_pipeline::server;
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         cli::Invocation::Serve(flags) => serve(&flags),
         cli::Invocation::ShowConfig(show, flags) => with_config(&flags, |loaded| show.run(loaded).map_err(Into::into)),
+        cli::Invocation::CheckConfig(check, flags) => check_config(&check, &flags),
         cli::Invocation::Keys(keys, flags) => with_config(&flags, |loaded| keys.run(loaded.config())),
         cli::Invocation::Health(health, flags) => with_config(&flags, |loaded| block_on(health.run(loaded.config()))),
         cli::Invocation::Command(command) => end(block_on(command.run())),
@@ -59,6 +61,20 @@ fn with_config(flags: &ArgMatches, run: impl FnOnce(&LoadedConfig) -> anyhow::Re
     }
 }
 
+/// What was found has an exit code of its own, so that a script can tell it from a configuration that cannot be used.
+fn check_config(check: &cli::CheckConfig, flags: &ArgMatches) -> ExitCode {
+    let loaded = match LoadedConfig::load(flags) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(USAGE, error),
+    };
+    match check.run(&loaded) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILURE),
+        Err(error) if error.is::<io::Error>() => end(Err(error)),
+        Err(error) => fail(USAGE, error),
+    }
+}
+
 fn log_to_stderr(config: &Config) {
     // h2 warns about what any client can cause, so it is off. A `LOG_LEVEL` that names it overrides that, because the
     // later directive counts.
@@ -86,8 +102,16 @@ fn end(done: anyhow::Result<()>) -> ExitCode {
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
+        Err(error) if is_unauthorized(&error) => {
+            fail(FAILURE, format!("{error:#}; give a key or a token with --api-key, or as API_KEY in the environment"))
+        }
         Err(error) => fail(FAILURE, error),
     }
+}
+
+/// Whether a server has refused a request that showed no valid key.
+fn is_unauthorized(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Refused>().is_some_and(|refused| refused.status.as_u16() == 401))
 }
 
 /// Writes the error to stderr, on one line.

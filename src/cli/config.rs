@@ -6,11 +6,13 @@ use clap::{Args, Subcommand};
 use event_pipeline::config::{Effective, LoadedConfig};
 use serde_json::{Value, json};
 
+use super::config_check::Check;
 use super::printer::plain;
 
 #[derive(Subcommand)]
 pub enum Config {
     Show(Show),
+    Check(Check),
 }
 
 /// Show every setting with its value and what has set it

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod config;
+mod config_check;
 mod database;
 mod health;
 mod keys;
@@ -29,6 +30,7 @@ use stats::Stats;
 use tail::Tail;
 
 pub use config::Show;
+pub use config_check::Check as CheckConfig;
 
 /// Reads the command line. A mistake in it ends the process with an explanation and exit code 2.
 pub fn parse() -> Invocation {
@@ -42,6 +44,7 @@ pub fn parse() -> Invocation {
     match cli.command {
         Some(Subcommands::Command(command)) => Invocation::Command(command),
         Some(Subcommands::Config(Config::Show(show))) => Invocation::ShowConfig(show, flags.clone()),
+        Some(Subcommands::Config(Config::Check(check))) => Invocation::CheckConfig(check, flags.clone()),
         Some(Subcommands::Keys(keys)) => Invocation::Keys(keys, flags.clone()),
         Some(Subcommands::Health(health)) => Invocation::Health(health, flags.clone()),
         Some(Subcommands::Serve) | None => Invocation::Serve(flags.clone()),
@@ -54,19 +57,20 @@ pub enum Invocation {
     Serve(ArgMatches),
     /// With the same flags.
     ShowConfig(Show, ArgMatches),
+    CheckConfig(CheckConfig, ArgMatches),
     Keys(Keys, ArgMatches),
     Health(Health, ArgMatches),
     Command(Command),
 }
 
-/// The flags of `serve` come from the table of settings. They are accepted without the command, and by `config show` and
-/// `health`, too.
+/// The flags of `serve` come from the table of settings. They are accepted without the command, and by `config show`,
+/// `config check` and `health`, too.
 fn command() -> clap::Command {
     let hidden = || settings().into_iter().map(|arg| arg.hide(true));
     Cli::command()
         .args(hidden())
         .mut_subcommand("serve", |serve| serve.args(settings()))
-        .mut_subcommand("config", |config| config.mut_subcommand("show", |show| show.args(hidden())))
+        .mut_subcommand("config", |config| config.mut_subcommands(|command| command.args(hidden())))
         .mut_subcommand("health", |health| health.args(hidden()))
         .mut_subcommand("keys", |keys| {
             keys.mut_subcommands(|command| {
@@ -122,7 +126,7 @@ Examples:
     Serve,
     #[command(flatten)]
     Command(Command),
-    /// Show the configuration
+    /// Show the configuration, or check it
     #[command(subcommand)]
     Config(Config),
     /// Make, list and revoke API keys

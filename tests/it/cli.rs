@@ -131,6 +131,7 @@ fn every_command_works_with_the_api_key() {
         let refused = start(&server, arguments, "").finish();
         assert_eq!(refused.code, Some(1), "{arguments:?}: {}", refused.stderr);
         assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{arguments:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains("give a key or a token with --api-key"), "{arguments:?}: {}", refused.stderr);
         run(&server, &[arguments, &["--api-key", "open sesame, please"]].concat());
     }
 }

@@ -312,3 +312,96 @@ fn config_show_refuses_what_serve_refuses() {
         assert_eq!(Run::start(command(folder.path()).args(usage), "").finish().code, Some(2), "{usage:?}");
     }
 }
+
+/// Runs `config check` and gives its exit code and what it has found: the severity and the setting.
+fn checked(folder: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, Vec<String>) {
+    let run = |more: &[&str]| {
+        let mut check = command(folder);
+        let check = check.args(["config", "check"]).args(arguments).args(more).envs(environment.iter().copied());
+        Run::start(check, "").finish()
+    };
+    let (text, found) = (run(&[]), run(&["--json"]));
+    assert_eq!(text.code, found.code);
+    let found: Value = serde_json::from_str(&found.stdout).unwrap_or_default();
+    let found = found["findings"].as_array().cloned().unwrap_or_default();
+    let found = found.iter().map(|one| format!("{}: {}", text_of(&one["severity"]), text_of(&one["setting"])));
+    let found: Vec<_> = found.collect();
+    for (line, one) in text.stdout.lines().zip(&found) {
+        assert!(line.starts_with(&format!("{one}: ")) && line.contains("; "), "{line}");
+    }
+    (text.code, found)
+}
+
+#[test]
+fn config_check_names_what_is_dangerous_or_contradictory() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let secret = "0123456789abcdef0123456789abcdef";
+    let check = |environment: &[(&str, &str)], expected: &[&str]| {
+        let (code, found) =
+            checked(folder, &[&[("DURABILITY", "full"), ("FREE_SPACE_MIN_BYTES", "1 MiB")], environment].concat(), &[]);
+        assert_eq!(found, expected, "{environment:?}");
+        assert_eq!(code, Some(i32::from(!expected.is_empty())), "{environment:?}");
+    };
+    check(&[], &[]);
+    check(&[("API_KEY", secret)], &["danger: API_KEY"]);
+    check(&[("API_KEY", secret), ("REQUIRE_AUTH", "true")], &[]);
+    check(&[("API_KEY", "aaaaaaaaaaaaaaaaaaaaaaaa"), ("REQUIRE_AUTH", "true")], &["danger: API_KEY"]);
+    check(&[("REQUIRE_AUTH", "true")], &["danger: REQUIRE_AUTH"]);
+    check(&[("CORS_ORIGINS", "*"), ("ALLOWED_HOSTS", "*")], &["danger: CORS_ORIGINS", "danger: ALLOWED_HOSTS"]);
+    check(&[("TRUSTED_PROXIES", "0.0.0.0/0")], &["danger: TRUSTED_PROXIES"]);
+    check(&[("TRUSTED_PROXIES", "10.0.0.0/8,2001:db8::/32")], &[]);
+    check(
+        &[("DURABILITY", "normal"), ("FREE_SPACE_MIN_BYTES", "0")],
+        &["warning: DURABILITY", "warning: FREE_SPACE_MIN_BYTES"],
+    );
+    check(&[("DURABILITY", "off")], &["danger: DURABILITY"]);
+    check(&[("JWT_SECRET", secret)], &["warning: JWT_AUDIENCE", "warning: JWT_ISSUER"]);
+    check(&[("JWT_SECRET", "short"), ("JWT_AUDIENCE", "a"), ("JWT_ISSUER", "i")], &["danger: JWT_SECRET"]);
+    check(&[("JWT_AUDIENCE", "a")], &["warning: JWT_AUDIENCE"]);
+    check(&[("ALLOW_UNAUTHENTICATED", "true")], &["warning: ALLOW_UNAUTHENTICATED"]);
+    let rates = ["warning: RATE_LIMIT_PUBLISH", "warning: RATE_LIMIT_QUERY", "warning: RATE_LIMIT_ADMIN"];
+    let public = |first: &[&'static str]| [first, &rates].concat();
+    check(&[("HOST", "0.0.0.0")], &public(&["danger: HOST", "danger: HOST"]));
+    let open = [("HOST", "::"), ("ALLOW_UNAUTHENTICATED", "true")];
+    check(&open, &public(&["danger: ALLOW_UNAUTHENTICATED", "danger: HOST"]));
+    let limited = ["RATE_LIMIT_PUBLISH", "RATE_LIMIT_QUERY", "RATE_LIMIT_ADMIN"].map(|setting| (setting, "1/second"));
+    let behind =
+        [("HOST", "192.0.2.1"), ("TRUSTED_PROXIES", "192.0.2.2"), ("REQUIRE_AUTH", "true"), ("API_KEY", secret)];
+    check(&[&behind[..], &limited].concat(), &["warning: HOST"]);
+
+    // Files with secrets, and keys that have ended.
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let keys = folder.join("data/keys.toml");
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let key = format!("[[keys]]\nid = 'a'\nname = 'one'\nsha256 = '{digest}'\nscopes = ['query']\n");
+    std::fs::write(&keys, format!("{key}expires = '2020-01-01T00:00:00Z'\n")).unwrap();
+    mode(&keys, 0o646);
+    check(&[], &["danger: KEYS_FILE", "warning: KEYS_FILE", "warning: KEYS_FILE"]);
+    std::fs::write(&keys, key).unwrap();
+    mode(&keys, 0o600);
+    check(&[], &[]);
+    check(&[("REQUIRE_AUTH", "false")], &["danger: REQUIRE_AUTH"]);
+    let audit = folder.join("audit.jsonl");
+    for file in [&audit, &audit.with_added_extension("key")] {
+        std::fs::write(file, "").unwrap();
+        mode(file, 0o644);
+    }
+    check(&[("AUDIT_FILE", audit.to_str().unwrap())], &["danger: AUDIT_FILE", "warning: AUDIT_FILE"]);
+    let toml = folder.join("event-pipeline.toml");
+    std::fs::write(&toml, format!("jwt_secret = '{secret}'\njwt_audience = 'a'\njwt_issuer = 'i'\n")).unwrap();
+    mode(&toml, 0o644);
+    check(&[("CONFIG_FILE", toml.to_str().unwrap())], &["danger: JWT_SECRET"]);
+    mode(&toml, 0o600);
+    check(&[("CONFIG_FILE", toml.to_str().unwrap())], &[]);
+    let (code, found) = checked(folder, &[], &["--api-key", secret]);
+    assert_eq!((code, found), (Some(1), vec!["danger: API_KEY".to_owned()]));
+
+    // What cannot be used is no finding.
+    for environment in [("PORT", "x"), ("KEYS_FILE", "/nowhere/keys.toml"), ("JWT_KEYS_FILE", "/nowhere/keys.pem")] {
+        assert_eq!(checked(folder, &[environment], &[]), (Some(2), Vec::new()), "{environment:?}");
+    }
+}
