@@ -7,6 +7,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use hyper::HeaderMap;
+use hyper::header::ORIGIN;
 use hyper::http::uri::Authority;
 
 use crate::config::{Config, CorsOrigins, Hosts};
@@ -70,16 +72,41 @@ impl Pages {
         let Some(origin) = origin else { return true };
         let listed = || match &self.origins {
             Origins::Any => true,
-            Origins::Loopback => authority_of(origin).and_then(|host| str::from_utf8(host).ok()).is_some_and(|host| {
-                let name = name_of(host);
-                is_loopback_name(name) || address_of(name).is_some_and(|address| address.to_canonical().is_loopback())
-            }),
+            Origins::Loopback => {
+                authority_of(origin).and_then(|host| str::from_utf8(host).ok()).is_some_and(|host| is_loopback(host))
+            }
             Origins::List(list) => list.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin)),
         };
         let own = if self.is_tls { origin.strip_prefix(b"https://") } else { authority_of(origin) };
         let is_own = own.zip(host).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host));
         is_own || listed()
     }
+
+    /// Whether a browser may fetch something that is not for everybody. A page can have it fetched without an `Origin`, as a
+    /// picture or a script, and needs no answer to keep the server busy or to measure how long it takes. Browsers say so
+    /// (Fetch Metadata); other clients say nothing, and may. A person may follow a link from anywhere.
+    pub fn allows_fetch(&self, headers: &HeaderMap, host: Option<&[u8]>) -> bool {
+        let says = |name: &str, word: &str| headers.get(name).is_some_and(|value| value == word);
+        let is_foreign = says("sec-fetch-site", "cross-site") || says("sec-fetch-site", "same-site");
+        if self.are_any() || !is_foreign || (says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document")) {
+            return true;
+        }
+        match headers.get(ORIGIN) {
+            Some(origin) => self.allows(Some(origin.as_bytes()), host),
+            // Another page of this machine.
+            None => {
+                matches!(self.origins, Origins::Loopback)
+                    && says("sec-fetch-site", "same-site")
+                    && host.and_then(|host| str::from_utf8(host).ok()).is_some_and(is_loopback)
+            }
+        }
+    }
+}
+
+/// Whether a host, with or without a port, is this machine.
+fn is_loopback(host: &str) -> bool {
+    let name = name_of(host);
+    is_loopback_name(name) || address_of(name).is_some_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Host and port of the origin of a web page. Other origins, such as `null` and those of browser extensions, have none.

@@ -151,7 +151,8 @@ impl Connection {
             }
         };
         // Browsers send some requests of a page without a preflight, such as a `POST` without a content type.
-        if changes_something(method) && !pages.allows(origin, host) {
+        let is_foreign_change = changes_something(method) && !pages.allows(origin, host);
+        if is_foreign_change || (target.guard() != Guard::Open && !pages.allows_fetch(&parts.headers, host)) {
             return Err(Refusal::ForbiddenOrigin);
         }
         let Some((route, variable)) = target.route else {

@@ -238,6 +238,47 @@ fn without_authentication_only_pages_of_this_machine_may_use_the_server() {
     }
 }
 
+/// What browsers say of the fetches of a page that have no `Origin`, such as `<img>` and `<script>`.
+#[test]
+fn without_authentication_a_foreign_page_has_nothing_fetched() {
+    let server = Server::start();
+    let fetch = |server: &Server, site: &str, mode: &str, dest: &str, path: &str| {
+        let headers = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode), ("Sec-Fetch-Dest", dest)];
+        let mut wire = Wire::connect(server.addr);
+        wire.send(request("GET", path, &headers, b""));
+        wire.response_head().expect("an answer").status
+    };
+    for path in ["/events", "/events/stream", "/stats", "/subscriptions", "/events/evt_000000000001", "/nowhere"] {
+        for dest in ["image", "script", "empty", "iframe", "object"] {
+            assert_eq!(fetch(&server, "cross-site", "no-cors", dest, path), 403, "{path} as {dest}");
+        }
+        assert_eq!(
+            fetch(&server, "cross-site", "navigate", "iframe", path),
+            403,
+            "{path}: a frame is no page of its own"
+        );
+    }
+    for (site, mode, dest) in [
+        ("cross-site", "navigate", "document"),
+        ("none", "navigate", "document"),
+        ("same-origin", "cors", "empty"),
+        ("same-site", "no-cors", "script"),
+    ] {
+        assert_eq!(fetch(&server, site, mode, dest, "/stats"), 200, "{site} {mode} {dest}");
+    }
+    for path in ["/health", "/readiness", "/docs", "/openapi.json", "/event-types"] {
+        assert_eq!(fetch(&server, "cross-site", "no-cors", "script", path), 200, "{path} is open");
+    }
+    let from = |origin| [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "cors"), ("Origin", origin)];
+    assert_eq!(server.call("GET", "/stats", &from("http://localhost:3000"), b"").status, 200);
+    server.call("GET", "/stats", &from("https://anywhere.example"), b"").refusal(403);
+    let listed = Server::with(&[("CORS_ORIGINS", "https://a.example")]);
+    assert_eq!(listed.call("GET", "/stats", &from("https://a.example"), b"").status, 200);
+    assert_eq!(fetch(&listed, "same-site", "no-cors", "image", "/stats"), 403, "nobody knows whose it is");
+    let open = Server::with(&[("CORS_ORIGINS", "*")]);
+    assert_eq!(fetch(&open, "cross-site", "no-cors", "image", "/stats"), 200, "every page may");
+}
+
 #[test]
 fn without_authentication_a_request_names_a_known_host() {
     let call = |server: &Server, host: &str, path: &str| {
