@@ -479,6 +479,18 @@ async function requests() {
       await section.getByRole('button', { name: 'Connect' }).waitFor();
     }
   });
+  await check('a key goes to a WebSocket as a subprotocol, and not in its URL', async () => {
+    const subscribe = await tryIt(page, await operation('get /ws/subscribe'));
+    await subscribe.locator('input[type=password]').fill('open-sesame');
+    const opened = page.waitForEvent('websocket');
+    await subscribe.getByRole('button', { name: 'Connect' }).click();
+    const url = (await opened).url();
+    assert(!url.includes('sesame'), url);
+    // The browser keeps the connection only if the server chooses one of the subprotocols.
+    await subscribe.getByRole('button', { name: 'Close' }).click();
+    await subscribe.getByRole('button', { name: 'Connect' }).waitFor();
+    await subscribe.locator('input[type=password]').fill('');
+  });
   await check('no fault on the way, but for the refusals that were asked for', async () => {
     const others = faults.filter((fault) => !/status of (404|422)/.test(fault));
     assert(others.length === 0, others.join('; '));

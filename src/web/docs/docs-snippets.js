@@ -72,7 +72,7 @@ export function refusal(operation, values) {
  * @param {Node} operation @param {string} method @param {string} path
  * @param {string} base The address of the server without a slash at its end, with the prefix if there is one.
  * @param {Values} [values] @param {string} [key] The API key; browsers cannot send it to WebSockets in a header.
- * @returns {{url: string, method: string, headers: Record<string, string>, body?: string}}
+ * @returns {{url: string, method: string, headers: Record<string, string>, body?: string, protocols?: string[]}}
  */
 export function request(operation, method, path, base, values = defaults(operation), key = '') {
   const kind = kindOf(operation);
@@ -88,12 +88,15 @@ export function request(operation, method, path, base, values = defaults(operati
   }
   if (values.accept) headers.Accept = values.accept;
   if (key && kind !== 'socket') headers['X-API-Key'] = key;
-  if (key && kind === 'socket') parts.push(`api_key=${inUrl(key)}`);
+  // A key that cannot be a subprotocol, such as one with a space, is left to the URL.
+  const isProtocol = /^[\w!#$%&'*+.^`|~-]+$/.test(key);
+  if (key && kind === 'socket' && !isProtocol) parts.push(`api_key=${inUrl(key)}`);
   const hasBody = kind === 'http' && Boolean(operation.requestBody) && values.body !== '';
   if (hasBody) headers['Content-Type'] = values.media;
   const start = kind === 'socket' ? base.replace(/^http/, 'ws') : base;
   const url = start + path + (parts.length ? `?${parts.join('&')}` : '');
-  return { url, method: method.toUpperCase(), headers, ...(hasBody && { body: values.body }) };
+  const protocols = kind === 'socket' && isProtocol ? ['event-pipeline', `key.${key}`] : undefined;
+  return { url, method: method.toUpperCase(), headers, ...(hasBody && { body: values.body }), ...(protocols && { protocols }) };
 }
 
 /**
@@ -105,7 +108,7 @@ export function request(operation, method, path, base, values = defaults(operati
 export function snippets(operation, method, path, base, values = defaults(operation), key = '') {
   const kind = kindOf(operation);
   const sent = request(operation, method, path, base, values, key);
-  if (kind === 'socket') return ofSocket(operation, sent.url, values.body);
+  if (kind === 'socket') return ofSocket(operation, sent, values.body);
   if (kind === 'stream') return ofStream(sent);
   const answers = Object.entries(operation.responses ?? {}).find(([status]) => status.startsWith('2'))?.[1].content ?? {};
   const media = values.accept || Object.keys(answers)[0];
@@ -173,22 +176,24 @@ function ofStream(sent) {
 }
 
 /** Debian's curl sends no WebSocket messages, so its line shows only whether the handshake succeeds. */
-function ofSocket(operation, url, body) {
+function ofSocket(operation, { url, protocols = [] }, body) {
   const value = parsed(body, 'application/json');
   const handshake = {
     Connection: 'Upgrade',
     Upgrade: 'websocket',
     'Sec-WebSocket-Version': '13',
     'Sec-WebSocket-Key': 'dGhlIHNhbXBsZSBub25jZQ==',
+    ...(protocols.length > 0 && { 'Sec-WebSocket-Protocol': protocols.join(', ') }),
   };
   const text = value === undefined ? quoted(body) : `json.dumps(${literal(value, PYTHON)})`;
   const read = operation.channel?.goesOn ? '  for message in socket:\n    print(message)' : '  print(socket.recv())';
-  const socket = `with connect(${quoted(url)}) as socket:\n  socket.send(${indented(text)})\n${read}`;
+  const offered = protocols.length > 0 ? `, subprotocols=${literal(protocols, PYTHON)}` : '';
+  const socket = `with connect(${quoted(url)}${offered}) as socket:\n  socket.send(${indented(text)})\n${read}`;
   return {
     curl: curl({ url: url.replace(/^ws/, 'http'), method: 'GET', headers: handshake }, '-i -N --max-time 2 '),
     python: `import json\nfrom websockets.sync.client import connect\n\n${socket}`.replace(INDENTS, '$&$&'),
     javascript: [
-      `const socket = new WebSocket(${quoted(url)});`,
+      `const socket = new WebSocket(${quoted(url)}${protocols.length > 0 ? `, ${literal(protocols)}` : ''});`,
       `socket.onopen = () => socket.send(${value === undefined ? quoted(body) : `JSON.stringify(${literal(value)})`});`,
       'socket.onmessage = (message) => console.log(message.data);',
     ].join('\n'),

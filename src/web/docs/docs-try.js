@@ -291,7 +291,8 @@ export class Panel {
   }
 
   connect() {
-    const socket = new WebSocket(this.sent().url);
+    const { url, protocols } = this.sent();
+    const socket = new WebSocket(url, protocols);
     this.socket = socket;
     this.open('connecting');
     socket.onopen = () => {
