@@ -33,6 +33,7 @@ mod imports;
 mod interface;
 mod keys;
 mod lag;
+mod proxies;
 mod publish;
 mod query;
 mod reference;
