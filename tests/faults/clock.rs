@@ -312,3 +312,24 @@ fn a_clock_behind_the_last_event_is_logged_once_and_the_last_hour_counts_back_fr
         assert_eq!(warnings(&server).len(), episode, "{:#?}", warnings(&server));
     }
 }
+
+/// Of the connection that the key has opened, too, which waits by the monotonic clock.
+#[test]
+fn a_key_ends_by_the_system_clock_when_it_is_set_forward() {
+    let name = "a_key_ends_by_the_system_clock_when_it_is_set_forward";
+    let Some(server) = start(name, &[("REQUIRE_AUTH", "true")]) else { return };
+    let mut add = command(server.folder());
+    // The socket looks at the clock again 30 s before the end, which is in 6 s.
+    let add = add.args(["keys", "add", "short", "--scope", "subscribe", "--expires", "36s"]);
+    let key = Run::start(add, "").finish().stdout.trim_end().to_owned();
+    let key = [("X-API-Key", &*key)];
+    let who = || server.call("GET", "/whoami", &key, b"");
+    await_true("the key", || who().status == 200);
+    let mut socket = Socket::handshake(server.addr, "/ws/subscribe", &key).ok().expect("a subscriber");
+    assert_eq!(socket.ask("{}")["status"], "subscribed");
+    set_clock(server.folder(), HOUR);
+    assert_eq!(who().refusal(401), "The API key has expired");
+    assert_eq!(socket.read_to_close().1, 4001);
+    set_clock(server.folder(), 0);
+    assert_eq!(who().status, 200, "the clock is right again");
+}
