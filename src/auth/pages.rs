@@ -73,7 +73,7 @@ impl Pages {
         let listed = || match &self.origins {
             Origins::Any => true,
             Origins::Loopback => {
-                authority_of(origin).and_then(|host| str::from_utf8(host).ok()).is_some_and(|host| is_loopback(host))
+                authority_of(origin).and_then(|host| str::from_utf8(host).ok()).is_some_and(is_loopback)
             }
             Origins::List(list) => list.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin)),
         };
