@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use crate::audience::Audience;
 use crate::doorbell::Wakes;
 use crate::event::{Columns, Field, Filter, Seq};
+use crate::histogram::Histogram;
 use crate::outbox::Outbox;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -35,6 +37,8 @@ pub struct Hub {
     /// The cohorts by filter. Only subscribers that come or leave take this lock, never the fan-out.
     cohorts: Mutex<Cohorts>,
     audience: Audience,
+    pub rounds: Rounds,
+    pub losses: Losses,
     outbox_bytes_max: usize,
     /// True once the last commit has been delivered.
     ended: watch::Sender<bool>,
@@ -45,6 +49,36 @@ pub struct Hub {
 /// a rest leaves at once. Price: up to `REST_MAX` of latency.
 pub const REST_PER_DELIVERY: Duration = Duration::from_micros(20);
 pub const REST_MAX: Duration = Duration::from_millis(1);
+
+/// What the fan-out has delivered since the start. It alone writes this, once a round.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    /// From the first commit of a round to the last outbox.
+    pub took: Histogram,
+    /// How often events were put into an outbox: one delivery may have many of them.
+    pub deliveries: AtomicU64,
+    /// The events in these deliveries, once for each subscriber that gets them.
+    pub events: AtomicU64,
+}
+
+/// What subscribers and cursors missed since the start.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// How often an outbox overflowed. Unless its subscriber wants less, storage has the events.
+    pub overflows: AtomicU64,
+    /// Gaps that a client was told of.
+    pub gaps: AtomicU64,
+    /// Events that slow subscribers have left out, as they had asked for (`on_lag`).
+    pub skipped_events: AtomicU64,
+}
+
+/// What waits for live subscribers.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct InOutboxes {
+    pub bytes: usize,
+    /// The bytes in the fullest outbox.
+    pub largest: usize,
+}
 
 #[derive(Debug, Default)]
 struct Cohorts {
@@ -114,6 +148,8 @@ impl Hub {
             keys_by_fields: Default::default(),
             cohorts: Mutex::default(),
             audience,
+            rounds: Rounds::default(),
+            losses: Losses::default(),
             outbox_bytes_max,
             ended: watch::Sender::new(false),
         })
@@ -143,6 +179,19 @@ impl Hub {
         }
         self.audience.join();
         Registration { hub: self.clone(), filter: filter.clone(), outbox }
+    }
+
+    /// What waits in the outboxes. It takes none of their locks, so the fan-out does not notice.
+    pub fn in_outboxes(&self) -> InOutboxes {
+        let cohorts: Vec<_> = self.cohorts.lock().by_filter.values().cloned().collect();
+        let mut waiting = InOutboxes::default();
+        for cohort in cohorts {
+            for bytes in cohort.members.read().iter().map(|outbox| outbox.bytes()) {
+                waiting.bytes += bytes;
+                waiting.largest = waiting.largest.max(bytes);
+            }
+        }
+        waiting
     }
 
     fn unregister(&self, filter: &Filter, outbox: &Arc<Outbox<Delivery>>) {
@@ -193,8 +242,10 @@ impl Hub {
             }
             let deliveries = self.deliver(&round, &mut fan_out);
             round.clear();
+            let took = start.elapsed();
+            self.rounds.took.note(took);
             let rest = (REST_PER_DELIVERY * deliveries).min(REST_MAX);
-            sleep(rest.saturating_sub(start.elapsed()));
+            sleep(rest.saturating_sub(took));
         }
         let mut cohorts = self.cohorts.lock();
         cohorts.closed = true;
@@ -224,15 +275,19 @@ impl Hub {
                 }
             }
         }
-        let mut deliveries = 0;
+        let (mut deliveries, mut events) = (0, 0);
         for (cohort, runs) in touched.drain().map(|(_, due)| due) {
             let bytes = runs.iter().map(|run| run.bytes() + size_of::<Run>()).sum();
+            let (len, before) = (runs.iter().map(|run| run.range().len() as u64).sum::<u64>(), deliveries);
             let runs: Arc<[Run]> = runs.into();
             for member in cohort.members.read().iter() {
                 member.push(Delivery { runs: runs.clone(), after, through }, bytes, wakes);
                 deliveries += 1;
             }
+            events += len * u64::from(deliveries - before);
         }
+        self.rounds.deliveries.fetch_add(deliveries.into(), Relaxed);
+        self.rounds.events.fetch_add(events, Relaxed);
         wakes.wake_all();
         deliveries
     }

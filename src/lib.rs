@@ -19,6 +19,7 @@
 //! * [`watch`]: whether files have changed
 //! * [`auth`]: API keys, principals, origins, rates, connection slots
 //! * [`budget`]: memory and other amounts that all clients share
+//! * [`histogram`]: how long things take
 //! * [`pipeline`]: the state that all connections share
 //! * [`store`]: the durable, ordered record in SQLite; the only module with SQL
 //! * [`audience`]: whether anything follows the commits
@@ -42,6 +43,7 @@ pub mod doorbell;
 pub mod event;
 pub mod feed;
 pub mod group;
+pub mod histogram;
 pub mod http;
 pub mod hub;
 pub mod ledger;

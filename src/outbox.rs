@@ -1,5 +1,7 @@
 //! An outbox: a queue of what waits to leave one socket, bounded in bytes, with many producers and one consumer.
 
+// Not those of the model checker: they are written under the lock, and nothing waits for them.
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use crate::doorbell::{TaskThread, Wakes};
@@ -11,13 +13,14 @@ use crate::sync::Mutex;
 #[derive(Debug)]
 pub struct Outbox<T> {
     waiting: Mutex<Waiting<T>>,
+    /// Bytes of the waiting items. Written under the lock, and read without it.
+    bytes: AtomicUsize,
     bytes_max: usize,
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
     items: Vec<T>,
-    bytes: usize,
     state: State,
     consumer: Option<(TaskThread, Waker)>,
 }
@@ -52,8 +55,8 @@ impl<T> Waiting<T> {
 impl<T> Outbox<T> {
     /// An empty outbox for at most `bytes_max` bytes, as its producers count them, or one item.
     pub fn new(bytes_max: usize) -> Self {
-        let waiting = Waiting { items: Vec::new(), bytes: 0, state: State::Open, consumer: None };
-        Self { waiting: Mutex::new(waiting), bytes_max }
+        let waiting = Waiting { items: Vec::new(), state: State::Open, consumer: None };
+        Self { waiting: Mutex::new(waiting), bytes: AtomicUsize::new(0), bytes_max }
     }
 
     /// Adds an item, and the waiting consumer to `wakes`. After an overflow or a close, the item is dropped.
@@ -63,15 +66,23 @@ impl<T> Outbox<T> {
         if waiting.state != State::Open {
             return;
         }
-        waiting.bytes = waiting.bytes.saturating_add(bytes);
-        if waiting.bytes <= self.bytes_max || waiting.items.is_empty() {
+        let bytes = self.bytes().saturating_add(bytes);
+        if bytes <= self.bytes_max || waiting.items.is_empty() {
             waiting.items.push(item);
+            self.bytes.store(bytes, Ordering::Relaxed);
         } else {
             waiting.overflow();
+            self.bytes.store(0, Ordering::Relaxed);
         }
         if let Some((thread, waker)) = waiting.consumer.take() {
             wakes.wake(thread, waker);
         }
+    }
+
+    /// Bytes of the waiting items, as their producers count them.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Ends the queue. The consumer can still take the waiting items.
@@ -116,7 +127,7 @@ impl<T> Outbox<T> {
                 State::Closed => Some(Taken::Closed),
             };
         }
-        waiting.bytes = 0;
+        self.bytes.store(0, Ordering::Relaxed);
         if into.is_empty() {
             // The two vectors are swapped for as long as the socket lives, so no call allocates.
             std::mem::swap(&mut waiting.items, into);

@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use dashmap::DashMap;
@@ -15,11 +15,13 @@ use tokio::task::{JoinSet, unconstrained};
 use crate::auth::Access;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::event::{EventTypes, Filter, Parser};
+use crate::event::{EventTypes, Filter, Parser, Timestamp};
+use crate::feed::{Doing, Standing};
+use crate::histogram::Histogram;
 use crate::hub::Hub;
-use crate::store::Store;
+use crate::store::{Store, SyncOf};
 use crate::subscriptions::Subscriptions;
-use crate::wire::refusal::Ending;
+use crate::wire::refusal::{Ending, REASONS};
 
 /// Larger texts are parsed on a thread of their own, which costs some 20 µs each. A text of 64 KiB takes 250 µs to parse, and
 /// all other connections of the network thread would wait for it.
@@ -34,6 +36,10 @@ pub struct Pipeline {
     pub hub: Arc<Hub>,
     pub subscriptions: Subscriptions,
     pub access: Access,
+    pub refusals: Refusals,
+    /// One permit for each client that may still connect.
+    pub connections: Connections,
+    pub started: Timestamp,
     /// Memory for large bodies and messages.
     pub bodies: Budget,
     /// Memory for pages of `GET /events`, and other large answers, that clients have not taken yet.
@@ -60,6 +66,40 @@ pub struct Pipeline {
     subscriber_ids: AtomicU32,
 }
 
+/// How many clients are connected, and how many may be.
+#[derive(Debug)]
+pub struct Connections {
+    pub free: Arc<Semaphore>,
+    pub max: usize,
+}
+
+impl Connections {
+    pub fn new(max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(max)), max }
+    }
+
+    pub fn in_use(&self) -> usize {
+        self.max - self.free.available_permits()
+    }
+}
+
+/// How many requests and messages were refused since the start, for each of [`REASONS`].
+#[derive(Debug, Default)]
+pub struct Refusals([AtomicU64; REASONS.len()]);
+
+impl Refusals {
+    /// Counts a refusal, by the slug of its problem type.
+    pub fn note(&self, slug: &'static str) {
+        let index = REASONS.binary_search(&slug).expect("all slugs are listed, in order");
+        self.0[index].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Each reason, and how often there was it.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REASONS.into_iter().zip(&self.0).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}
+
 /// A present subscriber, for `GET /subscriptions/explain`.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
@@ -70,9 +110,21 @@ pub struct Subscriber {
     pub space: Box<str>,
 }
 
+/// Where all subscribers stand.
+#[derive(Debug, Default)]
+pub struct Standings {
+    /// How many are doing each of [`Doing::ALL`].
+    pub by_doing: [usize; Doing::ALL.len()],
+    /// How many want events that are stored and that they do not have.
+    pub behind: usize,
+    /// The most numbers of the record between the position of one of these and the high-water mark.
+    pub largest_lag: u64,
+}
+
 #[derive(Debug)]
 struct Registered {
     subscriber: Arc<Subscriber>,
+    standing: Arc<Standing>,
     /// Ends its connection; taken by the first use.
     end: Option<oneshot::Sender<Ending>>,
 }
@@ -85,11 +137,15 @@ impl Pipeline {
         hub: Arc<Hub>,
         subscriptions: Subscriptions,
         parsing: Handle,
+        connections_max: usize,
     ) -> Self {
         let (shutting_down, heard) = watch::channel(false);
         Self {
             types: Arc::new(config.event_types.clone()),
             access,
+            refusals: Refusals::default(),
+            connections: Connections::new(connections_max),
+            started: Timestamp::now(),
             bodies: Budget::of_bytes(config.max_bodies_bytes),
             pages: Budget::of_bytes(config.max_pages_bytes),
             searches: Semaphore::new(config.network_threads),
@@ -113,7 +169,8 @@ impl Pipeline {
         Parser::new(self.types.clone(), self.config.limits)
     }
 
-    /// Parses a text larger than [`PARSED_IN_PLACE_BYTES_MAX`] outside the network thread.
+    /// Parses a text larger than [`PARSED_IN_PLACE_BYTES_MAX`], or does other work of that length, outside the network
+    /// thread.
     pub async fn parse_beside<T: Send + 'static>(&self, parse: impl FnOnce() -> T + Send + 'static) -> T {
         let parsed = self.parsing.spawn_blocking(parse);
         parsed.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
@@ -127,9 +184,44 @@ impl Pipeline {
         deletions.spawn(deletion);
     }
 
+    /// How long what every event passes takes, each with its name.
+    pub fn stages(&self) -> [(&'static str, &Histogram); 4] {
+        let timings = self.store.timings();
+        [
+            ("acknowledgement", &timings.acknowledgement),
+            ("commit", &timings.commit),
+            ("delivery_round", &self.hub.rounds.took),
+            ("query", &timings.query),
+        ]
+    }
+
+    /// To be called every [`MARK_INTERVAL`](crate::histogram::MARK_INTERVAL), for the percentiles of the last minute.
+    pub fn mark_minute(&self) {
+        let syncs = SyncOf::ALL.into_iter().map(|sync| self.store.syncs().of(sync));
+        self.stages().into_iter().map(|(_, histogram)| histogram).chain(syncs).for_each(Histogram::mark);
+    }
+
     /// How many subscribers are present.
     pub fn subscribers(&self) -> usize {
         self.slots.load(Ordering::Relaxed)
+    }
+
+    /// What the subscribers are doing, and how far those are behind that are. It reads one number for each of them, and
+    /// delays none.
+    pub fn standings(&self) -> Standings {
+        let (mut standings, newest) = (Standings::default(), self.store.committed());
+        for entry in &self.subscribers {
+            let (doing, position) = entry.standing.get();
+            standings.by_doing[doing as usize] += 1;
+            if doing.is_behind() {
+                standings.behind += 1;
+                standings.largest_lag = standings.largest_lag.max(newest.0.saturating_sub(position.0));
+            }
+        }
+        // The rest has a slot and is not registered.
+        let registered = standings.by_doing.iter().sum();
+        standings.by_doing[Doing::Opening as usize] += self.subscribers().saturating_sub(registered);
+        standings
     }
 
     /// The present subscribers, oldest first.
@@ -150,7 +242,8 @@ impl Pipeline {
     pub fn subscriber_slot(self: &Arc<Self>) -> Option<SubscriberSlot> {
         let below_max = |n: usize| (n < self.config.max_subscribers).then_some(n + 1);
         self.slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
-        Some(SubscriberSlot { id: self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1, pipeline: self.clone() })
+        let id = self.subscriber_ids.fetch_add(1, Ordering::Relaxed) + 1;
+        Some(SubscriberSlot { id, standing: Arc::default(), pipeline: self.clone() })
     }
 
     /// For a connection that may publish: the store stays open until this is dropped, with all its clones.
@@ -216,6 +309,7 @@ impl Shutdown {
 #[derive(Debug)]
 pub struct SubscriberSlot {
     id: u32,
+    standing: Arc<Standing>,
     pipeline: Arc<Pipeline>,
 }
 
@@ -225,10 +319,16 @@ impl SubscriberSlot {
         self.id
     }
 
+    /// Where its stream shows what it does.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.standing
+    }
+
     /// Registers the subscriber of this slot. The receiver resolves when its connection has to end.
     pub fn register(&self, subscriber: Subscriber) -> oneshot::Receiver<Ending> {
         let (end, ended) = oneshot::channel();
-        let registered = Registered { subscriber: Arc::new(subscriber), end: Some(end) };
+        let standing = self.standing.clone();
+        let registered = Registered { subscriber: Arc::new(subscriber), standing, end: Some(end) };
         self.pipeline.subscribers.insert(self.id, registered);
         ended
     }
@@ -255,7 +355,7 @@ impl Pipeline {
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
         let access = Access::new(&config).expect("nothing is asked of it");
-        Arc::new(Self::new(config, access, store, hub, subscriptions, parsing))
+        Arc::new(Self::new(config, access, store, hub, subscriptions, parsing, 1))
     }
 }
 

@@ -73,6 +73,17 @@ enum Consumer {
     Group(Group),
 }
 
+impl Consumer {
+    /// The numbers of connections and of unconfirmed events.
+    fn counts(&self) -> (usize, usize) {
+        match self {
+            Self::None => (0, 0),
+            Self::Connection(end) => (usize::from(!end.is_closed()), 0),
+            Self::Group(group) => group.counts(),
+        }
+    }
+}
+
 /// What `GET /subscriptions` shows of one subscription.
 #[derive(Debug)]
 pub struct Summary {
@@ -86,6 +97,19 @@ pub struct Summary {
     pub connected: usize,
     /// How many events were sent to members of the group and are not confirmed.
     pub unconfirmed: usize,
+}
+
+/// How the durable subscriptions are used.
+#[derive(Debug, Default)]
+pub struct InUse {
+    /// Those that a connection receives the events of, and the others.
+    pub connected: usize,
+    pub idle: usize,
+    /// Events that members of groups have in hand.
+    pub unconfirmed: usize,
+    /// The most numbers of the record between what a connected one has confirmed and the high-water mark. Events that do not
+    /// pass its filters count, too.
+    pub largest_lag: u64,
 }
 
 /// Why a subscription cannot be opened, in words for the client.
@@ -264,6 +288,21 @@ impl Subscriptions {
         Ok(member)
     }
 
+    /// How all of them are used.
+    pub fn in_use(&self) -> InUse {
+        let all: Vec<_> = self.by_name.lock().values().cloned().collect();
+        let (mut in_use, newest) = (InUse::default(), self.store.committed());
+        for (connected, unconfirmed, position) in all.iter().map(|subscription| subscription.use_of()) {
+            in_use.connected += usize::from(connected > 0);
+            in_use.idle += usize::from(connected == 0);
+            in_use.unconfirmed += unconfirmed;
+            if connected > 0 {
+                in_use.largest_lag = in_use.largest_lag.max(newest.0.saturating_sub(position.0));
+            }
+        }
+        in_use
+    }
+
     /// All subscriptions, by name.
     pub fn all(&self) -> Vec<Arc<Subscription>> {
         let mut all: Vec<_> = self.by_name.lock().values().cloned().collect();
@@ -419,14 +458,18 @@ impl Subscription {
         }
     }
 
+    /// How many connections receive its events, how many events these have in hand, and what is confirmed: for those who
+    /// watch the server.
+    pub fn use_of(&self) -> (usize, usize, Seq) {
+        let state = self.state.lock();
+        let (connected, unconfirmed) = state.consumer.counts();
+        (connected, unconfirmed, state.position)
+    }
+
     /// What `GET /subscriptions` shows of it.
     pub fn summary(&self) -> Summary {
         let state = self.state.lock();
-        let (connected, unconfirmed) = match &state.consumer {
-            Consumer::None => (0, 0),
-            Consumer::Connection(end) => (usize::from(!end.is_closed()), 0),
-            Consumer::Group(group) => group.counts(),
-        };
+        let (connected, unconfirmed) = state.consumer.counts();
         Summary {
             name: self.name().name.to_owned(),
             space: self.name().space.to_owned(),

@@ -61,7 +61,7 @@ impl Server {
         let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
         let (subscriptions, _) = loaded.expect("readable");
         let access = Access::new(&config).expect("no keys file");
-        let pipeline = Arc::new(Pipeline::new(config, access, store, hub, subscriptions, parsing));
+        let pipeline = Arc::new(Pipeline::new(config, access, store, hub, subscriptions, parsing, 1_000));
         Self { pipeline, threads, _folder: folder }
     }
 

@@ -41,9 +41,8 @@ impl Rates {
     pub fn check(&self, scope: Scope, client: &Counted) -> Result<(), Refusal> {
         let limiter = match scope {
             Scope::Publish => &self.publish,
-            Scope::Query | Scope::Subscribe => &self.query,
+            Scope::Query | Scope::Subscribe | Scope::Metrics => &self.query,
             Scope::Admin => &self.admin,
-            Scope::Metrics => &None,
         };
         limiter.as_ref().map_or(Ok(()), |limiter| limiter.check(client))
     }

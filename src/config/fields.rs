@@ -1,6 +1,6 @@
 //! The settings as values, with their defaults.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// Whether a certificate is made at the start instead, for this machine's own names.
     pub tls_self_signed: bool,
+    /// Where `/metrics` and `/health` are served besides, without a key.
+    pub metrics_address: Option<SocketAddr>,
     /// Threads that serve sockets, beside the writer's. Half of the cores by default: on a machine with
     /// two cores, one thread carries as much as two, because the writer, the fan-out and the clients need the other core.
     pub network_threads: usize,
@@ -174,6 +176,7 @@ impl Default for Config {
             tls_cert: None,
             tls_key: None,
             tls_self_signed: false,
+            metrics_address: None,
             network_threads: (cores / 2).max(1),
             api_key: String::new(),
             require_auth: None,

@@ -31,6 +31,9 @@ pub const SETTINGS: &[Setting] = &[
         "The private key of the certificate, in PEM and without a password").default_by("none"),
     Setting::new("Listening", "TLS_SELF_SIGNED", |c| &mut c.tls_self_signed, Switch,
         "Speak TLS with a certificate for localhost that is made at each start, for a trial; the log shows its fingerprint"),
+    Setting::new("Listening", "METRICS_ADDRESS", |c| &mut c.metrics_address, METRICS,
+        "A second address, on which GET /metrics and GET /health are answered and nothing else, without a key: whoever reaches \
+         it reads figures of the server, and no event").default_by("none"),
     Setting::new("Listening", "NETWORK_THREADS", |c| &mut c.network_threads, Count(1, 256),
         "Threads that serve connections").default_by("half of the processors, at least 1"),
 
@@ -138,6 +141,7 @@ pub const SETTINGS: &[Setting] = &[
         "Format of the log: lines for people, or one JSON object a line"),
 ];
 
+const METRICS: Allowed = Words("ADDRESS", "an IP address and a port such as 127.0.0.1:9464");
 const ORIGINS: Allowed =
     Words("ORIGINS", "auto, *, or origins such as https://school.example, separated by commas or as a JSON array");
 const NETWORKS: Allowed = Words("NETWORKS", "IP addresses or networks such as 10.0.0.0/8, separated by commas");

@@ -1,7 +1,7 @@
 //! How a setting is read from text and shown as text: numbers, sizes, times, switches, paths.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,6 +82,17 @@ impl Value for IpAddr {
 
     fn show(&self) -> String {
         self.to_string()
+    }
+}
+
+/// Nothing switches it off.
+impl Value for Option<SocketAddr> {
+    fn set(&mut self, text: &str, allowed: &Allowed) -> Result<(), String> {
+        put(self, if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }, allowed)
+    }
+
+    fn show(&self) -> String {
+        self.map_or_else(String::new, |address| address.to_string())
     }
 }
 

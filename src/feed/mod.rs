@@ -9,13 +9,16 @@
 //! When a subscriber is too slow for the live stream, its outbox overflows; then its [`OnLag`] decides what follows.
 
 mod page;
+mod standing;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 #[cfg(test)]
 pub(crate) use page::PAGE_BYTES;
 pub use page::{Page, PageRequest};
+pub use standing::{Doing, Standing};
 
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
@@ -45,6 +48,9 @@ pub struct Feed {
     taken: Vec<Delivery>,
     /// A page that is being read. It outlives [`Feed::next`], which a caller may drop many times before the page is read.
     reading: Option<Reading<Page>>,
+    /// Where others see how far it is.
+    standing: Option<Arc<Standing>>,
+    is_paced: bool,
 }
 
 #[derive(Debug)]
@@ -121,6 +127,8 @@ impl Feed {
             changes: VecDeque::new(),
             taken: Vec::new(),
             reading: None,
+            standing: None,
+            is_paced: false,
         }
     }
 
@@ -142,6 +150,11 @@ impl Feed {
     /// The same feed, which first hands out these events, in ascending order.
     pub fn after_snapshot(self, events: Vec<Seq>) -> Self {
         Self { snapshot: events.into(), ..self }
+    }
+
+    /// The same feed, which shows there what it does. `is_paced`: history is handed out in a rhythm, so it takes its time.
+    pub fn shown_in(self, standing: Arc<Standing>, is_paced: bool) -> Self {
+        Self { standing: Some(standing), is_paced, ..self }
     }
 
     /// Every event up to this one was handed out.
@@ -183,6 +196,24 @@ impl Feed {
     /// Does one step. A step reads or changes at most one thing that other threads change too, so that a test can put any
     /// of their steps between two of these.
     pub fn step(&mut self) -> Step {
+        let step = self.next_step();
+        if let Some(standing) = &self.standing {
+            standing.set(self.doing(), self.position);
+        }
+        step
+    }
+
+    fn doing(&self) -> Doing {
+        match &self.stage {
+            _ if self.last.is_some() => Doing::Replaying,
+            Stage::Live(_) => Doing::Live,
+            Stage::Skipping(_) | Stage::Counting(..) | Stage::TooSlow => Doing::Skipping,
+            Stage::History | Stage::Registered(_) | Stage::Joining(..) if self.is_paced => Doing::Replaying,
+            Stage::History | Stage::Registered(_) | Stage::Joining(..) => Doing::CatchingUp,
+        }
+    }
+
+    fn next_step(&mut self) -> Step {
         if !self.snapshot.is_empty() {
             let next = self.snapshot.iter().take(SNAPSHOT_EVENTS_PER_PAGE).copied();
             return Step::Read(PageRequest::Numbers(next.collect()));
@@ -274,6 +305,7 @@ impl Feed {
     }
 
     fn fall_behind(&mut self) -> Step {
+        self.hub.losses.overflows.fetch_add(1, Ordering::Relaxed);
         match self.on_lag {
             OnLag::CatchUp => {
                 self.is_behind = true;
@@ -316,6 +348,7 @@ impl Feed {
             Stage::Counting(registration, last) => {
                 self.stage = Stage::Live(registration);
                 // The count is 0 if storage had served all events of the outbox before it overflowed.
+                self.hub.losses.skipped_events.fetch_add(count, Ordering::Relaxed);
                 return (count > 0).then_some(Chunk::Lagged { missed: count, last });
             }
             stage => self.stage = stage,

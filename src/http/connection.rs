@@ -20,7 +20,7 @@ use super::parameters::Parameters;
 use super::request::{Request, host};
 use super::response::{self, Body, Readers};
 use super::route::{self, Endpoint, Guard, Target};
-use super::{event_stream, events, publish, series, status, subscriptions};
+use super::{event_stream, events, metrics, publish, series, status, subscriptions};
 use crate::auth::{Access, Caller, Counted, Principal, Scope, Verified};
 use crate::event::Parser;
 use crate::pipeline::{Pipeline, Producer};
@@ -76,7 +76,10 @@ impl Connection {
             Ok(whole) => within_memory(whole, None, &self.pipeline, &self.deadlines).await,
             refused => refused,
         };
-        let mut response = answered.unwrap_or_else(|refusal| response::refused(&refusal));
+        let mut response = answered.unwrap_or_else(|refusal| {
+            self.pipeline.refusals.note(refusal.slug());
+            response::refused(&refusal)
+        });
         response::show_to(response.headers_mut(), readers);
         // Not with a certificate for localhost: it would cut browsers off from all other servers there, too.
         if self.is_tls && !self.pipeline.config.tls_self_signed {
@@ -196,6 +199,7 @@ impl Connection {
             Endpoint::DeleteSubscription => subscriptions::delete(request).await,
             Endpoint::Stats => status::stats(request).await,
             Endpoint::Series => series::series(request).await,
+            Endpoint::Metrics => Ok(metrics::metrics(request.headers(), pipeline).await),
             Endpoint::WhoAmI => Ok(status::who_am_i(request)),
             Endpoint::EventTypes => status::event_types(pipeline),
             Endpoint::Home => files::home(request),

@@ -46,6 +46,7 @@ pub(super) async fn open(request: &Request<'_>) -> response::Result {
         () = shutdown.begun() => return event_stream(Events(None)),
     };
     let (stream, opening) = opened.map_err(|error| unreadable(&error))?.map_err(Refusal::BadRequest)?;
+    let stream = stream.shown_in(slot.standing().clone());
     let answer = subscribed(slot.id(), &subscribe.filters, &opening);
     let mut first = format!("retry: {RETRY_MS}\nevent: subscribed\ndata: {answer}\n\n").into_bytes();
     if let Some(gap) = opening.gap {

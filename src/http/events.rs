@@ -1,5 +1,7 @@
 //! `/events`: list, export, look up, delete.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 
@@ -38,6 +40,7 @@ async fn export(request: &Request<'_>, parameters: &Parameters<'_>, guard: HalfC
     };
     let (first, gap) = reading_some(store, begin).await??;
     let mut response = streamed(NDJSON, Export::new(store.clone(), first, request.caller.principal.clone(), guard));
+    request.pipeline.hub.losses.gaps.fetch_add(gap.is_some().into(), Relaxed);
     add_gap(response.headers_mut(), gap);
     Ok(response)
 }

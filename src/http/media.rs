@@ -5,6 +5,10 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::response::JSON;
 use crate::wire::cloud_event;
 
+/// The media types of an answer with metrics.
+pub(super) const OPEN_METRICS: &str = "application/openmetrics-text";
+pub(super) const TEXT: &str = "text/plain";
+
 /// A media type or a media range without its parameters.
 pub(super) fn essence(value: &[u8]) -> &[u8] {
     value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii()

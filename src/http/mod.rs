@@ -7,7 +7,7 @@
 //! 6.3).
 //!
 //! From the top: [`serve`] → `h1`, `h2` → `connection` (checks and dispatch) → an endpoint (`events`, `publish`,
-//! `event_stream`, `subscriptions`, `status`, `files`, `handshake`) → `request`, `response` and what they are made of.
+//! `event_stream`, `subscriptions`, `status`, `metrics`, `files`, `handshake`) → `request`, `response` and what they are made of.
 
 mod audited;
 mod body;
@@ -15,6 +15,7 @@ mod connection;
 mod event_stream;
 mod events;
 mod export;
+mod exposition;
 mod files;
 mod h1;
 mod h2;
@@ -25,8 +26,11 @@ mod io;
 mod large_page;
 mod listing;
 mod media;
+mod metrics;
+mod metrics_port;
 mod page;
 mod parameters;
+mod process;
 mod publish;
 mod reading;
 mod request;
@@ -49,6 +53,7 @@ use crate::wire::Refusal;
 use connection::Connection;
 
 pub use connection::no_slots_left;
+pub use metrics_port::serve_metrics_port;
 pub use parameters::Parameters;
 pub use publish::Form;
 pub use route::{Endpoint, Guard, PREFIX, ROUTES, Route};

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -50,6 +51,7 @@ pub(super) async fn page(
         let link = HeaderValue::try_from(link).expect("percent-encoded text is ASCII");
         response.headers_mut().insert(header::LINK, link);
     }
+    pipeline.hub.losses.gaps.fetch_add(page.gap.is_some().into(), Relaxed);
     add_gap(response.headers_mut(), page.gap);
     Ok(response)
 }

@@ -3,6 +3,7 @@
 
 use hyper::Method;
 
+use super::media::{OPEN_METRICS, TEXT};
 use crate::auth::Scope;
 use crate::web;
 use crate::wire::cloud_event;
@@ -38,6 +39,7 @@ pub enum Endpoint {
     DeleteSubscription,
     Stats,
     Series,
+    Metrics,
     WhoAmI,
     EventTypes,
     Health,
@@ -92,6 +94,7 @@ const KEY: &[&str] = &["api_key"];
 
 const QUERY: Guard = Guard::Key(Scope::Query);
 const PUBLISH: Guard = Guard::Key(Scope::Publish);
+const METRICS: Guard = Guard::Key(Scope::Metrics);
 const ADMIN: Guard = Guard::Key(Scope::Admin);
 const SUBSCRIBE_IN_URL: Guard = Guard::KeyInUrl(Scope::Subscribe);
 const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Scope::Publish);
@@ -99,11 +102,12 @@ const PUBLISH_IN_URL: Guard = Guard::KeyInUrl(Scope::Publish);
 const JSON: &[&str] = &[web::JSON];
 const EVENT: &[&str] = &["application/json", cloud_event::MEDIA_TYPE];
 const EVENTS: &[&str] = &["application/json", "application/x-ndjson", cloud_event::BATCH_MEDIA_TYPE];
+const EXPOSITION: &[&str] = &[OPEN_METRICS, TEXT];
 const SSE: &[&str] = &["text/event-stream"];
 
 /// If two rows match a request, the first one counts. So a fixed segment stands before a variable one.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 24] = [
+pub static ROUTES: [Route; 25] = [
     row(Method::GET, "/events", Endpoint::ListEvents, QUERY, LIST, 200, EVENTS),
     row(Method::POST, "/events", Endpoint::PublishEvents, PUBLISH, &[ACK], 201, JSON),
     row(Method::DELETE, "/events", Endpoint::DeleteEvents, ADMIN, DELETE, 200, JSON),
@@ -114,6 +118,7 @@ pub static ROUTES: [Route; 24] = [
     row(Method::DELETE, "/subscriptions/{name}", Endpoint::DeleteSubscription, ADMIN, &[&["space"]], 204, &[]),
     row(Method::GET, "/stats", Endpoint::Stats, QUERY, &[], 200, JSON),
     row(Method::GET, "/stats/series", Endpoint::Series, QUERY, SERIES, 200, JSON),
+    row(Method::GET, "/metrics", Endpoint::Metrics, METRICS, &[], 200, EXPOSITION),
     row(Method::GET, "/whoami", Endpoint::WhoAmI, Guard::AnyKey, &[], 200, JSON),
     row(Method::GET, "/event-types", Endpoint::EventTypes, Guard::Open, &[], 200, JSON),
     row(Method::GET, "/health", Endpoint::Health, Guard::Open, &[], 200, JSON),
@@ -193,9 +198,10 @@ impl<'p> Target<'p> {
         format!("{} {}", self.method, self.route.map_or("", |(route, _)| route.template))
     }
 
-    /// Whether it is a health check, such as a load balancer sends.
+    /// Whether it is a request of what watches the server, such as a load balancer or Prometheus.
     pub(super) fn is_probe(&self) -> bool {
-        self.route.is_some_and(|(route, _)| matches!(route.endpoint, Endpoint::Health | Endpoint::Readiness))
+        let probes = |endpoint| matches!(endpoint, Endpoint::Health | Endpoint::Readiness | Endpoint::Metrics);
+        self.route.is_some_and(|(route, _)| probes(route.endpoint))
     }
 
     /// The methods of the path, as `Allow` lists them; `None` if it does not exist.

@@ -14,7 +14,7 @@ use crate::auth::{Holder, Principal, Scope};
 use crate::event::{Field, Timestamp};
 use crate::pipeline::Pipeline;
 use crate::record::{AckLevel, Failure};
-use crate::store::{Integrity, Progress, SyncOf, Syncs};
+use crate::store::{Reader, SyncOf, Syncs};
 use crate::wire::refusal::problem;
 
 /// How long the probe of a readiness check may take. Load balancers commonly give up on a check after one to five seconds.
@@ -44,13 +44,8 @@ impl Status {
             "sync_seconds": sync_seconds(store.syncs()),
             "forwarded_ignored": pipeline.access.proxies.ignored(),
         });
-        let Integrity { progress, events, damage } = store.integrity();
-        let state = match progress {
-            _ if !damage.is_empty() => "damaged",
-            Progress::Off => "unchecked",
-            Progress::Running => "checking",
-            Progress::Done => "sound",
-        };
+        let integrity = store.integrity();
+        let (state, events, damage) = (integrity.state().name(), integrity.events, &integrity.damage);
         Self { router, integrity: json!({ "state": state, "checked_events": events, "damage": damage }) }
     }
 }
@@ -59,13 +54,26 @@ impl Status {
 fn sync_seconds(syncs: &Syncs) -> Value {
     let histograms = SyncOf::ALL.map(|sync| {
         let histogram = syncs.of(sync);
-        let (bounded, count) = histogram.cumulative();
+        let counts = histogram.counts();
+        let count = counts.all();
         let buckets: Map<String, Value> =
-            bounded.into_iter().map(|(bound, count)| (bound.to_string(), count.into())).collect();
+            counts.cumulative().map(|(bound, count)| (bound.to_string(), count.into())).collect();
         let (sum, longest) = (histogram.sum().as_secs_f64(), histogram.longest().as_secs_f64());
         (sync.name().to_owned(), json!({ "count": count, "sum": sum, "longest": longest, "buckets": buckets }))
     });
     Value::Object(histograms.into_iter().collect())
+}
+
+/// How long each stage took in the last minute, in seconds.
+fn last_minute(pipeline: &Pipeline) -> Value {
+    let syncs = pipeline.store.syncs();
+    let of_commits = syncs.of(SyncOf::Log).last_minute().and(&syncs.of(SyncOf::LogBesideCheckpoint).last_minute());
+    let stages = pipeline.stages().map(|(name, histogram)| (name, histogram.last_minute()));
+    let shown = stages.into_iter().chain([("sync", of_commits)]).map(|(name, counts)| {
+        let (p50, p99) = (counts.quantile(0.5), counts.quantile(0.99));
+        (name.to_owned(), json!({ "count": counts.all(), "p50": p50, "p99": p99 }))
+    });
+    Value::Object(shown.collect())
 }
 
 /// `GET /whoami`: what the key of a client allows it.
@@ -102,7 +110,10 @@ pub(super) fn who_am_i(request: &Request<'_>) -> Response<Body> {
 pub(super) async fn stats(request: &Request<'_>) -> response::Result {
     request.caller.principal.sees_all()?;
     let pipeline = request.pipeline;
-    let stats = reading(&pipeline.store, |reader| reader.stats(Timestamp::now())).await?;
+    let store = pipeline.store.clone();
+    // The disk may take a while to say what is free.
+    let read = move |reader: &Reader| Ok((reader.stats(Timestamp::now())?, store.disk_free_bytes()));
+    let (stats, disk_free_bytes) = reading(&pipeline.store, read).await?;
     let by_type = stats.by_type.iter().map(
         |of_type| json!({ "event_type": of_type.event_type, "count": of_type.count, "last_seen": of_type.last_seen }),
     );
@@ -112,6 +123,9 @@ pub(super) async fn stats(request: &Request<'_>) -> response::Result {
         "events_last_hour": stats.events_last_hour,
         "by_type": by_type.collect::<Vec<_>>(),
         "epoch": pipeline.store.epoch().to_string(),
+        "last_minute": last_minute(pipeline),
+        "subscribers_behind": pipeline.standings().behind,
+        "disk_free_bytes": disk_free_bytes,
         "integrity": integrity,
         "router": router,
     });

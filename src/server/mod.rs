@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -23,6 +23,7 @@ use crate::auth::{Access, AccessError};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::group::{self, Dispatcher};
+use crate::histogram::MARK_INTERVAL;
 use crate::http;
 use crate::hub::Hub;
 use crate::pipeline::{Pipeline, Producer};
@@ -30,6 +31,7 @@ use crate::store::{self, OpenError, Running, Store};
 use crate::subscriptions::Subscriptions;
 use crate::tls::{Tls, TlsError};
 use crate::transport::{Accepted, Listener};
+use crate::wire::Refusal;
 use greeting::Greeting;
 
 /// Why the server could not start or had to stop. Shown to the operator.
@@ -84,12 +86,14 @@ pub fn run(config: Config) -> Result<(), Error> {
         .max_blocking_threads(config.network_threads.saturating_mul(PARSING_THREADS))
         .build()
         .map_err(Error::Start)?;
-    let listener = {
+    let (listener, metrics_listener) = {
         let _runtime = control.enter();
-        Listener::bind(address, config.write_timeout).map_err(|error| Error::Listen(address, error))?
+        let bind =
+            |address| Listener::bind(address, config.write_timeout).map_err(|error| Error::Listen(address, error));
+        (bind(address)?, config.metrics_address.map(bind).transpose()?)
     };
     let (store, running) = Store::open(&config)?;
-    control.block_on(serve(config, access, tls, listener, store, running))
+    control.block_on(serve(config, access, tls, (listener, metrics_listener), store, running))
 }
 
 /// How many clients may be connected at one time. Each is an open file, and the system limits those.
@@ -114,7 +118,7 @@ async fn serve(
     config: Config,
     access: Access,
     tls: Option<Arc<Tls>>,
-    listener: Listener,
+    (listener, metrics_listener): (Listener, Option<Listener>),
     store: Store,
     running: Running,
 ) -> Result<(), Error> {
@@ -130,7 +134,9 @@ async fn serve(
     let loaded = Subscriptions::load(&store, &hub, config.max_subscriptions, config.max_subscriber_bytes);
     let (subscriptions, dispatchers) = loaded.map_err(Error::Store)?;
     let groups_thread = spawn_groups(dispatchers)?;
-    let pipeline = Pipeline::new(config, access, store.clone(), hub.clone(), subscriptions, Handle::current());
+    let connections_max = connection_slots(&config);
+    let pipeline =
+        Pipeline::new(config, access, store.clone(), hub.clone(), subscriptions, Handle::current(), connections_max);
     let pipeline = Arc::new(pipeline);
     let (fan_out, mut fan_out_ended) = oneshot::channel();
     let fan_out_thread = spawn("fan-out", move || {
@@ -138,16 +144,22 @@ async fn serve(
         let _ = fan_out.send(());
     })?;
     let network = Network::start(&pipeline, tls.as_ref())?;
-    let slots = Arc::new(Semaphore::new(connection_slots(&pipeline.config)));
 
+    let mut metrics_port = JoinSet::new();
     Greeting::new(&pipeline, tls.as_deref().and_then(Tls::fingerprint), address).await.log();
+    if let Some(listener) = metrics_listener {
+        let address = listener.address().map_err(Error::Start)?;
+        tracing::info!(%address, "metrics are served without a key");
+        metrics_port.spawn(http::serve_metrics_port(listener, pipeline.clone()));
+    }
     supervisor::started();
 
     tokio::select! {
-        () = network.accept(listener, &pipeline, slots) => {}
+        () = network.accept(listener, &pipeline) => {}
         () = network.died() => return Err(Error::Panicked("network")),
         never = follow_files(&pipeline, tls.as_ref(), hangup) => match never {},
         never = supervisor::feed_watchdog(&store) => match never {},
+        never = mark_minutes(&pipeline) => match never {},
         signal = signals.next() => tracing::info!(signal, "shutting down"),
         ended = &mut writer => return Err(writer_failed(ended)),
         ended = &mut fan_out_ended => return Err(match ended {
@@ -174,7 +186,13 @@ async fn serve(
         };
         timeout_at(stored_end, stored).await.map_err(|_| Error::TooSlow(stored_end - began))??;
         pipeline.subscriptions.close();
-        match timeout_at(network_end, network.ended()).await {
+        let all_left = async {
+            network.ended().await?;
+            // It has nothing to do with events, so it is not waited for before.
+            while metrics_port.join_next().await.is_some() {}
+            Ok::<_, Error>(())
+        };
+        match timeout_at(network_end, all_left).await {
             Ok(ended) => ended?,
             Err(_) => tracing::warn!(producers_left, "clients that take nothing were left behind"),
         }
@@ -190,6 +208,14 @@ async fn serve(
     pipeline.access.audit.close();
     tracing::info!(last_event = %store.committed().id(), "stopped");
     Ok(())
+}
+
+/// Marks what the histograms have counted, for the percentiles of the last minute. Cancel-safe.
+async fn mark_minutes(pipeline: &Pipeline) -> Infallible {
+    loop {
+        sleep(MARK_INTERVAL).await;
+        pipeline.mark_minute();
+    }
 }
 
 /// Reads keys and certificates again when their files change, and at a SIGHUP. Cancel-safe.
@@ -288,13 +314,14 @@ impl Network {
 
     /// Accepts connections and deals them out in turn, without end. Cancel-safe but for a connection just accepted, which is
     /// dropped.
-    async fn accept(&self, listener: Listener, pipeline: &Pipeline, slots: Arc<Semaphore>) {
+    async fn accept(&self, listener: Listener, pipeline: &Pipeline) {
         // There is no answer without a handshake, which is what there is no slot for.
         let is_tls = pipeline.config.serves_tls();
         let no_slots_left = if is_tls { Vec::new() } else { http::no_slots_left(&pipeline.access) };
         for thread in self.threads.iter().cycle() {
             let accepted = listener.accept().await;
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
+            let Ok(slot) = pipeline.connections.free.clone().try_acquire_owned() else {
+                pipeline.refusals.note(Refusal::TooManyConnections.slug());
                 accepted.refuse(&no_slots_left);
                 continue;
             };

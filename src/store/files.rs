@@ -38,6 +38,13 @@ pub fn sync_names(folder: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Free bytes of the volume of a folder; `None` if its file system does not say.
+pub fn free_bytes(folder: &Path) -> Option<u64> {
+    // A path without a folder is in the working directory.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    rustix::fs::statvfs(folder).ok().map(|volume| volume.f_bavail * volume.f_frsize)
+}
+
 /// Locks `<database>.lock` for as long as the returned file is open, so that one server at a time writes. `None` if
 /// another program has the lock.
 pub fn lock(database: &Path) -> std::io::Result<Option<File>> {

@@ -7,12 +7,13 @@ use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
 use super::error::Result;
+use super::files::free_bytes;
 use super::integrity::Integrity;
 use super::queue::Reservation;
 use super::reader::Reader;
 use super::reading::Reading;
 use super::receipt::Receipt;
-use super::shared::{Counts, Shared};
+use super::shared::{Counts, Shared, Timings};
 use super::subscription::StoredSubscription;
 use super::syncs::Syncs;
 use super::write::{Append, Command, Wal};
@@ -83,10 +84,13 @@ impl Store {
 
     fn hand_in(&self, batch: Batch, receipt: Receipt, reservation: Reservation) {
         if receipt.level() == AckLevel::Queued {
-            self.shared.counts.acknowledged(AckLevel::Queued, batch.len());
+            self.shared.counts.queued(batch.len());
         }
+        let append = Append::new(batch, receipt, reservation);
+        let received = append.received;
         // The writer has ended only if the process is ending. Then the receipt is dropped, and resolves as unavailable.
-        let _ = self.commands.send(Command::Append(Append::new(batch, receipt, reservation)));
+        let _ = self.commands.send(Command::Append(append));
+        self.shared.queue.sent(received);
     }
 
     /// Deletes the stored events that pass a filter, before a time if one is given, and returns how many there were. Their
@@ -259,9 +263,45 @@ impl Store {
         self.shared.queue.len()
     }
 
+    /// Bytes of events waiting to be written.
+    pub fn queue_bytes(&self) -> usize {
+        self.shared.queue.bytes()
+    }
+
+    /// How long the oldest waiting batch has waited; `None` if none waits.
+    pub fn queue_oldest(&self) -> Option<Duration> {
+        self.shared.queue.oldest()
+    }
+
+    /// How many events were stored since the start.
+    pub fn stored(&self) -> u64 {
+        self.committed().0 - self.shared.committed_at_start.0
+    }
+
+    /// Full segments whose posting lists are not stored yet.
+    pub fn segments_to_seal(&self) -> usize {
+        self.shared.recent.read().full.len()
+    }
+
+    /// Free bytes of the volume of the database; `None` if its file system does not say. It asks the system, which may have
+    /// to wait for the disk.
+    pub fn disk_free_bytes(&self) -> Option<u64> {
+        free_bytes(self.shared.pool.path().parent()?)
+    }
+
+    /// The bytes of the database, without the write-ahead log.
+    pub fn database_bytes(&self) -> Option<u64> {
+        Some(self.shared.database.metadata().ok()?.len())
+    }
+
     /// The write-ahead log.
     pub fn wal(&self) -> &Wal {
         &self.shared.wal
+    }
+
+    /// How long what the store does took since the start.
+    pub fn timings(&self) -> &Timings {
+        &self.shared.timings
     }
 
     /// How long syncs took since the start.

@@ -23,10 +23,41 @@ pub enum Progress {
     Done,
 }
 
+/// What is known in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntegrityState {
+    Unchecked,
+    Checking,
+    Sound,
+    Damaged,
+}
+
+impl IntegrityState {
+    pub const ALL: [Self; 4] = [Self::Unchecked, Self::Checking, Self::Sound, Self::Damaged];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Checking => "checking",
+            Self::Sound => "sound",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
 /// Damaged things that are named. A file with more needs a repair, not a longer list.
 const NAMED_MAX: usize = 20;
 
 impl Integrity {
+    pub fn state(&self) -> IntegrityState {
+        match self.progress {
+            _ if !self.damage.is_empty() => IntegrityState::Damaged,
+            Progress::Off => IntegrityState::Unchecked,
+            Progress::Running => IntegrityState::Checking,
+            Progress::Done => IntegrityState::Sound,
+        }
+    }
+
     /// Notes an error, if it is damage.
     pub(super) fn note_error(&mut self, error: &rusqlite::Error) {
         if is_damage(error) {

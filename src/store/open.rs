@@ -15,7 +15,7 @@ use super::migrate::{self, python};
 use super::queue::Queue;
 use super::schema::meta;
 use super::segments::{Recent, Segment};
-use super::shared::{Counts, Shared};
+use super::shared::{Counts, Shared, Timings};
 use super::sidecar::{self, Sidecar};
 use super::syncs::Syncs;
 use super::threads::{Checkpointer, Parts, Running, Sealer, Sweeper};
@@ -291,7 +291,9 @@ fn assemble(
         recent: RwLock::new(recent),
         audience: Audience::default(),
         usual_level: if config.durability == Durability::Full { AckLevel::Synced } else { AckLevel::Stored },
+        committed_at_start: position.seq,
         counts: Counts::default(),
+        timings: Timings::default(),
         changed_subscriptions: Mutex::default(),
         pool: read::Pool::new(config.database_path.clone(), integrity.clone()),
         integrity,

@@ -31,7 +31,10 @@ impl<T: Send + 'static> Reading<T> {
         let task = spawn_blocking(move || {
             limit.deadline = time.map(|time| Instant::now() + time);
             reader.limit = Some(limit);
-            read(&reader)
+            let begun = Instant::now();
+            let result = read(&reader);
+            reader.shared.timings.query.note(begun.elapsed());
+            result
         });
         Self { task, abandoned }
     }

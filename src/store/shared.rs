@@ -18,6 +18,7 @@ use super::syncs::Syncs;
 use super::write::{Wal, failed_sync};
 use crate::audience::Audience;
 use crate::event::Seq;
+use crate::histogram::Histogram;
 use crate::record::{AckLevel, Epoch};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -31,7 +32,10 @@ pub struct Shared {
     pub recent: RwLock<Recent>,
     pub audience: Audience,
     pub usual_level: AckLevel,
+    /// The high-water mark at the start.
+    pub committed_at_start: Seq,
     pub counts: Counts,
+    pub timings: Timings,
     /// Durable subscriptions whose last state the writer has not taken yet; `None` for one that is removed.
     pub changed_subscriptions: Mutex<HashMap<Arc<str>, Option<StoredSubscription>>>,
     pub pool: Pool,
@@ -94,13 +98,49 @@ impl Shared {
 /// Events acknowledged since the start, by how safe they were then.
 #[derive(Debug, Default)]
 pub struct Counts {
+    /// Noted by producers, so apart from what the writer notes.
+    queued: CacheLine<AtomicU64>,
+    /// By level; that of `queued` stays 0.
     by_level: [AtomicU64; 3],
     lost: AtomicU64,
+    checkpoints: AtomicU64,
+}
+
+/// Keeps what one thread writes on other cache lines than what others write. Processors fetch lines in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct CacheLine<T>(T);
+
+/// How long what the store does takes.
+#[derive(Debug, Default)]
+pub struct Timings {
+    /// From a batch that is handed in to the answer of its producer, if that waits for the commit. Noted by the writer, once
+    /// a batch.
+    pub acknowledgement: Histogram,
+    /// Transactions of the writer, up to the end of their commits, syncs included.
+    pub commit: Histogram,
+    /// Readings: a page of events, a look-up, a count. Noted by the threads that read.
+    pub query: Histogram,
 }
 
 impl Counts {
+    /// Events were acknowledged before they are stored.
+    pub fn queued(&self, events: usize) {
+        self.queued.0.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// The writer has acknowledged events of one commit.
     pub fn acknowledged(&self, level: AckLevel, events: usize) {
         self.by_level[level as usize].fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    pub fn checkpoint(&self) {
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often pages were moved from the write-ahead log into the database.
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoints.load(Ordering::Relaxed)
     }
 
     pub fn lost(&self, events: usize) {
@@ -109,7 +149,8 @@ impl Counts {
 
     /// How many were acknowledged at a level.
     pub fn at(&self, level: AckLevel) -> u64 {
-        self.by_level[level as usize].load(Ordering::Relaxed)
+        let count = if level == AckLevel::Queued { &self.queued.0 } else { &self.by_level[level as usize] };
+        count.load(Ordering::Relaxed)
     }
 
     /// How many were acknowledged as queued and then not stored, because of a full disk, a lock or damage. Events

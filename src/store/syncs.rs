@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Durability;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::histogram::Histogram;
 
 /// A kind of sync: which file it brings to the disk, and which clients wait until it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,70 +68,20 @@ impl Syncs {
     }
 }
 
-/// How many took how long.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    /// How many took at most the bound of the same index, and more than the one before; in the end, more than all.
-    counts: [AtomicU64; BOUNDS.len() + 1],
-    micros: AtomicU64,
-    longest_micros: AtomicU64,
-}
-
-/// Upper bounds in seconds: from a fast disk's sync to one that looks like a broken disk.
-const BOUNDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
-
-impl Histogram {
-    fn note(&self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        self.counts[BOUNDS.partition_point(|bound| *bound < seconds)].fetch_add(1, Ordering::Relaxed);
-        let micros = took.as_micros() as u64;
-        self.micros.fetch_add(micros, Ordering::Relaxed);
-        self.longest_micros.fetch_max(micros, Ordering::Relaxed);
-    }
-
-    /// How many took at most so many seconds, for each bound; and how many there were.
-    pub fn cumulative(&self) -> (Vec<(f64, u64)>, u64) {
-        let mut count = 0;
-        let mut up_to = |more: &AtomicU64| {
-            count += more.load(Ordering::Relaxed);
-            count
-        };
-        let bounded = BOUNDS.into_iter().zip(&self.counts).map(|(bound, more)| (bound, up_to(more))).collect();
-        (bounded, up_to(&self.counts[BOUNDS.len()]))
-    }
-
-    /// All of them together.
-    pub fn sum(&self) -> Duration {
-        Duration::from_micros(self.micros.load(Ordering::Relaxed))
-    }
-
-    pub fn longest(&self) -> Duration {
-        Duration::from_micros(self.longest_micros.load(Ordering::Relaxed))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_counts_each_sync_up_to_every_bound_that_it_did_not_exceed() {
-        let syncs = Syncs::new(Durability::Full);
-        for micros in [100, 101, 30_000, 60_000_000] {
-            syncs.note(SyncOf::Log, Duration::from_micros(micros));
+    fn a_sync_is_noted_by_what_it_syncs_unless_nothing_is_synced() {
+        let [full, off] = [Durability::Full, Durability::Off].map(Syncs::new);
+        for syncs in [&full, &off] {
+            syncs.note(SyncOf::Log, Duration::from_micros(100));
+            syncs.note(SyncOf::Log, Duration::from_secs(60));
         }
-        let (bounded, count) = syncs.of(SyncOf::Log).cumulative();
-        assert_eq!(
-            bounded.iter().map(|(_, count)| *count).collect::<Vec<_>>(),
-            [1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3]
-        );
-        assert_eq!((bounded[8].0, count), (0.05, 4));
-        assert_eq!(syncs.of(SyncOf::Log).sum(), Duration::from_micros(60_030_201));
-        assert_eq!(syncs.of(SyncOf::Log).longest(), Duration::from_secs(60));
-        assert_eq!(syncs.of(SyncOf::Database).cumulative().1, 0);
-
-        let off = Syncs::new(Durability::Off);
-        off.note(SyncOf::Log, Duration::from_secs(60));
-        assert_eq!(off.of(SyncOf::Log).cumulative().1, 0, "nothing is synced");
+        let count = |syncs: &Syncs, sync| syncs.of(sync).counts().all();
+        assert_eq!((count(&full, SyncOf::Log), count(&full, SyncOf::Database)), (2, 0));
+        assert_eq!(full.of(SyncOf::Log).longest(), Duration::from_secs(60));
+        assert_eq!(count(&off, SyncOf::Log), 0);
     }
 }

@@ -7,6 +7,7 @@ mod start;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -16,7 +17,7 @@ use conflation::Conflator;
 use paced_replay::PacedReplay;
 
 use crate::event::{Filter, Seq};
-use crate::feed::{Chunk, Feed};
+use crate::feed::{Chunk, Feed, Standing};
 use crate::hub::Hub;
 use crate::store::{self, Store};
 use crate::wire::committed::Run;
@@ -73,6 +74,7 @@ impl Stream {
             Ok(found) => found,
             Err(why) => return Ok(Err(why)),
         };
+        hub.losses.gaps.fetch_add(found.opening.gap.is_some().into(), Ordering::Relaxed);
         let filter = request.filters.filter.clone();
         let mut feed = Feed::new(store.clone(), hub.clone(), filter, found.after).on_lag(request.on_lag);
         if request.start != Start::Now || request.snapshot.is_some() {
@@ -89,6 +91,12 @@ impl Stream {
             ready: VecDeque::new(),
         };
         Ok(Ok((stream, found.opening)))
+    }
+
+    /// The same stream, which shows there where its subscriber stands.
+    pub fn shown_in(self, standing: Arc<Standing>) -> Self {
+        let is_paced = self.paced_replay.is_some();
+        Self { feed: self.feed.shown_in(standing, is_paced), ..self }
     }
 
     /// As [`Feed::position`].

@@ -65,6 +65,7 @@ enum Answer {
         len: u32,
     },
     Error {
+        reason: &'static str,
         message: Box<str>,
         reference: Option<Box<str>>,
     },
@@ -106,7 +107,7 @@ impl Answers {
         let text = |answer: &Answer| match answer {
             Answer::Events(_) | Answer::Array { .. } => 0,
             Answer::Event { reference } => reference.len(),
-            Answer::Error { message, reference } => message.len() + reference.as_ref().map_or(0, |r| r.len()),
+            Answer::Error { message, reference, .. } => message.len() + reference.as_ref().map_or(0, |r| r.len()),
         };
         self.0.iter().map(|answer| size_of::<Answer>() + text(answer)).sum()
     }
@@ -123,14 +124,23 @@ impl Answers {
             (Ok(Some(len)), _) => self.0.push(Answer::Array { len: *len as u32 }),
             (Err(rejections), reference) => {
                 let first = rejections.first().expect("a refused message has a rejection");
-                self.error(refusal::sentence(first), reference);
+                self.error("invalid", refusal::sentence(first), reference);
             }
         }
     }
 
-    /// Adds the answer to a message without an event.
-    pub fn error(&mut self, message: impl Into<Box<str>>, reference: Option<&str>) {
-        self.0.push(Answer::Error { message: message.into(), reference: reference.map(Into::into) });
+    /// Adds the answer to a message without an event. `reason` is the problem type that a request would get
+    /// ([`Refusal::slug`](super::Refusal::slug)).
+    pub fn error(&mut self, reason: &'static str, message: impl Into<Box<str>>, reference: Option<&str>) {
+        self.0.push(Answer::Error { reason, message: message.into(), reference: reference.map(Into::into) });
+    }
+
+    /// Why messages are refused, once for each.
+    pub fn reasons(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().filter_map(|answer| match answer {
+            Answer::Error { reason, .. } => Some(*reason),
+            Answer::Events(_) | Answer::Event { .. } | Answer::Array { .. } => None,
+        })
     }
 }
 
@@ -158,7 +168,7 @@ impl AnswerWriter {
         let mut next = 0;
         for answer in &answered.answers.0 {
             let (len, reference) = match answer {
-                Answer::Error { message, reference } => {
+                Answer::Error { message, reference, .. } => {
                     self.error(message, reference.as_deref(), out);
                     continue;
                 }

@@ -122,6 +122,37 @@ pub enum Step {
     Index(usize),
 }
 
+/// What [`Refusal::slug`] returns, in the order of the alphabet.
+pub const REASONS: [&str; 27] = [
+    "bad-request",
+    "body-compressed",
+    "body-too-large",
+    "damaged",
+    "database-locked",
+    "disk-full",
+    "invalid",
+    "method-not-allowed",
+    "not-acceptable",
+    "not-found",
+    "not-readable",
+    "not-stored",
+    "origin-not-allowed",
+    "outside-of-key",
+    "queue-full",
+    "rate-limited",
+    "request-too-slow",
+    "scope-missing",
+    "too-many-bodies",
+    "too-many-connections",
+    "too-many-pages",
+    "too-many-subscribers",
+    "too-much-to-read",
+    "unauthorized",
+    "unknown-host",
+    "unsupported-media-type",
+    "upgrade-required",
+];
+
 impl Refusal {
     /// The refusal of events, one or many of a body.
     pub fn of(rejections: &[Rejection]) -> Self {
@@ -408,6 +439,9 @@ mod tests {
             Refusal::NotRolledUp,
             Refusal::TooManySubscribers,
         ];
+        let mut slugs: Vec<_> = refusals.iter().map(Refusal::slug).collect();
+        slugs.sort_unstable();
+        assert_eq!(slugs, REASONS);
         let types = refusals.iter().map(|refusal| (refusal.slug().to_owned(), u64::from(refusal.status())));
         // A readiness check has a problem of its own.
         let mut types: Vec<_> = types.chain([("not-ready".to_owned(), 503)]).collect();

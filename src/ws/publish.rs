@@ -18,13 +18,13 @@ use crate::pipeline::{PARSED_IN_PLACE_BYTES_MAX, Pipeline, Producer};
 use crate::record::{AckLevel, Outcomes};
 use crate::store::Receipt;
 use crate::transport::{Transport, WriteHalf};
-use crate::wire::Batch;
 use crate::wire::answer::{Ack, AnswerWriter, Answered, Answers, ToPublisher, error};
 use crate::wire::decoder::{Decoder, Message};
 use crate::wire::frame::{self, OpCode, Role};
 use crate::wire::note;
 use crate::wire::refusal::{Ending, outside_of_key};
 use crate::wire::request::renewal;
+use crate::wire::{Batch, Refusal};
 
 /// Bytes of answers that may wait for a publisher that does not read them. `MAX_IN_FLIGHT` bounds almost all of them; this is
 /// for references (`ref`), which can be as long as a message.
@@ -97,7 +97,7 @@ fn take_in(
         }
     } else if let Some((index, why)) = principal.pins().and_then(|pins| batch.mismatch(before, pins)) {
         let index = parsed.result.as_ref().ok().and_then(|len| len.map(|_| index));
-        answers.error(outside_of_key(index, &why), parsed.reference);
+        answers.error("outside-of-key", outside_of_key(index, &why), parsed.reference);
         batch.truncate(before);
         batch.end_message(before);
         return None;
@@ -150,6 +150,7 @@ impl PublisherSocket<'_> {
             };
             if !answers.is_empty() {
                 self.in_flight.fetch_add(answers.in_flight(), Ordering::Relaxed);
+                answers.reasons().for_each(|reason| self.pipeline.refusals.note(reason));
                 batch.set_space(self.caller.principal.space());
                 if self.level == AckLevel::Queued {
                     self.pipeline.store.append(batch, Receipt::for_nobody()).await;
@@ -230,7 +231,7 @@ impl PublisherSocket<'_> {
             };
             // A message that is no text counts in the rate, too.
             if let Err(refusal) = self.pipeline.access.rates.check(Scope::Publish, &self.caller.counted) {
-                answers.error(refusal.to_string(), None);
+                answers.error(refusal.slug(), refusal.to_string(), None);
                 continue;
             }
             match text {
@@ -238,7 +239,7 @@ impl PublisherSocket<'_> {
                 Ok(text) => {
                     self.renew(take_in(text, parser, &self.pipeline.types, &self.caller.principal, batch, answers));
                 }
-                Err(why) => answers.error(why, None),
+                Err(why) => answers.error("invalid", why, None),
             }
         }
     }
@@ -263,6 +264,9 @@ impl PublisherSocket<'_> {
                 match item {
                     ToPublisher::Answered(answered) => {
                         answered_now += answered.answers.in_flight();
+                        if let Err(failure) = &answered.outcomes {
+                            self.pipeline.refusals.note(Refusal::Failed(*failure).slug());
+                        }
                         answers.write(&answered, &mut out);
                     }
                     ToPublisher::Frame(frame) => {

@@ -10,6 +10,7 @@ use super::close::{linger, send_close};
 use super::reader::Reader;
 use super::subscriber::{Served, Source, SubscriberSocket, parsed, pong, text};
 use crate::auth::Caller;
+use crate::feed::Doing;
 use crate::pipeline::{Pipeline, Subscriber, SubscriberSlot};
 use crate::store;
 use crate::stream::Stream;
@@ -33,10 +34,17 @@ pub async fn subscribe(mut transport: Transport, received: Bytes, caller: Caller
         let reader = Reader::new(read, decoder, &pipeline.bodies);
         let ending = match serve(&pipeline, &caller, reader, &mut write).await {
             Ok(ending) | Err(Declined::Ended(ending)) => ending,
-            Err(Declined::Refused(why, ending)) => match write.write_all(&text(&error(&why, None))).await {
-                Ok(()) => ending,
-                Err(_) => Ending::Gone,
-            },
+            Err(Declined::Refused(why, ending)) => {
+                let refusal = match ending {
+                    Ending::Capacity => Refusal::TooManySubscribers,
+                    _ => Refusal::Invalid(Vec::new()),
+                };
+                pipeline.refusals.note(refusal.slug());
+                match write.write_all(&text(&error(&why, None))).await {
+                    Ok(()) => ending,
+                    Err(_) => Ending::Gone,
+                }
+            }
         };
         send_close(&mut write, ending).await
     };
@@ -148,12 +156,14 @@ async fn open(
     };
     let (stream, opening) = found.map_err(Declined::not_understood)?;
     let position = stream.position();
+    let stream = stream.shown_in(slot.standing().clone());
     let (mut source, mut subscription, mut taken_over) = (Source::Stream(Box::new(stream)), None, None);
     if let Some(durable) = &request.durable {
         let opened = subscriptions.open((space, durable), &request.filters, position, known.as_ref()).await?;
         let Some(opened) = opened else { return Ok(None) };
         if durable.is_group {
             source = Source::Member(Arc::new(subscriptions.join(&opened, &request, slot.id())?));
+            slot.standing().set(Doing::Member, position);
         } else {
             taken_over = Some(opened.take_over(&request.filters));
         }

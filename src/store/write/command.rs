@@ -1,6 +1,7 @@
 //! What the writer is asked to do.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
@@ -75,6 +76,8 @@ pub struct Append {
     pub receipt: Receipt,
     /// What the batch takes of the queue, returned once the writer has answered.
     pub reservation: Reservation,
+    /// When it was handed in.
+    pub received: Instant,
     /// When it was ordered: its events get this time, or later ones.
     pub time: Timestamp,
     /// The outcome of each event, if some have idempotency keys and not all are new.
@@ -83,7 +86,8 @@ pub struct Append {
 
 impl Append {
     pub fn new(batch: Batch, receipt: Receipt, reservation: Reservation) -> Self {
-        Self { batch, receipt, reservation, time: Timestamp::default(), outcomes: None }
+        let (received, time) = (Instant::now(), Timestamp::default());
+        Self { batch, receipt, reservation, received, time, outcomes: None }
     }
 
     pub fn has_keys(&self) -> bool {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::checkpoint::Wal;
+use crate::store::files::free_bytes;
 use crate::store::schema::PAGE_BYTES;
 
 /// What is known of the free space on the disk.
@@ -54,6 +55,6 @@ impl Space {
 
     fn free_bytes(&self) -> u64 {
         // A file system that does not report its free space takes everything.
-        rustix::fs::statvfs(&*self.folder).map_or(u64::MAX / 4, |fs| fs.f_bavail * fs.f_frsize)
+        free_bytes(&self.folder).unwrap_or(u64::MAX / 4)
     }
 }

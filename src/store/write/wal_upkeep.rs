@@ -183,6 +183,7 @@ impl WalUpkeep {
         let checkpointed = checkpoint(connection, mode)?;
         shared.syncs.note(SyncOf::DatabaseByWriter, begun.elapsed());
         if let Some(log) = checkpointed {
+            shared.counts.checkpoint();
             shared.wal.note(log);
             self.checkpoints.watch(log);
         }

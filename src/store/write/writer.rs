@@ -120,7 +120,11 @@ impl Writer {
     /// `ordered` is empty before and after the call; its memory is used again.
     pub fn turn(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
         let is_closing = self.receive(ordered)?;
+        let last = ordered.appends.last().map(|append| append.received);
         self.commit(ordered)?;
+        if let Some(last) = last {
+            self.shared.queue.answered(last, || self.commands.is_empty());
+        }
         if self.wal.has_traces() {
             self.wal.start_if_due(&self.shared);
         }
@@ -356,12 +360,15 @@ impl Writer {
         let others_wait = ordered.deletion.is_some() || self.work.subscriptions.is_awaited();
         let levels = ordered.appends.iter().map(|append| append.receipt.level());
         let level = self.syncing.prepare(&self.connection, levels, others_wait)?;
-        let mut left_out = LeftOut::default();
+        let (mut left_out, begun) = (LeftOut::default(), Instant::now());
         loop {
             let before = left_out;
             match self.try_to_write(ordered, &mut left_out) {
                 Err(error) if is_damage(&error) && left_out != before => self.roll_back(),
-                tried => return tried.map(|applied| Written { applied, level, left_out }),
+                tried => {
+                    self.shared.timings.commit.note(begun.elapsed());
+                    return tried.map(|applied| Written { applied, level, left_out });
+                }
             }
         }
     }
@@ -421,9 +428,12 @@ impl Writer {
     /// Resolves the receipts of a commit whose first new event has the number `first`, and hands the commit to the
     /// fan-out.
     fn acknowledge(&mut self, appends: &mut Vec<Append>, mut first: Seq, level: AckLevel) {
-        let has_audience = self.shared.audience.is_present();
+        let (has_audience, now) = (self.shared.audience.is_present(), Instant::now());
+        let waits = |append: &&Append| append.receipt.level() != AckLevel::Queued;
+        let acknowledged = appends.iter().filter(waits).map(|append| append.batch.len()).sum();
+        self.shared.counts.acknowledged(level, acknowledged);
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
-        for Append { batch, receipt, reservation, outcomes, .. } in appends.drain(..) {
+        for Append { batch, receipt, reservation, received, outcomes, .. } in appends.drain(..) {
             drop(reservation);
             if receipt.level() == AckLevel::Queued {
                 let is_lost = |outcome: &&Outcome| matches!(outcome, Outcome::Damaged);
@@ -436,7 +446,7 @@ impl Writer {
             let batch = Arc::new(batch.committed(first));
             first = first.plus(batch.len());
             if receipt.level() != AckLevel::Queued {
-                self.shared.counts.acknowledged(level, batch.len());
+                self.shared.timings.acknowledgement.note(now - received);
             }
             receipt.resolve(Ok(Stored { batch: batch.clone(), outcomes }), &mut self.work.wakes);
             if has_audience && !batch.is_empty() {
