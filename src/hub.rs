@@ -72,14 +72,6 @@ pub struct Losses {
     pub skipped_events: AtomicU64,
 }
 
-/// What waits for live subscribers.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct InOutboxes {
-    pub bytes: usize,
-    /// The bytes in the fullest outbox.
-    pub largest: usize,
-}
-
 #[derive(Debug, Default)]
 struct Cohorts {
     by_filter: HashMap<Filter, Arc<Cohort>>,
@@ -128,7 +120,7 @@ pub struct Registration {
 
 impl Registration {
     /// The outbox in which deliveries arrive.
-    pub fn outbox(&self) -> &Outbox<Delivery> {
+    pub fn outbox(&self) -> &Arc<Outbox<Delivery>> {
         &self.outbox
     }
 }
@@ -179,19 +171,6 @@ impl Hub {
         }
         self.audience.join();
         Registration { hub: self.clone(), filter: filter.clone(), outbox }
-    }
-
-    /// What waits in the outboxes. It takes none of their locks, so the fan-out does not notice.
-    pub fn in_outboxes(&self) -> InOutboxes {
-        let cohorts: Vec<_> = self.cohorts.lock().by_filter.values().cloned().collect();
-        let mut waiting = InOutboxes::default();
-        for cohort in cohorts {
-            for bytes in cohort.members.read().iter().map(|outbox| outbox.bytes()) {
-                waiting.bytes += bytes;
-                waiting.largest = waiting.largest.max(bytes);
-            }
-        }
-        waiting
     }
 
     fn unregister(&self, filter: &Filter, outbox: &Arc<Outbox<Delivery>>) {

@@ -13,10 +13,13 @@ use crate::sync::Mutex;
 #[derive(Debug)]
 pub struct Outbox<T> {
     waiting: Mutex<Waiting<T>>,
-    /// Bytes of the waiting items. Written under the lock, and read without it.
+    /// Bytes of the waiting items, or [`OVERFLOWED`]. Written under the lock, and read without it.
     bytes: AtomicUsize,
     bytes_max: usize,
 }
+
+/// In place of bytes, after an overflow.
+const OVERFLOWED: usize = usize::MAX;
 
 #[derive(Debug)]
 struct Waiting<T> {
@@ -66,23 +69,23 @@ impl<T> Outbox<T> {
         if waiting.state != State::Open {
             return;
         }
-        let bytes = self.bytes().saturating_add(bytes);
+        let bytes = self.bytes.load(Ordering::Relaxed).saturating_add(bytes);
         if bytes <= self.bytes_max || waiting.items.is_empty() {
             waiting.items.push(item);
             self.bytes.store(bytes, Ordering::Relaxed);
         } else {
             waiting.overflow();
-            self.bytes.store(0, Ordering::Relaxed);
+            self.bytes.store(OVERFLOWED, Ordering::Relaxed);
         }
         if let Some((thread, waker)) = waiting.consumer.take() {
             wakes.wake(thread, waker);
         }
     }
 
-    /// Bytes of the waiting items, as their producers count them.
-    #[inline]
-    pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// Bytes of the waiting items, as their producers count them; `None` after an overflow. It takes no lock, so its producers
+    /// do not notice.
+    pub fn bytes(&self) -> Option<usize> {
+        Some(self.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != OVERFLOWED)
     }
 
     /// Ends the queue. The consumer can still take the waiting items.
@@ -148,6 +151,7 @@ mod tests {
         assert_eq!(outbox.try_take(&mut taken), None);
         outbox.push('a', 5, &mut wakes);
         outbox.push('b', 5, &mut wakes);
+        assert_eq!(outbox.bytes(), Some(10));
         assert_eq!((outbox.try_take(&mut taken), &taken[..]), (Some(Taken::Items), &['a', 'b'][..]));
         outbox.push('c', 10, &mut wakes);
         outbox.close();
@@ -163,6 +167,7 @@ mod tests {
         outbox.push('b', 1, &mut wakes);
         outbox.push('c', 1, &mut wakes);
         outbox.close();
+        assert_eq!(outbox.bytes(), None);
         assert_eq!((outbox.try_take(&mut taken), taken.len()), (Some(Taken::Overflowed), 0));
     }
 

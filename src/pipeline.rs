@@ -16,7 +16,7 @@ use crate::auth::Access;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::event::{EventTypes, Filter, Parser, Timestamp};
-use crate::feed::{Doing, Standing};
+use crate::feed::{Doing, Standing, StandsAt};
 use crate::histogram::Histogram;
 use crate::hub::Hub;
 use crate::store::{Store, SyncOf};
@@ -119,6 +119,9 @@ pub struct Standings {
     pub behind: usize,
     /// The most numbers of the record between the position of one of these and the high-water mark.
     pub largest_lag: u64,
+    /// Bytes in the outboxes of live ones, and in the fullest.
+    pub waiting: usize,
+    pub most_waiting: usize,
 }
 
 #[derive(Debug)]
@@ -206,13 +209,14 @@ impl Pipeline {
         self.slots.load(Ordering::Relaxed)
     }
 
-    /// What the subscribers are doing, and how far those are behind that are. It reads one number for each of them, and
-    /// delays none.
+    /// What the subscribers are doing, and how far those are behind that are. It looks at each of them and delays none.
     pub fn standings(&self) -> Standings {
         let (mut standings, newest) = (Standings::default(), self.store.committed());
         for entry in &self.subscribers {
-            let (doing, position) = entry.standing.get();
+            let StandsAt { doing, position, waiting } = entry.standing.get();
             standings.by_doing[doing as usize] += 1;
+            standings.waiting += waiting;
+            standings.most_waiting = standings.most_waiting.max(waiting);
             if doing.is_behind() {
                 standings.behind += 1;
                 standings.largest_lag = standings.largest_lag.max(newest.0.saturating_sub(position.0));

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 #[cfg(test)]
 pub(crate) use page::PAGE_BYTES;
 pub use page::{Page, PageRequest};
-pub use standing::{Doing, Standing};
+pub use standing::{Doing, Standing, StandsAt};
 
 use crate::event::{Filter, Seq};
 use crate::hub::{Delivery, Hub, Registration};
@@ -237,7 +237,7 @@ impl Feed {
                 if end.0.saturating_sub(self.position.0) > JOIN_DISTANCE {
                     return self.read_through(end);
                 }
-                self.stage = Stage::Registered(self.hub.register(&self.filter));
+                self.stage = Stage::Registered(self.register());
                 Step::Again
             }
             Stage::Registered(registration) => {
@@ -257,7 +257,7 @@ impl Feed {
             }
             Stage::Live(registration) => self.step_live(registration),
             Stage::Skipping(None) => {
-                self.stage = Stage::Skipping(Some(self.hub.register(&self.filter)));
+                self.stage = Stage::Skipping(Some(self.register()));
                 Step::Again
             }
             Stage::Skipping(Some(registration)) => {
@@ -273,6 +273,14 @@ impl Feed {
                 Step::Give(Chunk::TooSlow)
             }
         }
+    }
+
+    fn register(&self) -> Registration {
+        let registration = self.hub.register(&self.filter);
+        if let Some(standing) = &self.standing {
+            standing.registered(registration.outbox());
+        }
+        registration
     }
 
     fn step_live(&mut self, registration: Registration) -> Step {

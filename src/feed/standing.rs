@@ -1,12 +1,30 @@
 //! Where a subscriber stands, for those who watch the server.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::event::Seq;
+use parking_lot::Mutex;
 
-/// What a subscriber is doing, and its position. Its feed writes this and others read it, both without a lock.
+use crate::event::Seq;
+use crate::hub::Delivery;
+use crate::outbox::Outbox;
+
+/// What a subscriber is doing, its position, and what waits for it. Its feed writes this, in each of its steps without a lock.
 #[derive(Debug, Default)]
-pub struct Standing(AtomicU64);
+pub struct Standing {
+    doing_at: AtomicU64,
+    /// The outbox of its last registration. The lock is taken when it registers, and to look.
+    outbox: Mutex<Option<Arc<Outbox<Delivery>>>>,
+}
+
+/// Where a subscriber stands at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandsAt {
+    pub doing: Doing,
+    pub position: Seq,
+    /// Bytes that wait in its outbox.
+    pub waiting: usize,
+}
 
 /// What a subscriber is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +69,24 @@ const DOING_BITS: u32 = 3;
 
 impl Standing {
     pub fn set(&self, doing: Doing, position: Seq) {
-        self.0.store(position.0 << DOING_BITS | doing as u64, Ordering::Relaxed);
+        self.doing_at.store(position.0 << DOING_BITS | doing as u64, Ordering::Relaxed);
     }
 
-    pub fn get(&self) -> (Doing, Seq) {
-        let both = self.0.load(Ordering::Relaxed);
-        (Doing::ALL[(both & ((1 << DOING_BITS) - 1)) as usize], Seq(both >> DOING_BITS))
+    /// Its feed has registered, and live events arrive here.
+    pub(super) fn registered(&self, outbox: &Arc<Outbox<Delivery>>) {
+        *self.outbox.lock() = Some(outbox.clone());
+    }
+
+    pub fn get(&self) -> StandsAt {
+        let both = self.doing_at.load(Ordering::Relaxed);
+        let (doing, position) = (Doing::ALL[(both & ((1 << DOING_BITS) - 1)) as usize], Seq(both >> DOING_BITS));
+        let outbox = (doing == Doing::Live).then(|| self.outbox.lock().clone()).flatten();
+        match outbox.map(|outbox| outbox.bytes()) {
+            None => StandsAt { doing, position, waiting: 0 },
+            Some(Some(waiting)) => StandsAt { doing, position, waiting },
+            // Its feed learns of the overflow only when its client has taken what is being sent.
+            Some(None) => StandsAt { doing: Doing::CatchingUp, position, waiting: 0 },
+        }
     }
 }
 
@@ -67,11 +97,11 @@ mod tests {
     #[test]
     fn a_standing_is_read_as_it_was_set() {
         let standing = Standing::default();
-        assert_eq!(standing.get(), (Doing::Opening, Seq::ZERO));
+        assert_eq!(standing.get(), StandsAt { doing: Doing::Opening, position: Seq::ZERO, waiting: 0 });
         for doing in Doing::ALL {
-            let last = Seq((1 << 48) - 1);
-            standing.set(doing, last);
-            assert_eq!(standing.get(), (doing, last));
+            let position = Seq((1 << 48) - 1);
+            standing.set(doing, position);
+            assert_eq!(standing.get(), StandsAt { doing, position, waiting: 0 });
         }
     }
 }

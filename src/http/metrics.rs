@@ -118,9 +118,8 @@ impl Server {
         out.gauge("subscribers_max", "MAX_SUBSCRIBERS", None, config.max_subscribers)?;
         out.gauge("subscribers_behind", "Subscribers that storage serves until they are live", None, standings.behind)?;
         out.gauge("lag_events", "How far the last of them is behind", None, standings.largest_lag)?;
-        let outboxes = hub.in_outboxes();
-        out.gauge("outboxes", "What live subscribers have not taken", BYTES, outboxes.bytes)?;
-        out.gauge("outbox_largest", "The same of the slowest one", BYTES, outboxes.largest)?;
+        out.gauge("outboxes", "What live subscribers have not taken", BYTES, standings.waiting)?;
+        out.gauge("outbox_largest", "The same of the slowest one", BYTES, standings.most_waiting)?;
         out.gauge("outbox_max", "MAX_SUBSCRIBER_BYTES", BYTES, config.max_subscriber_bytes)?;
         let losses = &hub.losses;
         let overflows = losses.overflows.load(Relaxed);

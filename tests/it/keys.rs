@@ -55,8 +55,8 @@ impl Guarded {
 }
 
 /// The keys file, as `event-pipeline keys` changes it.
-struct Keys {
-    file: PathBuf,
+pub struct Keys {
+    pub file: PathBuf,
 }
 
 impl Keys {
@@ -65,7 +65,7 @@ impl Keys {
         Run::start(command(folder.path()).arg("keys").args(arguments).env("KEYS_FILE", &self.file), "").finish()
     }
 
-    fn add(&mut self, name: &str, arguments: &[&str]) -> String {
+    pub fn add(&mut self, name: &str, arguments: &[&str]) -> String {
         let run = self.run(&[&["add", name], arguments].concat());
         assert_eq!(run.code, Some(0), "{}", run.stderr);
         run.stdout.trim_end().to_owned()

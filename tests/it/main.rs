@@ -34,6 +34,7 @@ mod interface;
 mod keys;
 mod lag;
 mod proxies;
+mod metrics;
 mod publish;
 mod query;
 mod reference;
