@@ -292,12 +292,14 @@ impl Subscriptions {
     pub fn in_use(&self) -> InUse {
         let all: Vec<_> = self.by_name.lock().values().cloned().collect();
         let (mut in_use, newest) = (InUse::default(), self.store.committed());
-        for (connected, unconfirmed, position) in all.iter().map(|subscription| subscription.use_of()) {
+        for subscription in all {
+            let state = subscription.state.lock();
+            let (connected, unconfirmed) = state.consumer.counts();
             in_use.connected += usize::from(connected > 0);
             in_use.idle += usize::from(connected == 0);
             in_use.unconfirmed += unconfirmed;
             if connected > 0 {
-                in_use.largest_lag = in_use.largest_lag.max(newest.0.saturating_sub(position.0));
+                in_use.largest_lag = in_use.largest_lag.max(newest.0.saturating_sub(state.position.0));
             }
         }
         in_use
@@ -456,14 +458,6 @@ impl Subscription {
         if state.lifecycle == Lifecycle::Present {
             self.store.save_soon(state.to_store(&self.name));
         }
-    }
-
-    /// How many connections receive its events, how many events these have in hand, and what is confirmed: for those who
-    /// watch the server.
-    pub fn use_of(&self) -> (usize, usize, Seq) {
-        let state = self.state.lock();
-        let (connected, unconfirmed) = state.consumer.counts();
-        (connected, unconfirmed, state.position)
     }
 
     /// What `GET /subscriptions` shows of it.

@@ -60,10 +60,11 @@ impl Queue {
         }
     }
 
-    /// The writer has answered the batches in its hand, of which the last was handed in at `last`. `is_empty` looks whether
-    /// others wait. These came later, so they are not shown younger than they are. A producer that sees the 0 sets the time
+    /// The writer has answered the batches in its hand, of which the last was handed in at `last`, if there were any. `is_empty`
+    /// looks whether others wait. These came later, so they are not shown younger than they are. A producer that sees the 0 sets the time
     /// itself; the batch of one that does not is in the queue already.
-    pub(super) fn answered(&self, last: Instant, is_empty: impl FnOnce() -> bool) {
+    pub(super) fn answered(&self, last: Option<Instant>, is_empty: impl FnOnce() -> bool) {
+        let Some(last) = last else { return };
         self.oldest_micros.store(0, Ordering::SeqCst);
         if !is_empty() {
             self.oldest_micros.store(self.micros(last), Ordering::SeqCst);

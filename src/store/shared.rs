@@ -117,7 +117,7 @@ pub struct Timings {
     /// From a batch that is handed in to the answer of its producer, if that waits for the commit. Noted by the writer, once
     /// a batch.
     pub acknowledgement: Histogram,
-    /// Transactions of the writer, up to the end of their commits, syncs included.
+    /// Transactions of the writer that were committed, their syncs included.
     pub commit: Histogram,
     /// Readings: a page of events, a look-up, a count. Noted by the threads that read.
     pub query: Histogram,

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::keys::Keys;
 use crate::support::*;
@@ -91,7 +91,7 @@ fn the_list_in_the_document_is_what_a_scrape_has() {
 fn a_scrape_counts_what_has_happened() {
     let server = Server::start();
     let mut all = server.subscriber(&json!({}));
-    let mut one = server.subscriber(&json!({"filters": {"session_id": "a"}}));
+    let mut one = server.subscriber(&json!({"session_id": "a"}));
     let mut publisher = server.publisher();
     publisher.ask(&tick("a", 0));
     publisher.ask(&tick("b", 1));
@@ -109,12 +109,12 @@ fn a_scrape_counts_what_has_happened() {
     assert_eq!(scrape.value("stored_events_total"), 5.0);
     assert_eq!(scrape.value(r#"acknowledged_events_total{level="synced"}"#), 4.0);
     assert_eq!(scrape.value(r#"acknowledged_events_total{level="queued"}"#), 1.0);
-    assert_eq!(scrape.value("acknowledgement_seconds_count"), 3.0, "one for each batch whose producer waits");
-    assert_eq!(scrape.value(r#"acknowledgement_seconds_bucket{le="+Inf"}"#), 3.0);
-    assert!(scrape.value(r#"acknowledgement_seconds_bucket{le="0.5"}"#) <= 3.0);
+    assert_eq!(scrape.value("acknowledgement_seconds_count"), 4.0, "each batch whose producer waits");
+    assert_eq!(scrape.value(r#"acknowledgement_seconds_bucket{le="+Inf"}"#), 4.0);
+    assert!(scrape.value(r#"acknowledgement_seconds_bucket{le="0.5"}"#) <= 4.0);
     assert!(scrape.value("acknowledgement_seconds_sum") > 0.0);
     let (commits, rounds) = (scrape.value("commit_seconds_count"), scrape.value("deliveries_total"));
-    assert!((1.0..=5.0).contains(&commits), "{commits}");
+    assert!(commits >= 1.0, "{commits}");
     assert!(scrape.value(r#"sync_seconds_count{of="log"}"#) >= 1.0);
     assert!((2.0..=7.0).contains(&rounds), "{rounds}");
     assert_eq!(scrape.value("delivered_events_total"), 5.0 + 2.0);
@@ -164,7 +164,7 @@ fn subscribers_are_counted_by_what_they_do() {
     let server = Server::start();
     server.publish(&tick("s", 0));
     let _member = server.subscriber(&json!({"group": "graders"}));
-    let _durable = server.subscriber(&json!({"durable": "screen", "start": "now"}));
+    let _durable = server.subscriber(&json!({"name": "screen"}));
     let _quiet = server.subscriber(&json!({"last": 1}));
     let in_state = |state: &str| Scrape::of(&server).value(&format!("subscribers{{state=\"{state}\"}}"));
     await_true("each is where it stays", || in_state("member") == 1.0 && in_state("live") == 2.0);
@@ -173,7 +173,7 @@ fn subscribers_are_counted_by_what_they_do() {
     assert_eq!(scrape.value("unconfirmed_events"), 0.0);
     // A long poll has no stream.
     let mut poll = Wire::connect(server.addr);
-    poll.send("GET /events?session_id=t&wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    poll.send("GET /events?session_id=t&after_id=evt_000000000001&wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n");
     await_true("the poll waits", || in_state("opening") == 1.0);
     server.publish(&tick("t", 1));
     assert_eq!(poll.response().expect("an answer").status, 200);
@@ -190,7 +190,8 @@ fn subscribers_are_counted_by_what_they_do() {
 fn the_older_text_format_has_the_same_for_a_client_that_prefers_it() {
     let server = Server::start();
     server.publish(&tick("s", 0));
-    for accept in ["*/*", "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"] {
+    for accept in ["*/*", "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"]
+    {
         let answer = server.call("GET", "/metrics", &[("Accept", accept)], b"");
         assert_eq!(answer.header("content-type"), Some(OPEN_METRICS), "{accept}");
         Scrape::parse(&answer.text());
@@ -232,12 +233,14 @@ fn second_address(server: &Server) -> SocketAddr {
     server.await_log("metrics are served without a key");
     let log = server.log();
     let line = log.iter().find(|line| line.contains("metrics are served without a key")).unwrap();
-    line.rsplit("address=").next().unwrap().trim().parse().unwrap()
+    let line: Value = serde_json::from_str(line).unwrap();
+    text_of(&line["fields"]["address"]).parse().unwrap()
 }
 
 #[test]
 fn the_second_address_has_metrics_and_health_without_a_key_and_nothing_else() {
-    let settings = [("METRICS_ADDRESS", "127.0.0.1:0"), ("REQUIRE_AUTH", "true"), ("API_KEY", "secret")];
+    let settings =
+        [("METRICS_ADDRESS", "127.0.0.1:0"), ("REQUIRE_AUTH", "true"), ("API_KEY", "the key of everything, and long")];
     let mut server = Server::with(&settings);
     let address = second_address(&server);
     let get = |path| call(address, "GET", path, &[], b"");

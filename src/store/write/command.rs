@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
 use crate::event::{Seq, Timestamp};
-use crate::record::{Failure, Outcome};
+use crate::record::{AckLevel, Failure, Outcome};
 use crate::store::queue::Reservation;
 use crate::store::receipt::Receipt;
 use crate::store::remains::Found;
@@ -88,6 +88,11 @@ impl Append {
     pub fn new(batch: Batch, receipt: Receipt, reservation: Reservation) -> Self {
         let (received, time) = (Instant::now(), Timestamp::default());
         Self { batch, receipt, reservation, received, time, outcomes: None }
+    }
+
+    /// How many new events its producer hears of now, because it waits for the commit.
+    pub fn awaited(&self) -> usize {
+        if self.receipt.level() == AckLevel::Queued { 0 } else { self.batch.len() }
     }
 
     pub fn has_keys(&self) -> bool {

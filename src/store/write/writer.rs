@@ -122,9 +122,7 @@ impl Writer {
         let is_closing = self.receive(ordered)?;
         let last = ordered.appends.last().map(|append| append.received);
         self.commit(ordered)?;
-        if let Some(last) = last {
-            self.shared.queue.answered(last, || self.commands.is_empty());
-        }
+        self.shared.queue.answered(last, || self.commands.is_empty());
         if self.wal.has_traces() {
             self.wal.start_if_due(&self.shared);
         }
@@ -360,15 +358,12 @@ impl Writer {
         let others_wait = ordered.deletion.is_some() || self.work.subscriptions.is_awaited();
         let levels = ordered.appends.iter().map(|append| append.receipt.level());
         let level = self.syncing.prepare(&self.connection, levels, others_wait)?;
-        let (mut left_out, begun) = (LeftOut::default(), Instant::now());
+        let mut left_out = LeftOut::default();
         loop {
             let before = left_out;
             match self.try_to_write(ordered, &mut left_out) {
                 Err(error) if is_damage(&error) && left_out != before => self.roll_back(),
-                tried => {
-                    self.shared.timings.commit.note(begun.elapsed());
-                    return tried.map(|applied| Written { applied, level, left_out });
-                }
+                tried => return tried.map(|applied| Written { applied, level, left_out }),
             }
         }
     }
@@ -379,7 +374,7 @@ impl Writer {
     }
 
     fn try_to_write(&mut self, ordered: &mut Ordered, left_out: &mut LeftOut) -> rusqlite::Result<Applied> {
-        let (connection, shared) = (&self.connection, &*self.shared);
+        let (connection, shared, begun) = (&self.connection, &*self.shared, Instant::now());
         connection.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         let changed = &self.work.subscriptions.changed;
         let applied = self.applier.apply(connection, shared, self.position, ordered, changed, left_out)?;
@@ -392,11 +387,13 @@ impl Writer {
         if applied.events == 0 {
             self.syncing.in_transaction(connection)?;
         }
-        let begun = Instant::now();
+        let applied_at = Instant::now();
         connection.prepare_cached("COMMIT")?.raw_execute()?;
+        let ended = Instant::now();
+        shared.timings.commit.note(ended - begun);
         if self.syncing.syncs() {
             let is_beside = self.wal.is_checkpoint_running();
-            shared.syncs.note(if is_beside { SyncOf::LogBesideCheckpoint } else { SyncOf::Log }, begun.elapsed());
+            shared.syncs.note(if is_beside { SyncOf::LogBesideCheckpoint } else { SyncOf::Log }, ended - applied_at);
         }
         for Append { batch, outcomes, .. } in &mut ordered.appends {
             if let Some(outcomes) = outcomes {
@@ -429,9 +426,7 @@ impl Writer {
     /// fan-out.
     fn acknowledge(&mut self, appends: &mut Vec<Append>, mut first: Seq, level: AckLevel) {
         let (has_audience, now) = (self.shared.audience.is_present(), Instant::now());
-        let waits = |append: &&Append| append.receipt.level() != AckLevel::Queued;
-        let acknowledged = appends.iter().filter(waits).map(|append| append.batch.len()).sum();
-        self.shared.counts.acknowledged(level, acknowledged);
+        self.shared.counts.acknowledged(level, appends.iter().map(Append::awaited).sum());
         let mut batches = Vec::with_capacity(if has_audience { appends.len() } else { 0 });
         for Append { batch, receipt, reservation, received, outcomes, .. } in appends.drain(..) {
             drop(reservation);
