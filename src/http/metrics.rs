@@ -139,7 +139,7 @@ impl Server {
         out.gauge("connections", "Connected clients", None, connections.in_use())?;
         out.gauge("connections_max", "Clients that may be connected", None, connections.max)?;
         out.counters("refusals", "Requests and messages refused", "reason", refusals.counts())?;
-        let ignored = access.proxies.ignored() as u64;
+        let ignored = access.proxies.ignored();
         out.counter("forwarded_ignored", "Requests whose Forwarded header was not believed", ignored)
     }
 

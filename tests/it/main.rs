@@ -35,6 +35,7 @@ mod keys;
 mod lag;
 mod proxies;
 mod metrics;
+mod monitoring;
 mod publish;
 mod query;
 mod reference;

@@ -67,17 +67,21 @@ impl Scrape {
     }
 }
 
-#[test]
-fn the_list_in_the_document_is_what_a_scrape_has() {
+/// The metrics that docs/metrics.md lists, by their names in the samples, with their types.
+pub fn listed() -> BTreeMap<String, String> {
     let document = fs::read_to_string("docs/metrics.md").unwrap();
     let rows = document.lines().filter(|line| line.starts_with("| `"));
-    let listed: BTreeMap<String, String> = rows
-        .map(|row| {
-            let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
-            (cells[1].split('{').next().unwrap().to_owned(), cells[2].to_owned())
-        })
-        .collect();
-    assert_eq!(listed, Scrape::of(&Server::start()).types);
+    let name_and_type = |row: &str| {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        (cells[1].split('{').next().unwrap().to_owned(), cells[2].to_owned())
+    };
+    rows.map(name_and_type).collect()
+}
+
+#[test]
+fn the_list_in_the_document_is_what_a_scrape_has() {
+    assert_eq!(listed(), Scrape::of(&Server::start()).types);
+    let document = fs::read_to_string("docs/metrics.md").unwrap();
     // Its labels, too.
     let scraped = Scrape::of(&Server::start()).samples;
     for row in document.lines().filter(|line| line.starts_with("| `") && line.contains('{')) {
@@ -229,7 +233,7 @@ fn metrics_need_their_scope_but_no_known_host() {
 }
 
 /// The second address of a server that was started with one.
-fn second_address(server: &Server) -> SocketAddr {
+pub fn second_address(server: &Server) -> SocketAddr {
     server.await_log("metrics are served without a key");
     let log = server.log();
     let line = log.iter().find(|line| line.contains("metrics are served without a key")).unwrap();
