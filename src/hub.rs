@@ -256,19 +256,22 @@ impl Hub {
         }
         let (mut deliveries, mut events) = (0, 0);
         for (cohort, runs) in touched.drain().map(|(_, due)| due) {
-            let bytes = runs.iter().map(|run| run.bytes() + size_of::<Run>()).sum();
-            let (len, before) = (runs.iter().map(|run| run.range().len() as u64).sum::<u64>(), deliveries);
-            let runs: Arc<[Run]> = runs.into();
-            for member in cohort.members.read().iter() {
-                member.push(Delivery { runs: runs.clone(), after, through }, bytes, wakes);
-                deliveries += 1;
+            let (mut bytes, mut len) = (0, 0);
+            for run in &runs {
+                bytes += run.bytes() + size_of::<Run>();
+                len += run.range().len();
             }
-            events += len * u64::from(deliveries - before);
+            let (runs, members): (Arc<[Run]>, _) = (runs.into(), cohort.members.read());
+            for member in members.iter() {
+                member.push(Delivery { runs: runs.clone(), after, through }, bytes, wakes);
+            }
+            deliveries += members.len();
+            events += len * members.len();
         }
-        self.rounds.deliveries.fetch_add(deliveries.into(), Relaxed);
-        self.rounds.events.fetch_add(events, Relaxed);
+        self.rounds.deliveries.fetch_add(deliveries as u64, Relaxed);
+        self.rounds.events.fetch_add(events as u64, Relaxed);
         wakes.wake_all();
-        deliveries
+        deliveries as u32
     }
 
     /// Adds neighbouring events to the runs of every cohort under a key, as far as they pass its filter.

@@ -199,7 +199,10 @@ impl Connection {
             Endpoint::DeleteSubscription => subscriptions::delete(request).await,
             Endpoint::Stats => status::stats(request).await,
             Endpoint::Series => series::series(request).await,
-            Endpoint::Metrics => Ok(metrics::metrics(request.headers(), pipeline).await),
+            Endpoint::Metrics => {
+                request.caller.principal.sees_all()?;
+                Ok(metrics::metrics(request.headers(), pipeline).await)
+            }
             Endpoint::WhoAmI => Ok(status::who_am_i(request)),
             Endpoint::EventTypes => status::event_types(pipeline),
             Endpoint::Home => files::home(request),

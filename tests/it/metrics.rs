@@ -218,11 +218,13 @@ fn metrics_need_their_scope_but_no_known_host() {
     let folder = tempfile::tempdir().unwrap();
     let mut keys = Keys { file: folder.path().join("data/keys.toml") };
     let [watcher, reader] = ["metrics", "query"].map(|scope| keys.add(scope, &["--scope", scope]));
+    let pinned = keys.add("pinned", &["--scope", "metrics", "--session", "s"]);
     let named = Server::in_folder(folder, &[("RATE_LIMIT_QUERY", "3/hour")]);
     let get = |path, key: &str| named.call("GET", path, &[("X-API-Key", key)], b"");
     assert_eq!(get("/metrics", &watcher).status, 200);
     get("/stats", &watcher).refusal(403);
     get("/metrics", &reader).refusal(403);
+    get("/metrics", &pinned).refusal(403);
     assert_eq!(get("/api/v1/metrics", &watcher).status, 200);
     get("/metrics", &watcher).refusal(429);
 

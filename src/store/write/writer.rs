@@ -120,7 +120,7 @@ impl Writer {
     /// `ordered` is empty before and after the call; its memory is used again.
     pub fn turn(&mut self, ordered: &mut Ordered) -> rusqlite::Result<bool> {
         let is_closing = self.receive(ordered)?;
-        let last = ordered.appends.last().map(|append| append.received);
+        let last = self.shared.queue.taken(ordered.appends.iter().map(|append| append.received));
         self.commit(ordered)?;
         self.shared.queue.answered(last, || self.commands.is_empty());
         if self.wal.has_traces() {
