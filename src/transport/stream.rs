@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -76,7 +77,8 @@ pub enum Ahead {
 impl Transport {
     /// Belongs to the runtime of the thread that calls this.
     pub(super) fn new(stream: StdStream, peer: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
-        let socket = Socket { tcp: TcpStream::from_std(stream)?, patience: Patience::new(write_timeout) };
+        let (tcp, patience) = (TcpStream::from_std(stream)?, Patience::new(write_timeout));
+        let socket = Socket { tcp, patience, received: Bytes::new() };
         let (stream, lingering, linger_bytes_left) = (Stream::Plain(socket), None, usize::MAX);
         Ok(Self { stream, peer, lingering, linger_bytes_left, ahead: Vec::new(), peer_ended: false })
     }
@@ -119,16 +121,16 @@ impl Transport {
 
     fn poll_read_stream(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Stream::Plain(socket) => Pin::new(&mut socket.tcp).poll_read(cx, buffer),
             Stream::Tls(tls) => or_end(Pin::new(tls.get_mut()).poll_read(cx, buffer)),
         }
     }
 
-    /// The bytes as they come over the network, to be dropped.
-    fn socket(&mut self) -> &mut Socket {
+    /// What is under TLS: for bytes that are dropped.
+    fn tcp(&mut self) -> &mut TcpStream {
         match &mut self.stream {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_mut().get_mut().0,
+            Stream::Plain(socket) => &mut socket.tcp,
+            Stream::Tls(tls) => &mut tls.get_mut().get_mut().0.tcp,
         }
     }
 
@@ -160,7 +162,7 @@ impl Transport {
 
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         match &mut self.stream {
-            Stream::Plain(Socket { tcp, patience }) => {
+            Stream::Plain(Socket { tcp, patience, .. }) => {
                 let (read, write) = tcp.split();
                 (ReadHalf(Reading::Plain(read)), WriteHalf(Writing::Plain(write, patience)))
             }
@@ -234,7 +236,7 @@ impl AsyncWrite for Transport {
         while this.linger_bytes_left > 0 {
             let mut waste = [0; 8 << 10];
             let mut waste = ReadBuf::new(&mut waste);
-            match ready!(Pin::new(this.socket()).poll_read(cx, &mut waste)) {
+            match ready!(Pin::new(this.tcp()).poll_read(cx, &mut waste)) {
                 Ok(()) if !waste.filled().is_empty() => {
                     this.linger_bytes_left = this.linger_bytes_left.saturating_sub(waste.filled().len());
                 }
