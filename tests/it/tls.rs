@@ -355,6 +355,27 @@ fn a_connection_ends_with_a_word_within_tls() {
 }
 
 #[test]
+fn a_client_that_takes_nothing_is_given_up() {
+    let secured = Secured::with(&[("WRITE_TIMEOUT_SECONDS", "0.5")]);
+    let mut hung = secured.socket("/ws/subscribe");
+    assert_eq!(hung.ask("{}")["status"], "subscribed");
+    let mut publisher = secured.socket("/ws/publish");
+    let payload = json!({"filler": "x".repeat(60_000)});
+    let large = json!({"event_type": "timer_tick", "source": "it", "payload": payload}).to_string();
+    // More than the buffers of both systems hold.
+    for _ in 0..50 {
+        for _ in 0..10 {
+            publisher.send(&large);
+        }
+        acknowledged(&publisher.collect(10));
+    }
+    await_true("the end of the subscriber", || {
+        let stats = secured.call("GET", "/stats", &[], b"").json();
+        stats["router"]["active_subscribers"] == 0
+    });
+}
+
+#[test]
 fn a_shutdown_tells_clients_over_tls() {
     let mut secured = Secured::start();
     let mut publisher = secured.socket("/ws/publish");
