@@ -151,7 +151,6 @@ impl<'c> Findings<'c> {
             "it changes nothing now, and admits everybody once the keys file is lost or HOST is another",
             "remove the setting",
         );
-        // The server itself has no TLS.
         let proxies = &config.trusted_proxies;
         let (severity, what) = match proxies.is_empty() {
             true => (Danger, "keys and events cross the network without encryption"),
@@ -160,11 +159,18 @@ impl<'c> Findings<'c> {
             }
         };
         self.add(
-            is_public,
+            is_public && !config.serves_tls(),
             severity,
-            "HOST",
+            "TLS_CERT",
             what,
-            "put a proxy with TLS in front, and listen where only the proxy reaches the server",
+            "set TLS_CERT and TLS_KEY, or put a proxy with TLS in front and listen where only the proxy reaches the server",
+        );
+        self.add(
+            is_public && config.tls_self_signed,
+            Warning,
+            "TLS_SELF_SIGNED",
+            "no client can tell this server from another one, unless it is given the certificate",
+            "set TLS_CERT and TLS_KEY to a certificate that your clients trust",
         );
         // Two networks for documentation have nothing in common but the network of all addresses.
         let far = [["192.0.2.1", "203.0.113.1"], ["2001:db8::1", "fd00::1"]];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use event_pipeline::client::Client;
+use event_pipeline::client::{Client, Trust};
 use event_pipeline::config::Config;
 use tokio::time::timeout;
 
@@ -36,9 +36,11 @@ impl Health {
     /// # Errors
     /// The server is not well, cannot be reached, or does not answer in time.
     pub async fn run(&self, config: &Config) -> anyhow::Result<()> {
-        let url = format!("http://{}", address(config));
+        let scheme = if config.serves_tls() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", address(config));
         let (path, well) = if self.ready { ("/readiness", "ready") } else { ("/health", "ok") };
-        let client = Client::new(&url, None)?;
+        // Its certificate names the hosts that clients use, and no secret is sent.
+        let client = Client::new(&url, None, &Trust::Anything)?;
         timeout(ANSWER_TIMEOUT, client.get(path))
             .await
             .with_context(|| format!("{url}{path} has not answered within {} s", ANSWER_TIMEOUT.as_secs()))??;
