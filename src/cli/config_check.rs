@@ -306,6 +306,10 @@ impl<'c> Findings<'c> {
             let what = "others can read it, and it has a secret with which they can make any token";
             self.add(has_secret && others_may(path, 0o044), Danger, "JWT_KEYS_FILE", what, "chmod 600 the file");
         }
+        if let Some(key) = &config.tls_key {
+            let what = "others can read it, and so pass for this server";
+            self.add(others_may(key, 0o044), Danger, "TLS_KEY", what, "chmod 600 the file");
+        }
         if let (Some(path), Some(key)) = (&config.audit_file, config.audit_key_path()) {
             let read = "others can read who has done what";
             self.add(others_may(path, 0o044), Warning, "AUDIT_FILE", read, "chmod 600 the file");

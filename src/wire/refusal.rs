@@ -123,7 +123,7 @@ pub enum Step {
 }
 
 /// What [`Refusal::slug`] returns, in the order of the alphabet.
-pub const REASONS: [&str; 27] = [
+pub const REASONS: [&str; 28] = [
     "bad-request",
     "body-compressed",
     "body-too-large",
@@ -133,6 +133,7 @@ pub const REASONS: [&str; 27] = [
     "invalid",
     "method-not-allowed",
     "not-acceptable",
+    "not-counted-yet",
     "not-found",
     "not-readable",
     "not-stored",

@@ -362,13 +362,15 @@ fn config_check_names_what_is_dangerous_or_contradictory() {
     check(&[("ALLOW_UNAUTHENTICATED", "true")], &["warning: ALLOW_UNAUTHENTICATED"]);
     let rates = ["warning: RATE_LIMIT_PUBLISH", "warning: RATE_LIMIT_QUERY", "warning: RATE_LIMIT_ADMIN"];
     let public = |first: &[&'static str]| [first, &rates].concat();
-    check(&[("HOST", "0.0.0.0")], &public(&["danger: HOST", "danger: HOST"]));
+    check(&[("HOST", "0.0.0.0")], &public(&["danger: HOST", "danger: TLS_CERT"]));
     let open = [("HOST", "::"), ("ALLOW_UNAUTHENTICATED", "true")];
-    check(&open, &public(&["danger: ALLOW_UNAUTHENTICATED", "danger: HOST"]));
+    check(&open, &public(&["danger: ALLOW_UNAUTHENTICATED", "danger: TLS_CERT"]));
     let limited = ["RATE_LIMIT_PUBLISH", "RATE_LIMIT_QUERY", "RATE_LIMIT_ADMIN"].map(|setting| (setting, "1/second"));
     let behind =
         [("HOST", "192.0.2.1"), ("TRUSTED_PROXIES", "192.0.2.2"), ("REQUIRE_AUTH", "true"), ("API_KEY", secret)];
-    check(&[&behind[..], &limited].concat(), &["warning: HOST"]);
+    check(&[&behind[..], &limited].concat(), &["warning: TLS_CERT"]);
+    let trial = [("HOST", "192.0.2.1"), ("TLS_SELF_SIGNED", "true"), ("REQUIRE_AUTH", "true"), ("API_KEY", secret)];
+    check(&[&trial[..], &limited].concat(), &["warning: TLS_SELF_SIGNED"]);
 
     // Files with secrets, and keys that have ended.
     let mode = |path: &Path, mode| {
@@ -391,6 +393,11 @@ fn config_check_names_what_is_dangerous_or_contradictory() {
         mode(file, 0o644);
     }
     check(&[("AUDIT_FILE", audit.to_str().unwrap())], &["danger: AUDIT_FILE", "warning: AUDIT_FILE"]);
+    let tls_key = folder.join("tls.key");
+    std::fs::write(&tls_key, "").unwrap();
+    mode(&tls_key, 0o644);
+    let tls = tls_key.to_str().unwrap();
+    check(&[("TLS_CERT", tls), ("TLS_KEY", tls)], &["danger: TLS_KEY"]);
     let toml = folder.join("event-pipeline.toml");
     std::fs::write(&toml, format!("jwt_secret = '{secret}'\njwt_audience = 'a'\njwt_issuer = 'i'\n")).unwrap();
     mode(&toml, 0o644);

@@ -7,6 +7,7 @@
 //! * [`apply`] — changing the database as ordered commands say, from one [`position`] to the next; [`insert`] and [`deletion`]
 //!   are its parts
 //! * [`subscriptions`] — changes of durable subscriptions that wait to be stored
+//! * [`work`] — what waits for a later transaction
 //! * [`housekeeping`] — what a transaction does besides: [`sealing`], [`tidying`], [`hole_notes`], [`rolling_up`]
 //! * [`durability`] — which commits are synced, and what the sidecar says of them
 //! * [`space`] — whether the disk has space for more events
@@ -31,6 +32,7 @@ mod subscriptions;
 mod sweep;
 mod tidying;
 mod wal_upkeep;
+mod work;
 mod writer;
 
 pub use apply::Applier;
@@ -44,7 +46,8 @@ pub use rolling_up::RollingUp;
 pub use space::Space;
 pub use tidying::Tidying;
 pub use wal_upkeep::WalUpkeep;
-pub use writer::{Work, Writer};
+pub use work::Work;
+pub use writer::Writer;
 
 /// For tests that put commands in order themselves.
 #[cfg(test)]

@@ -9,19 +9,14 @@ use rusqlite::Connection;
 
 use super::apply::{Applied, Applier};
 use super::arrivals::Arrivals;
-use super::command::{Append, Command, Reply};
+use super::command::{Append, Command};
 use super::durability::Syncing;
-use super::hole_notes::HoleNotes;
 use super::housekeeping::{Housekeeping, LeftOut, Turn};
-use super::order::{Clock, Deleted, Deletion, Ordered};
+use super::order::{Deleted, Deletion, Ordered};
 use super::position::Position;
-use super::rolling_up::RollingUp;
-use super::sealing::Sealing;
 use super::space::Space;
-use super::subscriptions::Changes;
-use super::tidying::Tidying;
 use super::wal_upkeep::{TRUNCATE_PATIENCE, WalUpkeep};
-use crate::doorbell::Wakes;
+use super::work::Work;
 use crate::event::{Seq, Timestamp};
 use crate::record::{AckLevel, Failure, Outcome, Outcomes};
 use crate::store::damage::{is_damage, is_disk_full};
@@ -47,39 +42,6 @@ pub struct Writer {
     pub arrivals: Arrivals,
     pub applier: Applier,
     pub work: Work,
-}
-
-/// What waits for a later transaction, and what the writer needs to order and answer.
-pub struct Work {
-    subscriptions: Changes,
-    sealing: Sealing,
-    hole_notes: HoleNotes,
-    tidying: Tidying,
-    rolling_up: RollingUp,
-    /// Probes that are not answered yet.
-    probes: Vec<Reply<()>>,
-    clock: Clock,
-    wakes: Wakes,
-}
-
-impl Work {
-    /// At a start only rows of deleted events may wait, and events to be rolled up.
-    pub fn new(tidying: Tidying, rolling_up: RollingUp) -> Self {
-        Self {
-            subscriptions: Changes::default(),
-            sealing: Sealing::default(),
-            hole_notes: HoleNotes::default(),
-            tidying,
-            rolling_up,
-            probes: Vec::new(),
-            clock: Clock::default(),
-            wakes: Wakes::default(),
-        }
-    }
-
-    fn housekeeping(&mut self) -> [&mut dyn Housekeeping; 4] {
-        [&mut self.sealing, &mut self.hole_notes, &mut self.tidying, &mut self.rolling_up]
-    }
 }
 
 /// A transaction takes no further batch once it has this many events. At about 2 µs for each event, 10,000 bound how
