@@ -420,6 +420,7 @@ fn an_invalid_on_lag_is_refused_with_a_message() {
 
 const MANY: u64 = 2_000_000;
 const PER_BODY: u64 = 10_000;
+const WARM_UP_BODIES: u64 = 40;
 
 /// How much the server's memory may grow while the subscriber hangs. The subscriber has 256 KiB in its outbox and one page of
 /// 256 KiB that could not be written; the buffers of the socket are not memory of the process. The rest is what storing the
@@ -451,11 +452,14 @@ fn a_subscriber_that_stops_reading_costs_bounded_memory_and_gets_all_two_million
             assert!(response.body.starts_with(format!(r#"{{"count":{PER_BODY},"#).as_bytes()));
         }
     };
-    // Enough events to seal two segments and warm every cache, while the subscriber hangs already.
-    publish(20);
-    let before = resident_bytes(server.pid());
+    // Enough events to seal some segments and warm every cache, while the subscriber hangs already.
+    let mut before = 0;
+    for _ in 0..WARM_UP_BODIES {
+        publish(1);
+        before = before.max(resident_bytes(server.pid()));
+    }
     let mut most = before;
-    for _ in 20..MANY / PER_BODY {
+    for _ in WARM_UP_BODIES..MANY / PER_BODY {
         publish(1);
         most = most.max(resident_bytes(server.pid()));
     }
