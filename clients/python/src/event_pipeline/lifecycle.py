@@ -57,7 +57,7 @@ class Lifecycle:
         self._failures = 0
         self._was_unauthorized = False
         self._pause_until = self._connected_at = 0.0
-        self.state = State("connecting")
+        self.state = State("connecting", "nothing is sent yet")
         self.error: EventPipelineError | None = None
         """Why it is closed; `None` if the client or the server's `until` has ended it."""
 
