@@ -299,8 +299,7 @@ class Publisher:
     def __init__(self, make_client: Callable[[], AsyncEventPipeline], options: dict[str, Any]) -> None:
         self._make_client, self._options = make_client, options
         self._room = threading.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="event-pipeline publisher", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher: AsyncPublisher | None = None
 
     @property
@@ -314,16 +313,15 @@ class Publisher:
     def open(self) -> Self:
         """Begins. A server that cannot be reached now is tried again in the background; a wrong one is an error."""
         if self._publisher is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="event-pipeline publisher", daemon=True)
             self._thread.start()
-
-            async def start() -> AsyncPublisher:
-                self._client = self._make_client()
-                publisher = self._client.publisher(**self._options)
-                publisher.on_progress = self._progressed
-                return publisher
-
-            self._publisher = self._run(start())
-            self._run(self._publisher.open())
+            try:
+                self._publisher = self._run(self._start())
+                self._run(self._publisher.open())
+            except BaseException:
+                self._stop()
+                raise
         return self
 
     def put(self, event: Publishable, timeout: float | None = None) -> None:
@@ -336,7 +334,7 @@ class Publisher:
                 if not self._room.wait_for(lambda: not inner.is_full, timeout):
                     raise TimeoutError("the publisher is full")
         if inner.take(entry):
-            self._loop.call_soon_threadsafe(inner.wake)
+            self._loop_of_thread.call_soon_threadsafe(inner.wake)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything that was put is acknowledged. Raises `RefusedEvents` if the server has refused some."""
@@ -344,14 +342,31 @@ class Publisher:
 
     def close(self, timeout: float | None = None) -> None:
         """Flushes and ends."""
-        if not self._loop.is_closed() and self._publisher is not None:
+        if self._publisher is not None and self._loop is not None:
             try:
                 self._run(self._publisher.close(timeout))
             finally:
-                self._run(self._client.close())
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop.close()
+                self._stop()
+
+    async def _start(self) -> AsyncPublisher:
+        self._client = self._make_client()
+        publisher = self._client.publisher(**self._options)
+        publisher.on_progress = self._progressed
+        return publisher
+
+    def _stop(self) -> None:
+        loop = self._loop_of_thread
+        self._run(self._client.close())
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
+        self._loop = None
+
+    @property
+    def _loop_of_thread(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise ValueError("the publisher is closed")
+        return self._loop
 
     @property
     def _inner(self) -> AsyncPublisher:
@@ -360,7 +375,7 @@ class Publisher:
         return self._publisher
 
     def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(call, self._loop_of_thread).result()
 
     def _progressed(self) -> None:
         with self._room:
