@@ -4,7 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from support import Proxy, Server, Shells
+
+# A failure prints what repeats it; nothing is kept between runs.
+settings.register_profile("here", database=None, print_blob=True)
+settings.load_profile("here")
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

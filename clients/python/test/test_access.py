@@ -35,12 +35,13 @@ def test_a_key_opens_what_it_is_for(shell: Shells, make_server: Any) -> None:
         publisher.put(tick(1))
         assert subscription.next(DEADLINE).payload == {"n": 1}
     wrong = shell.client(server.url, key="open-barley")
-    for attempt in (
+    attempts: list[Callable[[], Any]] = [
         lambda: wrong.publish(tick(1)),
         lambda: wrong.subscribe().next(DEADLINE),
         lambda: wrong.subscribe().open(),
         lambda: wrong.publisher().open(),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(Refused, match="API key") as refused:
             attempt()
         assert refused.value.status == 401
@@ -169,11 +170,12 @@ def test_something_else_is_told_apart_from_a_dead_server(shell: Shells, somethin
         (200, health, "is an event pipeline 1.4.0"),
     ):
         client = shell.client(something_else(status, body))
-        for attempt in (
-            lambda: client.publish(tick(1)),  # noqa: B023
-            lambda: client.subscribe().next(DEADLINE),  # noqa: B023
-            lambda: client.publisher().open(),  # noqa: B023
-        ):
+        attempts: list[Callable[[], Any]] = [
+            lambda: client.publish(tick(1)),
+            lambda: client.subscribe().next(DEADLINE),
+            lambda: client.publisher().open(),
+        ]
+        for attempt in attempts:
             with pytest.raises(WrongServer, match=why):
                 attempt()
     with pytest.raises(Unavailable):

@@ -222,13 +222,14 @@ class Publishing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.refused: list[int] = []
-        self.core = PublisherCore(
-            capacity=20, batch=5, on_refused=lambda event, _: self.refused.append(dict(event)["payload"]["n"])
-        )
+        self.core = PublisherCore(capacity=20, batch=5, on_refused=self.hear)
         self.put_count = 0
         self.stored: dict[str, int] = {}
         self.answers: list[str] | None = None
         self.has_bad = False
+
+    def hear(self, event: Any, error: Refused) -> None:
+        self.refused.append(event["payload"]["n"])
 
     @precondition(lambda self: self.answers is None)
     @rule()

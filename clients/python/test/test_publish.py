@@ -106,7 +106,7 @@ def test_a_publisher_stores_each_event_once_in_order_while_the_server_ends_again
     def break_it() -> None:
         for _ in range(3):
             events = client.stats()["total_events"]
-            await_true("events arrive", lambda: client.stats()["total_events"] > events)  # noqa: B023
+            await_true("events arrive", lambda: client.stats()["total_events"] > events)
             server.end(how)
             server.start()
         stop.set()

@@ -260,7 +260,12 @@ def lag(server: Server) -> int:
 
 
 def test_a_refused_subscription_says_why_and_is_not_tried_again(client: Any) -> None:
-    for options, why in [({"name": "a b"}, "name"), ({"last": -1}, "last"), ({"exclude": {"colour": "red"}}, "colour")]:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"name": "a b"}, "name"),
+        ({"last": -1}, "last"),
+        ({"exclude": {"colour": "red"}}, "colour"),
+    ]
+    for options, why in wrong:
         with pytest.raises(Refused, match=why):
             client.subscribe(**options).next(DEADLINE)
 

@@ -7,6 +7,7 @@ its reader from `items`, and sends what is in `outgoing`.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from . import protocol
 from .errors import Disconnected, EventPipelineError, Refused
 from .events import Event, Gap
 from .lifecycle import Lifecycle
-from .log import log
 from .protocol import BEGINNING
+
+log = logging.getLogger("event_pipeline")
 
 
 class SubscriptionCore:
