@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,12 @@ def tick(n: int, session: str = "exam-08") -> dict[str, Any]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that no outgoing connection gets while its server is down: those begin at 32768."""
+    for port in random.sample(range(16384, 32768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Server:
@@ -83,6 +87,11 @@ class Server:
         """What is stored, in order, by way of the server's own client."""
         lines = self.command("query", "--url", self.url, "--all", "--json").splitlines()
         return sorted((json.loads(line) for line in lines), key=lambda event: str(event["id"]))
+
+    def count(self) -> int:
+        with urllib.request.urlopen(f"{self.url}/stats", timeout=DEADLINE) as answer:
+            total: int = json.load(answer)["total_events"]
+            return total
 
     def close(self) -> None:
         self.end()

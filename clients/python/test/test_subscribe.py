@@ -13,7 +13,7 @@ from support import DEADLINE, ROOT, Proxy, Server, Shells, await_true, tick
 
 from event_pipeline import Disconnected, Gap, Refused
 
-STRIDE = int(os.environ.get("CUT_STRIDE", "29"))
+STRIDE = int(os.environ.get("CUT_STRIDE", "37"))
 
 
 def delete(server: Server, path: str) -> None:
@@ -286,6 +286,26 @@ def test_a_query_pages_by_itself(client: Any) -> None:
     newest = next(iter(client.query(page=1)))
     assert [event.payload["n"] for event in client.query(since=newest.time)] == []
     assert len(list(client.query(until=newest.time, page=1000))) == 999
+
+
+def test_a_number_that_python_does_not_read_by_itself_stops_no_reader(client: Any, server: Server) -> None:
+    body = b'{"event_type": "timer_tick", "source": "timer", "payload": {"n": %s}}' % (b"7" * 5000)
+    with client.subscribe() as subscription:
+        request = urllib.request.Request(f"{server.url}/events", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=DEADLINE).close()
+        assert f"{subscription.next(DEADLINE).payload['n']:f}" == "7" * 5000
+    assert len(list(client.query())) == 1
+
+
+def test_an_error_of_a_callback_reaches_the_reader(client: Any, server: Server) -> None:
+    def fail(gap: Gap) -> None:
+        raise ValueError(f"a gap: {gap.why}")
+
+    with pytest.raises(ValueError, match="a gap: unknown_cursor"):
+        client.subscribe(after="evt_0000000000ff", on_gap=fail).next(DEADLINE)
+    with pytest.raises(ValueError, match="a gap"), client.subscribe(after="evt_0000000000ff", on_gap=fail):
+        pass
+    await_true("nobody subscribes", lambda: client.stats()["router"]["active_subscribers"] == 0)
 
 
 def test_the_recorded_class_comes_as_it_was(client: Any, server: Server) -> None:

@@ -221,8 +221,12 @@ class AsyncSubscription(Generic[Item]):
         try:
             if self._socket is None:
                 await asyncio.sleep(self._core.life.pause)
+                if self._core.life.is_closed:
+                    return
                 self._core.life.connecting()
                 self._socket = await self._client._connect("/ws/subscribe", self._core.opened)
+                if self._core.life.is_closed:  # By another task, which has not seen this socket.
+                    return await self.close()
             self._core.receive(await self._socket.recv())
             if self._core.wants_token and (token := await self._client._next_token()) is not None:
                 await self._socket.send(self._core.renew(token))
@@ -241,7 +245,11 @@ class AsyncSubscription(Generic[Item]):
         return await self.next()
 
     async def __aenter__(self) -> Self:
-        return await self.open()
+        try:
+            return await self.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

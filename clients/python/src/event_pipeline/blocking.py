@@ -230,8 +230,8 @@ class Subscription(Generic[Item]):
                 socket.send(message)
 
     def close(self) -> None:
-        self._core.life.close()
         self._closing.set()
+        self._core.life.close()
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close()
@@ -251,6 +251,9 @@ class Subscription(Generic[Item]):
                 socket = self._client._connect("/ws/subscribe")
                 socket.send(self._core.opened())
                 self._socket = socket
+                if self._closing.is_set():  # By another thread, which has not seen this socket.
+                    socket.close()
+                    return
             socket = self._socket
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -277,7 +280,11 @@ class Subscription(Generic[Item]):
         return self.next()
 
     def __enter__(self) -> Self:
-        return self.open()
+        try:
+            return self.open()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import Disconnected, EventPipelineError, Refused
+from .errors import Disconnected, EventPipelineError, Refused, WrongServer
 
 Phase = Literal["connecting", "catching-up", "live", "waiting", "closed"]
 
@@ -55,7 +55,7 @@ class Lifecycle:
     def __init__(self, backoff: Backoff, *, has_tokens: bool, on_state: Callable[[State], None] | None = None) -> None:
         self._backoff, self._has_tokens, self._on_state = backoff, has_tokens, on_state
         self._failures = 0
-        self._was_unauthorized = False
+        self._was_unauthorized = self._was_connected = False
         self._pause_until = self._connected_at = 0.0
         self.state = State("connecting", "nothing is sent yet")
         self.error: EventPipelineError | None = None
@@ -75,7 +75,7 @@ class Lifecycle:
 
     def connected(self, phase: Literal["catching-up", "live"]) -> None:
         if self.state.phase == "connecting":
-            self._connected_at, self._was_unauthorized = time.monotonic(), False
+            self._connected_at, self._was_connected, self._was_unauthorized = time.monotonic(), True, False
         self._enter(State(phase))
 
     def progressed(self) -> None:
@@ -89,7 +89,9 @@ class Lifecycle:
             return
         was_steady = self.state.phase in ("live", "catching-up") and time.monotonic() - self._connected_at > STEADY_SECONDS
         self._failures = 1 if was_steady else self._failures + 1
-        if not error.again and not self._can_renew(error):
+        # What was the server a moment ago has a proxy before it, which answers in its place while it is away.
+        is_absence = isinstance(error, WrongServer) and self._was_connected
+        if not error.again and not is_absence and not self._can_renew(error):
             self.close(error)
             return
         pause = self._backoff.pause(self._failures, error.retry_after)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from .errors import EventPipelineError, InvalidEvent, Refused, Unavailable, WrongServer
-from .events import AckLevel, Event, Gap, Keys, Publishable, Receipt, encode, with_key
+from .events import AckLevel, Event, Gap, Keys, Publishable, Receipt, decode, encode, with_key
 
 CLIENT_VERSION = "0.1.0"
 SERVER_MAJOR = "0"
@@ -140,7 +140,7 @@ def page(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], Request 
         # The link begins with the path under which the server knows itself, which a prefix in our address may precede.
         path, _, asked = link[1].partition("?")
         following = Request("GET", f"{path[path.rindex('/events') :]}?{asked}")
-    return [event(said) for said in json.loads(body)], following
+    return [event(said) for said in decode(body)], following
 
 
 def stats(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -200,8 +200,11 @@ def gap(said: Mapping[str, Any]) -> Gap:
 
 def answer(request: Request, status: int, headers: Mapping[str, str], body: bytes) -> None:
     """Raises unless the request was carried out."""
+    where = f"{request.method} {request.path.partition('?')[0]}"
     if not 200 <= status < 300:
-        raise Refused.of_answer(f"{request.method} {request.path.partition('?')[0]}", status, headers, body)
+        raise Refused.of_answer(where, status, headers, body)
+    if "json" not in headers.get("content-type", ""):
+        raise unexpected(where, body)
 
 
 def unexpected(what: str, text: str | bytes) -> EventPipelineError:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from . import protocol
 from .errors import Refused, RefusedEvents
-from .events import Keys, Publishable, encode, with_key
+from .events import Keys, Publishable, decode, encode, with_key
 
 MESSAGE_CHARS_MAX = 256 * 1024
 """Well below the server's `MAX_WS_MESSAGE_BYTES` (1 MiB) even where a character takes three bytes."""
@@ -130,7 +130,7 @@ class PublisherCore:
 
     def answered(self, text: str | bytes) -> None:
         try:
-            said: Any = json.loads(text)
+            said: Any = decode(text)
             if said.get("type") == "auth_expires":
                 self.wants_token = True
             elif self._auth_is_sent:
@@ -145,6 +145,10 @@ class PublisherCore:
                 self._refuse(self._take(), said["message"])
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise protocol.unexpected("a publisher", text) from None
+        if self._on_refused is not None and (refusals := self._refusals):
+            self._refusals = []
+            for event, error in refusals:
+                self._on_refused(event, error)
 
     def renew(self, token: str) -> None:
         """Goes on with another token, as soon as everything that is on its way is answered."""
@@ -184,8 +188,5 @@ class PublisherCore:
             self._waiting.extendleft(reversed(entries))
             entries, message = [bad], message[index.end() :]
         self._refused += 1
-        error = Refused(message)
-        if self._on_refused is not None:
-            self._on_refused(entries[0].event, error)
-        elif len(self._refusals) < REFUSALS_MAX:
-            self._refusals.append((entries[0].event, error))
+        if len(self._refusals) < REFUSALS_MAX:
+            self._refusals.append((entries[0].event, Refused(message)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import protocol
 from .errors import Disconnected, EventPipelineError, Refused
-from .events import Event, Gap
+from .events import Event, Gap, decode
 from .lifecycle import Lifecycle
 from .protocol import BEGINNING
 
@@ -31,6 +31,7 @@ class SubscriptionCore:
         self.epoch: str | None = first.get("epoch")
         self.items: deque[Event | Gap] = deque()
         self.outgoing: deque[str] = deque()
+        self._gaps: list[Gap] = []
         self.wants_token = False
         self._is_open = False
         self._horizon = BEGINNING
@@ -56,7 +57,7 @@ class SubscriptionCore:
 
     def receive(self, text: str | bytes) -> None:
         try:
-            said: Any = json.loads(text)
+            said: Any = decode(text)
             if "id" in said:
                 self._event(protocol.event(said))
             elif said.get("status") == "subscribed":
@@ -65,6 +66,10 @@ class SubscriptionCore:
                 self._notice(said)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise protocol.unexpected("a subscription", text) from None
+        if self._on_gap is not None and (gaps := self._gaps):
+            self._gaps = []
+            for gap in gaps:
+                self._on_gap(gap)
 
     def lost(self, error: EventPipelineError) -> None:
         """The connection has ended, or none could be made."""
@@ -144,4 +149,4 @@ class SubscriptionCore:
         if self._on_gap is None:
             self.items.append(gap)
         else:
-            self._on_gap(gap)
+            self._gaps.append(gap)
