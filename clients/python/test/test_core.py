@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support import ROOT
 
-from event_pipeline import CLOSE_CODES, Backoff, Disconnected, Gap, Refused, State, Unavailable, WrongServer
+from event_pipeline import CLOSE_CODES, Backoff, Disconnected, Event, Gap, Refused, State, Unavailable, WrongServer
 from event_pipeline.errors import EventPipelineError
 from event_pipeline.events import encode
 from event_pipeline.lifecycle import Lifecycle
@@ -79,6 +79,32 @@ def test_the_health_tells_what_answers() -> None:
             check_health("http://a", status, body)
     with pytest.raises(Unavailable):
         check_health("http://a", 503, b"")
+
+
+def test_what_was_the_server_a_moment_ago_is_waited_for_and_what_never_was_is_not() -> None:
+    for was_connected, phase in ((False, "closed"), (True, "waiting")):
+        life = Lifecycle(NO_PAUSE, has_tokens=False)
+        life.connecting()
+        if was_connected:
+            life.connected("live")
+        life.lost(WrongServer("a page of a proxy"))
+        assert life.state.phase == phase
+
+
+def test_another_token_is_tried_once() -> None:
+    unauthorized = Refused("Missing or wrong API key", status=401)
+    for has_tokens, phases in ((False, ["closed"]), (True, ["waiting", "closed"])):
+        life = Lifecycle(NO_PAUSE, has_tokens=has_tokens)
+        for phase in phases:
+            life.lost(unauthorized)
+            assert life.state.phase == phase
+    life = Lifecycle(NO_PAUSE, has_tokens=True)
+    life.connecting()
+    life.connected("live")
+    life.lost(Disconnected(4001))
+    assert not life.is_closed
+    life.lost(Refused("no scope", status=403))
+    assert life.state.phase == "closed"
 
 
 def test_a_prefix_stays_before_every_path() -> None:
@@ -170,24 +196,25 @@ class Subscribing(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def receive(self, count: int) -> None:
         assert self.socket is not None
+        if self.core.epoch is None:
+            self.position_epoch = self.epoch
         for _ in range(min(count, len(self.socket))):
             self.core.receive(self.socket.pop(0))
-        while self.core.items:
-            item = self.core.items.popleft()
-            if isinstance(item, Gap):
-                if item.why == "deleted":
-                    assert item.through is not None
-                    self.position = int(item.through[4:], 16)
-                else:
-                    assert self.position_epoch < self.epoch
-                    assert self.core.cursor is not None
-                    self.position, self.position_epoch = int(self.core.cursor[4:], 16), self.epoch
-            else:
-                if self.position == 0 and self.position_epoch == 0:
-                    self.position_epoch = item.payload["epoch"]
-                assert int(item.id[4:], 16) == self.position + 1, "a gap or a repeat that was not told"
-                assert item.payload["epoch"] == self.position_epoch
-                self.position += 1
+            while self.core.items:
+                self.read(self.core.items.popleft())
+
+    def read(self, item: Event | Gap) -> None:
+        if isinstance(item, Gap) and item.why == "deleted":
+            assert item.through is not None
+            self.position = int(item.through[4:], 16)
+        elif isinstance(item, Gap):
+            assert self.position_epoch < self.epoch
+            assert self.core.cursor is not None
+            self.position, self.position_epoch = int(self.core.cursor[4:], 16), self.epoch
+        else:
+            assert int(item.id[4:], 16) == self.position + 1, "a gap or a repeat that was not told"
+            assert item.payload["epoch"] == self.position_epoch
+            self.position += 1
 
     @precondition(lambda self: self.socket is not None)
     @rule(code=st.sampled_from([1001, 1006, 1011, 1012, 1013, 4002, 4008]))
