@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many events one core publishes, acknowledged as synced, and how soon clients are back after a restart.
 
-    clients/python/test/run target/release/event-pipeline measure
+clients/python/test/run target/release/event-pipeline measure
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ async def restart(server: Server) -> None:
         await client.close()
     after = sorted(max(0.0, at - up) for at in back)
     most = max(sum(at <= other < at + 0.1 for other in tries) for at in tries)
-    print(f"{CLIENTS} clients after a restart: back after {statistics.median(after):.2f} s at the median, the last after "
-          f"{after[-1]:.2f} s; at most {most} tries within 0.1 s")
+    print(
+        f"{CLIENTS} clients after a restart: back after {statistics.median(after):.2f} s at the median, the last after "
+        f"{after[-1]:.2f} s; at most {most} tries within 0.1 s"
+    )
 
 
 def main() -> None:

@@ -121,7 +121,16 @@ def test_a_token_without_the_scope_is_refused_and_not_asked_for_again(shell: She
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8001", "ftp://localhost", "http://", "http://a:99999", "http://a b", "http://u:p@a", "http://a?b=c"],
+    [
+        "",
+        "localhost:8001",
+        "ftp://localhost",
+        "http://",
+        "http://a:99999",
+        "http://a b",
+        "http://u:p@a",
+        "http://a?b=c",
+    ],
 )
 def test_a_wrong_address_is_an_error_at_once(shell: Shells, url: str) -> None:
     with pytest.raises(ValueError, match="url"):

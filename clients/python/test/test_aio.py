@@ -31,7 +31,9 @@ async def test_a_cancelled_wait_loses_no_event(server: Server) -> None:
 
 async def test_many_tasks_share_a_client(server: Server) -> None:
     async with AsyncEventPipeline(server.url) as events, events.publisher(capacity=50) as publisher:
-        await asyncio.gather(*(events.publish(tick(n)) for n in range(50)), *(publisher.put(tick(n)) for n in range(500)))
+        await asyncio.gather(
+            *(events.publish(tick(n)) for n in range(50)), *(publisher.put(tick(n)) for n in range(500))
+        )
         await publisher.flush(DEADLINE)
         assert (await events.stats())["total_events"] == 550
 

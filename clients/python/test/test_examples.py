@@ -53,7 +53,9 @@ def test_a_grader_that_is_killed_leaves_no_answer_ungraded_and_none_graded_twice
     with EventPipeline(server.url) as events, events.publisher() as answers:
         for n in range(150):
             payload = {"question_id": f"q{n % 5 + 1}", "answer": "8" if n % 2 else "list"}
-            answers.put({"event_type": "answer_submitted", "source": "quiz", "session_id": f"s{n % 25}", "payload": payload})
+            answers.put(
+                {"event_type": "answer_submitted", "source": "quiz", "session_id": f"s{n % 25}", "payload": payload}
+            )
         answers.flush(DEADLINE)
         for grader in graders:  # Each of them is killed with answers in hand.
             assert grader.stdout is not None

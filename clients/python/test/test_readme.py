@@ -20,7 +20,9 @@ def test_the_examples_of_a_document_run(server: Server, document: Path) -> None:
     assert server.url in prelude and blocks
     subprocess.run([sys.executable, "-c", f"{prelude}\nevents.publish_all({SEED!r})"], check=True, timeout=30)
     running = [
-        subprocess.Popen([sys.executable, "-uc", prelude + block], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-uc", prelude + block], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for block in blocks
     ]
     try:

@@ -123,7 +123,9 @@ class Scenario:
             self.client.publish_all([event] * 50)
 
     def delete(self) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"{self.server.url}/events", method="DELETE"), timeout=DEADLINE).close()
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.server.url}/events", method="DELETE"), timeout=DEADLINE
+        ).close()
 
     def cut(self) -> None:
         self.proxy.cut()

@@ -222,7 +222,7 @@ def test_a_takeover_ends_the_first_reader_for_good(client: Any, shell: Shells, s
     with client.subscribe(name="grader") as first, shell.client(server.url).subscribe(name="grader") as second:
         with pytest.raises(Disconnected) as ended:
             first.next(DEADLINE)
-        assert ended.value.code == 4009 and first.state.phase == "closed" and "another connection" in first.state.why.lower() + str(ended.value)
+        assert ended.value.code == 4009 and str(ended.value) == first.state.why and first.state.phase == "closed"
         client.publish(tick(1))
         assert take(second, 1) == [1]
 
@@ -242,8 +242,8 @@ def test_a_group_shares_events_and_takes_over_those_of_a_member_that_leaves(
         with shell.client(server.url).subscribe(group="graders") as leaves:
             sessions = [f"s{n}" for n in range(20)]
             client.publish_all(tick(n, session) for n, session in enumerate(sessions))
-            in_hand = await_true("a member has some", lambda: leaves.next(DEADLINE))
-        got = {in_hand.session_id} - {in_hand.session_id}
+            assert leaves.next(DEADLINE).session_id in sessions  # Never confirmed, so another member gets it.
+        got: set[str] = set()
         while len(got) < 20:
             event = stays.next(DEADLINE)
             got.add(event.session_id)

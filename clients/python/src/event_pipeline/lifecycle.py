@@ -87,7 +87,9 @@ class Lifecycle:
         """A try has failed or a connection has ended: afterwards the state is `waiting` or `closed`."""
         if self.is_closed:
             return
-        was_steady = self.state.phase in ("live", "catching-up") and time.monotonic() - self._connected_at > STEADY_SECONDS
+        was_steady = (
+            self.state.phase in ("live", "catching-up") and time.monotonic() - self._connected_at > STEADY_SECONDS
+        )
         self._failures = 1 if was_steady else self._failures + 1
         # What was the server a moment ago has a proxy before it, which answers in its place while it is away.
         is_absence = isinstance(error, WrongServer) and self._was_connected

@@ -63,7 +63,9 @@ class Address:
         if is_bad or re.search(r"\s", url):
             raise ValueError(f"url {url!r}: http://HOST:PORT or https://HOST is needed, as in http://localhost:8001")
         if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError(f"url {url.partition('?')[0]!r}: no user, query or fragment belongs here; a key is given by `key`")
+            raise ValueError(
+                f"url {url.partition('?')[0]!r}: no user, query or fragment belongs here; a key is given by `key`"
+            )
         self.http = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.ws = "ws" + self.http.removeprefix("http")
 
@@ -87,7 +89,9 @@ def check_health(url: str, status: int, body: bytes) -> None:
     if status != 200 or service != "event-pipeline":
         raise WrongServer(f"{url} is not an event pipeline: it answered GET /health with {status} and {body[:80]!r}")
     if version.partition(".")[0] != SERVER_MAJOR:
-        raise WrongServer(f"{url} is an event pipeline {version}; this client, {CLIENT_VERSION}, speaks with {SERVER_MAJOR}.x")
+        raise WrongServer(
+            f"{url} is an event pipeline {version}; this client, {CLIENT_VERSION}, speaks with {SERVER_MAJOR}.x"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,9 @@ def receipt(headers: Mapping[str, str], body: bytes) -> Receipt:
 def query(filters: Mapping[str, Any], limit: int, *, oldest_first: bool, **bounds: str | datetime | None) -> Request:
     if oldest_first:
         bounds["after_id"] = BEGINNING
-    params = {name: time(value, name) if isinstance(value, datetime) else value for name, value in bounds.items() if value}
+    params = {
+        name: time(value, name) if isinstance(value, datetime) else value for name, value in bounds.items() if value
+    }
     chosen = conditions(filters, Filters)
     if chosen:
         params["filter"] = json.dumps(chosen)
@@ -171,7 +177,9 @@ def conditions(given: Mapping[str, Any], known: type) -> dict[str, Any]:
     chosen = {name: value for name, value in given.items() if value is not None}
     if isinstance(chosen.get("event_types"), str):
         chosen["event_types"] = [chosen["event_types"]]
-    return {name: list(value) if isinstance(value, (tuple, set, frozenset)) else value for name, value in chosen.items()}
+    return {
+        name: list(value) if isinstance(value, (tuple, set, frozenset)) else value for name, value in chosen.items()
+    }
 
 
 def time(value: datetime, name: str) -> str:

@@ -50,7 +50,9 @@ class SubscriptionCore:
         self.wants_token, self._refusal = False, None
         if self._is_durable or self.cursor is None:
             return json.dumps(self._first)
-        resumed = {k: v for k, v in self._first.items() if k not in ("since", "last", "snapshot")} | {"after": self.cursor}
+        resumed = {k: v for k, v in self._first.items() if k not in ("since", "last", "snapshot")} | {
+            "after": self.cursor
+        }
         if self.epoch:
             resumed["epoch"] = self.epoch
         return json.dumps(resumed)
