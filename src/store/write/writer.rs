@@ -470,7 +470,8 @@ mod tests {
 
     use tokio::sync::oneshot;
 
-    use super::super::subscriptions::Changed;
+    use super::super::command::Reply;
+    use super::super::subscriptions::{Changed, Changes};
     use super::*;
     use crate::event::{Event, EventTypes, Filter};
     use crate::store::fixture::{close, open, path, tick, wipe_page};
