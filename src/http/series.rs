@@ -39,12 +39,11 @@ struct Asked {
 
 impl Asked {
     fn of(parameters: &Parameters<'_>, now: Timestamp) -> Result<Self, Refusal> {
-        let text = |name| parameters.get(name).filter(|text| !text.is_empty());
         let until = parameters.time("until", Timestamp::parse_ceil)?.unwrap_or(Timestamp(now.0 + 1));
         let since = parameters.time("since", Timestamp::parse_floor)?.unwrap_or(Timestamp(until.0 - USUAL_SPAN_US));
         let fits = |intervals: &Intervals| intervals.number <= INTERVALS_MAX;
         let [_, whole_minutes @ ..] = INTERVALS.map(|(_, length)| Intervals::between(since, until, length));
-        let intervals = match text("interval") {
+        let intervals = match parameters.get("interval") {
             None => whole_minutes.into_iter().find(fits).unwrap_or(whole_minutes[2]),
             Some(asked) => {
                 let names = INTERVALS.map(|(name, _)| name);
@@ -63,14 +62,15 @@ impl Asked {
             );
             return Err(Refusal::parameter("interval", what, "out_of_range"));
         }
-        let is_grouped = match text("group_by") {
+        let is_grouped = match parameters.get("group_by") {
             None => false,
             Some("event_type") => true,
             Some(_) => {
                 return Err(Refusal::parameter("group_by", "'group_by' must be event_type".to_owned(), "enum"));
             }
         };
-        let types = text("event_type").map(|types| types.split(',').map(|name| name.trim().to_owned()).collect());
+        let types = parameters.get("event_type").filter(|types| !types.is_empty());
+        let types = types.map(|types| types.split(',').map(|name| name.trim().to_owned()).collect());
         Ok(Self { intervals, types, is_grouped })
     }
 

@@ -64,6 +64,8 @@ fn a_series_that_cannot_be_counted_is_refused_with_the_reason() {
     let server = Server::start();
     for (asked, status, words) in [
         ("interval=5m", 422, "10s, 1m, 1h, 1d"),
+        ("interval=", 422, "10s, 1m, 1h, 1d"),
+        ("group_by=", 422, "event_type"),
         ("group_by=session_id", 422, "event_type"),
         ("since=yesterday", 400, "'since'"),
         ("interval=1m&since=1926-01-01T00:00:00Z", 422, "at most 11000"),
