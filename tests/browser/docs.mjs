@@ -67,6 +67,7 @@ const inView = (page, id) => page.evaluate((of) => {
 /** The part of the page about an operation, with its form open. */
 async function tryIt(page, id) {
   const section = page.locator('section.operation').filter({ has: page.locator(`[id="/operations/${id}"]`) });
+  if (await section.locator('form').isVisible()) return section;
   await section.locator('.try > summary').click();
   await section.locator('form').waitFor();
   for (const details of await section.locator('form details > summary').all()) await details.click();
